@@ -1,0 +1,34 @@
+"""samestep: an ordinary PyTorch training step on many workers, the same step bit for bit."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samestep.api import train
+    from samestep.errors import Refused, SamestepError, TrainingFailed
+    from samestep.job import Job
+    from samestep.metrics import Predictions, accuracy
+    from samestep.plan import Plan
+    from samestep.report import Report
+
+__version__ = "0.1.0"
+__all__ = ["Job", "Plan", "Predictions", "Refused", "Report", "SamestepError", "TrainingFailed", "accuracy", "train"]
+
+_HOMES = {
+    "Job": "samestep.job",
+    "Plan": "samestep.plan",
+    "Predictions": "samestep.metrics",
+    "Refused": "samestep.errors",
+    "Report": "samestep.report",
+    "SamestepError": "samestep.errors",
+    "TrainingFailed": "samestep.errors",
+    "accuracy": "samestep.metrics",
+    "train": "samestep.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are loaded when they are used, so that the command line starts without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'samestep' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,147 @@
+"""The command line. It imports no torch: `samestep --help` answers at once."""
+
+import contextlib
+import json
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from samestep.errors import JobRefused, PlanRefused, Refused, SamestepError
+from samestep.launch.environment import mkl_mode, physical_cores
+from samestep.launch.launcher import Launcher, Silent
+from samestep.launch.outcome import WorkerError
+from samestep.launch.progress import Progress, summary
+from samestep.launch.request import Request
+from samestep.plan import TRANSPORTS
+from samestep.report import Report
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="samestep")
+def main() -> None:
+    """Run an ordinary PyTorch training step on many workers: the same step, bit for bit."""
+
+
+@main.command()
+@click.argument("job", metavar="FILE[:FUNCTION]")
+@click.option("--workers", type=int, help="Worker processes. Default: physical cores, at most the shards.")
+@click.option("--shards", type=int, help="S, into how many shards a batch is cut. Part of the numbers.")
+@click.option("--assign", metavar="N,N,...", help="Shards per worker, for instance 5,3.")
+@click.option("--threads", type=int, help="Intra-op threads per worker. Part of the numbers. Default: 1.")
+@click.option("--transport", type=click.Choice(TRANSPORTS), help="Default: processes. Threads are for tests.")
+@click.option("--plan", default="data", metavar="data|FILE", help="Who computes what: a plan's name or file.")
+@click.option("--numerics", metavar="LINE", help='A line that another run printed, "seed=0 shards=4 ...".')
+@click.option("--steps", type=int, help="Train for so many optimizer steps.")
+@click.option("--epochs", type=int, help="Train for so many passes over the data.")
+@click.option("--seed", type=int, help="Of everything random. Part of the numbers.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the job function.")
+@click.option("--device", type=click.Choice(["cpu"]), default="cpu", help="Where to train.")
+@click.option("--save", type=click.Path(dir_okay=False), help="Write the weights as safetensors at the end.")
+@click.option("--checkpoint", type=click.Path(file_okay=False), help="Folder for checkpoints.")
+@click.option("--every", type=int, metavar="N", help="A checkpoint every N steps, not only at the end.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint, on any number of workers.")
+@click.option("--allow-nan", is_flag=True, help="Go on when a loss is NaN or infinite.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as the last line of stdout.")
+@click.option("--quiet", is_flag=True, help="No progress, no summary.")
+def train(job: str, settings: tuple[str, ...], device: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Train the job that FUNCTION (default: job) in FILE returns."""
+    with _exit_codes():
+        request = _request(job, settings, options)
+        progress = None if quiet else Progress()
+        try:
+            with Launcher() as launcher:
+                report = launcher.run(request, progress or Silent())
+        finally:
+            if progress is not None:
+                progress.close()
+        _show(report, as_json=as_json, quiet=quiet)
+
+
+def _request(job: str, settings: tuple[str, ...], options: dict[str, Any]) -> Request:
+    """The command line as a request. Raises Refused for what can be seen without torch."""
+    file, function = split_job(job)
+    plan_text = None
+    if options["plan"] != "data":
+        plan_text = _plan_text(options["plan"])
+    for name in ("steps", "epochs", "every"):
+        if options[name] is not None and options[name] < 1:
+            raise Refused(f"--{name} {options[name]}: it must be at least 1")
+    paths = {name: str(Path(options[name]).absolute()) for name in ("save", "checkpoint") if options[name] is not None}
+    if "save" in paths and not Path(paths["save"]).parent.is_dir():
+        raise Refused(f"--save {options['save']}: there is no folder {Path(paths['save']).parent}; make it first")
+    return Request(
+        run=uuid.uuid4().hex[:12],
+        file=str(file),
+        function=function,
+        settings=dict(_setting(text) for text in settings),
+        settings_are_text=True,
+        assign=None if options["assign"] is None else parse_assign(options["assign"]),
+        default_workers=physical_cores(),
+        plan_text=plan_text,
+        folder=str(Path.cwd()),
+        path=tuple(sys.path),
+        mkl=mkl_mode(),
+        **{n: v for n, v in options.items() if n not in ("assign", "save", "checkpoint")},
+        **paths,
+    )
+
+
+def split_job(job: str) -> tuple[Path, str]:
+    """FILE[:FUNCTION] as a path and a name. Raises JobRefused when there is no such file."""
+    name, colon, function = job.rpartition(":")
+    file, function = (Path(name), function) if colon and name else (Path(job), "job")
+    if not file.is_file():
+        raise JobRefused(f"there is no file {file} (looked in {Path.cwd()}): name a Python file that has the job function")
+    if file.suffix != ".py":
+        raise JobRefused(f"{file} is not a Python file: a job is a function in a .py file")
+    return file.absolute(), function or "job"
+
+
+def parse_assign(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise PlanRefused(f"--assign {text!r} is not a list of numbers: write shards per worker, for instance 5,3") from None
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise JobRefused(f"--set {text!r} is not NAME=VALUE: write for instance --set lr=0.1")
+    return name, value
+
+
+def _plan_text(name: str) -> str:
+    try:
+        return Path(name).read_text()
+    except OSError:
+        raise PlanRefused(f"--plan {name}: neither a known plan (data) nor a file that can be read") from None
+    except UnicodeDecodeError:
+        raise PlanRefused(f"--plan {name} is not text; print(report.plan) shows what a plan looks like") from None
+
+
+def _show(report: Report, *, as_json: bool, quiet: bool) -> None:
+    if not quiet:
+        print(summary(report), file=sys.stderr)
+    if as_json:
+        print(json.dumps(report.as_json()), flush=True)
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    """One line first, then one traceback, if there is any; the exit code of the error."""
+    try:
+        yield
+    except SamestepError as error:
+        print(f"samestep: {error}" if isinstance(error, Refused) else str(error), file=sys.stderr)
+        if isinstance(error, WorkerError) and error.traceback:
+            print("\n" + error.traceback.rstrip(), file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

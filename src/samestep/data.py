@@ -1,0 +1,159 @@
+"""Rows of a data set: their order, and how a worker gets those of its shards.
+
+Batch t of an epoch is rows tB .. (t+1)B-1 of a permutation keyed by (seed, epoch), whatever the
+number of shards. Before each `data[i]` the generators are keyed by (seed, epoch, row), so random
+augmentation depends neither on loader workers nor on who loads.
+"""
+
+import ctypes
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from samestep import streams
+from samestep.errors import JobRefused
+from samestep.numerics import key
+
+Collate = Callable[[list[Any]], Any]
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """Which rows make up which batch."""
+
+    num_rows: int
+    batch_size: int
+    seed: int
+    shuffle: bool = True
+    drop_last: bool = False
+
+    @property
+    def batches_per_epoch(self) -> int:
+        whole, rest = divmod(self.num_rows, self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def epoch_of(self, step: int) -> int:
+        return step // self.batches_per_epoch
+
+    def permutation(self, epoch: int) -> Tensor:
+        """All rows in the order of an epoch. int64, (num_rows,)."""
+        if not self.shuffle:
+            return torch.arange(self.num_rows)
+        generator = torch.Generator().manual_seed(key(self.seed, "epoch", epoch))
+        return torch.randperm(self.num_rows, generator=generator)
+
+    def batches(self, first_step: int) -> Iterator[tuple[int, Tensor]]:
+        """(epoch, rows) of every step from `first_step` on, without end."""
+        epoch, batch = divmod(first_step, self.batches_per_epoch)
+        while True:
+            order = self.permutation(epoch)
+            for at in range(batch * self.batch_size, self.batches_per_epoch * self.batch_size, self.batch_size):
+                yield epoch, order[at : at + self.batch_size]
+            epoch, batch = epoch + 1, 0
+
+    def batch_rows(self, step: int) -> int:
+        """The number of rows of the batch of a step."""
+        batch = step % self.batches_per_epoch
+        return min(self.batch_size, self.num_rows - batch * self.batch_size)
+
+
+class Rows(Protocol):
+    """Any data set, as rows that can be counted and taken."""
+
+    num_rows: int
+
+    def take(self, requests: Iterator[tuple[int, Sequence[int]]]) -> Iterator[Any]:
+        """The batch of each (epoch, rows) request, in order."""
+        ...
+
+
+class TensorRows:
+    """Tensors or arrays whose first dimension is the row: one, a tuple, or a mapping by name."""
+
+    def __init__(self, data: Any) -> None:
+        columns = list(data.values()) if isinstance(data, Mapping) else list(data)
+        self.num_rows = len(columns[0])
+        for column in columns[1:]:
+            if len(column) != self.num_rows:
+                raise JobRefused(
+                    f"Job.data has columns of {self.num_rows} and {len(column)} rows: "
+                    "every tensor's first dimension must be the row"
+                )
+        self._data = data
+
+    def take(self, requests: Iterator[tuple[int, Sequence[int]]]) -> Iterator[Any]:
+        for _, rows in requests:
+            index = torch.as_tensor(rows)
+            if isinstance(self._data, Mapping):
+                yield {name: _rows_of(column, index) for name, column in self._data.items()}
+            else:
+                yield tuple(_rows_of(column, index) for column in self._data)
+
+
+def _rows_of(column: Any, index: Tensor) -> Tensor:
+    if isinstance(column, Tensor):
+        return column.index_select(0, index)
+    return torch.from_numpy(np.asarray(column[index.numpy()]))
+
+
+class DatasetRows:
+    """A map-style data set, through torch's DataLoader."""
+
+    def __init__(self, data: Any, seed: int, collate: Collate | None, num_loader_workers: int) -> None:
+        self.num_rows = len(data)
+        self._data = _KeyedRows(data, seed)
+        self._collate = collate
+        self._num_loader_workers = num_loader_workers
+
+    def take(self, requests: Iterator[tuple[int, Sequence[int]]]) -> Iterator[Any]:
+        # The sampler yields lists of (epoch, row); a data set may be indexed by anything.
+        samples = ([(epoch, int(row)) for row in rows] for epoch, rows in requests)
+        loader: DataLoader[Any] = DataLoader(
+            self._data,
+            batch_sampler=cast(Any, samples),
+            collate_fn=self._collate,
+            num_workers=self._num_loader_workers,
+            worker_init_fn=_die_with_parent,
+            multiprocessing_context="fork" if self._num_loader_workers else None,
+        )
+        return iter(loader)
+
+
+class _KeyedRows(Dataset[Any]):
+    def __init__(self, data: Any, seed: int) -> None:
+        self._data, self._seed = data, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, row = key
+        streams.enter(self._seed, "row", epoch, row)
+        return self._data[row]
+
+
+PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent(_loader: int) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    torch.set_num_threads(1)
+
+
+def as_rows(data: Any, what: str, seed: int, collate: Collate | None, num_loader_workers: int) -> Rows:
+    """Make rows of whatever the user gave. Raises JobRefused for what has no rows."""
+    if isinstance(data, Tensor | np.ndarray):
+        return TensorRows((data,))
+    if isinstance(data, tuple | list) and data and all(isinstance(c, Tensor | np.ndarray) for c in data):
+        return TensorRows(tuple(data))
+    if isinstance(data, Mapping) and data and all(isinstance(c, Tensor | np.ndarray) for c in data.values()):
+        return TensorRows(dict(data))
+    if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise JobRefused(
+            f"Job.{what} is a {type(data).__name__}, whose rows cannot be taken by number: give tensors, arrays, "
+            "or a map-style data set with __len__ and __getitem__"
+        )
+    return DatasetRows(data, seed, collate, num_loader_workers)

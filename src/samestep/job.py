@@ -1,0 +1,136 @@
+"""A job: what to train, on what, for how long. A plain value that a function returns."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+from samestep.data import Collate, RowOrder, as_rows
+from samestep.errors import JobRefused
+from samestep.loss import Objective
+from samestep.metrics import Metric
+from samestep.numerics import PRECISIONS, default_shards
+
+Callback = Callable[[int, float, Mapping[str, float]], None]
+"""`callback(step, loss, metrics)`: called in worker 0 after every step; `metrics` is empty but after
+an evaluation. A method `close()`, if there is one, is called at the end."""
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One training job.
+
+    model: a module, or a function (a class will do) that makes one.
+    loss: `loss(model(x), y)` for (x, y) data; a mean, or a (sum, weight) pair.
+    forward: instead of loss, for any other data: `forward(model, batch)`, a mean or (sum, weight).
+    optimizer: `optimizer(params)` over the real parameters, a list; it may make groups of them.
+    scheduler: `scheduler(optimizer)`; stepped once per optimizer step.
+    clip_grad_norm: largest 2-norm of the gradient of the whole model.
+    data: a tuple of tensors or arrays (memory-mapped too) with rows first, a mapping of them, or a
+        map-style data set. `collate_fn` and `num_loader_workers` serve the latter.
+    shuffle, drop_last: as in torch's DataLoader.
+    batch_size: rows of the whole batch, over all workers.
+    epochs, steps: the length of training; the shorter one holds, one epoch if neither is given.
+    shards: S, into how many shards a batch is cut; part of the numbers. Default: 4, fewer when a
+        shard would have under 8 rows.
+    evaluate: data held out, in the form of `data`; evaluated after every epoch and at the end.
+    metrics: by name, `metric(outputs, targets) -> (sum, count)` (`metric(model, batch)` with forward=),
+        or `Predictions(function)`. Default: the loss, and the accuracy of classifiers.
+    seed: of everything random; part of the numbers.
+    precision: "float32", or "bfloat16" for autocast.
+    sync_batchnorm: BatchNorm statistics over the whole batch instead of per shard.
+    callbacks: see `Callback`.
+    """
+
+    model: nn.Module | Callable[[], nn.Module]
+    optimizer: Callable[[list[nn.Parameter]], optim.Optimizer]
+    data: Any
+    batch_size: int
+    loss: Callable[..., Any] | None = None
+    forward: Callable[..., Any] | None = None
+    scheduler: Callable[[optim.Optimizer], Any] | None = None
+    clip_grad_norm: float | None = None
+    collate_fn: Collate | None = None
+    num_loader_workers: int = 0
+    shuffle: bool = True
+    drop_last: bool = False
+    epochs: int | None = None
+    steps: int | None = None
+    shards: int | None = None
+    evaluate: Any = None
+    metrics: Mapping[str, Metric] | None = None
+    seed: int = 0
+    precision: str = "float32"
+    sync_batchnorm: bool = False
+    callbacks: Sequence[Callback] = field(default_factory=tuple)
+
+    def check(self) -> None:
+        """Raise JobRefused for what can be seen without running anything."""
+        for name in ("batch_size", "epochs", "steps", "shards"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise JobRefused(f"Job.{name} is {value!r}; it must be a whole number of at least 1")
+        if self.precision not in PRECISIONS:
+            raise JobRefused(f"Job.precision is {self.precision!r} (known: {', '.join(PRECISIONS)})")
+        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
+            raise JobRefused(f"Job.clip_grad_norm is {self.clip_grad_norm}; it must be above 0, or None")
+        if not callable(self.optimizer):
+            raise JobRefused(
+                f"Job.optimizer is a {type(self.optimizer).__name__}; give a function of the parameters, "
+                "for example lambda params: torch.optim.SGD(params, lr=0.1)"
+            )
+        Objective(self.loss, self.forward)
+        rows = as_rows(self.data, "data", self.seed, self.collate_fn, 0).num_rows
+        if self.batch_size > rows:
+            raise JobRefused(
+                f"a batch of {self.batch_size} rows is larger than the data set of {rows} rows: "
+                f"set batch_size to at most {rows}"
+            )
+        shards = self.resolved_shards()
+        if shards > self.batch_size:
+            raise JobRefused(
+                f"{shards} shards are more than the {self.batch_size} rows of a batch: "
+                f"set shards (or --shards) to at most {self.batch_size}"
+            )
+
+    def resolved_shards(self) -> int:
+        return self.shards if self.shards is not None else default_shards(self.batch_size)
+
+    def build_model(self) -> nn.Module:
+        """The module itself, or what the factory makes. Raises JobRefused for what cannot be trained."""
+        model = self.model if isinstance(self.model, nn.Module) else self.model()
+        if not isinstance(model, nn.Module):
+            raise JobRefused(f"Job.model made a {type(model).__name__}, not a torch.nn.Module")
+        check_model(model)
+        return model.train()
+
+    def row_order(self, num_rows: int) -> RowOrder:
+        return RowOrder(num_rows, self.batch_size, self.seed, self.shuffle, self.drop_last)
+
+    def num_steps(self, order: RowOrder) -> int:
+        """Length of training in optimizer steps."""
+        epochs = self.epochs if self.epochs is not None or self.steps is not None else 1
+        lengths = [self.steps, None if epochs is None else epochs * order.batches_per_epoch]
+        return min(length for length in lengths if length is not None)
+
+
+def check_model(model: nn.Module) -> None:
+    lazy = [name for name, param in model.named_parameters() if torch.nn.parameter.is_lazy(param)]
+    if lazy:
+        raise JobRefused(
+            f"parameter {lazy[0]} is lazy and not yet initialised ({len(lazy)} such): let model be a function that "
+            "runs the model once on a sample and returns it"
+        )
+    if not any(param.requires_grad for param in model.parameters()):
+        raise JobRefused("the model has no trainable parameter: nothing would change; set requires_grad on some")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise JobRefused(
+                f"layer {name} ({type(module).__name__}) has sparse gradients, samestep adds dense ones: "
+                "build it with sparse=False"
+            )
+    elsewhere = [name for name, param in model.named_parameters() if param.device.type != "cpu"]
+    if elsewhere:
+        raise JobRefused(f"parameter {elsewhere[0]} is not on the CPU, where this version trains: call .cpu()")

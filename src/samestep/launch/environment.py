@@ -1,0 +1,37 @@
+"""The one door to the outside: the process environment is read here and nowhere else."""
+
+import os
+
+import psutil
+
+PINNED = {
+    # One thread until a worker asks for more: a fork from a process with threads hangs.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Workers are CPU workers; a CUDA context does not survive a fork.
+    "CUDA_VISIBLE_DEVICES": "",
+    # Sets of strings iterate in the same order in every run.
+    "PYTHONHASHSEED": "0",
+    # Keep freed gradients and activations instead of returning them to the system every step, and
+    # back them with huge pages where the system leaves that to the program.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+}
+
+
+def server_environment() -> dict[str, str]:
+    """What the fork server is started with: the user's environment, and what is pinned."""
+    return {**os.environ, **PINNED}
+
+
+def mkl_mode() -> str:
+    """MKL's reproducibility mode, which is numerics."""
+    return os.environ.get("MKL_CBWR", "default")
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use."""
+    return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))

@@ -1,0 +1,213 @@
+"""The leader of a run: builds the job once, forks the workers, watches over them.
+
+It decides nothing about training. When a worker is gone before its end, or the command is, it kills
+what is left and removes what was half-written.
+"""
+
+import copy
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from samestep import streams
+from samestep.checkpoint import finished, read_description, remove_unfinished
+from samestep.errors import CheckpointRefused, JobRefused, Refused, SamestepError
+from samestep.job import Job
+from samestep.launch import wire
+from samestep.launch.importing import call, load_function
+from samestep.launch.processes import leave, num_threads
+from samestep.launch.request import Request
+from samestep.launch.resolve import chosen_numerics, make_plan, with_numerics
+from samestep.launch.worker import Resumption, Run, run_threads, run_worker
+from samestep.parallel.update import implementation
+from samestep.parallelize import Prepared, bind, prepare, share, training_rows
+from samestep.plan import Plan
+from samestep.transport.shared import SharedFabric
+from samestep.transport.threads import ThreadFabric
+
+
+def lead(message: dict[str, Any], events: socket.socket) -> int:
+    """Run one training from a request message; returns the leader's exit status."""
+    request = Request(**{**message, "assign": tuple(message["assign"]) if message["assign"] else None})
+    try:
+        workers = start(request, events)
+    except BaseException as error:  # noqa: BLE001 - everything is told to the command
+        wire.send(events, failure(error, None, None))
+        return 1
+    watch(workers, request, events)
+    return 0
+
+
+def start(request: Request, events: socket.socket) -> list[int]:
+    """Build everything that workers share, then fork them. Returns their process ids."""
+    os.chdir(request.folder)
+    sys.path[:] = list(request.path)
+    chosen = chosen_numerics(request)
+    seed = chosen.get("seed", 0)
+    streams.enter(seed, "job")
+    job = with_numerics(call(load_function(request), request), chosen, request)
+    streams.enter(job.seed, "model")
+    model = job.build_model()
+    pristine = copy.deepcopy(model) if request.transport == "threads" else None
+    prepared = prepare(job, model)
+    plan = make_plan(job, chosen, request, implementation(prepared.optimizer))
+    if plan.transport == "threads" and pristine is None:
+        raise Refused("a plan with transport = \"threads\" needs --transport threads on the command line as well")
+    resumption = find_checkpoint(request)
+    run = Run(job, plan, request, events, resumption)
+    wire.send(events, announcement(run))
+    if num_threads() > 1:
+        raise JobRefused(
+            f"the job's code started {num_threads() - 1} threads while it was imported or called; workers forked from a "
+            "process with threads can hang: start threads in the data set or the model's forward, not at import"
+        )
+    if plan.transport == "threads":
+        assert pristine is not None
+        return fork_threads(run, prepared, pristine)
+    return fork_processes(run, prepared)
+
+
+def announcement(run: Run) -> dict[str, Any]:
+    job, plan = run.job, run.plan
+    order = job.row_order(training_rows(job).num_rows)
+    return {
+        "event": "plan",
+        "workers": plan.workers,
+        "assign": list(plan.assign),
+        "shards": plan.numerics.shards,
+        "threads": plan.numerics.threads,
+        "transport": plan.transport,
+        "numerics": plan.numerics.line(),
+        "plan": str(plan),
+        "first_step": run.resumption.step if run.resumption else 0,
+        "num_steps": job.num_steps(order),
+        "batch_size": job.batch_size,
+        "num_rows": order.num_rows,
+        "batches_per_epoch": order.batches_per_epoch,
+    }
+
+
+def find_checkpoint(request: Request) -> Resumption | None:
+    """The checkpoint to go on from. Raises CheckpointRefused for one that cannot be read."""
+    if request.checkpoint is None:
+        if request.resume or request.every is not None:
+            flag = "--resume" if request.resume else "--every"
+            raise CheckpointRefused(f"{flag} needs to know where the checkpoints are: add --checkpoint DIR")
+        return None
+    root = Path(request.checkpoint)
+    found = finished(root)
+    if not found:
+        return None
+    if not request.resume:
+        raise CheckpointRefused(
+            f"{root} holds checkpoints up to {found[-1].name}: go on from there with --resume, or name another folder"
+        )
+    return Resumption(found[-1], read_description(found[-1]))
+
+
+def fork_processes(run: Run, prepared: Prepared) -> list[int]:
+    fabric = SharedFabric(run.plan.workers)
+    shared = share(prepared, run.plan, fabric)
+    bind(prepared, shared)
+    workers = []
+    for rank in range(run.plan.workers):
+        workers.append(_fork(partial(run_worker, run, rank, prepared, shared, fabric)))
+    fabric.close()
+    return workers
+
+
+def fork_threads(run: Run, prepared: Prepared, pristine: nn.Module) -> list[int]:
+    """One process, in which every worker is a thread with a model of its own."""
+    models = [prepared] + [prepare(run.job, copy.deepcopy(pristine)) for _ in range(1, run.plan.workers)]
+    fabric = ThreadFabric(run.plan.workers)
+    shared = share(prepared, run.plan, fabric)
+    for model in models:
+        bind(model, shared)
+    return [_fork(partial(run_threads, run, models, shared, fabric))]
+
+
+def _fork(work: Callable[[int], int]) -> int:
+    """Fork a process that does `work(leader)` and exits with what it returns."""
+    leader = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            code = work(leader)
+        except BaseException:  # noqa: BLE001 - a forked process must not run on into the leader's code
+            traceback.print_exc()
+            code = 1
+        leave(code)
+    return pid
+
+
+@dataclass
+class Watched:
+    """One worker process and what became of it."""
+
+    rank: int
+    pid: int
+    pidfd: int
+
+
+def watch(pids: list[int], request: Request, events: socket.socket) -> None:
+    """Until every worker is gone; kill the others when one fails, all when the command is gone."""
+    alive = {(fd := os.pidfd_open(pid)): Watched(rank, pid, fd) for rank, pid in enumerate(pids)}
+    listening = True
+    killed = False
+    while alive:
+        ready, _, _ = select.select([*alive, *([events] if listening else [])], [], [])
+        if events in ready:
+            command, _ = wire.receive(events)
+            listening = command is not None
+            if command is not None and command["command"] == "stop":
+                for worker in alive.values():
+                    os.kill(worker.pid, signal.SIGTERM)
+            else:
+                killed = _kill(alive)
+            ready.remove(events)
+        for fd in ready:
+            worker = alive.pop(fd)
+            _, status = os.waitpid(worker.pid, 0)
+            os.close(fd)
+            if status != 0 and not killed:
+                if os.WIFSIGNALED(status) and listening:
+                    wire.send(events, {"event": "gone", "rank": worker.rank, "signal": os.WTERMSIG(status)})
+                killed = True
+        if killed:
+            _kill(alive)
+    if request.checkpoint is not None:
+        remove_unfinished(Path(request.checkpoint), request.run)
+
+
+def _kill(alive: dict[int, Watched]) -> bool:
+    for worker in alive.values():
+        os.kill(worker.pid, signal.SIGKILL)
+    return True
+
+
+def failure(error: BaseException, rank: int | None, step: int | None) -> dict[str, Any]:
+    """A failure as an event. User errors and refusals carry no traceback: their message says it all."""
+    cause = error.__cause__ if isinstance(error, JobRefused) else None
+    text = "".join(traceback.format_exception(error)) if not isinstance(error, SamestepError) else ""
+    if cause is not None and not isinstance(cause, SamestepError):
+        text = "".join(traceback.format_exception(cause))
+    return {
+        "event": "failed",
+        "rank": rank,
+        "step": step,
+        "type": type(error).__name__,
+        "message": str(error)[: wire.TEXT],
+        "traceback": text[-wire.TEXT :],
+        "exit": error.exit_code if isinstance(error, SamestepError) else 1,
+    }

@@ -1,0 +1,116 @@
+"""What became of a run, from its events alone: no processes, no sockets, no printing.
+
+Events come in any order that races allow. The first error that is not the consequence of another one
+is the cause; workers that merely lost a peer are folded away.
+"""
+
+import signal
+from dataclasses import dataclass, field
+from typing import Any
+
+from samestep.errors import Interrupted, Refused, SamestepError, TrainingFailed
+from samestep.report import Report, WorkerTime
+
+Event = dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """Collects the events of one run; `conclude` turns them into a report or an exception."""
+
+    plan: Event = field(default_factory=dict)
+    up: dict[int, Event] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    step: int = 0  # optimizer steps known to be done
+    times: dict[int, WorkerTime] = field(default_factory=dict)
+    finished: Event | None = None
+    failures: list[Event] = field(default_factory=list)
+    gone: list[Event] = field(default_factory=list)
+    interrupted: bool = False
+    weights_file: int | None = None
+
+    def take(self, event: Event, files: list[int]) -> None:
+        """Note one event."""
+        match event["event"]:
+            case "plan":
+                self.plan, self.step = event, event["first_step"]
+            case "up":
+                self.up[event["rank"]] = event
+            case "steps":
+                self.losses += [loss for _, loss, _ in event["steps"]]
+                self.step = event["steps"][-1][0] + 1
+            case "worker":
+                self.times[event["rank"]] = WorkerTime(event["compute"], event["communicate"], event["wait"])
+            case "finished":
+                self.finished = event
+                self.weights_file = files[0] if files else None
+            case "failed":
+                self.failures.append(event)
+            case "gone":
+                self.gone.append(event)
+
+    def conclude(self) -> Report:
+        """The report. Raises the first error: Refused, TrainingFailed or Interrupted."""
+        error = self._error()
+        if error is not None:
+            raise error
+        assert self.finished is not None
+        seconds = self.finished["seconds_per_step"]
+        return Report(
+            digest=self.finished["digest"],
+            losses=self.losses,
+            seconds_per_step=seconds,
+            workers=self.plan["workers"],
+            assign=tuple(self.plan["assign"]),
+            shards=self.plan["shards"],
+            numerics=self.plan["numerics"],
+            plan=self.plan["plan"],
+            metrics=self.finished["metrics"],
+            steps=self.finished["step"],
+            rows_per_second=self.plan["batch_size"] / seconds if seconds else None,
+            times=[self.times[rank] for rank in sorted(self.times)],
+            weights_file=self.weights_file,
+        )
+
+    def _error(self) -> SamestepError | None:
+        causes = [failure for failure in self.failures if not failure.get("secondary")]
+        if causes:
+            return told(causes[0])
+        if self.interrupted:
+            saved = self.finished is not None
+            done = f"stopped after step {self.step}"
+            return Interrupted(f"{done}; the last checkpoint holds it, --resume goes on" if saved else done)
+        if self.gone:
+            names = {number.value: number.name for number in signal.Signals}
+            killed = self.gone[0]
+            name = names.get(killed["signal"], f"signal {killed['signal']}")
+            return TrainingFailed(
+                f"worker {killed['rank']} was killed by {name} at step {self.step}: look for whoever sent it "
+                "(the kernel does when memory runs out)"
+            )
+        if self.failures:
+            return told(self.failures[0])
+        if self.finished is None:
+            return TrainingFailed(
+                f"the run's leader is gone at step {self.step} without a word: look for whoever killed it "
+                "(the kernel does when memory runs out)"
+            )
+        return None
+
+
+class WorkerError(TrainingFailed):
+    """An error in a worker, with the traceback it had there."""
+
+    def __init__(self, message: str, traceback: str) -> None:
+        super().__init__(message)
+        self.traceback = traceback
+
+
+def told(failure: Event) -> SamestepError:
+    """The exception for a worker's failure: one line that says who, when and what."""
+    if failure["exit"] == Refused.exit_code:
+        return Refused(failure["message"])
+    what = f"{failure['type']}: {failure['message']}" if failure["message"] else failure["type"]
+    if failure["rank"] is None:
+        return WorkerError(f"the job failed before training: {what}", failure["traceback"])
+    return WorkerError(f"worker {failure['rank']} failed at step {failure['step']}: {what}", failure["traceback"])

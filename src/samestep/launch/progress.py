@@ -1,0 +1,128 @@
+"""What a person sees of a run, on stderr: a live line on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import TextIO
+
+from samestep.launch.outcome import Event, Outcome
+from samestep.report import Report
+
+PLAIN_EVERY = 5.0  # seconds between plain lines
+LIVE_PER_SECOND = 4  # drawing takes cycles from the workers
+
+
+class Progress:
+    """Watches a run: header, progress, warnings, metrics."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        self._stream = stream
+        self._began = time.monotonic()
+        self._printed = self._began
+        self._steps = 0
+        self._bar: LiveBar | None = None
+
+    def see(self, event: Event, outcome: Outcome) -> None:
+        match event["event"]:
+            case "plan":
+                self._header(event)
+            case "up":
+                if len(outcome.up) == outcome.plan["workers"]:
+                    self._all_up(outcome)
+            case "steps":
+                self._steps += len(event["steps"])
+                self._progress(outcome)
+            case "metrics":
+                self._line(f"after step {event['step']}: " + spelled(event["metrics"]))
+            case "warning":
+                self._line(f"warning: {event['text']}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _header(self, plan: Event) -> None:
+        workers, threads = plan["workers"], plan["threads"]
+        self._line(
+            f"{workers} worker{'s' * (workers > 1)} ({plan['transport']}), "
+            f"{threads} thread{'s' * (threads > 1)} each, shards {'+'.join(map(str, plan['assign']))}, "
+            f"{plan['num_steps']} steps of {plan['batch_size']} rows"
+        )
+        self._line(f"numerics: {plan['numerics']}")
+        if plan["first_step"]:
+            self._line(f"going on after step {plan['first_step']}")
+
+    def _all_up(self, outcome: Outcome) -> None:
+        threads = ", ".join(str(outcome.up[rank]["threads"]) for rank in sorted(outcome.up))
+        self._line(f"{len(outcome.up)} of {outcome.plan['workers']} workers up, threads per worker: {threads}")
+        self._began = self._printed = time.monotonic()
+        if self._stream.isatty():
+            self._bar = LiveBar(outcome.plan["num_steps"], outcome.plan["first_step"])
+
+    def _progress(self, outcome: Outcome) -> None:
+        now = time.monotonic()
+        speed = self._steps / max(now - self._began, 1e-9)
+        rows = f"{speed * outcome.plan['batch_size']:,.0f} rows/s"
+        if self._bar is not None:
+            self._bar.update(outcome.step, outcome.losses[-1], rows)
+        elif now - self._printed > PLAIN_EVERY:
+            self._printed = now
+            left = (outcome.plan["num_steps"] - outcome.step) / speed
+            self._line(
+                f"step {outcome.step}/{outcome.plan['num_steps']}  loss {outcome.losses[-1]:.4f}  {rows}  {left:.0f} s left"
+            )
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.print(text)
+        else:
+            print(text, file=self._stream, flush=True)
+
+
+class LiveBar:
+    """Step, loss, rows per second and time left, on a terminal."""
+
+    def __init__(self, total: int, done: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rows]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            refresh_per_second=LIVE_PER_SECOND,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done, loss=float("nan"), rows="")
+        self._bar.start()
+
+    def update(self, done: int, loss: float, rows: str) -> None:
+        self._bar.update(self._task, completed=done, loss=loss, rows=rows)
+
+    def print(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def spelled(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def summary(report: Report) -> str:
+    """The lines after a run: quality, speed, where the time went."""
+    lines = []
+    quality = spelled(dict(report.metrics)) or (f"loss {report.losses[-1]:.4f}" if report.losses else "no steps left to do")
+    speed = "" if report.rows_per_second is None else f", {report.rows_per_second:,.0f} rows/s"
+    step = "" if report.seconds_per_step is None else f" ({report.seconds_per_step * 1e3:.2f} ms per step)"
+    lines.append(f"done: {report.steps} steps, {quality}{speed}{step}")
+    for rank, spent in enumerate(report.times):
+        lines.append(
+            f"worker {rank}: computed {spent.compute:.1f} s, communicated {spent.communicate:.1f} s, waited {spent.wait:.1f} s"
+        )
+    lines.append(f"digest {report.digest}")
+    return "\n".join(lines)

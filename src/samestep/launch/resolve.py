@@ -1,0 +1,90 @@
+"""From a request to a job and a plan: who says what when several could.
+
+Numerics come from the command line, else from the job, else from fixed defaults; never from the
+number of workers. The assignment follows the workers.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from samestep.errors import PlanRefused
+from samestep.job import Job
+from samestep.launch.request import Request
+from samestep.numerics import CHOSEN, Numerics, check_environment, parse_line
+from samestep.plan import Plan, equal_shares, parse_fields, spell
+
+
+def chosen_numerics(request: Request) -> dict[str, Any]:
+    """What the command line and the plan file say about the numerics. Raises PlanRefused on a clash."""
+    flags = {name: getattr(request, name) for name in ("seed", "shards", "threads")}
+    said: dict[str, tuple[str, object]] = {f: (f"--{f}", v) for f, v in flags.items() if v is not None}
+    sources = []
+    if request.numerics is not None:
+        sources.append(("--numerics", parse_line(request.numerics)))
+    if request.plan_text is not None:
+        sources.append((f"--plan {request.plan}", parse_line(parse_fields(request.plan_text, request.plan)["numerics"])))
+    for source, fields in sources:
+        for name, value in fields.items():
+            other, known = said.setdefault(name, (source, value))
+            if known != value:
+                raise PlanRefused(f"{other} says {name}={known}, {source} says {name}={value}: leave one of them out")
+    for name, least in (("shards", 1), ("threads", 1), ("seed", 0)):
+        if name in said and int(str(said[name][1])) < least:
+            raise PlanRefused(f"{said[name][0]} says {name}={said[name][1]}; it must be at least {least}")
+    return {name: value for name, (_, value) in said.items()}
+
+
+def with_numerics(job: Job, chosen: dict[str, Any], request: Request) -> Job:
+    """The job with what the command line overrides in it."""
+    overrides = {n: v for n, v in chosen.items() if n in ("seed", "shards", "precision", "sync_batchnorm")}
+    overrides |= {n: v for n in ("steps", "epochs") if (v := getattr(request, n)) is not None}
+    if len({"steps", "epochs"} & set(overrides)) == 1:  # a length given on the command line stands alone
+        overrides = {"steps": None, "epochs": None} | overrides
+    job = dataclasses.replace(job, **overrides)
+    job.check()
+    return dataclasses.replace(job, shards=job.resolved_shards())
+
+
+def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str) -> Plan:
+    """Raises PlanRefused when workers, assignment and shards do not fit one another."""
+    assert job.shards is not None
+    numerics = Numerics(
+        seed=job.seed,
+        shards=job.shards,
+        threads=int(chosen.get("threads", 1)),
+        precision=job.precision,
+        sync_batchnorm=job.sync_batchnorm,
+        optimizer=optimizer,
+        torch=str(torch.__version__),
+        isa=torch.backends.cpu.get_cpu_capability(),
+        mkl=request.mkl,
+    )
+    check_environment({name: value for name, value in chosen.items() if name not in CHOSEN}, numerics)
+    fields = None if request.plan_text is None else parse_fields(request.plan_text, request.plan)
+    transport = request.transport or (fields["transport"] if fields else "processes")
+    return Plan(numerics, _assignment(request, numerics.shards, fields), transport)
+
+
+def _assignment(request: Request, shards: int, fields: dict[str, Any] | None) -> tuple[int, ...]:
+    assign = request.assign
+    if assign is None and fields is not None and request.workers is None:
+        assign = tuple(fields["assign"])
+    if assign is not None:
+        if request.workers not in (None, len(assign)):
+            raise PlanRefused(
+                f"--workers {request.workers} and the assignment {spell(assign)} of {len(assign)} workers differ: "
+                "leave one of them out"
+            )
+        return assign
+    workers = min(request.default_workers, shards) if request.workers is None else request.workers
+    if workers < 1:
+        raise PlanRefused(f"--workers {workers}: a run needs at least 1 worker")
+    if workers > shards:
+        raise PlanRefused(
+            f"{workers} workers are more than the {shards} shards of a batch, and a shard is computed by one worker: "
+            f"use --workers {shards}, or --shards {workers} (S is part of the numbers: another S gives other bits; "
+            "it is set by --shards, --numerics or Job.shards)"
+        )
+    return equal_shares(shards, workers)

@@ -1,0 +1,33 @@
+"""Messages between the command, the leader and the workers: one JSON object per packet."""
+
+import array
+import json
+import socket
+from typing import Any
+
+LONGEST = 160 * 1024  # bytes of one message; longer texts are cut by their senders
+TEXT = 24 * 1024  # characters of a traceback that travel: its end
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends that keep messages apart and see one another's death as an end-of-file."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(end: socket.socket, message: dict[str, Any], *files: int) -> None:
+    """Send a message, and open files with it. Raises OSError when nobody listens."""
+    packet = json.dumps(message).encode()
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
+    end.sendmsg([packet], rights)
+
+
+def receive(end: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """The next message and the files that came with it; None when the other end is closed."""
+    try:
+        packet, files, _, _ = socket.recv_fds(end, LONGEST, 4)
+    except ConnectionError:
+        return None, []
+    if not packet:
+        return None, []
+    message: dict[str, Any] = json.loads(packet)
+    return message, files

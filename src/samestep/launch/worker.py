@@ -1,0 +1,251 @@
+"""A worker's life: take a part, train, tell the command what happens."""
+
+import contextlib
+import os
+import signal
+import socket
+import statistics
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from samestep.checkpoint import Description
+from samestep.errors import PeerLost, SamestepError
+from samestep.job import Job
+from samestep.launch import wire
+from samestep.launch.processes import die_with_parent, num_threads
+from samestep.launch.request import Request
+from samestep.parallelize import Prepared, Shared
+from samestep.plan import Plan
+from samestep.trainer import Trainer
+from samestep.transport.base import Transport
+from samestep.transport.shared import SharedFabric
+from samestep.transport.threads import ThreadFabric
+
+FLUSH = 0.1  # seconds of steps that are told to the command together
+UNUSED_AFTER = 10  # steps after which a parameter without gradient draws its warning
+
+
+@dataclass(frozen=True)
+class Resumption:
+    folder: Path
+    description: Description
+
+    @property
+    def step(self) -> int:
+        return self.description.step
+
+
+@dataclass
+class Run:
+    """What all workers of a run know."""
+
+    job: Job
+    plan: Plan
+    request: Request
+    events: socket.socket
+    resumption: Resumption | None
+    stop_asked: bool = False
+
+    def tell(self, event: str, **fields: Any) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more; the leader will end this process
+            wire.send(self.events, {"event": event, **fields})
+
+
+def run_worker(run: Run, rank: int, prepared: Prepared, shared: Shared, fabric: SharedFabric, leader: int) -> int:
+    """A worker process from fork to exit status."""
+    die_with_parent(leader)
+    _listen_for_stop(run)
+    return work(run, rank, prepared, shared, fabric.endpoint(rank))
+
+
+def run_threads(run: Run, prepared: Sequence[Prepared], shared: Shared, fabric: ThreadFabric, leader: int) -> int:
+    """The process in which all workers are threads."""
+    die_with_parent(leader)
+    _listen_for_stop(run)
+    codes: list[int] = []
+    threads = [
+        threading.Thread(target=lambda r=rank: codes.append(work(run, r, prepared[r], shared, fabric.endpoint(r))))  # type: ignore[misc]
+        for rank in range(fabric.size)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return max(codes)
+
+
+def _listen_for_stop(run: Run) -> None:
+    def ask(_signal: int, _frame: object) -> None:
+        run.stop_asked = True
+
+    signal.signal(signal.SIGTERM, ask)
+
+
+def work(run: Run, rank: int, prepared: Prepared, shared: Shared, transport: Transport) -> int:
+    """Train as worker `rank`. A failure is told to the command before the connections close."""
+    diary = Diary(run, rank)
+    try:
+        torch.set_num_threads(run.plan.numerics.threads)
+        first_step = run.resumption.step if run.resumption else 0
+        trainer = Trainer(
+            run.job, run.plan, prepared, shared, transport, first_step=first_step, allow_nan=run.request.allow_nan
+        )
+        diary.step = first_step
+        train(run, trainer, diary)
+    except BaseException as error:  # noqa: BLE001 - told to the command, which decides what to print
+        diary.failed(error)
+        return 1
+    finally:
+        transport.close()
+    return 0
+
+
+@dataclass
+class Diary:
+    """What a worker tells the command; steps in bundles."""
+
+    run: Run
+    rank: int
+    step: int = 0
+    seconds: list[float] = field(default_factory=list)
+    _steps: list[tuple[int, float, float]] = field(default_factory=list)
+    _flushed: float = field(default_factory=time.monotonic)
+
+    def up(self, trainer: Trainer) -> None:
+        self.run.tell("up", rank=self.rank, pid=os.getpid(), threads=torch.get_num_threads(), os_threads=num_threads())
+        del trainer
+
+    def stepped(self, step: int, loss: float, seconds: float) -> None:
+        self.step = step + 1
+        self.seconds.append(seconds)
+        if self.rank == 0:
+            self._steps.append((step, loss, seconds))
+            if time.monotonic() - self._flushed > FLUSH:
+                self.flush()
+
+    def flush(self) -> None:
+        if self._steps:
+            for at in range(0, len(self._steps), 1000):
+                self.run.tell("steps", steps=self._steps[at : at + 1000])
+        self._steps, self._flushed = [], time.monotonic()
+
+    def failed(self, error: BaseException) -> None:
+        self.flush()
+        texts = traceback.format_exception(error) if not isinstance(error, SamestepError) else []
+        self.run.tell(
+            "failed",
+            rank=self.rank,
+            step=self.step,
+            type=type(error).__name__,
+            message=str(error)[: wire.TEXT],
+            traceback="".join(texts)[-wire.TEXT :],
+            exit=error.exit_code if isinstance(error, SamestepError) else 1,
+            secondary=isinstance(error, PeerLost),
+        )
+
+
+def train(run: Run, trainer: Trainer, diary: Diary) -> None:
+    """The loop over steps, with what is due between them."""
+    root = None if run.request.checkpoint is None else Path(run.request.checkpoint)
+    if run.resumption is not None:
+        for warning in trainer.restore(run.resumption.folder, run.resumption.description):
+            if diary.rank == 0:
+                run.tell("warning", text=warning)
+    diary.up(trainer)
+    metrics: dict[str, float] = {}
+    saved = trainer.step_number
+    stopped = False
+    with _callbacks(run, diary.rank) as callbacks:
+        while trainer.step_number < trainer.num_steps and not stopped:
+            began = time.perf_counter()
+            result = trainer.step(run.stop_asked)
+            diary.stepped(result.number, result.loss, time.perf_counter() - began)
+            stopped = result.stop
+            found = trainer.evaluate() if trainer.evaluation_due and not stopped else {}
+            if found and diary.rank == 0:
+                diary.flush()
+                run.tell("metrics", step=trainer.step_number, metrics=found)
+            metrics = found or metrics
+            for callback in callbacks:
+                callback(result.number, result.loss, found)
+            if root is not None and run.request.every and trainer.step_number % run.request.every == 0:
+                trainer.save(root, run.request.run)
+                saved = trainer.step_number
+            if trainer.step_number - (run.resumption.step if run.resumption else 0) == UNUSED_AFTER:
+                _warn_unused(run, trainer, diary)
+        if trainer.step_number - (run.resumption.step if run.resumption else 0) < UNUSED_AFTER:
+            _warn_unused(run, trainer, diary)
+    if root is not None and saved != trainer.step_number:
+        trainer.save(root, run.request.run)
+    finish(run, trainer, diary, metrics, stopped=stopped)
+
+
+@contextlib.contextmanager
+def _callbacks(run: Run, rank: int) -> Iterator[Sequence[Any]]:
+    """The job's callbacks, in worker 0; closed at the end, also after a failure."""
+    callbacks = run.job.callbacks if rank == 0 else ()
+    try:
+        yield callbacks
+    finally:
+        for callback in callbacks:
+            if hasattr(callback, "close"):
+                callback.close()
+
+
+def _warn_unused(run: Run, trainer: Trainer, diary: Diary) -> None:
+    names = trainer.without_gradient()
+    if names and diary.rank == 0:
+        few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        run.tell("warning", text=f"no gradient so far for {few}: forward does not use it, so the optimizer skips it")
+
+
+def finish(run: Run, trainer: Trainer, diary: Diary, metrics: dict[str, float], *, stopped: bool) -> None:
+    """Digest, weights, and how the time went."""
+    digest = trainer.digest()
+    sheet = trainer.executor.transport.timesheet
+    run.tell("worker", rank=diary.rank, compute=sheet.compute, communicate=sheet.communicate, wait=sheet.wait)
+    diary.flush()
+    if diary.rank != 0:
+        return
+    if run.request.save is not None:
+        _write(Path(run.request.save), save(trainer.weights()))
+    weights = [_in_memory(save(trainer.weights()))] if run.request.want_weights else []
+    timed = diary.seconds[3:]
+    wire.send(
+        run.events,
+        {
+            "event": "finished",
+            "digest": digest,
+            "metrics": metrics,
+            "step": trainer.step_number,
+            "stopped": stopped,
+            "seconds_per_step": statistics.median(timed) if timed else None,
+        },
+        *weights,
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _in_memory(content: bytes) -> int:
+    """A file without a name, to be passed to the command."""
+    handle = os.memfd_create("samestep-weights")
+    with os.fdopen(os.dup(handle), "wb") as file:
+        file.write(content)
+    return handle

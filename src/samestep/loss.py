@@ -1,0 +1,177 @@
+"""A shard's loss and its weight, so that shards of any size add up to the batch's loss exactly.
+
+    L = Σ_s value_s / Σ_s weight_s        value: sum over a shard's rows (or tokens), weight: their count
+
+A mean over rows has weight n_s, known beforehand. torch's cross-entropy with `ignore_index` or class
+weights is a mean over *something else*, which its targets tell; weighting its shards by rows instead
+is wrong by half the gradient. What only forward can tell is returned by it as (sum, weight).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samestep.errors import JobRefused
+
+IGNORED = -100  # the label that torch's and Hugging Face's losses leave out
+
+
+@dataclass(frozen=True)
+class ShardLoss:
+    """One shard's objective, a 0-dim tensor with its graph.
+
+    A `mean` has to be multiplied by its weight to become the shard's sum.
+    """
+
+    objective: Tensor
+    weight: float
+    is_mean: bool
+
+    @property
+    def sum(self) -> float:
+        value = float(self.objective.detach())
+        return value * self.weight if self.is_mean else value
+
+    def seed(self, total_weight: float | None) -> float:
+        """dL/d(objective), given the batch's weight; without it (None) the division comes later."""
+        divisor = 1.0 if total_weight is None else total_weight
+        return self.weight / divisor if self.is_mean else 1.0 / divisor
+
+
+class Objective:
+    """The job's loss, as a function of (model, batch) with exact weights."""
+
+    def __init__(self, loss: Callable[..., Any] | None, forward: Callable[..., Any] | None) -> None:
+        if (loss is None) == (forward is None):
+            given = "both" if loss else "neither"
+            raise JobRefused(
+                f"a Job needs either loss=, for loss(model(x), y), or forward=, for forward(model, batch): {given} given"
+            )
+        if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
+            raise JobRefused(f"the loss {type(loss).__name__} has parameters of its own: make it part of the model")
+        self._forward = forward
+        self._loss = loss
+        self._torch_loss = None if loss is None else TorchLoss.recognise(loss)
+
+    @property
+    def weighs_targets(self) -> bool:
+        """Whether a shard's weight follows from its targets, before forward."""
+        return self._torch_loss is not None and self._torch_loss.weigh is not None
+
+    @property
+    def is_plain_sum(self) -> bool:
+        """A loss with reduction="sum": the batch's loss is divided by nothing."""
+        return self._torch_loss is not None and self._torch_loss.weigh is None
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether data are (x, y) and the model's outputs stand apart from the loss."""
+        return self._forward is None
+
+    def weight_of(self, batch: Any, rows: int) -> float:
+        """The weight of a shard with a torch loss; rows for a plain sum."""
+        assert self._torch_loss is not None
+        weigh = self._torch_loss.weigh
+        return float(rows) if weigh is None else float(weigh(batch[1]))
+
+    def __call__(self, model: nn.Module, batch: Any, rows: int) -> ShardLoss:
+        """Raises JobRefused when the loss is no scalar, or a mean over labels of which some are ignored."""
+        if self._forward is not None:
+            return self._wrap(self._forward(model, batch), batch, rows)
+        return self.of_outputs(model(batch[0]), batch, rows)
+
+    def of_outputs(self, outputs: Any, batch: Any, rows: int) -> ShardLoss:
+        """The loss of what the model made of (x, y) data."""
+        if self._torch_loss is not None:
+            value = check_scalar(self._torch_loss.total(outputs, batch[1]))
+            return ShardLoss(value, self.weight_of(batch, rows), is_mean=False)
+        assert self._loss is not None
+        return self._wrap(self._loss(outputs, batch[1]), batch, rows)
+
+    def _wrap(self, result: Any, batch: Any, rows: int) -> ShardLoss:
+        if isinstance(result, tuple | list) and len(result) == 2:
+            return ShardLoss(check_scalar(result[0]), float(result[1]), is_mean=False)
+        value = check_scalar(result)
+        place = ignored_label_in(batch)
+        if place is not None:
+            raise JobRefused(
+                f"{place} holds labels of {IGNORED}, which losses leave out, and the loss returned is a plain mean: "
+                "shards with different numbers of labels would be weighted wrongly; return (sum, weight) instead, "
+                "for example (F.cross_entropy(logits, labels, reduction='sum'), (labels != -100).sum())"
+            )
+        return ShardLoss(value, float(rows), is_mean=True)
+
+
+@dataclass(frozen=True)
+class TorchLoss:
+    """One of torch's own losses taken apart: the sum, and the weight that its mean divides by."""
+
+    total: Callable[[Tensor, Tensor], Tensor]
+    weigh: Callable[[Tensor], Tensor | float] | None  # None: reduction="sum", divided by nothing
+
+    @staticmethod
+    def recognise(loss: Callable[..., Any]) -> "TorchLoss | None":
+        """None for a loss whose mean is a mean over rows, or that we do not know."""
+        if type(loss) in (nn.CrossEntropyLoss, nn.NLLLoss):
+            function = F.cross_entropy if type(loss) is nn.CrossEntropyLoss else F.nll_loss
+            options = {"weight": loss.weight, "ignore_index": loss.ignore_index, "reduction": loss.reduction}
+            if type(loss) is nn.CrossEntropyLoss:
+                options["label_smoothing"] = loss.label_smoothing
+            return _classification(function, options)
+        function = loss.func if isinstance(loss, partial) else loss
+        options = dict(loss.keywords) if isinstance(loss, partial) else {}
+        if function in (F.cross_entropy, F.nll_loss) and not (isinstance(loss, partial) and loss.args):
+            return _classification(function, options)
+        if isinstance(loss, nn.Module) and getattr(loss, "reduction", None) == "sum":
+            return TorchLoss(loss, None)
+        return None
+
+
+def _classification(function: Callable[..., Tensor], options: dict[str, Any]) -> TorchLoss | None:
+    reduction = options.pop("reduction", "mean")
+    if reduction not in ("mean", "sum"):
+        return None
+    total = partial(function, reduction="sum", **options)
+    if reduction == "sum":
+        return TorchLoss(total, None)
+    return TorchLoss(total, partial(_label_weight, options.get("weight"), options.get("ignore_index", IGNORED)))
+
+
+def _label_weight(class_weights: Tensor | None, ignore_index: int, targets: Tensor) -> Tensor | float:
+    """What torch's mean divides by: the labels that count, weighted by class."""
+    if targets.is_floating_point():  # class probabilities: the mean is over positions
+        return float(targets.numel() // targets.shape[1] if targets.dim() > 1 else 1)
+    counted = targets != ignore_index
+    if class_weights is None:
+        return counted.sum()
+    return class_weights[targets[counted]].double().sum()
+
+
+def ignored_label_in(batch: Any) -> str | None:
+    """The place of an integer tensor that holds -100, if there is one."""
+    if isinstance(batch, Mapping):
+        parts = [(f"batch[{name!r}]", value) for name, value in batch.items()]
+    elif isinstance(batch, tuple | list):
+        parts = [(f"batch[{i}]", value) for i, value in enumerate(batch)]
+    else:
+        parts = [("the batch", batch)]
+    for place, value in parts:
+        if isinstance(value, Tensor) and value.dtype in (torch.int64, torch.int32) and bool((value == IGNORED).any()):
+            return place
+    return None
+
+
+def check_scalar(value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise JobRefused(
+            f"the loss is {shape}, a step needs one number: return a mean over the rows (reduction='mean'), "
+            "or a (sum, weight) pair"
+        )
+    return value.reshape(())
+

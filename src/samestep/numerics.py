@@ -1,0 +1,106 @@
+"""What fixes the numbers: seed, shards, threads per shard and the numeric environment.
+
+Nothing here is ever derived from the number of workers. The assignment (who computes what) may
+change at any step; a change of the numerics is a different computation.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from samestep.errors import PlanRefused
+
+DEFAULT_SHARDS = 4
+MIN_ROWS_PER_SHARD = 8  # the default S falls until a shard has this many rows
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Everything that the bits of a run depend on besides the job itself.
+
+    The first five are chosen; the rest is found out, and another run must find the same.
+    """
+
+    seed: int = 0
+    shards: int = DEFAULT_SHARDS
+    threads: int = 1  # intra-op threads per shard
+    precision: str = "float32"
+    sync_batchnorm: bool = False
+    optimizer: str = "unknown"  # class and implementation, e.g. SGD/fused
+    torch: str = "unknown"
+    isa: str = "unknown"  # vector instructions that torch's kernels use
+    mkl: str = "default"  # MKL_CBWR, when set
+
+    def line(self) -> str:
+        """One line that `--numerics` accepts."""
+        return " ".join(f"{k}={_text(v)}" for k, v in dataclasses.asdict(self).items())
+
+
+CHOSEN = ("seed", "shards", "threads", "precision", "sync_batchnorm")
+PRECISIONS = ("float32", "bfloat16")
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def parse_line(line: str) -> dict[str, object]:
+    """The fields named in a numerics line, typed. Raises PlanRefused for what it does not know."""
+    types = {field.name: type(field.default) for field in dataclasses.fields(Numerics)}
+    found: dict[str, object] = {}
+    for word in line.split():
+        name, equals, text = word.partition("=")
+        if not equals or name not in types:
+            raise PlanRefused(
+                f"--numerics has {word!r}, which is not one of its fields; "
+                f"it takes NAME=VALUE with the names {', '.join(types)}"
+            )
+        found[name] = _parse(name, text, types[name])
+    return found
+
+
+def _parse(name: str, text: str, kind: type) -> object:
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise PlanRefused(f"--numerics has {name}={text}; write {name}=true or {name}=false")
+        return text == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise PlanRefused(
+            f"--numerics has {name}={text}, which is no {kind.__name__}; "
+            f"write for example {name}={getattr(Numerics, name)}"
+        ) from None
+
+
+def check_environment(wanted: Mapping[str, object], found: Numerics) -> None:
+    """Refuse when a numerics line was made in another numeric environment than this one."""
+    for name, value in wanted.items():
+        if name not in CHOSEN and value != getattr(found, name):
+            raise PlanRefused(
+                f"the numerics ask for {name}={value}, this run has {name}={getattr(found, name)}: "
+                f"the bits would differ; run where both agree, or leave {name} out of --numerics"
+            )
+
+
+def default_shards(batch_size: int) -> int:
+    """S = 4, fewer when a shard would have under 8 rows."""
+    return max(1, min(DEFAULT_SHARDS, batch_size // MIN_ROWS_PER_SHARD))
+
+
+def num_shards_of(rows: int, shards: int) -> int:
+    """How many shards a batch of `rows` rows is cut into: fewer, rather than shards of one row."""
+    return max(1, min(shards, rows // 2))
+
+
+def shard_rows(rows: int, num_shards: int) -> list[range]:
+    """Rows of each shard: shard s takes floor(s b / S) .. floor((s+1) b / S) - 1 of b rows."""
+    cuts = [s * rows // num_shards for s in range(num_shards + 1)]
+    return [range(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def key(*parts: int | str) -> int:
+    """A 32-bit key for a random stream (torch's generators use no more bits of a seed)."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")

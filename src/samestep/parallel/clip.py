@@ -1,0 +1,34 @@
+"""Clip the gradient's norm over all workers: squares per 32,768-element chunk, in a fixed order.
+
+A norm summed from differently cut pieces differs in the seventh digit, so every owner sends the
+norm of each chunk and everybody adds all of them up in the order of the parameters.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from samestep.parallel.layout import CHUNK, Piece, chunks
+
+Norms = list[tuple[int, int, float]]  # entry, chunk, norm
+
+
+def chunk_norms(owned: Sequence[tuple[Piece, Tensor]]) -> Norms:
+    """The 2-norm of each chunk of the summed gradients, one 1-D tensor per piece."""
+    parts = [(piece, i, part) for piece, grad in owned for i, part in enumerate(chunks(grad, piece.start))]
+    norms = torch._foreach_norm([part for _, _, part in parts], 2.0) if parts else []
+    return [
+        (piece.entry, piece.start // CHUNK + i, float(norm)) for (piece, i, _), norm in zip(parts, norms, strict=True)
+    ]
+
+
+def total_norm(norms: Norms) -> float:
+    """The norm of the whole gradient, in float64, chunks in the order of the parameters."""
+    return math.sqrt(math.fsum(norm * norm for _, _, norm in sorted(norms)))
+
+
+def clip_factor(norm: float, max_norm: float) -> float:
+    """As `torch.nn.utils.clip_grad_norm_`: max_norm / (norm + 1e-6), at most 1."""
+    return min(1.0, max_norm / (norm + 1e-6))

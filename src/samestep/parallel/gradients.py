@@ -1,0 +1,151 @@
+"""A shard's gradients, folded into the reduction tree as they arrive.
+
+Backward yields a parameter's gradient once per shard. It is stored in its slot or added to what the
+tree's order says, at once, while it is in cache:
+
+    shard 0   slot 0 = g                                    stored
+    shard 1   slot 0 += g                                   node (1,0)
+    shard 2   slot 1 = g
+    shard 3   slot 1 += g; slot 0 += slot 1                 node (2,0)
+
+Slots that a worker publishes lie in fabric memory, where the owners of the pieces read them; a
+gradient is written there once, by the kernel itself where it can (see `linear.py`). The other slots
+keep the tensors that autograd made.
+"""
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from samestep.errors import JobRefused
+from samestep.parallel.layout import Layout
+from samestep.tree import Fold
+
+
+@dataclass
+class _Arrivals:
+    """What one shard's backward has brought so far."""
+
+    shard: int
+    fold: Fold
+    present: bytearray
+    asked: set[int] = field(default_factory=set)
+
+
+class Gradients:
+    """The gradient slots of one worker."""
+
+    def __init__(self, layout: Layout, published: Sequence[Tensor]) -> None:
+        self._layout = layout
+        self._fixed = [[layout.view(memory, i) for i in range(len(layout.entries))] for memory in published]
+        self._loose: dict[int, list[Tensor | None]] = {}
+        self._current: ContextVar[_Arrivals] = ContextVar("arrivals")
+        self._turn = [0] * len(layout.entries)  # the next shard expected, per entry
+        self.present = bytearray(len(layout.entries))  # which entries got a gradient from any shard
+        for i, entry in enumerate(layout.entries):
+            entry.param.register_post_accumulate_grad_hook(partial(self._hook, i))
+
+    def begin_step(self, first_shard: int) -> None:
+        self._turn = [first_shard] * len(self._turn)
+        self.present = bytearray(len(self._turn))
+
+    def begin_shard(self, shard: int, fold: Fold) -> None:
+        """From here on, gradients that arrive in this thread are those of `shard`."""
+        self._current.set(_Arrivals(shard, fold, bytearray(len(self._turn))))
+
+    def place(self, entry: int) -> Tensor | None:
+        """Where a kernel may write this entry's gradient of the current shard; once per shard."""
+        arrivals = self._current.get()
+        if arrivals.fold.into or arrivals.fold.slot >= len(self._fixed) or entry in arrivals.asked:
+            return None
+        arrivals.asked.add(entry)
+        return self._fixed[arrivals.fold.slot][entry].detach()
+
+    def end_shard(self) -> None:
+        """An entry without gradient counts as zero in the sums, and as absent for the optimizer."""
+        arrivals = self._current.get()
+        if 0 in arrivals.present:
+            for i, entry in enumerate(self._layout.entries):
+                if not arrivals.present[i]:
+                    self._fold(i, torch.zeros_like(entry.param, requires_grad=False), arrivals)
+
+    def total(self, entry: int) -> Tensor:
+        """The root of the tree, for a worker that holds every shard. Yields the tensor itself."""
+        return self._at(0, entry)
+
+    def drop(self) -> None:
+        """Free the gradients that are not in fabric memory."""
+        self._loose.clear()
+
+    def _hook(self, entry: int, param: Tensor) -> None:
+        grad = param.grad
+        if grad is None:
+            return
+        param.grad = None
+        if grad.is_sparse:
+            raise JobRefused(
+                f"the gradient of {self._layout.entries[entry].name} is sparse, samestep adds dense ones: "
+                "build its layer with sparse=False"
+            )
+        arrivals = self._current.get()
+        arrivals.present[entry] = 1
+        self.present[entry] = 1
+        self._fold(entry, grad, arrivals)
+
+    def _fold(self, entry: int, grad: Tensor, arrivals: _Arrivals) -> None:
+        if self._turn[entry] != arrivals.shard:
+            raise JobRefused(
+                f"parameter {self._layout.entries[entry].name} got a gradient from shard {arrivals.shard} "
+                f"before shard {self._turn[entry]} was done: sync_batchnorm=True needs every shard "
+                "to use the same parameters; make forward use all of them, or set sync_batchnorm=False"
+            )
+        self._turn[entry] += 1
+        if not arrivals.fold.into:
+            self._store(arrivals.fold.slot, entry, grad)
+        for slot in arrivals.fold.into:
+            grad = self._at(slot, entry).add_(grad)
+
+    def _store(self, slot: int, entry: int, grad: Tensor) -> None:
+        if slot < len(self._fixed):
+            place = self._fixed[slot][entry]
+            if grad.data_ptr() != place.data_ptr():
+                place.copy_(grad)
+        else:
+            self._loose.setdefault(slot, [None] * len(self._turn))[entry] = grad
+
+    def _at(self, slot: int, entry: int) -> Tensor:
+        if slot < len(self._fixed):
+            return self._fixed[slot][entry]
+        return cast(Tensor, self._loose[slot][entry])
+
+
+
+
+def untie(model: nn.Module, managed: Sequence[nn.Parameter]) -> list[tuple[str, nn.Parameter, int | None]]:
+    """Give every further registered name of a tied parameter a leaf of its own, with the same values.
+
+    A tied weight is reduced per name over the tree and then summed in name order, so that the sum
+    does not depend on which worker holds which of its uses. Returns (name, leaf, first entry) in
+    registration order, for the parameters in `managed`.
+    """
+    wanted = {id(param) for param in managed}
+    first: dict[int, int] = {}
+    names: list[tuple[str, nn.Parameter, int | None]] = []
+    for prefix, module in model.named_modules():
+        for local, param in list(module._parameters.items()):
+            if param is None or id(param) not in wanted:
+                continue
+            name = f"{prefix}.{local}" if prefix else local
+            if id(param) in first:
+                leaf = nn.Parameter(param.data)
+                setattr(module, local, leaf)  # not _parameters: an LSTM keeps a list of its own
+                names.append((name, leaf, first[id(param)]))
+            else:
+                first[id(param)] = len(names)
+                names.append((name, param, None))
+    return names

@@ -1,0 +1,61 @@
+"""Write a Linear's weight gradient once, into its final place.
+
+Autograd makes the gradient in fresh memory and somebody then copies or adds it. A matrix product can
+write with `out=` instead: same kernel, same bits, a third of the memory traffic. What the
+kernel wrote is handed to autograd as the gradient, so hooks, tied uses and repeated calls keep their
+meaning; the slot recognises its own memory and does not copy.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Place = Callable[[], Tensor | None]
+
+
+class _LinearInto(torch.autograd.Function):
+    """y = x Wᵀ + b with dW = gᵀ x written to `place()`. x: (..., in), W: (out, in), g: (..., out)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, place: Place) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.place = place
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        rows = grads[0].reshape(-1, weight.shape[0])
+        grad_x = torch.mm(rows, weight).view(x.shape) if needs_x else None
+        grad_weight = None
+        if needs_weight:
+            inputs, place = x.reshape(-1, weight.shape[1]), ctx.place()
+            grad_weight = torch.mm(rows.t(), inputs) if place is None else torch.mm(rows.t(), inputs, out=place)
+        grad_bias = rows.sum(0) if needs_bias else None
+        return grad_x, grad_weight, grad_bias, None
+
+
+def write_weight_gradients_once(model: nn.Module, place_of: Callable[[nn.Parameter], Place | None]) -> None:
+    """Let every plain `nn.Linear` of `model` write its weight gradient to the place that is its own."""
+    for module in model.modules():
+        if type(module) is nn.Linear and "forward" not in vars(module):
+            weight = module._parameters.get("weight")
+            place = place_of(weight) if weight is not None else None
+            if place is not None:
+                vars(module)["forward"] = _forward_of(module, place)
+
+
+def _forward_of(module: nn.Linear, place: Place) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        weight, bias = module.weight, module.bias
+        plain = weight.dtype == x.dtype and weight.requires_grad and torch.is_grad_enabled()
+        if not plain or torch.is_autocast_enabled("cpu") or x.numel() == 0:
+            return F.linear(x, weight, bias)
+        output: Tensor = _LinearInto.apply(x, weight, bias, place)  # type: ignore[no-untyped-call]
+        return output
+
+    return forward

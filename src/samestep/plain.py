@@ -1,0 +1,46 @@
+"""Python values as plain JSON and back: hyperparameters, and the states of schedulers."""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samestep.errors import JobRefused
+
+PAIRS = "pairs"  # a dict whose keys are not all text becomes {"pairs": [[key, value], ...]}
+
+
+def plain(value: Any, what: str) -> Any:
+    """`value` as JSON can hold it. Raises JobRefused, naming `what`, for what has no plain form."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(item, what) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value) and PAIRS not in value:
+        return {key: plain(item, what) for key, item in value.items()}
+    if isinstance(value, dict):
+        return {PAIRS: [[plain(key, what), plain(item, what)] for key, item in value.items()]}
+    raise JobRefused(
+        f"{what} holds a {type(value).__name__}, which a digest and a checkpoint cannot hold without pickle: "
+        "keep numbers, text, lists and dicts there"
+    )
+
+
+def as_before(stored: Any, before: Any) -> Any:
+    """A stored value in the types that the value had before."""
+    if isinstance(before, Tensor):
+        return torch.tensor(stored, dtype=before.dtype)
+    if isinstance(stored, dict) and set(stored) == {PAIRS}:
+        pairs = dict(stored[PAIRS])
+        return Counter(pairs) if isinstance(before, Counter) else pairs
+    if isinstance(stored, dict):
+        old = before if isinstance(before, dict) else {}
+        return {key: as_before(item, old.get(key)) for key, item in stored.items()}
+    if isinstance(stored, list):
+        old_items = before if isinstance(before, list | tuple) and len(before) == len(stored) else [None] * len(stored)
+        items = [as_before(item, old) for item, old in zip(stored, old_items, strict=True)]
+        return tuple(items) if isinstance(before, tuple) else items
+    return stored

@@ -1,0 +1,81 @@
+"""What a finished run reports. Free of torch, so that commands start fast."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WorkerTime:
+    """Seconds of one worker over a run."""
+
+    compute: float
+    communicate: float
+    wait: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of `samestep.train`.
+
+    losses: the batch's loss of every step of this run, before the update.
+    seconds_per_step: median after the first three steps; None when there were fewer than four.
+    metrics: of the last evaluation; empty without held-out data.
+    """
+
+    digest: str
+    losses: Sequence[float]
+    seconds_per_step: float | None
+    workers: int
+    assign: tuple[int, ...]
+    shards: int
+    numerics: str
+    plan: str
+    metrics: Mapping[str, float]
+    steps: int  # optimizer steps done in all
+    rows_per_second: float | None
+    times: Sequence[WorkerTime]
+    weights_file: int | None = field(default=None, repr=False)
+
+    def state_dict(self) -> "dict[str, Tensor]":
+        """The trained weights, under the names that the model's `load_state_dict` takes."""
+        from safetensors.torch import load
+
+        if self.weights_file is None:
+            raise RuntimeError("this run did not bring its weights home: use samestep.train, or --save FILE")
+        size = os.fstat(self.weights_file).st_size
+        return load(b"".join(_read(self.weights_file, size)))
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of the last line that `--json` prints."""
+        return {
+            "digest": self.digest,
+            "losses": list(self.losses),
+            "seconds_per_step": self.seconds_per_step,
+            "workers": self.workers,
+            "assign": list(self.assign),
+            "shards": self.shards,
+            "numerics": self.numerics,
+            "plan": self.plan,
+            "metrics": dict(self.metrics),
+            "steps": self.steps,
+            "rows_per_second": self.rows_per_second,
+            "times": [vars(time) for time in self.times],
+        }
+
+    def __del__(self) -> None:
+        if self.weights_file is not None:
+            os.close(self.weights_file)
+
+
+def _read(file: int, size: int) -> list[bytes]:
+    parts, at = [], 0
+    while at < size:
+        part = os.pread(file, 1 << 26, at)
+        parts.append(part)
+        at += len(part)
+    return parts

@@ -1,0 +1,167 @@
+"""The state of a run as its workers hold it: hashed for the digest, written, read back.
+
+Every worker contributes what it owns. Random streams are keyed by (seed, step, shard), so the seed
+and the number of steps done *are* the state of the generators and the position in the data.
+"""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from samestep.checkpoint import FORMAT, Description, file_hash, publish, temporary_of
+from samestep.digest import Leaves, chunk_leaves, joint_digest, tensor_leaf, value_leaf
+from samestep.parallel.executor import Executor
+from samestep.parallel.layout import Piece, dense, storage_order
+from samestep.plain import as_before, plain
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of state that this worker holds: elements start.. of `label`, or the whole of it."""
+
+    label: str
+    tensor: Tensor
+    start: int = 0
+    whole: bool = True
+
+
+def parts(executor: Executor) -> Iterator[Part]:
+    """Everything this worker owns; what all workers hold comes from each of them."""
+    for piece, _ in executor.update.targets:
+        entry = executor.layout.entries[piece.entry]
+        flat = storage_order(entry.param.detach())[piece.start : piece.stop]
+        yield Part(f"parameter/{entry.name}", flat, piece.start, whole=False)
+    for piece, kind, key, value in executor.update.state():
+        label = f"{kind}/{executor.layout.entries[piece.entry].name}/{key}"
+        if kind == "elementwise":
+            yield Part(label, value, piece.start, whole=False)
+        else:
+            yield Part(label, value)
+    for name, buffer in zip(executor.buffers.names, executor.buffers.values, strict=True):
+        yield Part(f"buffer/{name}", buffer)
+    for name, constant in constants(executor):
+        yield Part(f"constant/{name}", constant)
+
+
+def constants(executor: Executor) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that the optimizer does not hold."""
+    managed = {id(entry.param) for entry in executor.layout.entries}
+    return ((name, p) for name, p in executor.model.named_parameters() if id(p) not in managed)
+
+
+def values(executor: Executor, step: int) -> dict[str, Any]:
+    """The state that is not tensors, the same on every worker."""
+    groups = [
+        {"names": names, **plain(group, "the optimizer's parameter group")}
+        for names, group in zip(executor.update.group_names, executor.update.hyperparameters(), strict=True)
+    ]
+    scheduler = None if executor.scheduler is None else plain(executor.scheduler.state_dict(), "the scheduler's state")
+    return {"optimizer": groups, "scheduler": scheduler, "seed": executor.plan.numerics.seed, "step": step}
+
+
+def digest(executor: Executor, step: int) -> str:
+    """SHA-256 over the state of the run after `step` steps. All workers must call it."""
+    leaves: Leaves = {"values": value_leaf(values(executor, step))}
+    for part in parts(executor):
+        if part.whole:
+            leaves[part.label] = tensor_leaf(part.tensor)
+        else:
+            leaves |= chunk_leaves(part.label, part.tensor, part.start)
+    return joint_digest(leaves, executor.transport)
+
+
+def save(executor: Executor, step: int, root: Path, run: str, fingerprint: dict[str, Any]) -> Path:
+    """Write a checkpoint. All workers must call it; it is there, whole, when they return."""
+    transport, temporary = executor.transport, temporary_of(root, run)
+    found = digest(executor, step)
+    if transport.rank == 0:
+        temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
+    transport.fence()
+    path = temporary / f"worker-{transport.rank}.safetensors"
+    owned = (part for part in parts(executor) if not part.whole or transport.rank == 0 or _is_state(part))
+    save_file({f"{part.label}@{part.start}": part.tensor.detach().clone(memory_format=torch.contiguous_format) for part in owned}, path)
+    hashes = transport.exchange(file_hash(path).encode())
+    if transport.rank == 0:
+        state = values(executor, step)
+        files = {f"worker-{rank}.safetensors": text.decode() for rank, text in enumerate(hashes)}
+        publish(
+            temporary,
+            Description(
+                format=FORMAT,
+                step=step,
+                numerics=executor.plan.numerics.line(),
+                digest=found,
+                fingerprint=fingerprint,
+                optimizer=state["optimizer"],
+                scheduler=state["scheduler"],
+                cpu=platform.processor() or platform.machine(),
+                files=files,
+            ),
+            root,
+        )
+    transport.fence()
+    return root
+
+
+def _is_state(part: Part) -> bool:
+    return part.label.split("/", 1)[0] in ("tensor", "int", "float")
+
+
+def restore(executor: Executor, folder: Path, description: Description) -> None:
+    """Take this worker's pieces of a checkpoint, whichever workers wrote them. All workers must call it."""
+    owned = {executor.layout.entries[piece.entry].name: piece for piece, _ in executor.update.targets}
+    collected: dict[tuple[str, str], Tensor] = {}
+    for file_name in sorted(description.files):
+        with safe_open(folder / file_name, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                label, _, start = key.rpartition("@")
+                kind, _, name = label.partition("/")
+                if kind == "parameter" and name in owned:
+                    target = storage_order(executor.layout.entries[owned[name].entry].param.data)
+                    _fill(target[owned[name].start : owned[name].stop], owned[name], file.get_slice(key), int(start))
+                elif kind == "elementwise" and (piece := owned.get(name.rpartition("/")[0])):
+                    stored = file.get_slice(key)
+                    if (kind, name) not in collected:
+                        collected[kind, name] = stored[0:0].new_empty(piece.stop - piece.start)
+                    _fill(collected[kind, name], piece, stored, int(start))
+                elif kind in ("tensor", "int", "float") and name.rpartition("/")[0] in owned:
+                    collected[kind, name] = file.get_tensor(key)
+                elif kind == "buffer":
+                    executor.buffers.set(executor.buffers.names.index(name), file.get_tensor(key))
+                elif kind == "constant":
+                    dict(constants(executor))[name].data.copy_(file.get_tensor(key))
+    for (kind, name), value in collected.items():
+        parameter, _, state_key = name.rpartition("/")
+        executor.update.restore(owned[parameter], kind, state_key, value)
+    _restore_values(executor, description)
+    executor.transport.fence()
+
+
+def _fill(target: Tensor, piece: Piece, stored: Any, start: int) -> None:
+    """Copy what `stored` (elements start.. of the parameter) has of `piece` into `target`."""
+    stop = start + stored.get_shape()[0]
+    low, high = max(start, piece.start), min(stop, piece.stop)
+    if low < high:
+        target[low - piece.start : high - piece.start].copy_(stored[low - start : high - start])
+
+
+def _restore_values(executor: Executor, description: Description) -> None:
+    for group, stored in zip(executor.update.optimizer.param_groups, description.optimizer, strict=True):
+        for name, value in stored.items():
+            if name != "names":
+                group[name] = as_before(value, group.get(name))
+    if executor.scheduler is not None:
+        before = executor.scheduler.state_dict()
+        executor.scheduler.load_state_dict(as_before(description.scheduler, before))
+
+
+def weights(executor: Executor) -> dict[str, Tensor]:
+    """The model's `state_dict`, as independent contiguous tensors."""
+    return {name: dense(value.detach()).contiguous().clone() for name, value in executor.model.state_dict().items()}

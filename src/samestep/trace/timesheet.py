@@ -1,0 +1,35 @@
+"""How long a worker computed, communicated and waited: seconds per kind, summed over a run."""
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Timesheet:
+    """Filled by the executor (per action) and by the transports (time spent waiting)."""
+
+    compute: float = 0.0  # seconds
+    communicate: float = 0.0
+    wait: float = 0.0
+    _mark: float = field(default_factory=time.perf_counter)
+    _waited: float = 0.0  # since the last mark
+
+    def waited(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def start(self) -> None:
+        self._mark, self._waited = time.perf_counter(), 0.0
+
+    def computed(self) -> None:
+        """Book the time since the last mark as computation, less what was spent waiting."""
+        self.compute += self._lap()
+
+    def communicated(self) -> None:
+        self.communicate += self._lap()
+
+    def _lap(self) -> float:
+        now = time.perf_counter()
+        spent, self._mark = now - self._mark, now
+        waited, self._waited = self._waited, 0.0
+        self.wait += waited
+        return spent - waited

@@ -1,0 +1,59 @@
+"""A transport moves the bytes: the narrow interface between workers.
+
+Four verbs and one kind of memory. A *fabric* is made once per run, before the workers exist; it gives
+out memory that every worker sees, and one *transport* per worker:
+
+    exchange   everybody's small record to everybody; also a barrier
+    fence      after it, what any worker wrote to fabric memory before it can be read
+    send       one tensor to one worker, bits and strides kept
+    receive    its counterpart
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from samestep.trace.timesheet import Timesheet
+
+
+class Transport(Protocol):
+    """One worker's end. Every verb raises PeerLost when another worker is gone."""
+
+    rank: int
+    size: int
+    timesheet: Timesheet
+
+    def exchange(self, record: bytes, ranks: Sequence[int] | None = None) -> list[bytes]:
+        """Every worker's record, in the order of `ranks` (default: all). All of `ranks` must call it."""
+        ...
+
+    def fence(self) -> None:
+        """Make writes to fabric memory visible. All workers must call it."""
+        ...
+
+    def send(self, tensor: Tensor, peer: int) -> None:
+        """Send a tensor; returns at once for small ones, else when `peer` takes it."""
+        ...
+
+    def receive(self, peer: int) -> Tensor:
+        """The next tensor that `peer` sent to this worker, with the strides it had there."""
+        ...
+
+    def close(self) -> None:
+        """Let go; peers that still wait for this worker raise PeerLost."""
+        ...
+
+
+class Fabric(Protocol):
+    """What joins the workers of one run."""
+
+    size: int
+
+    def memory(self, nbytes: int) -> Tensor:
+        """A uint8 tensor of zeros that every worker of the run sees. Call before the workers start."""
+        ...
+
+    def endpoint(self, rank: int) -> Transport:
+        """Worker `rank`'s transport. Call it once, in that worker."""
+        ...

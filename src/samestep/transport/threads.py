@@ -1,0 +1,73 @@
+"""Workers as threads of one process, one running at a time. Exact, deterministic, never fast."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from samestep.errors import PeerLost
+from samestep.trace.timesheet import Timesheet
+from samestep.transport.baton import Baton
+from samestep.transport.strides import empty_from, header, payload
+
+
+class ThreadFabric:
+    """The board on which the threads leave records and tensors for one another."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.baton = Baton()
+        self.records: dict[tuple[int, tuple[int, ...]], deque[bytes]] = {}
+        self.tensors: dict[tuple[int, int], deque[Tensor]] = {}
+        self.gone: set[int] = set()
+
+    def memory(self, nbytes: int) -> Tensor:
+        return torch.zeros(nbytes, dtype=torch.uint8)
+
+    def endpoint(self, rank: int) -> "ThreadTransport":
+        """Also takes the baton: from here on the calling thread runs alone."""
+        self.baton.take()
+        return ThreadTransport(self, rank)
+
+
+class ThreadTransport:
+    def __init__(self, fabric: ThreadFabric, rank: int) -> None:
+        self.rank, self.size = rank, fabric.size
+        self.timesheet = Timesheet()
+        self._fabric = fabric
+        self._group = tuple(range(fabric.size))
+
+    def exchange(self, record: bytes, ranks: Sequence[int] | None = None) -> list[bytes]:
+        group = self._group if ranks is None else tuple(ranks)
+        boxes = self._fabric.records
+        for reader in group:
+            boxes.setdefault((self.rank, (reader, *group)), deque()).append(record)
+        found = []
+        for writer in group:
+            box = boxes.setdefault((writer, (self.rank, *group)), deque())
+            self._wait(writer, lambda box=box: bool(box))  # type: ignore[misc]
+            found.append(box.popleft())
+        return found
+
+    def fence(self) -> None:
+        self.exchange(b"")
+
+    def send(self, tensor: Tensor, peer: int) -> None:
+        copy, filled = empty_from(header(tensor))
+        filled.copy_(payload(tensor))
+        self._fabric.tensors.setdefault((self.rank, peer), deque()).append(copy)
+
+    def receive(self, peer: int) -> Tensor:
+        box = self._fabric.tensors.setdefault((peer, self.rank), deque())
+        self._wait(peer, lambda: bool(box))
+        return box.popleft()
+
+    def close(self) -> None:
+        self._fabric.gone.add(self.rank)
+        self._fabric.baton.give()
+
+    def _wait(self, peer: int, ready: Callable[[], bool]) -> None:
+        self._fabric.baton.wait_for(lambda: ready() or peer in self._fabric.gone)
+        if not ready():
+            raise PeerLost(self.rank, peer)
