@@ -106,12 +106,13 @@ def _where(job: Callable[..., Any] | str) -> dict[str, Any]:
         return {"module": job.__module__, "function": name}
     file_name = getattr(main, "__file__", None)
     if file_name is None:
-        raise JobRefused(f"workers cannot import {name}, which was typed in: save it in a file and import it from there")
+        raise JobRefused(
+            f"workers cannot import {name}, which was typed in: save it in a file and import it from there"
+        )
     return {"file": str(Path(file_name).absolute()), "module": "__main__", "function": name}
 
 
 def guard_missing(module: str) -> JobRefused:
     return JobRefused(
-        f"this script ({module}) trains while workers import it: put what it runs under\n"
-        '    if __name__ == "__main__":'
+        f'this script ({module}) trains while workers import it: put what it runs under\n    if __name__ == "__main__":'
     )

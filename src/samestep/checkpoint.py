@@ -114,7 +114,8 @@ def check_same(description: Description, fingerprint: Mapping[str, Any], numeric
         if there != here:
             raise CheckpointRefused(
                 f"checkpoint {folder} is of another job: its {name} is {_brief(there, here)}, "
-                f"this job's is {_brief(here, there)}: resume with the job that wrote it, or use another --checkpoint folder"
+                f"this job's is {_brief(here, there)}: "
+                "resume with the job that wrote it, or use another --checkpoint folder"
             )
     return check_numerics(description, numerics, folder)
 
@@ -132,7 +133,10 @@ def check_numerics(description: Description, numerics: str, folder: Path) -> lis
                 f"checkpoint {folder} has the numerics {name}={there.get(name)}, this run has {name}={here[name]}: "
                 f'the bits would not go on as they began; resume with --numerics "{description.numerics}"'
             )
-        warnings.append(f"the checkpoint was written with {name}={there.get(name)}, this run has {name}={here[name]}: the bits may differ")
+        warnings.append(
+            f"the checkpoint was written with {name}={there.get(name)}, this run has {name}={here[name]}: "
+            "the bits may differ"
+        )
     return warnings
 
 

@@ -70,9 +70,11 @@ def _request(job: str, settings: tuple[str, ...], options: dict[str, Any]) -> Re
     for name in ("steps", "epochs", "every"):
         if options[name] is not None and options[name] < 1:
             raise Refused(f"--{name} {options[name]}: it must be at least 1")
-    paths = {name: str(Path(options[name]).absolute()) for name in ("save", "checkpoint") if options[name] is not None}
-    if "save" in paths and not Path(paths["save"]).parent.is_dir():
-        raise Refused(f"--save {options['save']}: there is no folder {Path(paths['save']).parent}; make it first")
+    for name in ("save", "checkpoint"):
+        if options[name] is not None:
+            options[name] = str(Path(options[name]).absolute())
+    if options["save"] is not None and not Path(options["save"]).parent.is_dir():
+        raise Refused(f"--save {options['save']}: there is no such folder; make it first")
     return Request(
         run=uuid.uuid4().hex[:12],
         file=str(file),
@@ -85,8 +87,7 @@ def _request(job: str, settings: tuple[str, ...], options: dict[str, Any]) -> Re
         folder=str(Path.cwd()),
         path=tuple(sys.path),
         mkl=mkl_mode(),
-        **{n: v for n, v in options.items() if n not in ("assign", "save", "checkpoint")},
-        **paths,
+        **{name: value for name, value in options.items() if name != "assign"},
     )
 
 
@@ -95,7 +96,9 @@ def split_job(job: str) -> tuple[Path, str]:
     name, colon, function = job.rpartition(":")
     file, function = (Path(name), function) if colon and name else (Path(job), "job")
     if not file.is_file():
-        raise JobRefused(f"there is no file {file} (looked in {Path.cwd()}): name a Python file that has the job function")
+        raise JobRefused(
+            f"there is no file {file} (looked in {Path.cwd()}): name a Python file that has the job function"
+        )
     if file.suffix != ".py":
         raise JobRefused(f"{file} is not a Python file: a job is a function in a .py file")
     return file.absolute(), function or "job"
@@ -105,7 +108,9 @@ def parse_assign(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise PlanRefused(f"--assign {text!r} is not a list of numbers: write shards per worker, for instance 5,3") from None
+        raise PlanRefused(
+            f"--assign {text!r} is not a list of numbers: write shards per worker, for instance 5,3"
+        ) from None
 
 
 def _setting(text: str) -> tuple[str, str]:

@@ -1,15 +1,15 @@
 """The family of exceptions. Every message names both sides, the place and the way out.
 
-    SamestepError                exit code
-      Refused                        2      the job, plan, command or checkpoint cannot be run
-        JobRefused
-        PlanRefused
-        CheckpointRefused
-      TrainingFailed                 1      it went wrong while training
-        LossNotFinite
-        Disagreement                        workers that must agree do not
-        PeerLost                            a secondary error: another worker is gone
-      Interrupted                  130      stopped by the user (128 + SIGINT, as shells count)
+SamestepError                exit code
+  Refused                        2      the job, plan, command or checkpoint cannot be run
+    JobRefused
+    PlanRefused
+    CheckpointRefused
+  TrainingFailed                 1      it went wrong while training
+    LossNotFinite
+    Disagreement                        workers that must agree do not
+    PeerLost                            a secondary error: another worker is gone
+  Interrupted                  130      stopped by the user (128 + SIGINT, as shells count)
 """
 
 

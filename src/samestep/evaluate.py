@@ -94,7 +94,9 @@ def _of_predictions(
     return dict(zip(metrics, struct.unpack(f"<{len(metrics)}d", found), strict=True))
 
 
-def _gathered(mine: dict[int, tuple[Tensor, Tensor]], num_pieces: int, transport: Transport) -> Iterator[tuple[Tensor, Tensor]]:
+def _gathered(
+    mine: dict[int, tuple[Tensor, Tensor]], num_pieces: int, transport: Transport
+) -> Iterator[tuple[Tensor, Tensor]]:
     for piece in range(num_pieces):
         holder = piece % transport.size
         yield mine[piece] if holder == 0 else (transport.receive(holder), transport.receive(holder))

@@ -50,7 +50,8 @@ class Objective:
         if (loss is None) == (forward is None):
             given = "both" if loss else "neither"
             raise JobRefused(
-                f"a Job needs either loss=, for loss(model(x), y), or forward=, for forward(model, batch): {given} given"
+                f"a Job needs either loss=, for loss(model(x), y), or forward=, for forward(model, batch): "
+                f"{given} given"
             )
         if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
             raise JobRefused(f"the loss {type(loss).__name__} has parameters of its own: make it part of the model")
@@ -117,12 +118,10 @@ class TorchLoss:
     @staticmethod
     def recognise(loss: Callable[..., Any]) -> "TorchLoss | None":
         """None for a loss whose mean is a mean over rows, or that we do not know."""
-        if type(loss) in (nn.CrossEntropyLoss, nn.NLLLoss):
-            function = F.cross_entropy if type(loss) is nn.CrossEntropyLoss else F.nll_loss
-            options = {"weight": loss.weight, "ignore_index": loss.ignore_index, "reduction": loss.reduction}
-            if type(loss) is nn.CrossEntropyLoss:
-                options["label_smoothing"] = loss.label_smoothing
-            return _classification(function, options)
+        if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and type(loss) in (nn.CrossEntropyLoss, nn.NLLLoss):
+            names = ["weight", "ignore_index", "reduction", "label_smoothing"]
+            options = {name: getattr(loss, name) for name in names if hasattr(loss, name)}
+            return _classification(F.cross_entropy if "label_smoothing" in options else F.nll_loss, options)
         function = loss.func if isinstance(loss, partial) else loss
         options = dict(loss.keywords) if isinstance(loss, partial) else {}
         if function in (F.cross_entropy, F.nll_loss) and not (isinstance(loss, partial) and loss.args):
@@ -174,4 +173,3 @@ def check_scalar(value: Any) -> Tensor:
             "or a (sum, weight) pair"
         )
     return value.reshape(())
-

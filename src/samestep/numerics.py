@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from samestep.errors import PlanRefused
 
@@ -97,7 +98,7 @@ def num_shards_of(rows: int, shards: int) -> int:
 def shard_rows(rows: int, num_shards: int) -> list[range]:
     """Rows of each shard: shard s takes floor(s b / S) .. floor((s+1) b / S) - 1 of b rows."""
     cuts = [s * rows // num_shards for s in range(num_shards + 1)]
-    return [range(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [range(a, b) for a, b in pairwise(cuts)]
 
 
 def key(*parts: int | str) -> int:

@@ -1,8 +1,8 @@
 """Plan + job -> one worker's parts. The only file that knows all techniques.
 
-    prepare    build the optimizer, give tied names their own leaves, lay the parameters out
-    share      give them memory that every worker sees, filled with the initial values
-    take_part  in the worker: gradients, reduction, buffers, update over that memory
+prepare    build the optimizer, give tied names their own leaves, lay the parameters out
+share      give them memory that every worker sees, filled with the initial values
+take_part  in the worker: gradients, reduction, buffers, update over that memory
 """
 
 from collections.abc import Sequence
@@ -123,6 +123,7 @@ def training_rows(job: Job) -> Rows:
 
 def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int) -> Any:
     """An endless iterator over the batches of worker `rank`'s shards, in the order it computes them."""
+
     def requests() -> Any:
         for epoch, batch in job.row_order(rows.num_rows).batches(first_step):
             num_shards = num_shards_of(len(batch), plan.numerics.shards)

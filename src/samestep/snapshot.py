@@ -86,7 +86,13 @@ def save(executor: Executor, step: int, root: Path, run: str, fingerprint: dict[
     transport.fence()
     path = temporary / f"worker-{transport.rank}.safetensors"
     owned = (part for part in parts(executor) if not part.whole or transport.rank == 0 or _is_state(part))
-    save_file({f"{part.label}@{part.start}": part.tensor.detach().clone(memory_format=torch.contiguous_format) for part in owned}, path)
+    save_file(
+        {
+            f"{part.label}@{part.start}": part.tensor.detach().clone(memory_format=torch.contiguous_format)
+            for part in owned
+        },
+        path,
+    )
     hashes = transport.exchange(file_hash(path).encode())
     if transport.rank == 0:
         state = values(executor, step)

@@ -22,7 +22,6 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 
-
 class Addable(Protocol):
     def __add__(self, other: Any, /) -> Any: ...
 

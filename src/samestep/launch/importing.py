@@ -46,7 +46,7 @@ def _import_file(file: Path, *, script: bool) -> types.ModuleType:
         spec.loader.exec_module(module)
     except Refused:
         raise
-    except BaseException as error:  # noqa: BLE001 - a module may end in any way
+    except BaseException as error:
         raise JobRefused(f"workers cannot import {file}: {_last_line(error)}{_place(error, file)}") from error
     return module
 
@@ -54,7 +54,7 @@ def _import_file(file: Path, *, script: bool) -> types.ModuleType:
 def _import_module(name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         raise JobRefused(
             f"workers cannot import the job's module {name!r}: {_last_line(error)}; "
             "put the job into a file or module that can be imported"
@@ -84,12 +84,18 @@ def call(function: Callable[..., Any], request: Request) -> Job:
         if request.settings_are_text:
             default = parameters[key].default if key in parameters else inspect.Parameter.empty
             settings[key] = typed(name, key, value, hints.get(key, type(default)))
-    missing = [k for k, p in parameters.items() if p.default is p.empty and k not in settings and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [
+        k
+        for k, p in parameters.items()
+        if p.default is p.empty and k not in settings and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
     if missing:
         raise JobRefused(f"{name} needs the setting {missing[0]!r}: give it a default, or --set {missing[0]}=VALUE")
     job = function(**settings)
     if not isinstance(job, Job):
-        raise JobRefused(f"{name} returned a {type(job).__name__}, not a samestep.Job: end it with `return samestep.Job(...)`")
+        raise JobRefused(
+            f"{name} returned a {type(job).__name__}, not a samestep.Job: end it with `return samestep.Job(...)`"
+        )
     return job
 
 
@@ -117,4 +123,6 @@ def typed(function: str, name: str, text: str, kind: Any) -> Any:
             return text
     wanted = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
     example = {"bool": "true", "int": "8", "float": "0.1"}.get(wanted, wanted)
-    raise JobRefused(f"{function} takes {name} as {wanted}, --set gives {text!r}: write for example --set {name}={example}")
+    raise JobRefused(
+        f"{function} takes {name} as {wanted}, --set gives {text!r}: write for example --set {name}={example}"
+    )

@@ -17,22 +17,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from samestep import streams
 from samestep.checkpoint import finished, read_description, remove_unfinished
-from samestep.errors import CheckpointRefused, JobRefused, Refused, SamestepError
-from samestep.job import Job
+from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
 from samestep.launch import wire
 from samestep.launch.importing import call, load_function
+from samestep.launch.outcome import telling
 from samestep.launch.processes import leave, num_threads
 from samestep.launch.request import Request
 from samestep.launch.resolve import chosen_numerics, make_plan, with_numerics
 from samestep.launch.worker import Resumption, Run, run_threads, run_worker
 from samestep.parallel.update import implementation
 from samestep.parallelize import Prepared, bind, prepare, share, training_rows
-from samestep.plan import Plan
 from samestep.transport.shared import SharedFabric
 from samestep.transport.threads import ThreadFabric
 
@@ -43,7 +41,7 @@ def lead(message: dict[str, Any], events: socket.socket) -> int:
     try:
         workers = start(request, events)
     except BaseException as error:  # noqa: BLE001 - everything is told to the command
-        wire.send(events, failure(error, None, None))
+        wire.send(events, telling(error, None, None))
         return 1
     watch(workers, request, events)
     return 0
@@ -63,14 +61,14 @@ def start(request: Request, events: socket.socket) -> list[int]:
     prepared = prepare(job, model)
     plan = make_plan(job, chosen, request, implementation(prepared.optimizer))
     if plan.transport == "threads" and pristine is None:
-        raise Refused("a plan with transport = \"threads\" needs --transport threads on the command line as well")
+        raise PlanRefused('a plan with transport = "threads" needs --transport threads on the command line as well')
     resumption = find_checkpoint(request)
     run = Run(job, plan, request, events, resumption)
     wire.send(events, announcement(run))
     if num_threads() > 1:
         raise JobRefused(
-            f"the job's code started {num_threads() - 1} threads while it was imported or called; workers forked from a "
-            "process with threads can hang: start threads in the data set or the model's forward, not at import"
+            f"the job's code started {num_threads() - 1} threads while it was imported or called; "
+            "workers forked from a process with threads can hang: start threads in the data set or the model's forward, not at import"
         )
     if plan.transport == "threads":
         assert pristine is not None
@@ -120,9 +118,7 @@ def fork_processes(run: Run, prepared: Prepared) -> list[int]:
     fabric = SharedFabric(run.plan.workers)
     shared = share(prepared, run.plan, fabric)
     bind(prepared, shared)
-    workers = []
-    for rank in range(run.plan.workers):
-        workers.append(_fork(partial(run_worker, run, rank, prepared, shared, fabric)))
+    workers = [_fork(partial(run_worker, run, rank, prepared, shared, fabric)) for rank in range(run.plan.workers)]
     fabric.close()
     return workers
 
@@ -166,8 +162,8 @@ def watch(pids: list[int], request: Request, events: socket.socket) -> None:
     listening = True
     killed = False
     while alive:
-        ready, _, _ = select.select([*alive, *([events] if listening else [])], [], [])
-        if events in ready:
+        ready, _, _ = select.select([*alive, *([events.fileno()] if listening else [])], [], [])
+        if events.fileno() in ready:
             command, _ = wire.receive(events)
             listening = command is not None
             if command is not None and command["command"] == "stop":
@@ -175,7 +171,7 @@ def watch(pids: list[int], request: Request, events: socket.socket) -> None:
                     os.kill(worker.pid, signal.SIGTERM)
             else:
                 killed = _kill(alive)
-            ready.remove(events)
+            ready.remove(events.fileno())
         for fd in ready:
             worker = alive.pop(fd)
             _, status = os.waitpid(worker.pid, 0)
@@ -194,20 +190,3 @@ def _kill(alive: dict[int, Watched]) -> bool:
     for worker in alive.values():
         os.kill(worker.pid, signal.SIGKILL)
     return True
-
-
-def failure(error: BaseException, rank: int | None, step: int | None) -> dict[str, Any]:
-    """A failure as an event. User errors and refusals carry no traceback: their message says it all."""
-    cause = error.__cause__ if isinstance(error, JobRefused) else None
-    text = "".join(traceback.format_exception(error)) if not isinstance(error, SamestepError) else ""
-    if cause is not None and not isinstance(cause, SamestepError):
-        text = "".join(traceback.format_exception(cause))
-    return {
-        "event": "failed",
-        "rank": rank,
-        "step": step,
-        "type": type(error).__name__,
-        "message": str(error)[: wire.TEXT],
-        "traceback": text[-wire.TEXT :],
-        "exit": error.exit_code if isinstance(error, SamestepError) else 1,
-    }

@@ -5,13 +5,16 @@ is the cause; workers that merely lost a peer are folded away.
 """
 
 import signal
+import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from samestep.errors import Interrupted, Refused, SamestepError, TrainingFailed
+from samestep.errors import Interrupted, PeerLost, Refused, SamestepError, TrainingFailed
 from samestep.report import Report, WorkerTime
 
 Event = dict[str, Any]
+
+LONGEST_TEXT = 24 * 1024  # characters of a message or traceback that travel
 
 
 @dataclass
@@ -96,6 +99,22 @@ class Outcome:
                 "(the kernel does when memory runs out)"
             )
         return None
+
+
+def telling(error: BaseException, rank: int | None, step: int | None) -> Event:
+    """An error as an event. Our own errors say it all in their message; others bring their traceback."""
+    ours = isinstance(error, SamestepError)
+    text = "" if ours else "".join(traceback.format_exception(error))
+    return {
+        "event": "failed",
+        "rank": rank,
+        "step": step,
+        "type": type(error).__name__,
+        "message": str(error)[:LONGEST_TEXT],
+        "traceback": text[-LONGEST_TEXT:],
+        "exit": error.exit_code if isinstance(error, SamestepError) else 1,
+        "secondary": isinstance(error, PeerLost),
+    }
 
 
 class WorkerError(TrainingFailed):

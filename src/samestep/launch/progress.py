@@ -67,10 +67,9 @@ class Progress:
             self._bar.update(outcome.step, outcome.losses[-1], rows)
         elif now - self._printed > PLAIN_EVERY:
             self._printed = now
-            left = (outcome.plan["num_steps"] - outcome.step) / speed
-            self._line(
-                f"step {outcome.step}/{outcome.plan['num_steps']}  loss {outcome.losses[-1]:.4f}  {rows}  {left:.0f} s left"
-            )
+            done, total = outcome.step, outcome.plan["num_steps"]
+            left = f"{(total - done) / speed:.0f} s left"
+            self._line(f"step {done}/{total}  loss {outcome.losses[-1]:.4f}  {rows}  {left}")
 
     def _line(self, text: str) -> None:
         if self._bar is not None:
@@ -116,13 +115,16 @@ def spelled(metrics: dict[str, float]) -> str:
 def summary(report: Report) -> str:
     """The lines after a run: quality, speed, where the time went."""
     lines = []
-    quality = spelled(dict(report.metrics)) or (f"loss {report.losses[-1]:.4f}" if report.losses else "no steps left to do")
+    quality = spelled(dict(report.metrics)) or (
+        f"loss {report.losses[-1]:.4f}" if report.losses else "no steps left to do"
+    )
     speed = "" if report.rows_per_second is None else f", {report.rows_per_second:,.0f} rows/s"
     step = "" if report.seconds_per_step is None else f" ({report.seconds_per_step * 1e3:.2f} ms per step)"
     lines.append(f"done: {report.steps} steps, {quality}{speed}{step}")
     for rank, spent in enumerate(report.times):
         lines.append(
-            f"worker {rank}: computed {spent.compute:.1f} s, communicated {spent.communicate:.1f} s, waited {spent.wait:.1f} s"
+            f"worker {rank}: computed {spent.compute:.1f} s, communicated {spent.communicate:.1f} s, "
+            f"waited {spent.wait:.1f} s"
         )
     lines.append(f"digest {report.digest}")
     return "\n".join(lines)

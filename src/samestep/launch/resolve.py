@@ -24,7 +24,9 @@ def chosen_numerics(request: Request) -> dict[str, Any]:
     if request.numerics is not None:
         sources.append(("--numerics", parse_line(request.numerics)))
     if request.plan_text is not None:
-        sources.append((f"--plan {request.plan}", parse_line(parse_fields(request.plan_text, request.plan)["numerics"])))
+        sources.append(
+            (f"--plan {request.plan}", parse_line(parse_fields(request.plan_text, request.plan)["numerics"]))
+        )
     for source, fields in sources:
         for name, value in fields.items():
             other, known = said.setdefault(name, (source, value))

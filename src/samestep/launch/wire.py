@@ -6,7 +6,6 @@ import socket
 from typing import Any
 
 LONGEST = 160 * 1024  # bytes of one message; longer texts are cut by their senders
-TEXT = 24 * 1024  # characters of a traceback that travel: its end
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -7,7 +7,6 @@ import socket
 import statistics
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,10 @@ import torch
 from safetensors.torch import save
 
 from samestep.checkpoint import Description
-from samestep.errors import PeerLost, SamestepError
 from samestep.job import Job
 from samestep.launch import wire
-from samestep.launch.processes import die_with_parent, num_threads
+from samestep.launch.outcome import telling
+from samestep.launch.processes import die_with_parent
 from samestep.launch.request import Request
 from samestep.parallelize import Prepared, Shared
 from samestep.plan import Plan
@@ -72,7 +71,7 @@ def run_threads(run: Run, prepared: Sequence[Prepared], shared: Shared, fabric: 
     _listen_for_stop(run)
     codes: list[int] = []
     threads = [
-        threading.Thread(target=lambda r=rank: codes.append(work(run, r, prepared[r], shared, fabric.endpoint(r))))  # type: ignore[misc]
+        threading.Thread(target=lambda r=rank: codes.append(work(run, r, prepared[r], shared, fabric.endpoint(r))))
         for rank in range(fabric.size)
     ]
     for thread in threads:
@@ -119,9 +118,8 @@ class Diary:
     _steps: list[tuple[int, float, float]] = field(default_factory=list)
     _flushed: float = field(default_factory=time.monotonic)
 
-    def up(self, trainer: Trainer) -> None:
-        self.run.tell("up", rank=self.rank, pid=os.getpid(), threads=torch.get_num_threads(), os_threads=num_threads())
-        del trainer
+    def up(self) -> None:
+        self.run.tell("up", rank=self.rank, pid=os.getpid(), threads=torch.get_num_threads())
 
     def stepped(self, step: int, loss: float, seconds: float) -> None:
         self.step = step + 1
@@ -139,17 +137,8 @@ class Diary:
 
     def failed(self, error: BaseException) -> None:
         self.flush()
-        texts = traceback.format_exception(error) if not isinstance(error, SamestepError) else []
-        self.run.tell(
-            "failed",
-            rank=self.rank,
-            step=self.step,
-            type=type(error).__name__,
-            message=str(error)[: wire.TEXT],
-            traceback="".join(texts)[-wire.TEXT :],
-            exit=error.exit_code if isinstance(error, SamestepError) else 1,
-            secondary=isinstance(error, PeerLost),
-        )
+        with contextlib.suppress(OSError):
+            wire.send(self.run.events, telling(error, self.rank, self.step))
 
 
 def train(run: Run, trainer: Trainer, diary: Diary) -> None:
@@ -159,7 +148,7 @@ def train(run: Run, trainer: Trainer, diary: Diary) -> None:
         for warning in trainer.restore(run.resumption.folder, run.resumption.description):
             if diary.rank == 0:
                 run.tell("warning", text=warning)
-    diary.up(trainer)
+    diary.up()
     metrics: dict[str, float] = {}
     saved = trainer.step_number
     stopped = False

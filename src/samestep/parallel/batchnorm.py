@@ -31,8 +31,8 @@ def _forward_of(name: str, module: _BatchNorm) -> Any:
 
     def forward(x: Tensor) -> Tensor:
         if not module.training:
-            return plain(x)  # type: ignore[no-any-return]
-        module._check_input_dim(x)
+            return plain(x)
+        module._check_input_dim(x)  # type: ignore[no-untyped-call]
         mean, var, count = _batch_moments(name, x)
         if count < 2:
             raise JobRefused(f"BatchNorm {name} got one value per channel over the whole batch: use larger batches")
@@ -96,4 +96,3 @@ class _Normalise(torch.autograd.Function):
 
 def _channel_shape(x: Tensor) -> list[int]:
     return [1, -1] + [1] * (x.dim() - 2)
-

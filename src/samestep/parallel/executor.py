@@ -86,8 +86,8 @@ class Executor:
         self._check_unchanged(versions)
         if not (math.isfinite(loss.sum) or self.allow_nan):
             raise LossNotFinite(
-                f"the loss of shard {shard} is {loss.sum / loss.weight if loss.weight else loss.sum}: lower the learning "
-                "rate or look at the shard's rows; --allow-nan goes on"
+                f"the loss of shard {shard} is {float(loss.objective.detach())}: lower the learning rate or look at "
+                "the shard's rows; --allow-nan goes on"
             )
         state.losses[shard] = loss
 
@@ -182,7 +182,9 @@ class Executor:
         weight = 1.0 if self.objective.is_plain_sum else tree_sum([weight for _, weight, _ in facts])
         total = tree_sum([value for value, _, _ in facts])
         if weight == 0.0 and not self.allow_nan:
-            raise LossNotFinite("the loss weights of all shards are 0: no row of this batch counts; --allow-nan goes on")
+            raise LossNotFinite(
+                "the loss weights of all shards are 0: no row of this batch counts; --allow-nan goes on"
+            )
         state.loss = total / weight if weight else math.nan
         if kinds == {False} and state.total_weight is None and not self.objective.is_plain_sum:
             state.scale = 1.0 / weight if weight else math.nan

@@ -48,7 +48,7 @@ class Gradients:
         self._turn = [0] * len(layout.entries)  # the next shard expected, per entry
         self.present = bytearray(len(layout.entries))  # which entries got a gradient from any shard
         for i, entry in enumerate(layout.entries):
-            entry.param.register_post_accumulate_grad_hook(partial(self._hook, i))
+            entry.param.register_post_accumulate_grad_hook(partial(self._hook, i))  # type: ignore[no-untyped-call]
 
     def begin_step(self, first_shard: int) -> None:
         self._turn = [first_shard] * len(self._turn)
@@ -122,8 +122,6 @@ class Gradients:
         if slot < len(self._fixed):
             return self._fixed[slot][entry]
         return cast(Tensor, self._loose[slot][entry])
-
-
 
 
 def untie(model: nn.Module, managed: Sequence[nn.Parameter]) -> list[tuple[str, nn.Parameter, int | None]]:

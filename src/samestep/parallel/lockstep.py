@@ -94,7 +94,7 @@ class Lockstep:
         label = what.encode()
         packed = torch.stack(self._brought).detach().contiguous()
         record = len(label).to_bytes(2, "little") + label + packed.numpy().tobytes()
-        found = []
+        found: list[Tensor] = []
         for rank, other in zip(self._ranks, self._transport.exchange(record, self._ranks), strict=True):
             end = 2 + int.from_bytes(other[:2], "little")
             if other[2:end] != label:

@@ -62,7 +62,8 @@ class TreeReduction:
         All additions but the last overwrite published partial sums, which nobody else reads here.
         """
         nodes, holders = published_nodes(self._plan, num_shards)
-        *first, last = addition_order(nodes, num_shards) or [None]
+        order = addition_order(nodes, num_shards)
+        first, last = order[:-1], order[-1] if order else None
         if num_shards not in self._chunks:
             self._chunks[num_shards] = list(self._chunks_of(holders))
         for parts, total in self._chunks[num_shards]:

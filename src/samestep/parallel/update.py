@@ -104,8 +104,8 @@ class ShardedUpdate:
                     yield piece, type(value + 0).__name__, key, torch.tensor(value, dtype=torch.float64)
                 else:
                     raise JobRefused(
-                        f"{type(self.optimizer).__name__} keeps {key!r} as a {type(value).__name__}, which a digest and "
-                        "a checkpoint cannot hold without pickle: keep tensors and numbers in its state"
+                        f"{type(self.optimizer).__name__} keeps {key!r} as a {type(value).__name__}, which a digest "
+                        "and a checkpoint cannot hold without pickle: keep tensors and numbers in its state"
                     )
 
     def restore(self, piece: Piece, kind: str, key: str, value: Tensor) -> None:
