@@ -68,7 +68,7 @@ def start(request: Request, events: socket.socket) -> list[int]:
     if num_threads() > 1:
         raise JobRefused(
             f"the job's code started {num_threads() - 1} threads while it was imported or called; "
-            "workers forked from a process with threads can hang: start threads in the data set or the model's forward, not at import"
+            "workers forked from a process with threads can hang: start threads in the data set or in forward instead"
         )
     if plan.transport == "threads":
         assert pristine is not None
