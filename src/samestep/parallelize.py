@@ -23,7 +23,8 @@ from samestep.parallel.gradients import Gradients, untie
 from samestep.parallel.layout import Layout, dense, share_pieces
 from samestep.parallel.linear import Place, write_weight_gradients_once
 from samestep.parallel.reduce import TreeReduction, num_published
-from samestep.parallel.update import ShardedUpdate, check_optimizer, is_elementwise
+from samestep.parallel.undecorated import skip_dynamo_in_step, skip_dynamo_while_building
+from samestep.parallel.update import ELEMENTWISE, ShardedUpdate, check_optimizer, is_elementwise
 from samestep.plan import Plan
 from samestep.transport.base import Fabric, Transport
 
@@ -51,7 +52,9 @@ def prepare(job: Job, model: nn.Module) -> Prepared:
     trainable = [param for param in model.parameters() if param.requires_grad]
     for param in trainable:
         param.data = dense(param.data)
+    skip_dynamo_while_building()
     optimizer = check_optimizer(job.optimizer(trainable))
+    skip_dynamo_in_step(optimizer, ELEMENTWISE)
     ids = {id(param) for param in trainable}
     managed = [param for group in optimizer.param_groups for param in group["params"]]
     strangers = sum(id(param) not in ids for param in managed)

@@ -1,0 +1,92 @@
+"""The models that are measured, with random data: the same for every contender."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def mlp() -> nn.Module:
+    """784-1024-1024-10, ReLU; 1.9 M parameters."""
+    return nn.Sequential(
+        nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
+    )
+
+
+def cnn() -> nn.Module:
+    """Three convolutions and two fully connected layers on 3x32x32; 2.2 M parameters."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(8192, 256), nn.ReLU(), nn.Linear(256, 10),
+    )  # fmt: skip
+
+
+def alexnet() -> nn.Module:
+    """One tower, no dropout, on 3x224x224; 61.1 M parameters (Krizhevsky 2014)."""
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Flatten(), nn.Linear(9216, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000),
+    )  # fmt: skip
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block. x: (rows, positions, d)."""
+
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, positions, d = x.shape
+        qkv = self.qkv(self.norm1(x)).view(rows, positions, 3, self.heads, d // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(rows, positions, d))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class GPT(nn.Module):
+    """4 blocks, d 256, 4 heads, vocabulary 256, 128 positions; 3.3 M parameters. x: (rows, positions)."""
+
+    def __init__(self, d: int = 256, layers: int = 4, heads: int = 4, vocabulary: int = 256, positions: int = 128) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(vocabulary, d), nn.Embedding(positions, d)
+        self.blocks = nn.Sequential(*[Block(d, heads) for _ in range(layers)])
+        self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, vocabulary, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.tokens(x) + self.positions(torch.arange(x.shape[1]))
+        return self.head(self.norm(self.blocks(h)))
+
+
+def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def images(*shape: int, classes: int = 10, rows: int = 512) -> tuple[Tensor, Tensor]:
+    return torch.randn(rows, *shape), torch.randint(0, classes, (rows,))
+
+
+def texts() -> tuple[Tensor, Tensor]:
+    rows = torch.randint(0, 256, (256, 129))
+    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+MODELS = {
+    "mlp": (mlp, lambda: images(784), nn.CrossEntropyLoss(), 128),
+    "cnn": (cnn, lambda: images(3, 32, 32), nn.CrossEntropyLoss(), 64),
+    "alexnet": (alexnet, lambda: images(3, 224, 224, classes=1000, rows=64), nn.CrossEntropyLoss(), 16),
+    "gpt": (GPT, texts, token_loss, 16),
+}
+"""name: model, data, loss, batch size."""
+
+
+def optimizer(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, 0.01, momentum=0.9, fused=True)
