@@ -23,6 +23,7 @@ from samestep.parallel.gradients import Gradients, untie
 from samestep.parallel.layout import Layout, dense, share_pieces
 from samestep.parallel.linear import Place, write_weight_gradients_once
 from samestep.parallel.reduce import TreeReduction, num_published
+from samestep.parallel.unchanged import Unchanged
 from samestep.parallel.undecorated import skip_dynamo_in_step, skip_dynamo_while_building
 from samestep.parallel.update import ELEMENTWISE, ShardedUpdate, check_optimizer, is_elementwise
 from samestep.plan import Plan
@@ -112,6 +113,7 @@ def take_part(
         gradients=gradients,
         reduction=None if plan.workers == 1 else TreeReduction(layout, plan, rank, pieces, shared.slots),
         buffers=Buffers(prepared.model, shared.boards),
+        unchanged=Unchanged(prepared.model),
         update=update,
         scheduler=make_scheduler(job, prepared.optimizer),
         next_batch=shard_batches(job, plan, rank, rows, first_step).__next__,

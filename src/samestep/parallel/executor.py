@@ -20,6 +20,7 @@ from samestep.parallel.gradients import Gradients
 from samestep.parallel.layout import Layout, Piece, storage_order
 from samestep.parallel.lockstep import Lockstep
 from samestep.parallel.reduce import TreeReduction
+from samestep.parallel.unchanged import Unchanged
 from samestep.parallel.update import ShardedUpdate
 from samestep.plan import Plan
 from samestep.schedule import actions
@@ -60,6 +61,7 @@ class Executor:
     gradients: Gradients
     reduction: TreeReduction | None  # None: this worker holds every shard
     buffers: Buffers
+    unchanged: Unchanged
     update: ShardedUpdate
     scheduler: Any
     next_batch: Callable[[], Any]
@@ -80,14 +82,17 @@ class Executor:
         shard = action.shard
         streams.enter(self.plan.numerics.seed, "step", state.number, shard)
         self.buffers.begin_shard()
-        versions = [entry.param._version for entry in self.layout.entries]
-        with self._precision():
+        with self._precision(), self.unchanged.during_forward():
             loss = self.objective(self.model, state.batches.pop(shard), state.rows[shard])
-        self._check_unchanged(versions)
         if not (math.isfinite(loss.sum) or self.allow_nan):
             raise LossNotFinite(
                 f"the loss of shard {shard} is {float(loss.objective.detach())}: lower the learning rate or look at "
                 "the shard's rows; --allow-nan goes on"
+            )
+        if not loss.objective.requires_grad:
+            raise JobRefused(
+                f"the loss of shard {shard} does not depend on any trainable parameter: compute it from the model's "
+                "outputs, without .detach(), .item() or torch.no_grad()"
             )
         state.losses[shard] = loss
 
@@ -97,8 +102,7 @@ class Executor:
         fold = local_plan(own, len(state.rows)).folds[shard - own.start]
         self.gradients.begin_shard(shard, fold)
         total = float(sum(state.rows)) if loss.is_mean else state.total_weight
-        if loss.objective.requires_grad:
-            loss.objective.backward(torch.tensor(loss.seed(total), dtype=loss.objective.dtype))  # type: ignore[no-untyped-call]
+        loss.objective.backward(torch.tensor(loss.seed(total), dtype=loss.objective.dtype))  # type: ignore[no-untyped-call]
         self.gradients.end_shard()
         state.changed[shard] = self.buffers.end_shard(shard)
         state.facts[shard] = (loss.sum, loss.weight, loss.is_mean)
@@ -193,11 +197,3 @@ class Executor:
         if self.plan.numerics.precision == "bfloat16":
             return torch.autocast("cpu", dtype=torch.bfloat16)
         return nullcontext()
-
-    def _check_unchanged(self, versions: Sequence[int]) -> None:
-        for entry, version in zip(self.layout.entries, versions, strict=True):
-            if entry.param._version != version:
-                raise JobRefused(
-                    f"forward changed parameter {entry.name}: shards would see different weights; change parameters "
-                    "in the optimizer, or make the value a buffer"
-                )
