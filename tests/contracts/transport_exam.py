@@ -1,0 +1,324 @@
+"""The exam that every transport sits: what each worker does and checks, whatever carries the bytes.
+
+A question is a function of one worker's transport and of 64 kB of fabric memory that all workers of
+the run see. Every worker of the run answers it; it passes when none raises. Free of pytest, because
+`exam_hall.py` runs it in forked processes.
+"""
+
+import itertools
+import os
+import random
+import signal
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samestep import streams
+from samestep.errors import PeerLost
+from samestep.transport.base import Fabric, Transport
+from samestep.transport.strides import span
+
+MEMORY = 1 << 16  # bytes of fabric memory in every question
+
+Question = Callable[[Transport, Tensor], None]
+EXAM: dict[str, Question] = {}
+
+
+def question(function: Question) -> Question:
+    EXAM[function.__name__] = function
+    return function
+
+
+# ---------------------------------------------------------------------------------------- exchange
+
+
+@question
+def exchange_returns_every_record_in_rank_order(transport: Transport, memory: Tensor) -> None:
+    for turn in range(20):
+        found = transport.exchange(f"{transport.rank} in turn {turn}".encode())
+        assert found == [f"{rank} in turn {turn}".encode() for rank in range(transport.size)], found
+
+
+@question
+def exchange_carries_empty_records(transport: Transport, memory: Tensor) -> None:
+    assert transport.exchange(b"") == [b""] * transport.size
+    found = transport.exchange(b"x" * transport.rank)
+    assert found == [b"x" * rank for rank in range(transport.size)], found
+
+
+def record_of(rank: int, length: int) -> bytes:
+    return random.Random(f"{rank} {length}").randbytes(length)
+
+
+@question
+def exchange_carries_long_records_of_different_lengths(transport: Transport, memory: Tensor) -> None:
+    packet = 32 * 1024
+    lengths = [700_001, 0, 3, 10 * packet, packet, packet - 1, packet + 1, 250_000]
+    for turn in range(len(lengths)):
+        of_rank = [lengths[(turn + rank) % len(lengths)] for rank in range(transport.size)]
+        found = transport.exchange(record_of(transport.rank, of_rank[transport.rank]))
+        assert found == [record_of(rank, length) for rank, length in enumerate(of_rank)], turn
+
+
+@question
+def exchange_is_a_barrier(transport: Transport, memory: Tensor) -> None:
+    """Nobody leaves the n-th exchange before everybody has come to it."""
+    counters = memory.view(torch.int64)
+    for turn in range(1, 200):
+        counters[transport.rank] = turn
+        transport.exchange(b"")
+        seen = counters[: transport.size].tolist()
+        assert all(turn <= count <= turn + 1 for count in seen), (turn, seen)
+
+
+@question
+def exchange_among_some_leaves_the_others_alone(transport: Transport, memory: Tensor) -> None:
+    """Worker 0 goes on to the joint exchange while the others meet among themselves."""
+    others = range(1, transport.size)
+    for turn in range(20):
+        if transport.rank in others:
+            found = transport.exchange(f"{transport.rank} {turn}".encode(), others)
+            assert found == [f"{rank} {turn}".encode() for rank in others], found
+        joint = transport.exchange(f"all {transport.rank} {turn}".encode())
+        assert joint == [f"all {rank} {turn}".encode() for rank in range(transport.size)], joint
+        assert transport.exchange(b"alone", [transport.rank]) == [b"alone"]
+
+
+# ------------------------------------------------------------------------------------------- fence
+
+
+@question
+def fence_makes_writes_to_fabric_memory_visible(transport: Transport, memory: Tensor) -> None:
+    share = MEMORY // transport.size // 64 * 64
+    for turn in range(1, 60):
+        memory[transport.rank * share : (transport.rank + 1) * share] = (transport.rank + turn) % 251
+        transport.fence()
+        for rank in range(transport.size):
+            part = memory[rank * share : (rank + 1) * share]
+            assert bool((part == (rank + turn) % 251).all()), (turn, rank)
+        transport.fence()  # nobody writes before everybody has read
+
+
+@question
+def fabric_memory_begins_as_zeros(transport: Transport, memory: Tensor) -> None:
+    assert memory.dtype == torch.uint8
+    assert memory.shape == (MEMORY,)
+    assert not bool(memory.any())
+    transport.fence()
+
+
+# -------------------------------------------------------------------------------- send and receive
+
+
+def numbers(shape: tuple[int, ...], dtype: torch.dtype, key: int = 0) -> Tensor:
+    """Random bits of any dtype: NaN payloads, infinities and denormals among them."""
+    found = torch.empty(shape, dtype=dtype)
+    flat = found.view(-1).view(torch.uint8)
+    flat.copy_(torch.from_numpy(np.random.default_rng(key).integers(0, 256, len(flat), dtype=np.uint8)))
+    return found if dtype != torch.bool else flat.view(shape) < 128
+
+
+def tensors() -> dict[str, Tensor]:
+    """One tensor of every kind that must arrive as it left."""
+    f32 = torch.float32
+    made = {
+        str(dtype): numbers((3, 5), dtype)
+        for dtype in (
+            torch.float32,
+            torch.float64,
+            torch.float16,
+            torch.bfloat16,
+            torch.complex64,
+            torch.complex128,
+            torch.bool,
+            torch.uint8,
+            torch.int8,
+            torch.int16,
+            torch.int32,
+            torch.int64,
+        )
+    }
+    return made | {
+        "0-dim": numbers((), f32),
+        "0-dim bool": torch.tensor(True),
+        "one element": numbers((1, 1), f32),
+        "empty": numbers((0,), f32),
+        "empty with shape": numbers((3, 0, 2), torch.int64),
+        "empty, transposed": numbers((4, 0), f32).t(),
+        "transposed": numbers((7, 3), f32).t(),
+        "permuted": numbers((2, 3, 4), torch.bfloat16).permute(2, 0, 1),
+        "channels last": numbers((2, 3, 4, 5), f32).to(memory_format=torch.channels_last),
+        "channels last 3d": numbers((2, 3, 2, 2, 2), f32).to(memory_format=torch.channels_last_3d),
+        "expanded rows": numbers((1, 4), f32).expand(3, 4),
+        "expanded columns": numbers((3, 1), f32).expand(3, 4),
+        "expanded scalar": numbers((), f32).expand(2, 3, 4),
+        "column slice": numbers((3, 8), f32)[:, ::2],
+        "inner columns": numbers((6, 10), f32)[1:5, 3:7],
+        "row step": numbers((9, 4), torch.int64)[::3],
+        "overlapping windows": numbers((10,), f32).unfold(0, 4, 2),
+        "one row of many": numbers((5, 6), f32)[2],
+        "gradient wanted": torch.arange(6.0).view(2, 3).requires_grad_(),
+        "parameter": torch.nn.Parameter(numbers((2, 2), f32)),
+        "just under a mailbox": numbers(((1 << 18) - 1,), f32),
+        "just a mailbox": numbers((1 << 18,), f32),
+        "larger than a mailbox": numbers((3, 500_001), f32),
+        "large, transposed": numbers((1_000, 700), f32).t(),
+        "large column slice": numbers((700, 1_000), torch.int16)[:, ::3],
+    }
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def check_arrived(name: str, found: Tensor, sent: Tensor) -> None:
+    assert found.dtype == sent.dtype, (name, found.dtype, sent.dtype)
+    assert found.shape == sent.shape, (name, found.shape, sent.shape)
+    assert found.stride() == sent.stride(), (name, found.stride(), sent.stride())
+    assert bits(found) == bits(sent), f"{name}: other bits"
+    assert found.untyped_storage().nbytes() == span(sent) * sent.element_size(), f"{name}: more than its span travelled"
+    assert not found.requires_grad, name
+
+
+@question
+def a_tensor_arrives_with_its_bits_dtype_and_strides(transport: Transport, memory: Tensor) -> None:
+    for sender, receiver in itertools.permutations(range(transport.size), 2):
+        for name, sent in tensors().items():
+            if transport.rank == sender:
+                transport.send(sent, receiver)
+            elif transport.rank == receiver:
+                check_arrived(name, transport.receive(sender), sent)
+
+
+@question
+def what_is_sent_is_a_copy(transport: Transport, memory: Tensor) -> None:
+    """The sender may write over a tensor as soon as `send` returns."""
+    last = transport.size - 1
+    if transport.rank == 0 and last:
+        for value in range(30):
+            buffer = torch.full((500,), float(value))
+            transport.send(buffer, last)
+            buffer.fill_(-1.0)
+    elif transport.rank == last and last:
+        for value in range(30):
+            found = transport.receive(0)
+            assert bool((found == value).all()), (value, found[:3])
+
+
+@question
+def tensors_arrive_in_the_order_they_were_sent(transport: Transport, memory: Tensor) -> None:
+    """From everybody to everybody's neighbour, of sizes that use one half of a mailbox, both, and more."""
+    sizes = [1, 0, 200_000, 5, 400_000, 131_072, 131_073, 2, 0, 0, 900_000, 7]
+    for sender in range(transport.size):
+        receiver = (sender + 1) % transport.size
+        for i, size in enumerate(sizes if sender != receiver else ()):
+            if transport.rank == sender:
+                transport.send(numbers((size,), torch.float32, key=i), receiver)
+            elif transport.rank == receiver:
+                check_arrived(f"tensor {i}", transport.receive(sender), numbers((size,), torch.float32, key=i))
+
+
+@question
+def both_directions_at_once_do_not_block(transport: Transport, memory: Tensor) -> None:
+    """Everybody sends just under 1 MiB to everybody before anybody receives."""
+    peers = [peer for peer in range(transport.size) if peer != transport.rank]
+    for turn in range(5):
+        for peer in peers:
+            transport.send(numbers((262_143,), torch.float32, key=turn * 10 + transport.rank), peer)
+        for peer in peers:
+            sent = numbers((262_143,), torch.float32, key=turn * 10 + peer)
+            check_arrived(f"turn {turn} from {peer}", transport.receive(peer), sent)
+
+
+@question
+def an_exchange_between_send_and_receive_mixes_nothing_up(transport: Transport, memory: Tensor) -> None:
+    after = (transport.rank + 1) % transport.size
+    before = (transport.rank - 1) % transport.size
+    long = b"r" * 100_000
+    for turn in range(10):
+        if transport.size > 1:
+            transport.send(numbers((60_000,), torch.float32, key=turn), after)
+        assert transport.exchange(long + bytes([transport.rank])) == [long + bytes([r]) for r in range(transport.size)]
+        transport.fence()
+        if transport.size > 1:
+            check_arrived(f"turn {turn}", transport.receive(before), numbers((60_000,), torch.float32, key=turn))
+
+
+# ------------------------------------------------------------------------------- what is one's own
+
+
+@question
+def random_streams_are_every_workers_own(transport: Transport, memory: Tensor) -> None:
+    """A worker draws the same numbers whether or not others draw between its draws."""
+
+    def draw() -> list[float]:
+        return [float(torch.rand(())), random.random(), float(np.random.rand())]
+
+    streams.enter("exam", transport.rank)
+    undisturbed = [draw() for _ in range(4)]
+    transport.fence()
+    streams.enter("exam", transport.rank)
+    found = []
+    for _ in range(4):
+        found.append(draw())
+        transport.fence()
+    assert found == undisturbed
+
+
+@question
+def waiting_is_booked_as_waiting(transport: Transport, memory: Tensor) -> None:
+    transport.timesheet.start()
+    transport.fence()
+    transport.timesheet.communicated()
+    assert transport.timesheet.communicate >= 0.0
+    assert transport.timesheet.wait >= 0.0
+
+
+# --------------------------------------------------------------------------------- when one is lost
+
+VERBS: dict[str, Callable[[Transport, int], object]] = {
+    "exchange": lambda transport, lost: transport.exchange(b"record"),
+    "long exchange": lambda transport, lost: transport.exchange(b"record" * 50_000),
+    "fence": lambda transport, lost: transport.fence(),
+    "receive": lambda transport, lost: transport.receive(lost),
+    "send": lambda transport, lost: (transport.send(torch.zeros(1 << 20), lost), transport.fence()),
+}
+
+DEPARTURES: dict[str, Callable[[Transport], None]] = {
+    "closes": lambda transport: transport.close(),
+    "exits": lambda transport: os._exit(7),
+    "is killed": lambda transport: os.kill(os.getpid(), signal.SIGKILL),
+}
+
+
+def lose_the_last(transport: Transport, verb: str, departure: str, after: int) -> str:
+    """After `after` joint exchanges the last worker goes; "" when each of the others raises PeerLost."""
+    lost = transport.size - 1
+    for _ in range(after):
+        transport.exchange(b"together")
+    if transport.rank == lost:
+        DEPARTURES[departure](transport)
+        return ""
+    try:
+        VERBS[verb](transport, lost)
+    except PeerLost as error:
+        if error.rank != transport.rank or error.peer == transport.rank:
+            return f"worker {transport.rank} says: {error}"
+        return ""
+    finally:
+        transport.close()
+    return f"worker {transport.rank} did not notice that worker {lost} {departure} ({verb})"
+
+
+def run_question(fabric: Fabric, rank: int, memory: Tensor, name: str) -> str:
+    """Raises what the worker's check raises."""
+    transport = fabric.endpoint(rank)
+    try:
+        assert (transport.rank, transport.size) == (rank, fabric.size)
+        EXAM[name](transport, memory)
+        transport.exchange(b"done")
+    finally:
+        transport.close()
+    return ""
