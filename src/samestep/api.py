@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from samestep.cli import split_job
-from samestep.errors import JobRefused
-from samestep.launch.environment import mkl_mode, physical_cores
-from samestep.launch.importing import SCRIPT
+from samestep.cli import guard_missing, plan_text, split_job
+from samestep.errors import JobRefused, PlanRefused
+from samestep.launch.environment import is_building, mkl_mode, physical_cores
 from samestep.launch.launcher import Launcher, Watcher
 from samestep.launch.request import Request
 from samestep.plan import Plan
@@ -53,21 +52,20 @@ def train(
     Raises Refused when the job, plan or checkpoint cannot be run, TrainingFailed when training
     fails, Interrupted on Ctrl-C.
     """
-    name, plan_text = ("plan", str(plan)) if isinstance(plan, Plan) else (plan, None)
-    if plan_text is None and name != "data":
-        plan_text = Path(name).read_text()
+    if is_building():
+        raise guard_missing()
     request = Request(
         run=uuid.uuid4().hex[:12],
         **_where(job),
-        settings=dict(settings or {}),
+        settings=_settings(settings),
         workers=workers,
         default_workers=physical_cores(),
         shards=shards,
-        assign=None if assign is None else tuple(assign),
+        assign=_assign(assign),
         threads=threads,
         transport=transport,
-        plan=name,
-        plan_text=plan_text,
+        plan="plan" if isinstance(plan, Plan) else str(plan),
+        plan_text=str(plan) if isinstance(plan, Plan) else plan_text(str(plan)),
         numerics=numerics,
         steps=steps,
         epochs=epochs,
@@ -82,6 +80,7 @@ def train(
         path=tuple(sys.path),
         mkl=mkl_mode(),
     )
+    request.check()
     if launcher is not None:
         return launcher.run(request, watcher)
     with Launcher() as own:
@@ -99,11 +98,12 @@ def _where(job: Callable[..., Any] | str) -> dict[str, Any]:
             f"workers cannot import {name}: give a function at the top level of a module or script, "
             "its arguments as settings={...}"
         )
-    main = sys.modules["__main__"]
-    if job.__module__ == SCRIPT or (job.__module__ == "__main__" and main.__name__ != "__main__"):
-        raise guard_missing(job.__module__)
     if job.__module__ != "__main__":
         return {"module": job.__module__, "function": name}
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:  # python -m package.module
+        return {"module": spec.name, "function": name}
     file_name = getattr(main, "__file__", None)
     if file_name is None:
         raise JobRefused(
@@ -112,7 +112,16 @@ def _where(job: Callable[..., Any] | str) -> dict[str, Any]:
     return {"file": str(Path(file_name).absolute()), "module": "__main__", "function": name}
 
 
-def guard_missing(module: str) -> JobRefused:
-    return JobRefused(
-        f'this script ({module}) trains while workers import it: put what it runs under\n    if __name__ == "__main__":'
-    )
+def _settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    if settings is not None and not (isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings)):
+        raise JobRefused(f"settings={settings!r}: give the job function's arguments by name, {{'lr': 0.1}}")
+    return dict(settings or {})
+
+
+def _assign(assign: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Raises PlanRefused for what is no list of whole numbers."""
+    if assign is None:
+        return None
+    if isinstance(assign, str) or not all(type(count) is int for count in assign):
+        raise PlanRefused(f"assign={assign!r} is not a list of numbers: give shards per worker, for instance [5, 3]")
+    return tuple(assign)

@@ -48,9 +48,17 @@ def temporary_of(root: Path, run: str) -> Path:
     return root / f".unfinished-{run}"
 
 
-def remove_unfinished(root: Path, run: str) -> None:
-    """Remove what a killed run left half-written."""
-    shutil.rmtree(temporary_of(root, run), ignore_errors=True)
+def unfinished_file(path: Path, run: str) -> Path:
+    """The name under which `path` is written before it is whole."""
+    return path.with_name(f".unfinished-{run}.weights")
+
+
+def remove_unfinished(root: str | None, saved: str | None, run: str) -> None:
+    """Remove what a killed run left half-written under `root` and beside the weights it was to save."""
+    if root is not None:
+        shutil.rmtree(temporary_of(Path(root), run), ignore_errors=True)
+    if saved is not None:
+        unfinished_file(Path(saved), run).unlink(missing_ok=True)
 
 
 def finished(root: Path) -> list[Path]:

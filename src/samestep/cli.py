@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from samestep.errors import JobRefused, PlanRefused, Refused, SamestepError
-from samestep.launch.environment import mkl_mode, physical_cores
+from samestep.errors import Interrupted, JobRefused, PlanRefused, Refused, SamestepError
+from samestep.launch.environment import is_building, mkl_mode, physical_cores
 from samestep.launch.launcher import Launcher, Silent
 from samestep.launch.outcome import WorkerError
 from samestep.launch.progress import Progress, summary
@@ -50,6 +50,8 @@ def main() -> None:
 def train(job: str, settings: tuple[str, ...], device: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Train the job that FUNCTION (default: job) in FILE returns."""
     with _exit_codes():
+        if is_building():
+            raise guard_missing()
         request = _request(job, settings, options)
         progress = None if quiet else Progress()
         try:
@@ -64,18 +66,10 @@ def train(job: str, settings: tuple[str, ...], device: str, as_json: bool, quiet
 def _request(job: str, settings: tuple[str, ...], options: dict[str, Any]) -> Request:
     """The command line as a request. Raises Refused for what can be seen without torch."""
     file, function = split_job(job)
-    plan_text = None
-    if options["plan"] != "data":
-        plan_text = _plan_text(options["plan"])
-    for name in ("steps", "epochs", "every"):
-        if options[name] is not None and options[name] < 1:
-            raise Refused(f"--{name} {options[name]}: it must be at least 1")
     for name in ("save", "checkpoint"):
         if options[name] is not None:
             options[name] = str(Path(options[name]).absolute())
-    if options["save"] is not None and not Path(options["save"]).parent.is_dir():
-        raise Refused(f"--save {options['save']}: there is no such folder; make it first")
-    return Request(
+    request = Request(
         run=uuid.uuid4().hex[:12],
         file=str(file),
         function=function,
@@ -83,12 +77,14 @@ def _request(job: str, settings: tuple[str, ...], options: dict[str, Any]) -> Re
         settings_are_text=True,
         assign=None if options["assign"] is None else parse_assign(options["assign"]),
         default_workers=physical_cores(),
-        plan_text=plan_text,
+        plan_text=plan_text(options["plan"]),
         folder=str(Path.cwd()),
         path=tuple(sys.path),
         mkl=mkl_mode(),
         **{name: value for name, value in options.items() if name != "assign"},
     )
+    request.check()
+    return request
 
 
 def split_job(job: str) -> tuple[Path, str]:
@@ -120,13 +116,23 @@ def _setting(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _plan_text(name: str) -> str:
+def plan_text(name: str) -> str | None:
+    """What the plan's file says; None for a known plan. Raises PlanRefused when it cannot be read."""
+    if name == "data":
+        return None
     try:
         return Path(name).read_text()
     except OSError:
         raise PlanRefused(f"--plan {name}: neither a known plan (data) nor a file that can be read") from None
     except UnicodeDecodeError:
         raise PlanRefused(f"--plan {name} is not text; print(report.plan) shows what a plan looks like") from None
+
+
+def guard_missing() -> JobRefused:
+    return JobRefused(
+        "this script trains while workers import it to find the job: put what it runs under\n"
+        '    if __name__ == "__main__":'
+    )
 
 
 def _show(report: Report, *, as_json: bool, quiet: bool) -> None:
@@ -146,6 +152,9 @@ def _exit_codes() -> Iterator[None]:
         if isinstance(error, WorkerError) and error.traceback:
             print("\n" + error.traceback.rstrip(), file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped before training", file=sys.stderr)
+        sys.exit(Interrupted.exit_code)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The one door to the outside: the process environment is read here and nowhere else."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import psutil
 
@@ -25,6 +27,24 @@ PINNED = {
 def server_environment() -> dict[str, str]:
     """What the fork server is started with: the user's environment, and what is pinned."""
     return {**os.environ, **PINNED}
+
+
+BUILDING = "SAMESTEP_BUILDING"
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Inside, the user's code is imported and called to build a job; its child processes know it too."""
+    os.environ[BUILDING] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[BUILDING]
+
+
+def is_building() -> bool:
+    """Whether this code runs only because workers import it."""
+    return BUILDING in os.environ
 
 
 def mkl_mode() -> str:

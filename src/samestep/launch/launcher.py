@@ -9,18 +9,23 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from samestep.checkpoint import remove_unfinished
-from samestep.errors import SamestepError
+from samestep.errors import JobRefused, SamestepError
 from samestep.launch import wire
 from samestep.launch.environment import server_environment
 from samestep.launch.outcome import Event, Outcome
 from samestep.launch.request import Request
 from samestep.report import Report
+
+ROOT = Path(__file__).parents[2]  # of the package, which may be importable only from where the command was given
+SERVER = "import sys; sys.path.append(sys.argv[1]); from samestep.launch.server import main; main()"
 
 
 class Watcher(Protocol):
@@ -44,7 +49,7 @@ class Launcher:
         self._end = ours
         with theirs:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "samestep.launch.server", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-P", "-c", SERVER, str(ROOT), str(theirs.fileno()), str(os.getpid())],
                 env=server_environment(),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -69,43 +74,48 @@ class Launcher:
         with ours, theirs:
             try:
                 wire.send(self._end, asdict(request), theirs.fileno())
+            except (TypeError, ValueError) as error:
+                raise JobRefused(
+                    f"the settings of {request.function} cannot travel to the workers: {error}; give plain values "
+                    "(numbers, text, lists, dicts) or the name of a file"
+                ) from None
             except OSError:
-                raise SamestepError(f"the fork server is gone (exit status {self._server.poll()})") from None
+                raise SamestepError(
+                    f"the fork server is gone (exit status {self._server.poll()}): start another Launcher"
+                ) from None
             theirs.close()  # an end-of-file now means that every process of the run is gone
-            with _signals_as_interrupt():
-                self._listen(ours, request, outcome, watcher)
-        if request.checkpoint is not None:
-            remove_unfinished(Path(request.checkpoint), request.run)
+            with _signals_do(partial(_ask_to_stop, ours, request, outcome)):
+                while True:
+                    event, files = wire.receive(ours)
+                    if event is None:
+                        break
+                    outcome.take(event, files)
+                    watcher.see(event, outcome)
+        remove_unfinished(request.checkpoint, request.save, request.run)
         return outcome.conclude()
 
-    def _listen(self, ours: socket.socket, request: Request, outcome: Outcome, watcher: Watcher) -> None:
-        while True:
-            try:
-                event, files = wire.receive(ours)
-                if event is None:
-                    return
-                outcome.take(event, files)
-                watcher.see(event, outcome)
-            except KeyboardInterrupt:
-                gently = request.checkpoint is not None and not outcome.interrupted and bool(outcome.up)
-                outcome.interrupted = True
-                with contextlib.suppress(OSError):
-                    wire.send(ours, {"command": "stop" if gently else "kill"})
+
+def _ask_to_stop(run: socket.socket, request: Request, outcome: Outcome) -> None:
+    """Kill the run; but when checkpoints are asked for, let it first write a last one."""
+    gently = request.checkpoint is not None and not outcome.interrupted and bool(outcome.up)
+    outcome.interrupted = True
+    with contextlib.suppress(OSError):
+        wire.send(run, {"command": "stop" if gently else "kill"})
 
 
 @contextlib.contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
-    """SIGTERM stops a run as Ctrl-C does, where signals can be caught (the main thread)."""
+def _signals_do(stop: Callable[[], None]) -> Iterator[None]:
+    """Inside, Ctrl-C, SIGTERM and a closed terminal call `stop` instead of breaking in anywhere.
 
-    def interrupt(_signal: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:
-        yield
-        return
+    Signals can be caught in the main thread only, and ignored ones (nohup) stay ignored.
+    """
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, lambda _signal, _frame: stop())
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

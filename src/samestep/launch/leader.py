@@ -4,6 +4,7 @@ It decides nothing about training. When a worker is gone before its end, or the 
 what is left and removes what was half-written.
 """
 
+import contextlib
 import copy
 import os
 import select
@@ -23,12 +24,13 @@ from samestep import streams
 from samestep.checkpoint import finished, read_description, remove_unfinished
 from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
 from samestep.launch import wire
+from samestep.launch.environment import building
 from samestep.launch.importing import call, load_function
 from samestep.launch.outcome import telling
-from samestep.launch.processes import leave, num_threads
+from samestep.launch.processes import die_on_word_from, flush_output, leave, num_threads
 from samestep.launch.request import Request
 from samestep.launch.resolve import chosen_numerics, make_plan, with_numerics
-from samestep.launch.worker import Resumption, Run, run_threads, run_worker
+from samestep.launch.worker import LOST_A_PEER, Resumption, Run, run_threads, run_worker
 from samestep.parallel.update import implementation
 from samestep.parallelize import Prepared, bind, prepare, share, training_rows
 from samestep.transport.shared import SharedFabric
@@ -49,6 +51,15 @@ def lead(message: dict[str, Any], events: socket.socket) -> int:
 
 def start(request: Request, events: socket.socket) -> list[int]:
     """Build everything that workers share, then fork them. Returns their process ids."""
+    with die_on_word_from(events), building():
+        run, prepared, pristine = build(request, events)
+    if pristine is not None:
+        return fork_threads(run, prepared, pristine)
+    return fork_processes(run, prepared)
+
+
+def build(request: Request, events: socket.socket) -> tuple[Run, Prepared, nn.Module | None]:
+    """Everything that workers share; for threads also a copy of the model as it was first."""
     os.chdir(request.folder)
     sys.path[:] = list(request.path)
     chosen = chosen_numerics(request)
@@ -70,10 +81,7 @@ def start(request: Request, events: socket.socket) -> list[int]:
             f"the job's code started {num_threads() - 1} threads while it was imported or called; "
             "workers forked from a process with threads can hang: start threads in the data set or in forward instead"
         )
-    if plan.transport == "threads":
-        assert pristine is not None
-        return fork_threads(run, prepared, pristine)
-    return fork_processes(run, prepared)
+    return run, prepared, pristine
 
 
 def announcement(run: Run) -> dict[str, Any]:
@@ -99,9 +107,6 @@ def announcement(run: Run) -> dict[str, Any]:
 def find_checkpoint(request: Request) -> Resumption | None:
     """The checkpoint to go on from. Raises CheckpointRefused for one that cannot be read."""
     if request.checkpoint is None:
-        if request.resume or request.every is not None:
-            flag = "--resume" if request.resume else "--every"
-            raise CheckpointRefused(f"{flag} needs to know where the checkpoints are: add --checkpoint DIR")
         return None
     root = Path(request.checkpoint)
     found = finished(root)
@@ -136,6 +141,7 @@ def fork_threads(run: Run, prepared: Prepared, pristine: nn.Module) -> list[int]
 def _fork(work: Callable[[int], int]) -> int:
     """Fork a process that does `work(leader)` and exits with what it returns."""
     leader = os.getpid()
+    flush_output()
     pid = os.fork()
     if pid == 0:
         try:
@@ -149,44 +155,50 @@ def _fork(work: Callable[[int], int]) -> int:
 
 @dataclass
 class Watched:
-    """One worker process and what became of it."""
+    """One worker process; `rank` is None when all workers are threads of it."""
 
-    rank: int
+    rank: int | None
     pid: int
     pidfd: int
 
 
 def watch(pids: list[int], request: Request, events: socket.socket) -> None:
-    """Until every worker is gone; kill the others when one fails, all when the command is gone."""
-    alive = {(fd := os.pidfd_open(pid)): Watched(rank, pid, fd) for rank, pid in enumerate(pids)}
+    """Until every worker is gone; kill the others when one fails, all when the command is gone.
+
+    A worker that only lost a peer is no reason to kill: the peer's own end tells the cause, and may
+    come to our ears later.
+    """
+    threads = request.transport == "threads"
+    alive = {(fd := os.pidfd_open(pid)): Watched(None if threads else rank, pid, fd) for rank, pid in enumerate(pids)}
     listening = True
     killed = False
     while alive:
         ready, _, _ = select.select([*alive, *([events.fileno()] if listening else [])], [], [])
-        if events.fileno() in ready:
+        for worker in [alive.pop(fd) for fd in ready if fd in alive]:
+            _, status = os.waitpid(worker.pid, 0)
+            os.close(worker.pidfd)
+            if not killed:
+                _tell_end(worker, status, events)
+                killed = status != 0 and os.waitstatus_to_exitcode(status) != LOST_A_PEER
+        if listening and events.fileno() in ready:
             command, _ = wire.receive(events)
             listening = command is not None
             if command is not None and command["command"] == "stop":
-                for worker in alive.values():
-                    os.kill(worker.pid, signal.SIGTERM)
+                _send_all(alive, signal.SIGTERM)
             else:
-                killed = _kill(alive)
-            ready.remove(events.fileno())
-        for fd in ready:
-            worker = alive.pop(fd)
-            _, status = os.waitpid(worker.pid, 0)
-            os.close(fd)
-            if status != 0 and not killed:
-                if os.WIFSIGNALED(status) and listening:
-                    wire.send(events, {"event": "gone", "rank": worker.rank, "signal": os.WTERMSIG(status)})
                 killed = True
         if killed:
-            _kill(alive)
-    if request.checkpoint is not None:
-        remove_unfinished(Path(request.checkpoint), request.run)
+            _send_all(alive, signal.SIGKILL)
+    remove_unfinished(request.checkpoint, request.save, request.run)
 
 
-def _kill(alive: dict[int, Watched]) -> bool:
+def _tell_end(worker: Watched, status: int, events: socket.socket) -> None:
+    """How a process ended that was not told to; the command knows whether it had said why."""
+    code = os.waitstatus_to_exitcode(status)
+    with contextlib.suppress(OSError):  # nobody listens any more
+        wire.send(events, {"event": "gone", "rank": worker.rank, "code": code})
+
+
+def _send_all(alive: dict[int, Watched], number: signal.Signals) -> None:
     for worker in alive.values():
-        os.kill(worker.pid, signal.SIGKILL)
-    return True
+        os.kill(worker.pid, number)

@@ -14,7 +14,7 @@ from samestep.report import Report, WorkerTime
 
 Event = dict[str, Any]
 
-LONGEST_TEXT = 24 * 1024  # characters of a message or traceback that travel
+LONGEST_TEXT = 12 * 1024  # characters of a message or traceback that travel; two fit a packet, six bytes each
 
 
 @dataclass
@@ -79,26 +79,48 @@ class Outcome:
         causes = [failure for failure in self.failures if not failure.get("secondary")]
         if causes:
             return told(causes[0])
-        if self.interrupted:
-            saved = self.finished is not None
-            done = f"stopped after step {self.step}"
-            return Interrupted(f"{done}; the last checkpoint holds it, --resume goes on" if saved else done)
-        if self.gone:
-            names = {number.value: number.name for number in signal.Signals}
-            killed = self.gone[0]
-            name = names.get(killed["signal"], f"signal {killed['signal']}")
-            return TrainingFailed(
-                f"worker {killed['rank']} was killed by {name} at step {self.step}: look for whoever sent it "
-                "(the kernel does when memory runs out)"
-            )
+        if self.interrupted or (self.finished is not None and self.finished["stopped"]):
+            return Interrupted(self._stopped())
+        early = [end for end in self.gone if self._left_early(end)]
+        if early:
+            return TrainingFailed(self._end(early[0]))
         if self.failures:
             return told(self.failures[0])
         if self.finished is None:
             return TrainingFailed(
                 f"the run's leader is gone at step {self.step} without a word: look for whoever killed it "
-                "(the kernel does when memory runs out)"
+                "(the kernel does when memory runs out), or for code that calls os._exit while it is imported"
             )
         return None
+
+    def _stopped(self) -> str:
+        if self.finished is None:
+            return f"stopped after step {self.step}" if self.up else "stopped before the first step"
+        if self.finished["checkpoint"]:
+            return f"stopped after step {self.finished['step']}; the last checkpoint holds it, --resume goes on"
+        return f"stopped after step {self.finished['step']}, without a checkpoint (--checkpoint DIR writes one)"
+
+    def _left_early(self, end: Event) -> bool:
+        """Whether a process ended without having said that it was done, or why not."""
+        if end["rank"] is None:  # all workers are threads of it
+            return self.finished is None and not self.failures
+        done = end["rank"] in self.times and (end["rank"] != 0 or self.finished is not None)
+        return not done and all(failure["rank"] != end["rank"] for failure in self.failures)
+
+    def _end(self, end: Event) -> str:
+        step = max([self.step, *(failure["step"] for failure in self.failures)])  # steps are told in bundles
+        who = "the process of all workers" if end["rank"] is None else f"worker {end['rank']}"
+        if end["code"] >= 0:
+            return (
+                f"{who} ended with exit status {end['code']} at step {step}: look for code that calls os._exit, "
+                "or a library that ends the process"
+            )
+        names = {number.value: number.name for number in signal.Signals}
+        name = names.get(-end["code"], f"signal {-end['code']}")
+        return (
+            f"{who} was killed by {name} at step {step}: look for whoever sent it "
+            "(the kernel sends SIGKILL when memory runs out; SIGSEGV and SIGABRT come from a fault in native code)"
+        )
 
 
 def telling(error: BaseException, rank: int | None, step: int | None) -> Event:
@@ -110,11 +132,20 @@ def telling(error: BaseException, rank: int | None, step: int | None) -> Event:
         "rank": rank,
         "step": step,
         "type": type(error).__name__,
-        "message": str(error)[:LONGEST_TEXT],
+        "message": _message(error)[:LONGEST_TEXT],
         "traceback": text[-LONGEST_TEXT:],
         "exit": error.exit_code if isinstance(error, SamestepError) else 1,
         "secondary": isinstance(error, PeerLost),
     }
+
+
+def _message(error: BaseException) -> str:
+    """What the error says. torch's DataLoader wraps a loader worker's traceback into it: then its last line."""
+    text = str(error)
+    if not text.startswith("Caught ") or "\nOriginal Traceback" not in text:
+        return text
+    last = text.rstrip().rpartition("\n")[2]
+    return last.removeprefix(f"{type(error).__name__}: ")
 
 
 class WorkerError(TrainingFailed):

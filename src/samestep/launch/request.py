@@ -1,7 +1,13 @@
 """What the command asks the leader to run, as plain values that travel as JSON."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from samestep.errors import CheckpointRefused, Refused
+from samestep.plan import TRANSPORTS
+
+NUMBERS = ("workers", "shards", "threads", "steps", "epochs", "seed", "every")
 
 
 @dataclass(frozen=True)
@@ -39,3 +45,23 @@ class Request:
     folder: str = "."  # where the command was given
     path: tuple[str, ...] = ()  # where modules are looked for
     mkl: str = "default"
+
+    def check(self) -> None:
+        """Raise Refused for what can be seen without the job, so that nobody waits for it."""
+        for name in NUMBERS:
+            value, least = getattr(self, name), 0 if name == "seed" else 1
+            if value is not None and (type(value) is not int or value < least):
+                raise Refused(f"--{name} {value!r}: it must be a whole number of at least {least}")
+        if self.transport not in (None, *TRANSPORTS):
+            raise Refused(f"--transport {self.transport!r} is not known: it is one of {', '.join(TRANSPORTS)}")
+        if self.save is not None and (not Path(self.save).parent.is_dir() or Path(self.save).is_dir()):
+            raise Refused(
+                f"--save {self.save} cannot be written: {Path(self.save).parent} must be a folder, and FILE no folder"
+            )
+        if self.checkpoint is None and (self.resume or self.every is not None):
+            flag = "--resume" if self.resume else "--every"
+            raise CheckpointRefused(f"{flag} needs to know where the checkpoints are: add --checkpoint DIR")
+        if self.checkpoint is not None:
+            above = next(path for path in (Path(self.checkpoint), *Path(self.checkpoint).parents) if path.exists())
+            if not above.is_dir():
+                raise CheckpointRefused(f"--checkpoint {self.checkpoint}: {above} is a file; name a folder")

@@ -32,6 +32,7 @@ def serve(end: socket.socket) -> None:
         os.close(files[0])
 
 
-if __name__ == "__main__":
-    die_with_parent(int(sys.argv[2]))
-    serve(socket.socket(fileno=int(sys.argv[1])))
+def main() -> None:
+    """With the arguments: folder of the package, number of the socket, process id of the command."""
+    die_with_parent(int(sys.argv[3]))
+    serve(socket.socket(fileno=int(sys.argv[2])))

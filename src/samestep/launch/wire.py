@@ -14,8 +14,13 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(end: socket.socket, message: dict[str, Any], *files: int) -> None:
-    """Send a message, and open files with it. Raises OSError when nobody listens."""
-    packet = json.dumps(message).encode()
+    """Send a message, and open files with it.
+
+    Raises OSError when nobody listens, TypeError or ValueError for what JSON does not hold or is too long.
+    """
+    packet = json.dumps(message, ensure_ascii=False).encode(errors="surrogatepass")
+    if len(packet) > LONGEST:
+        raise ValueError(f"{len(packet):,} bytes are more than the {LONGEST:,} of a message")
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
     end.sendmsg([packet], rights)
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from samestep.checkpoint import Description
+from samestep.checkpoint import Description, unfinished_file
+from samestep.errors import PeerLost
 from samestep.job import Job
 from samestep.launch import wire
 from samestep.launch.outcome import telling
@@ -28,6 +29,7 @@ from samestep.transport.base import Transport
 from samestep.transport.shared import SharedFabric
 from samestep.transport.threads import ThreadFabric
 
+LOST_A_PEER = 3  # exit status of a worker that ended because another one had
 FLUSH = 0.1  # seconds of steps that are told to the command together
 UNUSED_AFTER = 10  # steps after which a parameter without gradient draws its warning
 
@@ -78,7 +80,7 @@ def run_threads(run: Run, prepared: Sequence[Prepared], shared: Shared, fabric: 
         thread.start()
     for thread in threads:
         thread.join()
-    return max(codes)
+    return 1 if 1 in codes else max(codes)
 
 
 def _listen_for_stop(run: Run) -> None:
@@ -101,7 +103,7 @@ def work(run: Run, rank: int, prepared: Prepared, shared: Shared, transport: Tra
         train(run, trainer, diary)
     except BaseException as error:  # noqa: BLE001 - told to the command, which decides what to print
         diary.failed(error)
-        return 1
+        return LOST_A_PEER if isinstance(error, PeerLost) else 1
     finally:
         transport.close()
     return 0
@@ -205,7 +207,7 @@ def finish(run: Run, trainer: Trainer, diary: Diary, metrics: dict[str, float], 
     if diary.rank != 0:
         return
     if run.request.save is not None:
-        _write(Path(run.request.save), save(trainer.weights()))
+        _write(Path(run.request.save), save(trainer.weights()), run.request.run)
     weights = [_in_memory(save(trainer.weights()))] if run.request.want_weights else []
     timed = diary.seconds[3:]
     wire.send(
@@ -216,20 +218,18 @@ def finish(run: Run, trainer: Trainer, diary: Diary, metrics: dict[str, float], 
             "metrics": metrics,
             "step": trainer.step_number,
             "stopped": stopped,
+            "checkpoint": run.request.checkpoint is not None,
             "seconds_per_step": statistics.median(timed) if timed else None,
         },
         *weights,
     )
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: Path, content: bytes, run: str) -> None:
+    """Whole or not at all; whoever watches the run removes what a kill leaves."""
+    temporary = unfinished_file(path, run)
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 def _in_memory(content: bytes) -> int:
