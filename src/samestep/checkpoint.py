@@ -68,7 +68,8 @@ def finished(root: Path) -> list[Path]:
 
 def publish(temporary: Path, description: Description, root: Path) -> Path:
     """Sync the files in `temporary`, describe them, rename the folder, remove old ones."""
-    text = json.dumps(asdict(description), indent=1, sort_keys=True)
+    fields = asdict(description)
+    text = json.dumps({**fields, "sha256": _fields_hash(fields)}, indent=1, sort_keys=True)
     (temporary / "checkpoint.json").write_text(text)
     for path in [*temporary.iterdir(), temporary]:
         _sync(path)
@@ -85,6 +86,11 @@ def publish(temporary: Path, description: Description, root: Path) -> Path:
 def file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fields_hash(fields: dict[str, Any]) -> str:
+    """Of checkpoint.json itself."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -104,6 +110,8 @@ def read_description(folder: Path) -> Description:
                 f"checkpoint {folder} has format {fields.get('format')}, this samestep reads {FORMAT}: "
                 "use the version that wrote it"
             )
+        if fields.pop("sha256", None) != _fields_hash(fields):
+            raise ValueError("checkpoint.json does not have the hash it was written with")
         description = Description(**fields)
         for name, wanted in description.files.items():
             if file_hash(folder / name) != wanted:

@@ -6,9 +6,13 @@ augmentation depends neither on loader workers nor on who loads.
 """
 
 import ctypes
+import multiprocessing.connection
+import os
 import signal
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -76,13 +80,15 @@ class Rows(Protocol):
 class TensorRows:
     """Tensors or arrays whose first dimension is the row: one, a tuple, or a mapping by name."""
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, what: str = "data") -> None:
         columns = list(data.values()) if isinstance(data, Mapping) else list(data)
+        if any(column.ndim == 0 for column in columns):
+            raise JobRefused(f"Job.{what} has a column without dimensions: the first dimension must be the row")
         self.num_rows = len(columns[0])
         for column in columns[1:]:
             if len(column) != self.num_rows:
                 raise JobRefused(
-                    f"Job.data has columns of {self.num_rows} and {len(column)} rows: "
+                    f"Job.{what} has columns of {self.num_rows} and {len(column)} rows: "
                     "every tensor's first dimension must be the row"
                 )
         self._data = data
@@ -119,7 +125,7 @@ class DatasetRows:
             batch_sampler=cast(Any, samples),
             collate_fn=self._collate,
             num_workers=self._num_loader_workers,
-            worker_init_fn=_die_with_parent,
+            worker_init_fn=partial(_begin_loading, os.getpid()),
             multiprocessing_context="fork" if self._num_loader_workers else None,
         )
         return iter(loader)
@@ -138,22 +144,58 @@ class _KeyedRows(Dataset[Any]):
 PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent(_loader: int) -> None:
+def _begin_loading(parent: int, _loader: int) -> None:
+    """In a loader worker. It may be killed at any time, and then must not leave anything behind."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the wish was made
+        os._exit(1)
+    # Tensors are handed over through a socket, which lies in /tmp unless its address is an abstract one.
+    multiprocessing.connection.arbitrary_address = _abstract_address  # type: ignore[attr-defined]
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+
+
+def _abstract_address(_family: str) -> str:
+    return f"\0samestep-{os.getpid()}-{uuid.uuid4().hex}"
 
 
 def as_rows(data: Any, what: str, seed: int, collate: Collate | None, num_loader_workers: int) -> Rows:
     """Make rows of whatever the user gave. Raises JobRefused for what has no rows."""
+    columns = _columns(data, what)
+    if columns is None:
+        rows: Rows = DatasetRows(data, seed, collate, num_loader_workers)
+    elif collate is not None and what == "data":
+        raise JobRefused(
+            f"Job.collate_fn joins the samples of a data set, Job.{what} is made of tensors that need none: "
+            "leave collate_fn out, or give a data set"
+        )
+    else:
+        rows = TensorRows(columns, what)
+    if rows.num_rows == 0:
+        raise JobRefused(f"Job.{what} has no rows: look at how it is loaded" + LEAVE_OUT * (what == "evaluate"))
+    return rows
+
+
+LEAVE_OUT = ", or leave it out"
+
+
+def _columns(data: Any, what: str) -> Any:
+    """A tuple or dict of tensors and arrays; None for a data set. Raises JobRefused for neither."""
     if isinstance(data, Tensor | np.ndarray):
-        return TensorRows((data,))
-    if isinstance(data, tuple | list) and data and all(isinstance(c, Tensor | np.ndarray) for c in data):
-        return TensorRows(tuple(data))
-    if isinstance(data, Mapping) and data and all(isinstance(c, Tensor | np.ndarray) for c in data.values()):
-        return TensorRows(dict(data))
-    if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return (data,)
+    parts = data.values() if isinstance(data, Mapping) else data if isinstance(data, tuple | list) else []
+    strangers = [type(part).__name__ for part in parts if not isinstance(part, Tensor | np.ndarray)]
+    if parts and not strangers:
+        return dict(data) if isinstance(data, Mapping) else tuple(data)
+    if isinstance(data, Mapping | tuple) and parts:
+        raise JobRefused(
+            f"Job.{what} is a {type(data).__name__} that holds a {strangers[0]}: give every column as a tensor or "
+            "array with rows first, or a map-style data set"
+        )
+    is_map_style = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if isinstance(data, IterableDataset | str | bytes) or not is_map_style:
         raise JobRefused(
             f"Job.{what} is a {type(data).__name__}, whose rows cannot be taken by number: give tensors, arrays, "
             "or a map-style data set with __len__ and __getitem__"
         )
-    return DatasetRows(data, seed, collate, num_loader_workers)
+    return None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from samestep import streams
 from samestep.data import Rows
 from samestep.errors import JobRefused
-from samestep.loss import Objective
+from samestep.loss import Objective, check_pair
 from samestep.metrics import Metric, Predictions
 from samestep.transport.base import Transport
 
@@ -43,23 +43,49 @@ def evaluate(
         batches = rows.take((step, pieces[piece]) for piece in mine)
         for piece, batch in zip(mine, batches, strict=True):
             streams.enter(seed, "evaluate", step, piece)
+            if objective.has_outputs:
+                check_pair(batch)
             outputs = model(batch[0]) if objective.has_outputs else None
             if outputs is None:
                 loss = objective(model, batch, len(pieces[piece]))
             else:
                 loss = objective.of_outputs(outputs, batch, len(pieces[piece]))
             facts.append(FACT.pack(piece, 0, loss.sum, loss.weight))
-            for i, metric in enumerate(summed.values(), 1):
-                total, count = metric(model, batch) if outputs is None else metric(outputs, batch[1])  # type: ignore[operator]
-                facts.append(FACT.pack(piece, i, float(total), float(count)))
+            for i, (name, metric) in enumerate(summed.items(), 1):
+                found = metric(model, batch) if outputs is None else metric(outputs, batch[1])  # type: ignore[operator]
+                facts.append(FACT.pack(piece, i, *_sum_and_count(name, found)))
             if collected:
                 predictions[piece] = _prediction(outputs, batch)
     model.train()
-    found = sorted(FACT.iter_unpack(b"".join(transport.exchange(b"".join(facts)))))
-    results = {name: _mean(found, i) for i, name in enumerate(["loss", *summed])}
+    everybodys = sorted(FACT.iter_unpack(b"".join(transport.exchange(b"".join(facts)))))
+    results = {name: _mean(everybodys, i) for i, name in enumerate(["loss", *summed])}
     if collected:
         results |= _of_predictions(collected, predictions, len(pieces), transport)
     return results
+
+
+def _sum_and_count(name: str, found: Any) -> tuple[float, float]:
+    try:
+        total, count = found
+        return float(total), float(count)
+    except (TypeError, ValueError, RuntimeError):
+        raise JobRefused(
+            f"metric {name!r} returned {_shown(found)}, not a (sum, count) pair of numbers: return for example "
+            "(right.sum(), len(right)), or wrap a function of all rows in samestep.Predictions"
+        ) from None
+
+
+def _number(name: str, found: Any) -> float:
+    try:
+        return float(found)
+    except (TypeError, ValueError, RuntimeError):
+        raise JobRefused(f"metric {name!r} returned {_shown(found)}, not a number: return one") from None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor) and value.dim():
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"{value!r:.60}"
 
 
 def _mean(facts: list[tuple[int, int, float, float]], metric: int) -> float:
@@ -85,7 +111,9 @@ def _of_predictions(
     if transport.rank == 0:
         outputs, targets = zip(*_gathered(mine, num_pieces, transport), strict=True)
         joined = torch.cat(outputs), torch.cat(targets)
-        values = struct.pack(f"<{len(metrics)}d", *(float(metric.function(*joined)) for metric in metrics.values()))
+        values = struct.pack(
+            f"<{len(metrics)}d", *(_number(name, metric.function(*joined)) for name, metric in metrics.items())
+        )
     else:
         for outputs_, targets_ in mine.values():
             transport.send(outputs_, 0)

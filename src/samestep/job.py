@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn, optim
 from samestep.data import Collate, RowOrder, as_rows
 from samestep.errors import JobRefused
 from samestep.loss import Objective
-from samestep.metrics import Metric
+from samestep.metrics import Metric, Predictions
 from samestep.numerics import PRECISIONS, default_shards
 
 Callback = Callable[[int, float, Mapping[str, float]], None]
@@ -72,17 +73,24 @@ class Job:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise JobRefused(f"Job.{name} is {value!r}; it must be a whole number of at least 1")
+        for name in ("seed", "num_loader_workers"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise JobRefused(f"Job.{name} is {value!r}; it must be a whole number of at least 0")
+        for name in ("shuffle", "drop_last", "sync_batchnorm"):
+            if type(getattr(self, name)) is not bool:
+                raise JobRefused(f"Job.{name} is {getattr(self, name)!r}; it must be True or False")
         if self.precision not in PRECISIONS:
             raise JobRefused(f"Job.precision is {self.precision!r} (known: {', '.join(PRECISIONS)})")
-        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
-            raise JobRefused(f"Job.clip_grad_norm is {self.clip_grad_norm}; it must be above 0, or None")
-        if not callable(self.optimizer):
-            raise JobRefused(
-                f"Job.optimizer is a {type(self.optimizer).__name__}; give a function of the parameters, "
-                "for example lambda params: torch.optim.SGD(params, lr=0.1)"
-            )
+        norm = self.clip_grad_norm
+        if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0):
+            raise JobRefused(f"Job.clip_grad_norm is {norm!r}; it must be a number above 0, or None")
+        self._check_functions()
         Objective(self.loss, self.forward)
-        rows = as_rows(self.data, "data", self.seed, self.collate_fn, 0).num_rows
+        as_data = partial(as_rows, seed=self.seed, collate=self.collate_fn, num_loader_workers=0)
+        if self.evaluate is not None:
+            as_data(self.evaluate, "evaluate")
+        rows = as_data(self.data, "data").num_rows
         if self.batch_size > rows:
             raise JobRefused(
                 f"a batch of {self.batch_size} rows is larger than the data set of {rows} rows: "
@@ -94,6 +102,34 @@ class Job:
                 f"{shards} shards are more than the {self.batch_size} rows of a batch: "
                 f"set shards (or --shards) to at most {self.batch_size}"
             )
+
+    def _check_functions(self) -> None:
+        if not callable(self.optimizer):
+            raise JobRefused(
+                f"Job.optimizer is a {type(self.optimizer).__name__}; give a function of the parameters, "
+                "for example lambda params: torch.optim.SGD(params, lr=0.1)"
+            )
+        if not callable(self.model):  # a module is
+            raise JobRefused(
+                f"Job.model is a {type(self.model).__name__}; give a torch.nn.Module, or a function that makes one"
+            )
+        for name in ("loss", "forward", "scheduler", "collate_fn"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise JobRefused(f"Job.{name} is a {type(value).__name__}; give a function, or leave it out")
+        if not isinstance(self.metrics, Mapping | None):
+            raise JobRefused(
+                f"Job.metrics is a {type(self.metrics).__name__}; give a dict by name, "
+                'for example {"accuracy": samestep.accuracy}'
+            )
+        for name, metric in (self.metrics or {}).items():
+            if not isinstance(name, str) or name == "loss" or not (callable(metric) or isinstance(metric, Predictions)):
+                raise JobRefused(
+                    f"Job.metrics[{name!r}] is a {type(metric).__name__}; give a function that returns (sum, count), "
+                    'or Predictions(function), under a name of its own ("loss" is always there)'
+                )
+        if not isinstance(self.callbacks, Sequence) or not all(callable(callback) for callback in self.callbacks):
+            raise JobRefused("Job.callbacks must be a list of functions callback(step, loss, metrics)")
 
     def resolved_shards(self) -> int:
         return self.shards if self.shards is not None else default_shards(self.batch_size)

@@ -7,6 +7,7 @@ weights is a mean over *something else*, which its targets tell; weighting its s
 is wrong by half the gradient. What only forward can tell is returned by it as (sum, weight).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -78,12 +79,14 @@ class Objective:
         """The weight of a shard with a torch loss; rows for a plain sum."""
         assert self._torch_loss is not None
         weigh = self._torch_loss.weigh
+        check_pair(batch)
         return float(rows) if weigh is None else float(weigh(batch[1]))
 
     def __call__(self, model: nn.Module, batch: Any, rows: int) -> ShardLoss:
         """Raises JobRefused when the loss is no scalar, or a mean over labels of which some are ignored."""
         if self._forward is not None:
             return self._wrap(self._forward(model, batch), batch, rows)
+        check_pair(batch)
         return self.of_outputs(model(batch[0]), batch, rows)
 
     def of_outputs(self, outputs: Any, batch: Any, rows: int) -> ShardLoss:
@@ -96,7 +99,7 @@ class Objective:
 
     def _wrap(self, result: Any, batch: Any, rows: int) -> ShardLoss:
         if isinstance(result, tuple | list) and len(result) == 2:
-            return ShardLoss(check_scalar(result[0]), float(result[1]), is_mean=False)
+            return ShardLoss(check_scalar(result[0]), check_weight(result[1]), is_mean=False)
         value = check_scalar(result)
         place = ignored_label_in(batch)
         if place is not None:
@@ -165,6 +168,26 @@ def ignored_label_in(batch: Any) -> str | None:
     return None
 
 
+def check_pair(batch: Any) -> None:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        size = f" of {len(batch)}" if isinstance(batch, tuple | list | Mapping) else ""
+        raise JobRefused(
+            f"loss= computes loss(model(x), y) from (x, y) data, the batch is a {type(batch).__name__}{size}: "
+            "give two columns, or forward= instead of loss="
+        )
+
+
+def check_weight(value: Any) -> float:
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
+        shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else repr(value)
+        raise JobRefused(
+            f"the loss is a pair, which means (sum, weight), and its weight is {shown}: return the number of rows or "
+            "tokens that the sum is over, or the mean loss alone"
+        )
+    return float(number)
+
+
 def check_scalar(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
@@ -172,4 +195,6 @@ def check_scalar(value: Any) -> Tensor:
             f"the loss is {shape}, a step needs one number: return a mean over the rows (reduction='mean'), "
             "or a (sum, weight) pair"
         )
+    if not value.is_floating_point():
+        raise JobRefused(f"the loss is a number of type {value.dtype}, which has no gradient: compute it in floats")
     return value.reshape(())

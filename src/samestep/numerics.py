@@ -46,7 +46,7 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def parse_line(line: str) -> dict[str, object]:
+def parse_line(line: str, source: str = "--numerics") -> dict[str, object]:
     """The fields named in a numerics line, typed. Raises PlanRefused for what it does not know."""
     types = {field.name: type(field.default) for field in dataclasses.fields(Numerics)}
     found: dict[str, object] = {}
@@ -54,23 +54,23 @@ def parse_line(line: str) -> dict[str, object]:
         name, equals, text = word.partition("=")
         if not equals or name not in types:
             raise PlanRefused(
-                f"--numerics has {word!r}, which is not one of its fields; "
+                f"{source} has {word!r}, which is not one of its fields; "
                 f"it takes NAME=VALUE with the names {', '.join(types)}"
             )
-        found[name] = _parse(name, text, types[name])
+        found[name] = _parse(name, text, types[name], source)
     return found
 
 
-def _parse(name: str, text: str, kind: type) -> object:
+def _parse(name: str, text: str, kind: type, source: str) -> object:
     if kind is bool:
         if text not in ("true", "false"):
-            raise PlanRefused(f"--numerics has {name}={text}; write {name}=true or {name}=false")
+            raise PlanRefused(f"{source} has {name}={text}; write {name}=true or {name}=false")
         return text == "true"
     try:
         return kind(text)
     except ValueError:
         raise PlanRefused(
-            f"--numerics has {name}={text}, which is no {kind.__name__}; "
+            f"{source} has {name}={text}, which is no {kind.__name__}; "
             f"write for example {name}={getattr(Numerics, name)}"
         ) from None
 
@@ -81,7 +81,7 @@ def check_environment(wanted: Mapping[str, object], found: Numerics) -> None:
         if name not in CHOSEN and value != getattr(found, name):
             raise PlanRefused(
                 f"the numerics ask for {name}={value}, this run has {name}={getattr(found, name)}: "
-                f"the bits would differ; run where both agree, or leave {name} out of --numerics"
+                f"the bits would differ; run where both agree, or leave {name} out of the numerics"
             )
 
 

@@ -55,7 +55,7 @@ class Plan:
     def parse(text: str, source: str = "plan") -> "Plan":
         """Read a plan's text. Raises PlanRefused with the place of what is wrong."""
         fields = parse_fields(text, source)
-        known = parse_line(fields["numerics"])
+        known = parse_line(fields["numerics"], source)
         return Plan(Numerics(**known), tuple(fields["assign"]), fields["transport"])  # type: ignore[arg-type]
 
 

@@ -1,5 +1,6 @@
 """What a finished run reports. Free of torch, so that commands start fast."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,17 +52,17 @@ class Report:
         return load(b"".join(_read(self.weights_file, size)))
 
     def as_json(self) -> dict[str, Any]:
-        """The fields of the last line that `--json` prints."""
+        """The fields of the last line that `--json` prints. JSON has no NaN and no infinity: null stands for them."""
         return {
             "digest": self.digest,
-            "losses": list(self.losses),
+            "losses": [_finite(loss) for loss in self.losses],
             "seconds_per_step": self.seconds_per_step,
             "workers": self.workers,
             "assign": list(self.assign),
             "shards": self.shards,
             "numerics": self.numerics,
             "plan": self.plan,
-            "metrics": dict(self.metrics),
+            "metrics": {name: _finite(value) for name, value in self.metrics.items()},
             "steps": self.steps,
             "rows_per_second": self.rows_per_second,
             "times": [vars(time) for time in self.times],
@@ -70,6 +71,10 @@ class Report:
     def __del__(self) -> None:
         if self.weights_file is not None:
             os.close(self.weights_file)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _read(file: int, size: int) -> list[bytes]:

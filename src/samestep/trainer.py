@@ -97,9 +97,12 @@ class Trainer:
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be of this job."""
-        model = [f"{n} {p.dtype} {tuple(p.shape)}" for n, p in self.executor.model.named_parameters()]
+        model, update, scheduler = self.executor.model, self.executor.update, self.executor.scheduler
         return {
-            "parameters": model,
+            "parameters": [f"{n} {p.dtype} {tuple(p.shape)}" for n, p in model.named_parameters()],
+            "buffers": [f"{n} {b.dtype} {tuple(b.shape)}" for n, b in model.named_buffers()],
+            "optimizer's parameter groups": [", ".join(names) for names in update.group_names],
+            "scheduler": None if scheduler is None else type(scheduler).__name__,
             "batch size": self.job.batch_size,
             "number of rows": self._order.num_rows,
             "shuffle": self.job.shuffle,

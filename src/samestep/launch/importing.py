@@ -1,5 +1,6 @@
 """Find the user's job function and call it. Code never travels: the file or module is imported."""
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -36,6 +37,10 @@ def load_function(request: Request) -> Callable[..., Any]:
 
 def _import_file(file: Path, *, script: bool) -> types.ModuleType:
     name = SCRIPT if script else file.stem
+    if name in sys.modules:
+        raise JobRefused(
+            f"{file} has the name of a module that is already loaded ({name}), which it would hide: rename the file"
+        )
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise JobRefused(f"{file} is not a Python file: a job is a function in a .py file")
@@ -108,21 +113,46 @@ def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
 
 def typed(function: str, name: str, text: str, kind: Any) -> Any:
     """A setting's text as its annotation says (or its default's type). Raises JobRefused."""
-    choices = [k for k in typing.get_args(kind) or (kind,) if k is not type(None)]
-    if type(None) in (typing.get_args(kind) or ()) and text.lower() == "none":
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    if type(None) in kinds and text.lower() == "none":
         return None
+    choices = [k for k in kinds if k is not type(None)]
     for choice in choices:
-        if choice is bool and text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        if choice in (int, float):
-            try:
-                return choice(text)
-            except ValueError:
-                continue
-        if choice not in (bool, int, float):
-            return text
-    wanted = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
-    example = {"bool": "true", "int": "8", "float": "0.1"}.get(wanted, wanted)
+        with contextlib.suppress(ValueError):
+            return _as(choice, text)
+    if kind in UNTYPED or not choices:
+        return text
+    wanted = " or ".join(_spelled(choice) for choice in choices)
+    if not any(choice in PLAIN or typing.get_origin(choice) is typing.Literal for choice in choices):
+        raise JobRefused(
+            f"{function} takes {name} as {wanted}, which --set cannot spell: let the job function take a "
+            "bool, int, float, str or Path and make it from that"
+        )
+    example = {"bool": "true", "int": "8", "float": "0.1"}.get(wanted, wanted.split(" or ")[0].strip("'"))
     raise JobRefused(
         f"{function} takes {name} as {wanted}, --set gives {text!r}: write for example --set {name}={example}"
     )
+
+
+PLAIN = (bool, int, float, str, Path)
+UNTYPED = (type, Any, object, inspect.Parameter.empty)  # no annotation and no default, or one that says nothing
+
+
+def _as(kind: Any, text: str) -> Any:
+    """Raises ValueError when `text` does not spell a `kind`."""
+    if kind in PLAIN and kind is not bool:
+        return kind(text)
+    spelled: dict[str, Any] = {}
+    if kind is bool:
+        text, spelled = text.lower(), {"true": True, "false": False}
+    elif typing.get_origin(kind) is typing.Literal:
+        spelled = {str(value): value for value in typing.get_args(kind)}
+    if text not in spelled:
+        raise ValueError(text)
+    return spelled[text]
+
+
+def _spelled(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(kind)))
+    return str(kind) if typing.get_args(kind) else getattr(kind, "__name__", str(kind))

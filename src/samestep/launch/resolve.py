@@ -24,9 +24,8 @@ def chosen_numerics(request: Request) -> dict[str, Any]:
     if request.numerics is not None:
         sources.append(("--numerics", parse_line(request.numerics)))
     if request.plan_text is not None:
-        sources.append(
-            (f"--plan {request.plan}", parse_line(parse_fields(request.plan_text, request.plan)["numerics"]))
-        )
+        source = f"--plan {request.plan}"
+        sources.append((source, parse_line(parse_fields(request.plan_text, source)["numerics"], source)))
     for source, fields in sources:
         for name, value in fields.items():
             other, known = said.setdefault(name, (source, value))
@@ -64,7 +63,7 @@ def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str
         mkl=request.mkl,
     )
     check_environment({name: value for name, value in chosen.items() if name not in CHOSEN}, numerics)
-    fields = None if request.plan_text is None else parse_fields(request.plan_text, request.plan)
+    fields = None if request.plan_text is None else parse_fields(request.plan_text, f"--plan {request.plan}")
     transport = request.transport or (fields["transport"] if fields else "processes")
     return Plan(numerics, _assignment(request, numerics.shards, fields), transport)
 
