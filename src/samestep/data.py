@@ -24,6 +24,7 @@ from samestep import streams
 from samestep.errors import JobRefused
 from samestep.numerics import key
 
+RowNumbers = Sequence[int] | Tensor  # a tensor is int64, 1-D
 Collate = Callable[[list[Any]], Any]
 
 
@@ -72,7 +73,7 @@ class Rows(Protocol):
 
     num_rows: int
 
-    def take(self, requests: Iterator[tuple[int, Sequence[int]]]) -> Iterator[Any]:
+    def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
         """The batch of each (epoch, rows) request, in order."""
         ...
 
@@ -93,9 +94,9 @@ class TensorRows:
                 )
         self._data = data
 
-    def take(self, requests: Iterator[tuple[int, Sequence[int]]]) -> Iterator[Any]:
+    def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
         for _, rows in requests:
-            index = torch.as_tensor(rows)
+            index = rows if isinstance(rows, Tensor) else torch.as_tensor(rows)
             if isinstance(self._data, Mapping):
                 yield {name: _rows_of(column, index) for name, column in self._data.items()}
             else:
@@ -117,7 +118,7 @@ class DatasetRows:
         self._collate = collate
         self._num_loader_workers = num_loader_workers
 
-    def take(self, requests: Iterator[tuple[int, Sequence[int]]]) -> Iterator[Any]:
+    def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
         # The sampler yields lists of (epoch, row); a data set may be indexed by anything.
         samples = ([(epoch, int(row)) for row in rows] for epoch, rows in requests)
         loader: DataLoader[Any] = DataLoader(

