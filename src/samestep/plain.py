@@ -33,11 +33,12 @@ def as_before(stored: Any, before: Any) -> Any:
     """A stored value in the types that the value had before."""
     if isinstance(before, Tensor):
         return torch.tensor(stored, dtype=before.dtype)
+    old = before if isinstance(before, dict) else {}
     if isinstance(stored, dict) and set(stored) == {PAIRS}:
-        pairs = dict(stored[PAIRS])
+        found = ((tuple(key) if isinstance(key, list) else key, item) for key, item in stored[PAIRS])
+        pairs = {key: as_before(item, old.get(key)) for key, item in found}
         return Counter(pairs) if isinstance(before, Counter) else pairs
     if isinstance(stored, dict):
-        old = before if isinstance(before, dict) else {}
         return {key: as_before(item, old.get(key)) for key, item in stored.items()}
     if isinstance(stored, list):
         old_items = before if isinstance(before, list | tuple) and len(before) == len(stored) else [None] * len(stored)
