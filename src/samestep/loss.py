@@ -129,7 +129,8 @@ class TorchLoss:
         options = dict(loss.keywords) if isinstance(loss, partial) else {}
         if function in (F.cross_entropy, F.nll_loss) and not (isinstance(loss, partial) and loss.args):
             return _classification(function, options)
-        if isinstance(loss, nn.Module) and getattr(loss, "reduction", None) == "sum":
+        of_torch = isinstance(loss, nn.Module) or getattr(F, getattr(function, "__name__", ""), None) is function
+        if of_torch and options.get("reduction", getattr(loss, "reduction", None)) == "sum":
             return TorchLoss(loss, None)
         return None
 
