@@ -183,9 +183,14 @@ LEAVE_OUT = ", or leave it out"
 def _columns(data: Any, what: str) -> Any:
     """A tuple or dict of tensors and arrays; None for a data set. Raises JobRefused for neither."""
     if isinstance(data, Tensor | np.ndarray):
-        return (data,)
+        data = (data,)
     parts = data.values() if isinstance(data, Mapping) else data if isinstance(data, tuple | list) else []
     strangers = [type(part).__name__ for part in parts if not isinstance(part, Tensor | np.ndarray)]
+    for part in parts:
+        if isinstance(part, np.ndarray) and part.dtype.kind not in "biufc":
+            raise JobRefused(
+                f"Job.{what} has an array of {part.dtype}, which is no tensor: make numbers of it, or give a data set"
+            )
     if parts and not strangers:
         return dict(data) if isinstance(data, Mapping) else tuple(data)
     if isinstance(data, Mapping | tuple) and parts:

@@ -39,7 +39,7 @@ from samestep.transport.threads import ThreadFabric
 
 def lead(message: dict[str, Any], events: socket.socket) -> int:
     """Run one training from a request message; returns the leader's exit status."""
-    request = Request(**{**message, "assign": tuple(message["assign"]) if message["assign"] else None})
+    request = Request(**{**message, "assign": None if message["assign"] is None else tuple(message["assign"])})
     try:
         workers = start(request, events)
     except BaseException as error:  # noqa: BLE001 - everything is told to the command
