@@ -2,9 +2,9 @@
 
     L = Σ_s value_s / Σ_s weight_s        value: sum over a shard's rows (or tokens), weight: their count
 
-A mean over rows has weight n_s, known beforehand. torch's cross-entropy with `ignore_index` or class
-weights is a mean over *something else*, which its targets tell; weighting its shards by rows instead
-is wrong by half the gradient. What only forward can tell is returned by it as (sum, weight).
+A mean over rows has weight n_s. torch's cross-entropy with `ignore_index` or class weights is a mean
+over *something else*, which its targets tell; weighting its shards by rows instead is wrong by half
+the gradient. What only forward can tell is returned by it as (sum, weight).
 """
 
 import math
@@ -38,10 +38,13 @@ class ShardLoss:
         value = float(self.objective.detach())
         return value * self.weight if self.is_mean else value
 
-    def seed(self, total_weight: float | None) -> float:
-        """dL/d(objective), given the batch's weight; without it (None) the division comes later."""
-        divisor = 1.0 if total_weight is None else total_weight
-        return self.weight / divisor if self.is_mean else 1.0 / divisor
+    def seed(self, batch_rows: int) -> float:
+        """What backward starts from: dL/d(objective) if the batch's weight were its number of rows.
+
+        For a mean it is. For a sum it is known only when every shard has been through forward; what
+        the division by `batch_rows` then got wrong is one factor for the whole gradient.
+        """
+        return (self.weight if self.is_mean else 1.0) / batch_rows
 
 
 class Objective:
@@ -61,11 +64,6 @@ class Objective:
         self._torch_loss = None if loss is None else TorchLoss.recognise(loss)
 
     @property
-    def weighs_targets(self) -> bool:
-        """Whether a shard's weight follows from its targets, before forward."""
-        return self._torch_loss is not None and self._torch_loss.weigh is not None
-
-    @property
     def is_plain_sum(self) -> bool:
         """A loss with reduction="sum": the batch's loss is divided by nothing."""
         return self._torch_loss is not None and self._torch_loss.weigh is None
@@ -74,13 +72,6 @@ class Objective:
     def has_outputs(self) -> bool:
         """Whether data are (x, y) and the model's outputs stand apart from the loss."""
         return self._forward is None
-
-    def weight_of(self, batch: Any, rows: int) -> float:
-        """The weight of a shard with a torch loss; rows for a plain sum."""
-        assert self._torch_loss is not None
-        weigh = self._torch_loss.weigh
-        check_pair(batch)
-        return float(rows) if weigh is None else float(weigh(batch[1]))
 
     def __call__(self, model: nn.Module, batch: Any, rows: int) -> ShardLoss:
         """Raises JobRefused when the loss is no scalar, or a mean over labels of which some are ignored."""
@@ -93,7 +84,8 @@ class Objective:
         """The loss of what the model made of (x, y) data."""
         if self._torch_loss is not None:
             value = check_scalar(self._torch_loss.total(outputs, batch[1]))
-            return ShardLoss(value, self.weight_of(batch, rows), is_mean=False)
+            weigh = self._torch_loss.weigh
+            return ShardLoss(value, float(rows if weigh is None else weigh(batch[1])), is_mean=False)
         assert self._loss is not None
         return self._wrap(self._loss(outputs, batch[1]), batch, rows)
 

@@ -27,7 +27,6 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
     state = StepState(number, [len(part) for part in shard_rows(rows, num_shards)], stop_asked)
     schedule = data_parallel(
         plan.shards_of(executor.transport.rank, num_shards),
-        weigh=executor.objective.weighs_targets,
         lockstep=plan.numerics.sync_batchnorm,
         clip=executor.clip_grad_norm is not None,
     )
@@ -46,7 +45,6 @@ def perform(executor: Executor, action: actions.Action, state: StepState) -> Non
 
 METHODS = {
     actions.Load: "load",
-    actions.Weigh: "weigh",
     actions.Forward: "forward",
     actions.Backward: "backward",
     actions.Lockstep: "lockstep",
@@ -58,7 +56,7 @@ METHODS = {
     actions.Publish: "publish",
 }
 
-COMMUNICATION = (actions.Weigh, actions.Agree, actions.Reduce, actions.Publish)
+COMMUNICATION = (actions.Agree, actions.Reduce, actions.Publish)
 
 
 def book(timesheet: Timesheet, action: actions.Action) -> None:

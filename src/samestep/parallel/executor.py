@@ -42,7 +42,6 @@ class StepState:
     losses: dict[int, ShardLoss] = field(default_factory=dict)
     facts: dict[int, tuple[float, float, bool]] = field(default_factory=dict)
     changed: dict[int, bytes] = field(default_factory=dict)
-    total_weight: float | None = None
     loss: float = math.nan
     scale: float = 1.0
     present: bytes = b""
@@ -73,11 +72,6 @@ class Executor:
         state.batches = {shard: self.next_batch() for shard in own}
         self.gradients.begin_step(own.start)
 
-    def weigh(self, action: actions.Weigh, state: StepState) -> None:
-        mine = [self.objective.weight_of(batch, state.rows[shard]) for shard, batch in state.batches.items()]
-        found = b"".join(self.transport.exchange(struct.pack(f"<{len(mine)}d", *mine)))
-        state.total_weight = tree_sum(struct.unpack(f"<{len(state.rows)}d", found))
-
     def forward(self, action: actions.Forward, state: StepState) -> None:
         shard = action.shard
         streams.enter(self.plan.numerics.seed, "step", state.number, shard)
@@ -101,8 +95,8 @@ class Executor:
         own = self._own_shards(state)
         fold = local_plan(own, len(state.rows)).folds[shard - own.start]
         self.gradients.begin_shard(shard, fold)
-        total = float(sum(state.rows)) if loss.is_mean else state.total_weight
-        loss.objective.backward(torch.tensor(loss.seed(total), dtype=loss.objective.dtype))  # type: ignore[no-untyped-call]
+        seed = 1.0 if self.objective.is_plain_sum else loss.seed(sum(state.rows))
+        loss.objective.backward(torch.tensor(seed, dtype=loss.objective.dtype))  # type: ignore[no-untyped-call]
         self.gradients.end_shard()
         state.changed[shard] = self.buffers.end_shard(shard)
         state.facts[shard] = (loss.sum, loss.weight, loss.is_mean)
@@ -190,8 +184,8 @@ class Executor:
                 "the loss weights of all shards are 0: no row of this batch counts; --allow-nan goes on"
             )
         state.loss = total / weight if weight else math.nan
-        if kinds == {False} and state.total_weight is None and not self.objective.is_plain_sum:
-            state.scale = 1.0 / weight if weight else math.nan
+        if kinds == {False} and not self.objective.is_plain_sum:
+            state.scale = sum(state.rows) / weight if weight else math.nan
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.plan.numerics.precision == "bfloat16":

@@ -48,7 +48,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     are few, and costs 40 us more per call (benchmarks/linear). The choice depends on shapes alone.
     """
     large = x.shape[0] * weight.numel() >= LARGE and x.dtype == torch.float32
-    if large and torch.backends.mkldnn.is_available():
+    if large and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return output
     return F.linear(x, weight, bias)

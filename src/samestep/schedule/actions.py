@@ -9,11 +9,6 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Weigh:
-    """Agree on the loss weight of the whole batch, before backward."""
-
-
-@dataclass(frozen=True)
 class Forward:
     shard: int
 
@@ -60,5 +55,5 @@ class Publish:
     """Wait until every worker has updated; the new parameters are then readable."""
 
 
-Action = Load | Weigh | Forward | Backward | Lockstep | Agree | Reduce | MergeBuffers | Clip | Update | Publish
+Action = Load | Forward | Backward | Lockstep | Agree | Reduce | MergeBuffers | Clip | Update | Publish
 Schedule = tuple[Action, ...]

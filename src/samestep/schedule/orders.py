@@ -14,11 +14,10 @@ from samestep.schedule.actions import (
     Publish,
     Reduce,
     Update,
-    Weigh,
 )
 
 
-def data_parallel(shards: range, *, weigh: bool, lockstep: bool, clip: bool) -> Iterator[Action]:
+def data_parallel(shards: range, *, lockstep: bool, clip: bool) -> Iterator[Action]:
     """One step of a worker that holds `shards`, whole model on every worker.
 
     Four shards on two workers (F forward, B backward of a shard; A agree, R reduce, U update,
@@ -30,8 +29,6 @@ def data_parallel(shards: range, *, weigh: bool, lockstep: bool, clip: bool) -> 
     A worker without shards still agrees, reduces, updates and publishes: it owns its pieces.
     """
     yield Load()
-    if weigh:
-        yield Weigh()
     if lockstep and shards:
         yield Lockstep(tuple(shards))
     else:
