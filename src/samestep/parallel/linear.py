@@ -32,10 +32,12 @@ class _LinearInto(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         rows = grads[0].reshape(-1, weight.shape[0])
-        grad_x = product(rows, weight.t(), None).view(x.shape) if needs_x else None
+        again = torch.is_grad_enabled()  # create_graph=True: all this is differentiated once more
+        times = F.linear if again else product
+        grad_x = times(rows, weight.t(), None).view(x.shape) if needs_x else None
         grad_weight = None
         if needs_weight:
-            inputs, place = x.reshape(-1, weight.shape[1]), ctx.place()
+            inputs, place = x.reshape(-1, weight.shape[1]), None if again else ctx.place()
             grad_weight = torch.mm(rows.t(), inputs) if place is None else torch.mm(rows.t(), inputs, out=place)
         grad_bias = rows.sum(0) if needs_bias else None
         return grad_x, grad_weight, grad_bias, None
