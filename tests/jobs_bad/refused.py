@@ -98,7 +98,7 @@ def spoiled(x: Tensor, y: Tensor) -> dict[str, Callable[[], dict[str, Any]]]:
         "neither loss nor forward": field(loss=None),
         "lbfgs": field(optimizer=LBFGS),
         "sparse adam": field(optimizer=SparseAdam),
-        "optimizer is an optimizer": field(optimizer=SGD([foreign])),
+        "optimizer is an optimizer": lambda: {"optimizer": SGD([foreign])},
         "optimizer is none": field(optimizer=lambda params: None),
         "foreign parameters": field(optimizer=lambda params: SGD([*params, foreign])),
         "only foreign parameters": field(optimizer=lambda params: SGD([foreign])),
