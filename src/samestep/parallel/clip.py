@@ -31,4 +31,4 @@ def total_norm(norms: Norms) -> float:
 
 def clip_factor(norm: float, max_norm: float) -> float:
     """As `torch.nn.utils.clip_grad_norm_`: max_norm / (norm + 1e-6), at most 1."""
-    return min(1.0, max_norm / (norm + 1e-6))
+    return min(max_norm / (norm + 1e-6), 1.0)  # in this order a NaN stays one
