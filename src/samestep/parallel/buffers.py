@@ -79,6 +79,7 @@ class Buffers:
 
     def bound(self) -> list[Tensor]:
         """What is bound now; `rebind` puts it back, when shards in lockstep take turns."""
+        self._fresh.clear()  # the next shard to begin must not take a copy that this one goes on with
         return [self._bound(i) for i in range(len(self.values))]
 
     def rebind(self, bound: Sequence[Tensor]) -> None:
