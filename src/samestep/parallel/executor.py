@@ -96,7 +96,8 @@ class Executor:
         fold = local_plan(own, len(state.rows)).folds[shard - own.start]
         self.gradients.begin_shard(shard, fold)
         seed = 1.0 if self.objective.is_plain_sum else loss.seed(sum(state.rows))
-        loss.objective.backward(torch.tensor(seed, dtype=loss.objective.dtype))  # type: ignore[no-untyped-call]
+        # The product's gradient is the seed, to the bit. Given to backward() it costs torch an import of sympy.
+        (loss.objective * torch.tensor(seed, dtype=loss.objective.dtype)).backward()  # type: ignore[no-untyped-call]
         self.gradients.end_shard()
         state.changed[shard] = self.buffers.end_shard(shard)
         state.facts[shard] = (loss.sum, loss.weight, loss.is_mean)
