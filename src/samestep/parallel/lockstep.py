@@ -23,6 +23,8 @@ from samestep.parallel.buffers import Buffers
 from samestep.transport.base import Transport
 from samestep.transport.baton import Baton
 
+END = "the end of backward"  # the last meeting of every shard
+
 
 class _Abandoned(BaseException):
     """Unwinds the other shards once one has failed."""
@@ -36,6 +38,7 @@ class Lockstep:
         self._baton = Baton()
         self._turn = 0
         self._brought: list[Tensor] = []
+        self._places: list[str] = []  # where the shards stopped that have brought something
         self._found: list[Tensor] = []
         self._meetings = 0
         self._failure: BaseException | None = None
@@ -60,10 +63,11 @@ class Lockstep:
         """Every shard's `mine`, in shard order over all workers. `what` must be the same for all."""
         index, meeting = self._turn, self._meetings
         self._brought.append(mine)
+        self._places.append(what)
         self._turn = index + 1
         if len(self._brought) == self._num_shards:
             self._found = self._exchange(what)
-            self._brought, self._turn = [], 0
+            self._brought, self._places, self._turn = [], [], 0
             self._meetings += 1
         bound = self._buffers.bound()
         self._wait(lambda: self._turn == index and self._meetings > meeting)
@@ -77,6 +81,7 @@ class Lockstep:
         try:
             if self._failure is None:
                 shard()
+                self.meet(END, torch.zeros(1))
         except _Abandoned:
             pass
         except BaseException as failure:  # noqa: BLE001 - handed to the worker's own thread
@@ -91,20 +96,26 @@ class Lockstep:
             raise _Abandoned
 
     def _exchange(self, what: str) -> list[Tensor]:
+        rank = self._transport.rank
+        if other_places := [place for place in self._places if place != what]:
+            raise _apart(f"one shard of worker {rank} stopped at {other_places[0]}, another at {what}")
         label = what.encode()
         packed = torch.stack(self._brought).detach().contiguous()
         record = len(label).to_bytes(2, "little") + label + packed.numpy().tobytes()
         found: list[Tensor] = []
-        for rank, other in zip(self._ranks, self._transport.exchange(record, self._ranks), strict=True):
+        for peer, other in zip(self._ranks, self._transport.exchange(record, self._ranks), strict=True):
             end = 2 + int.from_bytes(other[:2], "little")
             if other[2:end] != label:
-                raise Disagreement(
-                    f"worker {self._transport.rank} stopped at {what}, worker {rank} at {other[2:end].decode()}: "
-                    "with sync_batchnorm=True every shard must go through the same layers in the same order"
-                )
+                raise _apart(f"worker {rank} stopped at {what}, worker {peer} at {other[2:end].decode()}")
             values = torch.from_numpy(np.frombuffer(other[end:], dtype=packed.numpy().dtype).copy())
             found += values.view(-1, *packed.shape[1:])
         return found
+
+
+def _apart(what: str) -> Disagreement:
+    return Disagreement(
+        f"{what}: with sync_batchnorm=True every shard must go through the same layers in the same order"
+    )
 
 
 _current: ContextVar[Lockstep] = ContextVar("lockstep")
