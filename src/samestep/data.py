@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from samestep import streams
 from samestep.errors import JobRefused
@@ -124,7 +124,7 @@ class DatasetRows:
         loader: DataLoader[Any] = DataLoader(
             self._data,
             batch_sampler=cast(Any, samples),
-            collate_fn=self._collate,
+            collate_fn=self._collate or _collated,
             num_workers=self._num_loader_workers,
             worker_init_fn=partial(_begin_loading, os.getpid()),
             multiprocessing_context="fork" if self._num_loader_workers else None,
@@ -140,6 +140,29 @@ class _KeyedRows(Dataset[Any]):
         epoch, row = key
         streams.enter(self._seed, "row", epoch, row)
         return self._data[row]
+
+
+def _collated(samples: list[Any]) -> Any:
+    """torch's own way, which does not always say that it is shapes that it fails at."""
+    try:
+        return default_collate(samples)
+    except RuntimeError:
+        shapes = sorted({str(_shapes(sample)) for sample in samples})
+        if len(shapes) == 1:
+            raise
+        raise ValueError(
+            f"samples have different shapes, {shapes[0]} and {shapes[1]}: make them equal in the data set, "
+            "or join them in Job.collate_fn"
+        ) from None
+
+
+def _shapes(sample: Any) -> Any:
+    """The shapes of a sample's tensors and arrays, in its own form."""
+    if isinstance(sample, Mapping):
+        return {name: _shapes(part) for name, part in sample.items()}
+    if isinstance(sample, tuple | list):
+        return [_shapes(part) for part in sample]
+    return tuple(sample.shape) if hasattr(sample, "shape") else type(sample).__name__
 
 
 PR_SET_PDEATHSIG = 1

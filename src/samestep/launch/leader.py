@@ -4,8 +4,8 @@ It decides nothing about training. When a worker is gone before its end, or the 
 what is left and removes what was half-written.
 """
 
-import contextlib
 import copy
+import mmap
 import os
 import select
 import signal
@@ -41,21 +41,21 @@ def lead(message: dict[str, Any], events: socket.socket) -> int:
     """Run one training from a request message; returns the leader's exit status."""
     request = Request(**{**message, "assign": None if message["assign"] is None else tuple(message["assign"])})
     try:
-        workers = start(request, events)
+        run, workers = start(request, events)
     except BaseException as error:  # noqa: BLE001 - everything is told to the command
         wire.send(events, telling(error, None, None))
         return 1
-    watch(workers, request, events)
+    watch(workers, run)
     return 0
 
 
-def start(request: Request, events: socket.socket) -> list[int]:
-    """Build everything that workers share, then fork them. Returns their process ids."""
+def start(request: Request, events: socket.socket) -> tuple[Run, list[int]]:
+    """Build everything that workers share, then fork them. Returns their process ids too."""
     with die_on_word_from(events), building():
         run, prepared, pristine = build(request, events)
     if pristine is not None:
-        return fork_threads(run, prepared, pristine)
-    return fork_processes(run, prepared)
+        return run, fork_threads(run, prepared, pristine)
+    return run, fork_processes(run, prepared)
 
 
 def build(request: Request, events: socket.socket) -> tuple[Run, Prepared, nn.Module | None]:
@@ -74,7 +74,8 @@ def build(request: Request, events: socket.socket) -> tuple[Run, Prepared, nn.Mo
     if plan.transport == "threads" and pristine is None:
         raise PlanRefused('a plan with transport = "threads" needs --transport threads on the command line as well')
     resumption = find_checkpoint(request)
-    run = Run(job, plan, request, events, resumption)
+    done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
+    run = Run(job, plan, request, events, resumption, done)
     wire.send(events, announcement(run))
     if num_threads() > 1:
         raise JobRefused(
@@ -162,13 +163,13 @@ class Watched:
     pidfd: int
 
 
-def watch(pids: list[int], request: Request, events: socket.socket) -> None:
+def watch(pids: list[int], run: Run) -> None:
     """Until every worker is gone; kill the others when one fails, all when the command is gone.
 
     A worker that only lost a peer is no reason to kill: the peer's own end tells the cause, and may
     come to our ears later.
     """
-    threads = request.transport == "threads"
+    events, threads = run.events, run.plan.transport == "threads"
     alive = {(fd := os.pidfd_open(pid)): Watched(None if threads else rank, pid, fd) for rank, pid in enumerate(pids)}
     listening = True
     killed = False
@@ -178,7 +179,7 @@ def watch(pids: list[int], request: Request, events: socket.socket) -> None:
             _, status = os.waitpid(worker.pid, 0)
             os.close(worker.pidfd)
             if not killed:
-                _tell_end(worker, status, events)
+                _tell_end(worker, status, run)
                 killed = status != 0 and os.waitstatus_to_exitcode(status) != LOST_A_PEER
         if listening and events.fileno() in ready:
             command, _ = wire.receive(events)
@@ -189,14 +190,13 @@ def watch(pids: list[int], request: Request, events: socket.socket) -> None:
                 killed = True
         if killed:
             _send_all(alive, signal.SIGKILL)
-    remove_unfinished(request.checkpoint, request.save, request.run)
+    remove_unfinished(run.request.checkpoint, run.request.save, run.request.run)
 
 
-def _tell_end(worker: Watched, status: int, events: socket.socket) -> None:
+def _tell_end(worker: Watched, status: int, run: Run) -> None:
     """How a process ended that was not told to; the command knows whether it had said why."""
-    code = os.waitstatus_to_exitcode(status)
-    with contextlib.suppress(OSError):  # nobody listens any more
-        wire.send(events, {"event": "gone", "rank": worker.rank, "code": code})
+    step = min(run.done) if worker.rank is None else run.done[worker.rank]
+    run.tell("gone", rank=worker.rank, code=os.waitstatus_to_exitcode(status), step=step)
 
 
 def _send_all(alive: dict[int, Watched], number: signal.Signals) -> None:

@@ -4,6 +4,7 @@ Events come in any order that races allow. The first error that is not the conse
 is the cause; workers that merely lost a peer are folded away.
 """
 
+import re
 import signal
 import traceback
 from dataclasses import dataclass, field
@@ -108,17 +109,16 @@ class Outcome:
         return not done and all(failure["rank"] != end["rank"] for failure in self.failures)
 
     def _end(self, end: Event) -> str:
-        step = max([self.step, *(failure["step"] for failure in self.failures)])  # steps are told in bundles
         who = "the process of all workers" if end["rank"] is None else f"worker {end['rank']}"
         if end["code"] >= 0:
             return (
-                f"{who} ended with exit status {end['code']} at step {step}: look for code that calls os._exit, "
+                f"{who} ended with exit status {end['code']} at step {end['step']}: look for code that calls os._exit, "
                 "or a library that ends the process"
             )
         names = {number.value: number.name for number in signal.Signals}
         name = names.get(-end["code"], f"signal {-end['code']}")
         return (
-            f"{who} was killed by {name} at step {step}: look for whoever sent it "
+            f"{who} was killed by {name} at step {end['step']}: look for whoever sent it "
             "(the kernel sends SIGKILL when memory runs out; SIGSEGV and SIGABRT come from a fault in native code)"
         )
 
@@ -145,7 +145,7 @@ def _message(error: BaseException) -> str:
     if not text.startswith("Caught ") or "\nOriginal Traceback" not in text:
         return text
     last = text.rstrip().rpartition("\n")[2]
-    return last.removeprefix(f"{type(error).__name__}: ")
+    return re.sub(rf"^(\w+\.)*{type(error).__name__}: ", "", last)
 
 
 class WorkerError(TrainingFailed):

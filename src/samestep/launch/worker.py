@@ -53,6 +53,7 @@ class Run:
     request: Request
     events: socket.socket
     resumption: Resumption | None
+    done: memoryview  # optimizer steps done by each worker, in memory that the leader sees
     stop_asked: bool = False
 
     def tell(self, event: str, **fields: Any) -> None:
@@ -99,7 +100,7 @@ def work(run: Run, rank: int, prepared: Prepared, shared: Shared, transport: Tra
         trainer = Trainer(
             run.job, run.plan, prepared, shared, transport, first_step=first_step, allow_nan=run.request.allow_nan
         )
-        diary.step = first_step
+        diary.step = run.done[rank] = first_step
         train(run, trainer, diary)
     except BaseException as error:  # noqa: BLE001 - told to the command, which decides what to print
         diary.failed(error)
@@ -124,7 +125,7 @@ class Diary:
         self.run.tell("up", rank=self.rank, pid=os.getpid(), threads=torch.get_num_threads())
 
     def stepped(self, step: int, loss: float, seconds: float) -> None:
-        self.step = step + 1
+        self.step = self.run.done[self.rank] = step + 1
         self.seconds.append(seconds)
         if self.rank == 0:
             self._steps.append((step, loss, seconds))
