@@ -16,11 +16,11 @@ from samestep.transport.threads import ThreadFabric
 Shard = Callable[[int], None]
 
 
-def no_buffers() -> Buffers:
+def no_buffers(_rank: int) -> Buffers:
     return Buffers(nn.Module(), [])
 
 
-def run_over(assign: Sequence[int], shard: Shard, buffers: Callable[[], Buffers] = no_buffers) -> list[Any]:
+def run_over(assign: Sequence[int], shard: Shard, buffers: Callable[[int], Buffers] = no_buffers) -> list[Any]:
     """Run `shard(number)` for every shard, on as many workers as `assign` has; what each worker raised, or None."""
     fabric = ThreadFabric(len(assign))
     ranks = [rank for rank, count in enumerate(assign) if count]
@@ -28,7 +28,7 @@ def run_over(assign: Sequence[int], shard: Shard, buffers: Callable[[], Buffers]
 
     def work(rank: int, transport: Transport) -> None:
         first = sum(assign[:rank])
-        together = Lockstep(transport, ranks, buffers(), torch.get_num_threads())
+        together = Lockstep(transport, ranks, buffers(rank), torch.get_num_threads())
         if assign[rank]:
             together.run([lambda s=s: shard(s) for s in range(first, first + assign[rank])])  # type: ignore[misc]
 
@@ -107,7 +107,7 @@ def test_a_shards_buffers_are_bound_again_after_a_meeting() -> None:
         meet("y", torch.zeros(1))
         assert model.running_mean.tolist() == [number + 10, number + 10]
 
-    assert run_over((3,), shard, lambda: buffers) == [None]
+    assert run_over((3,), shard, lambda _: buffers) == [None]
 
 
 def test_backward_meets_as_forward_does() -> None:

@@ -39,11 +39,12 @@ def _forward_of(name: str, module: _BatchNorm) -> Any:
         if module.track_running_stats:
             _move_statistics(module, mean, var * (count / (count - 1)))
         std = torch.rsqrt(var + module.eps)
-        output: Tensor = _Normalise.apply(x, mean, std, count, name)  # type: ignore[no-untyped-call]
-        if not module.affine:
-            return output
-        shape = _channel_shape(x)
-        return output * module.weight.view(shape) + module.bias.view(shape)
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # as torch's kernel computes
+        output: Tensor = _Normalise.apply(wide, mean, std, count, name)  # type: ignore[no-untyped-call]
+        if module.affine:
+            shape = _channel_shape(x)
+            output = output * module.weight.view(shape) + module.bias.view(shape)
+        return output.to(x.dtype)
 
     return forward
 
