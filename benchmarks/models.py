@@ -7,9 +7,7 @@ from torch import Tensor, nn
 
 def mlp() -> nn.Module:
     """784-1024-1024-10, ReLU; 1.9 M parameters."""
-    return nn.Sequential(
-        nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
-    )
+    return nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10))
 
 
 def cnn() -> nn.Module:
@@ -55,7 +53,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """4 blocks, d 256, 4 heads, vocabulary 256, 128 positions; 3.3 M parameters. x: (rows, positions)."""
 
-    def __init__(self, d: int = 256, layers: int = 4, heads: int = 4, vocabulary: int = 256, positions: int = 128) -> None:
+    def __init__(
+        self, d: int = 256, layers: int = 4, heads: int = 4, vocabulary: int = 256, positions: int = 128
+    ) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocabulary, d), nn.Embedding(positions, d)
         self.blocks = nn.Sequential(*[Block(d, heads) for _ in range(layers)])

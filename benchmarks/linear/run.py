@@ -43,7 +43,12 @@ def main() -> None:
     print("|--:|---|--:|--:|--:|--:|--:|--:|")
     for rows in (8, 16, 32, 64, 128, 256):
         for out, into in ((1024, 784), (1024, 1024), (4096, 9216), (1024, 256)):
-            x, weight, bias, g = torch.randn(rows, into), torch.randn(out, into), torch.randn(out), torch.randn(rows, out)
+            x, weight, bias, g = (
+                torch.randn(rows, into),
+                torch.randn(out, into),
+                torch.randn(out),
+                torch.randn(rows, out),
+            )
             place = torch.empty(out, into)
             found = race(
                 [

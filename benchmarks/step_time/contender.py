@@ -1,8 +1,8 @@
 """One contender: `python contender.py KIND MODEL OPTION FOLDER`.
 
-    plain THREADS      a bare PyTorch loop in one process
-    ddp WORKERS        DistributedDataParallel over gloo, one thread each
-    samestep W:S       W workers, S shards; `W:S:in-place` adds shards up in place instead of in the tree
+plain THREADS      a bare PyTorch loop in one process
+ddp WORKERS        DistributedDataParallel over gloo, one thread each
+samestep W:S       W workers, S shards; `W:S:in-place` adds shards up in place instead of in the tree
 """
 
 import contextlib
