@@ -119,7 +119,7 @@ def machine() -> str:
 
     import torch
 
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")), "?"
-    )
-    return f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}, Python {sys.version.split()[0]}, torch {torch.__version__}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
+    python = sys.version.split()[0]
+    return f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}, Python {python}, torch {torch.__version__}"

@@ -61,9 +61,7 @@ def training(kind: str, model: str, option: str) -> int:
 
 def main(models: list[str]) -> None:
     print(machine(), "\n")
-    print(
-        "| model | parameters, MB | samestep 2 workers, MB | DDP 2 ranks, MB | bar: DDP - (parameters + momentum) + 5 % |"
-    )
+    print("| model | parameters, MB | samestep 2 workers, MB | DDP 2 ranks, MB | DDP - (parameters + momentum) + 5 % |")
     print("|---|--:|--:|--:|--:|")
     one, two = after_import(1), after_import(2)
     for model in models or ["mlp", "cnn", "gpt", "alexnet"]:

@@ -24,14 +24,17 @@ QUESTIONS = {
     "tree-mlp": ("mlp", ["samestep 2:8", "samestep 2:8:in-place"], 15, 30),
     "tree-cnn": ("cnn", ["samestep 2:8", "samestep 2:8:in-place"], 9, 8),
 }
+AGAINST_OTHERS = [("samestep 2:2", other) for other in ("ddp 2", "plain 1", "plain 2")]
+SPEED_UP = [("samestep 1:2", "samestep 2:2"), ("samestep 1:1", "samestep 2:2"), ("samestep 1:1", "plain 1")]
+IN_PLACE = [("samestep 2:8", "samestep 2:8:in-place")]
 PAIRS = {
-    "mlp": [("samestep 2:2", "ddp 2"), ("samestep 2:2", "plain 1"), ("samestep 2:2", "plain 2"), ("samestep 1:1", "plain 1")],
-    "alexnet": [("samestep 2:2", "ddp 2"), ("samestep 2:2", "plain 1"), ("samestep 2:2", "plain 2")],
-    "cnn": [("samestep 2:2", "ddp 2"), ("samestep 1:2", "samestep 2:2"), ("samestep 1:1", "samestep 2:2"), ("samestep 2:2", "plain 2"), ("samestep 1:1", "plain 1")],
-    "tree-mlp": [("samestep 2:8", "samestep 2:8:in-place")],
-    "tree-cnn": [("samestep 2:8", "samestep 2:8:in-place")],
-}  # fmt: skip
-PAIRS["gpt"] = PAIRS["cnn"]
+    "mlp": [*AGAINST_OTHERS, SPEED_UP[-1]],
+    "alexnet": AGAINST_OTHERS,
+    "cnn": [*AGAINST_OTHERS, *SPEED_UP],
+    "gpt": [*AGAINST_OTHERS, *SPEED_UP],
+    "tree-mlp": IN_PLACE,
+    "tree-cnn": IN_PLACE,
+}
 
 
 def main(questions: list[str]) -> None:
