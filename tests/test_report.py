@@ -1,0 +1,66 @@
+import dataclasses
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from samestep.report import Report, WorkerTime
+
+REPORT = Report(
+    digest="ab12",
+    losses=[2.5, 1.25],
+    seconds_per_step=None,
+    workers=2,
+    assign=(3, 1),
+    shards=4,
+    numerics="seed=0 shards=4",
+    plan="assign = [3, 1]\n",
+    metrics={"accuracy": 0.5},
+    steps=2,
+    rows_per_second=None,
+    times=[WorkerTime(1.0, 0.5, 0.25), WorkerTime(0.9, 0.4, 0.1)],
+)
+
+PROMISED = {"digest", "losses", "seconds_per_step", "workers", "assign", "shards", "numerics", "plan", "metrics"}
+
+
+def in_memory(content: bytes) -> int:
+    handle = os.memfd_create("weights")
+    os.write(handle, content)
+    return handle
+
+
+def test_the_last_line_holds_what_was_promised_as_one_line_of_json() -> None:
+    line = json.dumps(REPORT.as_json())
+    assert "\n" not in line
+    fields = json.loads(line)
+    assert set(fields) >= PROMISED
+    assert fields["assign"] == [3, 1]
+    assert fields["seconds_per_step"] is None
+    assert fields["times"][1] == {"compute": 0.9, "communicate": 0.4, "wait": 0.1}
+
+
+def test_the_weights_come_home_and_may_be_read_again() -> None:
+    weights = {"0.weight": torch.randn(300, 7), "0.bias": torch.randn(7).bfloat16(), "count": torch.tensor(3)}
+    report = dataclasses.replace(REPORT, weights_file=in_memory(save(weights)))
+    for _ in range(2):
+        found = report.state_dict()
+        assert set(found) == set(weights)
+        for name, value in weights.items():
+            assert found[name].dtype == value.dtype
+            assert torch.equal(found[name], value)
+
+
+def test_a_report_closes_its_file() -> None:
+    handle = in_memory(b"")
+    report = dataclasses.replace(REPORT, weights_file=handle)
+    del report
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(handle)
+
+
+def test_without_weights_the_way_out_is_said() -> None:
+    with pytest.raises(RuntimeError, match="--save FILE"):
+        REPORT.state_dict()
