@@ -79,7 +79,8 @@ def publish(temporary: Path, description: Description, root: Path) -> Path:
     temporary.rename(target)
     _sync(root)
     for old in finished(root)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+        old.rename(temporary)  # so that a kill leaves no checkpoint in part
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

@@ -9,10 +9,12 @@ import ctypes
 import multiprocessing.connection
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import TracebackType
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -129,7 +131,17 @@ class DatasetRows:
             worker_init_fn=partial(_begin_loading, os.getpid()),
             multiprocessing_context="fork" if self._num_loader_workers else None,
         )
-        return iter(loader)
+        return _batches_of(iter(loader)) if self._num_loader_workers else iter(loader)
+
+
+def _batches_of(loader: Iterator[Any]) -> Iterator[Any]:
+    """Names the cause when a loader worker dies while it hands over a batch; torch does at other times."""
+    try:
+        yield from loader
+    except (ConnectionError, EOFError) as error:
+        if str(error).startswith("Caught "):  # the data set's own
+            raise
+        raise RuntimeError(f"a DataLoader worker died: {type(error).__name__}: {error}") from None
 
 
 class _KeyedRows(Dataset[Any]):
@@ -175,8 +187,15 @@ def _begin_loading(parent: int, _loader: int) -> None:
         os._exit(1)
     # Tensors are handed over through a socket, which lies in /tmp unless its address is an abstract one.
     multiprocessing.connection.arbitrary_address = _abstract_address  # type: ignore[attr-defined]
+    sys.excepthook = _show_unless_alone
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+
+
+def _show_unless_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What the thread behind that socket says when the worker is killed is no news to anyone."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _abstract_address(_family: str) -> str:

@@ -103,11 +103,18 @@ def work(run: Run, rank: int, prepared: Prepared, shared: Shared, transport: Tra
         diary.step = run.done[rank] = first_step
         train(run, trainer, diary)
     except BaseException as error:  # noqa: BLE001 - told to the command, which decides what to print
+        _no_more_news_of_loaders()
         diary.failed(error)
         return LOST_A_PEER if isinstance(error, PeerLost) else 1
     finally:
         transport.close()
     return 0
+
+
+def _no_more_news_of_loaders() -> None:
+    """torch raises wherever the main thread is when a loader worker dies; not while a failure is told."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @dataclass
