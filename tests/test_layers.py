@@ -27,6 +27,7 @@ LAYERS: dict[str, int] = {
     "loss": 2,
     "metrics": 2,
     "streams": 2,
+    "callbacks": 2,
     "report": 2,
     "transport": 2,
     # the techniques

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from samestep.api import train
+    from samestep.callbacks import JsonLines, TensorBoard
     from samestep.errors import Refused, SamestepError, TrainingFailed
     from samestep.job import Job
     from samestep.metrics import Predictions, accuracy
@@ -12,15 +13,29 @@ if TYPE_CHECKING:
     from samestep.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["Job", "Plan", "Predictions", "Refused", "Report", "SamestepError", "TrainingFailed", "accuracy", "train"]
+__all__ = [
+    "Job",
+    "JsonLines",
+    "Plan",
+    "Predictions",
+    "Refused",
+    "Report",
+    "SamestepError",
+    "TensorBoard",
+    "TrainingFailed",
+    "accuracy",
+    "train",
+]
 
 _HOMES = {
     "Job": "samestep.job",
+    "JsonLines": "samestep.callbacks",
     "Plan": "samestep.plan",
     "Predictions": "samestep.metrics",
     "Refused": "samestep.errors",
     "Report": "samestep.report",
     "SamestepError": "samestep.errors",
+    "TensorBoard": "samestep.callbacks",
     "TrainingFailed": "samestep.errors",
     "accuracy": "samestep.metrics",
     "train": "samestep.api",
