@@ -1,0 +1,40 @@
+"""Every example trains, and alike on one worker and on two."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import samestep
+from samestep.launch.launcher import Launcher
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "mlp": {},
+    "cnn": {},
+    "gpt": {"d": 32, "layers": 1, "positions": 24},
+}
+
+
+def jobs() -> list[str]:
+    """Files with a job function; the others are helpers."""
+    return sorted(path.stem for path in EXAMPLES.glob("*.py") if "def job(" in path.read_text())
+
+
+def test_no_example_is_forgotten() -> None:
+    assert set(jobs()) == set(SETTINGS)
+
+
+@pytest.mark.parametrize("name", jobs())
+def test_an_example_has_one_digest_on_one_worker_and_on_two(launcher: Launcher, name: str) -> None:
+    one, two = (
+        samestep.train(
+            str(EXAMPLES / f"{name}.py"), settings=SETTINGS[name], workers=workers, steps=4, launcher=launcher
+        )
+        for workers in (1, 2)
+    )
+    assert one.digest == two.digest
+    assert list(one.losses) == list(two.losses)
+    assert all(map(math.isfinite, one.losses))
+    assert one.metrics == two.metrics
