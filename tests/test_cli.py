@@ -163,3 +163,10 @@ def test_every_option_of_the_design_is_in_the_help() -> None:
         "--quiet",
     ]:
         assert option in answer.stdout
+
+
+def test_files_named_like_library_modules_do_not_disturb_the_workers(tmp_path: Path) -> None:
+    for name in ("random.py", "queue.py", "torch.py"):
+        (tmp_path / name).write_text("raise SystemExit('the wrong module')")
+    ended = Command(tmp_path).run("-P", "-m", "samestep", *RUN, "--quiet", module=None)
+    assert (ended.code, ended.err) == (0, "")
