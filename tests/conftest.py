@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from samestep.launch.launcher import Launcher
+
+settings.register_profile("samestep", deadline=None)  # a busy machine is no failure
+settings.load_profile("samestep")
 
 
 @pytest.fixture(scope="session")

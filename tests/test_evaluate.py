@@ -67,7 +67,12 @@ def rank_sum(outputs: Tensor, targets: Tensor) -> float:
     return float((outputs[:, 0].argsort().argsort() * torch.arange(ROWS)).sum())
 
 
-METRICS: dict[str, Metric] = {"accuracy": accuracy, "ranks": Predictions(rank_sum)}
+def wild(outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+    """Sums of such different sizes that every order of addition gives other bits."""
+    return outputs.double().sum() * 10.0 ** (int(targets.sum()) % 17), 1
+
+
+METRICS: dict[str, Metric] = {"accuracy": accuracy, "wild": wild, "ranks": Predictions(rank_sum)}
 
 
 @pytest.mark.parametrize("piece_rows", [1, 7, 8, 45, 100])
@@ -85,7 +90,7 @@ def test_metrics_are_those_of_the_whole_set() -> None:
     assert found["loss"] == pytest.approx(float(F.cross_entropy(outputs, Y)), rel=1e-6)
     assert found["accuracy"] == float((outputs.argmax(1) == Y).float().mean(dtype=torch.float64))
     assert found["ranks"] == rank_sum(outputs, Y)
-    assert list(found) == ["loss", "accuracy", "ranks"]
+    assert list(found) == ["loss", "accuracy", "wild", "ranks"]
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -68,9 +69,14 @@ def in_processes() -> Iterator[Hall]:
                 assert result["statuses"] == [0] * (size - 1) + [expected]
             return result["verdicts"]
 
-        yield sit
-        hall.stdin.close()
-        hall.wait()
+        try:
+            yield sit
+        finally:
+            hall.stdin.close()
+            try:
+                hall.wait(timeout=10)
+            except subprocess.TimeoutExpired:  # a question hangs; its workers are of the hall's own session
+                os.killpg(hall.pid, signal.SIGKILL)
 
 
 @pytest.fixture(params=["threads", "processes"])

@@ -193,6 +193,21 @@ def test_state_exists_once_over_all_workers() -> None:
     assert sum(sizes) == sum(p.numel() for name, p in net().named_parameters() if name != "unused")
 
 
+def with_state_from_the_start(params: Iterable[Any]) -> optim.Optimizer:
+    """Adagrad makes its state when it is built; here every element has its own."""
+    optimizer = optim.Adagrad(params, lr=0.1)
+    for state in optimizer.state.values():
+        state["sum"].copy_(torch.arange(1.0, state["sum"].numel() + 1).view(state["sum"].shape))
+    return optimizer
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_state_that_was_there_before_is_cut_as_its_parameter(workers: int) -> None:
+    plain, over = trained_plainly(with_state_from_the_start, 2), trained_by(with_state_from_the_start, workers, 2)
+    for name, value in plain.items():
+        assert torch.equal(over[name], value), name
+
+
 class Centralised(optim.Optimizer):
     """Subtracts the gradient's mean over the whole parameter: not elementwise."""
 
