@@ -127,7 +127,12 @@ def training_rows(job: Job) -> Rows:
 
 
 def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int) -> Any:
-    """An endless iterator over the batches of worker `rank`'s shards, in the order it computes them."""
+    """An endless iterator over the batches of worker `rank`'s shards, in the order it computes them.
+
+    Empty when it never has a shard: a loader that looks ahead would look for its first one for ever.
+    """
+    if not plan.shards_of(rank, num_shards_of(job.batch_size, plan.numerics.shards)):
+        return iter(())
 
     def requests() -> Any:
         for epoch, batch in job.row_order(rows.num_rows).batches(first_step):
