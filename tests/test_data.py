@@ -1,3 +1,4 @@
+import multiprocessing
 import random
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from samestep.data import DatasetRows, RowOrder, TensorRows, as_rows
+from samestep.data import DatasetRows, RowOrder, TensorRows, _Handover, as_rows
 from samestep.errors import JobRefused
 
 orders = st.builds(
@@ -193,3 +194,24 @@ class Broken(Augmented):
 def test_what_a_data_set_raises_arrives(workers: int) -> None:
     with pytest.raises(KeyError, match="no row 3"):
         taken(DatasetRows(Broken(), 0, None, workers))
+
+
+class BreaksOff:
+    """The queue from a loader worker that ends while it hands over a batch."""
+
+    def __init__(self, end: Any) -> None:
+        self.end = end
+
+    def get(self, timeout: float | None = None) -> Any:
+        self.end.send("end")
+        raise ConnectionResetError
+
+
+def test_a_loader_worker_that_breaks_off_has_ended_before_torch_looks() -> None:
+    """torch 2.13 found it alive, made temporary files to count the open ones, and was interrupted in the midst."""
+    theirs, ours = multiprocessing.Pipe()
+    loader = multiprocessing.get_context("fork").Process(target=theirs.recv)
+    loader.start()
+    with pytest.raises(ConnectionResetError):
+        _Handover(BreaksOff(ours), [loader]).get()
+    assert loader.exitcode == 0

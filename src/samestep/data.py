@@ -134,14 +134,38 @@ class DatasetRows:
         return _batches_of(iter(loader)) if self._num_loader_workers else iter(loader)
 
 
-def _batches_of(loader: Iterator[Any]) -> Iterator[Any]:
+def _batches_of(loader: Any) -> Iterator[Any]:
     """Names the cause when a loader worker dies while it hands over a batch; torch does at other times."""
+    loader._data_queue = _Handover(loader._data_queue, loader._workers)
     try:
         yield from loader
     except (ConnectionError, EOFError) as error:
         if str(error).startswith("Caught "):  # the data set's own
             raise
         raise RuntimeError(f"a DataLoader worker died: {type(error).__name__}: {error}") from None
+
+
+class _Handover:
+    """The queue from the loader workers, which waits for the end of one that breaks off.
+
+    torch looks whether it has ended at once, finds it alive, and makes ten temporary files to see
+    whether too many are open. The signal of the end then comes in the midst, and leaves one behind.
+    """
+
+    GRACE = 5.0  # seconds that a process may take to end once its sockets are closed
+
+    def __init__(self, queue: Any, loaders: Sequence[Any]) -> None:
+        self._queue, self._loaders = queue, loaders
+
+    def get(self, timeout: float | None = None) -> Any:
+        try:
+            return self._queue.get(timeout=timeout)
+        except (ConnectionError, EOFError):
+            ended = multiprocessing.connection.wait([loader.sentinel for loader in self._loaders], self.GRACE)
+            for loader in self._loaders:
+                if loader.sentinel in ended:
+                    loader.join()
+            raise
 
 
 class _KeyedRows(Dataset[Any]):
