@@ -44,7 +44,8 @@ class Gradients:
         self._layout = layout
         self._fixed = [[layout.view(memory, i) for i in range(len(layout.entries))] for memory in published]
         self._loose: dict[int, list[Tensor | None]] = {}
-        self._current: ContextVar[_Arrivals] = ContextVar("arrivals")
+        # None outside backward: a gradient that forward takes for itself is no shard's gradient yet.
+        self._current: ContextVar[_Arrivals | None] = ContextVar("arrivals", default=None)
         self._turn = [0] * len(layout.entries)  # the next shard expected, per entry
         self.present = bytearray(len(layout.entries))  # which entries got a gradient from any shard
         for i, entry in enumerate(layout.entries):
@@ -61,7 +62,7 @@ class Gradients:
     def place(self, entry: int) -> Tensor | None:
         """Where a kernel may write this entry's gradient of the current shard; once per shard."""
         arrivals = self._current.get()
-        if arrivals.fold.into or arrivals.fold.slot >= len(self._fixed) or entry in arrivals.asked:
+        if arrivals is None or arrivals.fold.into or arrivals.fold.slot >= len(self._fixed) or entry in arrivals.asked:
             return None
         arrivals.asked.add(entry)
         return self._fixed[arrivals.fold.slot][entry].detach()
@@ -69,6 +70,8 @@ class Gradients:
     def end_shard(self) -> None:
         """An entry without gradient counts as zero in the sums, and as absent for the optimizer."""
         arrivals = self._current.get()
+        assert arrivals is not None, "a shard begins before it ends"
+        self._current.set(None)
         if 0 in arrivals.present:
             for i, entry in enumerate(self._layout.entries):
                 if not arrivals.present[i]:
@@ -83,8 +86,8 @@ class Gradients:
         self._loose.clear()
 
     def _hook(self, entry: int, param: Tensor) -> None:
-        grad = param.grad
-        if grad is None:
+        grad, arrivals = param.grad, self._current.get()
+        if grad is None or arrivals is None:
             return
         param.grad = None
         if grad.is_sparse:
@@ -92,7 +95,6 @@ class Gradients:
                 f"the gradient of {self._layout.entries[entry].name} is sparse, samestep adds dense ones: "
                 "build its layer with sparse=False"
             )
-        arrivals = self._current.get()
         arrivals.present[entry] = 1
         self.present[entry] = 1
         self._fold(entry, grad, arrivals)
