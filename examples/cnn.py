@@ -30,14 +30,12 @@ class Net(nn.Module):
 
 def job(lr: float = 0.05, dropout: float = 0.3, epochs: int = 4) -> samestep.Job:
     train, held_out = digits.load()
-    steps = epochs * len(train[0]) // 128
+    steps = epochs * -(-len(train[0]) // 128)
     return samestep.Job(
         model=lambda: Net(dropout),
         loss=nn.CrossEntropyLoss(),
         optimizer=lambda params: torch.optim.SGD(params, lr, momentum=0.9, weight_decay=5e-4, fused=True),
-        scheduler=lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=lr, total_steps=steps + epochs
-        ),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=steps),
         data=train,
         evaluate=held_out,
         batch_size=128,

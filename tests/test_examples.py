@@ -1,10 +1,13 @@
 """Every example trains, and alike on one worker and on two."""
 
+import importlib
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import samestep
 from samestep.launch.launcher import Launcher
@@ -38,3 +41,18 @@ def test_an_example_has_one_digest_on_one_worker_and_on_two(launcher: Launcher, 
     assert list(one.losses) == list(two.losses)
     assert all(map(math.isfinite, one.losses))
     assert one.metrics == two.metrics
+
+
+@pytest.mark.parametrize("name", jobs())
+def test_an_example_can_be_trained_for_longer_than_its_settings_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--epochs 5` ended in torch's OneCycleLR: "Tried to step 255 times"."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    job: samestep.Job = importlib.import_module(name).job()
+    if job.scheduler is None:
+        return
+    optimizer = job.optimizer([nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))])
+    scheduler = job.scheduler(optimizer)
+    for _ in range(1000):
+        optimizer.step()
+        scheduler.step()
+    assert all(group["lr"] >= 0 for group in optimizer.param_groups)
