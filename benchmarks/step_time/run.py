@@ -19,8 +19,8 @@ QUESTIONS = {
     # question: model, contenders, rounds, steps per round
     "mlp": ("mlp", ["samestep 2:2", "ddp 2", "plain 1", "plain 2", "samestep 1:1"], 15, 40),
     "alexnet": ("alexnet", ["samestep 2:2", "ddp 2", "plain 1", "plain 2"], 9, 6),
-    "cnn": ("cnn", ["samestep 2:2", "ddp 2", "plain 2", "samestep 1:2", "samestep 1:1", "plain 1"], 11, 10),
-    "gpt": ("gpt", ["samestep 2:2", "ddp 2", "plain 2", "samestep 1:2", "samestep 1:1", "plain 1"], 9, 5),
+    "cnn": ("cnn", ["samestep 2:2", "ddp 2", "plain 2", "samestep 1:2", "samestep 1:1", "plain 1"], 9, 8),
+    "gpt": ("gpt", ["samestep 2:2", "ddp 2", "plain 2", "samestep 1:2", "samestep 1:1", "plain 1"], 7, 4),
     "tree-mlp": ("mlp", ["samestep 2:8", "samestep 2:8:in-place"], 15, 30),
     "tree-cnn": ("cnn", ["samestep 2:8", "samestep 2:8:in-place"], 9, 8),
 }
