@@ -14,6 +14,7 @@ from typing import Any
 
 import transport_exam as exam
 
+from samestep.launch.processes import die_with_parent
 from samestep.transport.shared import SharedFabric
 
 
@@ -31,8 +32,10 @@ def work(fabric: SharedFabric, rank: int, request: dict[str, Any], memory: Any) 
 def fork(fabric: SharedFabric, rank: int, request: dict[str, Any], memory: Any) -> tuple[int, int]:
     """Process id of the worker, and a pipe that brings its verdict."""
     read, write = os.pipe()
+    hall = os.getpid()
     pid = os.fork()
     if pid == 0:
+        die_with_parent(hall)
         verdict = work(fabric, rank, request, memory)
         os.write(write, verdict.encode()[-60_000:])
         os._exit(1 if verdict else 0)
@@ -67,4 +70,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent(os.getppid())
     main()
