@@ -5,6 +5,7 @@ on the machine is left alone and does not count.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +29,12 @@ def wait_until(what: str, found: Callable[[], Any], deadline: float = DEADLINE) 
         assert time.monotonic() < end, f"waited {deadline:.0f} s for {what}"
         time.sleep(0.005)
     return result
+
+
+def hear_signals() -> None:
+    """A test that runs in the background or under nohup passes on ignored signals; a command ignores them too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @dataclass
@@ -58,7 +65,9 @@ class Command:
         program = [sys.executable, *(["-m", module] if module else []), *map(str, arguments)]
         environment = {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary), "PYTHONDONTWRITEBYTECODE": "1"}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        return subprocess.Popen(program, cwd=self.folder, env=environment, text=True, **streams)
+        return subprocess.Popen(
+            program, cwd=self.folder, env=environment, text=True, **{"preexec_fn": hear_signals} | streams
+        )
 
     def run(self, *arguments: object, module: str | None = "samestep") -> Ended:
         """Run to the end, and hold that nothing is left behind."""
