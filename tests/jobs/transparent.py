@@ -406,9 +406,9 @@ def attacked(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 def penalised(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """A gradient penalty: backward goes through a backward."""
     x = batch[0].clone().requires_grad_()
-    loss = F.cross_entropy(model(x), batch[1])
-    (slope,) = torch.autograd.grad(loss, x, create_graph=True)
-    return loss + slope.square().flatten(1).sum(1).mean()
+    losses = F.cross_entropy(model(x), batch[1], reduction="none")
+    (slope,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
+    return (losses + slope.square().flatten(1).sum(1)).mean()
 
 
 def smooth() -> nn.Module:
