@@ -16,7 +16,7 @@ from samestep.launch.launcher import Launcher, Silent
 from samestep.launch.outcome import WorkerError
 from samestep.launch.progress import Progress, summary
 from samestep.launch.request import Request
-from samestep.plan import TRANSPORTS
+from samestep.plan import PRESETS, TRANSPORTS
 from samestep.report import Report
 
 
@@ -33,7 +33,13 @@ def main() -> None:
 @click.option("--assign", metavar="N,N,...", help="Shards per worker, for instance 5,3.")
 @click.option("--threads", type=int, help="Intra-op threads per worker. Part of the numbers. Default: 1.")
 @click.option("--transport", type=click.Choice(TRANSPORTS), help="Default: processes. Threads are for tests.")
-@click.option("--plan", default="data", metavar="data|FILE", help="Who computes what: a plan's name or file.")
+@click.option(
+    "--plan",
+    default="data",
+    metavar="data|slices|hybrid|pipeline|FILE",
+    help="Who computes what: a plan's name or file.",
+)
+@click.option("--slices", type=int, metavar="K", help="Slices per sliced layer. Part of the numbers. Default: 4.")
 @click.option("--numerics", metavar="LINE", help='A line that another run printed, "seed=0 shards=4 ...".')
 @click.option("--steps", type=int, help="Train for so many optimizer steps.")
 @click.option("--epochs", type=int, help="Train for so many passes over the data.")
@@ -118,12 +124,14 @@ def _setting(text: str) -> tuple[str, str]:
 
 def plan_text(name: str) -> str | None:
     """What the plan's file says; None for a known plan. Raises PlanRefused when it cannot be read."""
-    if name == "data":
+    if name in PRESETS:
         return None
     try:
         return Path(name).read_text()
     except OSError:
-        raise PlanRefused(f"--plan {name}: neither a known plan (data) nor a file that can be read") from None
+        raise PlanRefused(
+            f"--plan {name}: neither a known plan ({', '.join(PRESETS)}) nor a file that can be read"
+        ) from None
     except UnicodeDecodeError:
         raise PlanRefused(f"--plan {name} is not text; print(report.plan) shows what a plan looks like") from None
 

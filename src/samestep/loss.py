@@ -75,10 +75,18 @@ class Objective:
 
     def __call__(self, model: nn.Module, batch: Any, rows: int) -> ShardLoss:
         """Raises JobRefused when the loss is no scalar, or a mean over labels of which some are ignored."""
+        return self.settle(self.run(model, batch), batch, rows)
+
+    def run(self, model: nn.Module, batch: Any) -> Any:
+        """What the model makes of a batch: the outputs, or what the job's own forward returns."""
         if self._forward is not None:
-            return self._wrap(self._forward(model, batch), batch, rows)
+            return self._forward(model, batch)
         check_pair(batch)
-        return self.of_outputs(model(batch[0]), batch, rows)
+        return model(batch[0])
+
+    def settle(self, made: Any, batch: Any, rows: int) -> ShardLoss:
+        """The loss of what `run` made."""
+        return self._wrap(made, batch, rows) if self._forward is not None else self.of_outputs(made, batch, rows)
 
     def of_outputs(self, outputs: Any, batch: Any, rows: int) -> ShardLoss:
         """The loss of what the model made of (x, y) data."""

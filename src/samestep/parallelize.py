@@ -1,33 +1,44 @@
 """Plan + job -> one worker's parts. The only file that knows all techniques.
 
 prepare    build the optimizer, give tied names their own leaves, lay the parameters out
-share      give them memory that every worker sees, filled with the initial values
-take_part  in the worker: gradients, reduction, buffers, update over that memory
+divide     for a plan with stages: record and cut the forward, give slices leaves of their own
+share      give the parameters memory that every worker sees, filled with the initial values
+take_part  in the worker: network, gradients, reduction, buffers, update over that memory
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn, optim
 
+from samestep import streams
 from samestep.data import Rows, as_rows
-from samestep.errors import JobRefused
+from samestep.errors import JobRefused, PlanRefused
 from samestep.job import Job
 from samestep.loss import Objective
 from samestep.numerics import num_shards_of, shard_rows
 from samestep.parallel.batchnorm import synchronise_batchnorm
 from samestep.parallel.buffers import Buffers, buffer_starts
+from samestep.parallel.cut import Cut, parameters_of
 from samestep.parallel.executor import Executor
 from samestep.parallel.gradients import Gradients, untie
-from samestep.parallel.layout import Layout, dense, share_pieces
+from samestep.parallel.home import Home, num_published, slice_home, stage_home
+from samestep.parallel.layout import Layout, Piece, dense, share_pieces
 from samestep.parallel.linear import Place, write_weight_gradients_once
-from samestep.parallel.reduce import TreeReduction, num_published
+from samestep.parallel.network import Network, Way
+from samestep.parallel.reduce import TreeReduction
+from samestep.parallel.slices import SlicedLayer, SlicedRegion, slice_layer, slice_sizes
 from samestep.parallel.unchanged import Unchanged
 from samestep.parallel.undecorated import skip_dynamo_in_step, skip_dynamo_while_building
 from samestep.parallel.update import ELEMENTWISE, ShardedUpdate, check_optimizer, is_elementwise
 from samestep.plan import Plan
 from samestep.transport.base import Fabric, Transport
+
+Names = list[tuple[str, nn.Parameter, int | None]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,37 @@ class Prepared:
 
     model: nn.Module
     optimizer: optim.Optimizer
+    names: Names
     layout: Layout
+    way: Way | None = None  # of a cut network
+    sliced: Mapping[str, SlicedLayer] = field(default_factory=dict)
+
+    @property
+    def structure(self) -> Cut | None:
+        return None if self.way is None else next(iter(self.way.known.values()))
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, sliced layers have their whole weights, as copies."""
+        try:
+            for layer in self.sliced.values():
+                for whole, leaves in _leaves_of_wholes(layer):
+                    whole.data = torch.cat([leaf.detach() for leaf in leaves], layer.parts_of(whole)[0].dim)
+            yield
+        finally:
+            self.drop_wholes()
+
+    def drop_wholes(self) -> None:
+        for layer in self.sliced.values():
+            for whole, _ in _leaves_of_wholes(layer):
+                whole.data = torch.zeros(1, dtype=whole.dtype).expand(whole.shape)
+
+
+def _leaves_of_wholes(layer: SlicedLayer) -> list[tuple[nn.Parameter, Sequence[nn.Parameter]]]:
+    weights, biases = layer.weights, layer.biases
+    wholes = [layer.parts[name].whole for name in layer.parts]
+    found: list[tuple[nn.Parameter, Sequence[nn.Parameter]]] = [(wholes[0], weights)]
+    return found + ([(wholes[-1], biases)] if biases else [])
 
 
 @dataclass(frozen=True)
@@ -66,16 +107,124 @@ def prepare(job: Job, model: nn.Module) -> Prepared:
         )
     if job.sync_batchnorm:
         synchronise_batchnorm(model)
-    return Prepared(model, optimizer, Layout(untie(model, managed)))
+    names = untie(model, managed)
+    return Prepared(model, optimizer, names, Layout(names))
+
+
+def first_shard(job: Job, shards: int) -> Any:
+    """The rows of the first step's first shard: what the forward is recorded with."""
+    rows = training_rows(dataclasses.replace(job, num_loader_workers=0))
+    epoch, batch = next(iter(job.row_order(rows.num_rows).batches(0)))
+    parts = shard_rows(len(batch), num_shards_of(len(batch), shards))
+    return next(iter(rows.take(iter([(epoch, batch[parts[0].start : parts[0].stop])]))))
+
+
+def divide(job: Job, plan: Plan, prepared: Prepared, known: dict[str, Cut] | None = None) -> Prepared:
+    """Cut the network as a plan with stages says.
+
+    known: the cuts of another copy of the model. Raises PlanRefused or JobRefused for what cannot be cut.
+    """
+    if not plan.stages:
+        return prepared
+    slices = {layer: counts for stage in plan.stages for layer, counts in stage.slices}
+    if slices and not is_elementwise(prepared.optimizer):
+        raise PlanRefused(
+            f"{type(prepared.optimizer).__name__} may treat a parameter as a whole, and the plan slices "
+            f"{next(iter(slices))}: use one of torch's elementwise optimizers, or leave the layers whole"
+        )
+    objective = Objective(job.loss, job.forward)
+    way = Way(
+        prepared.model, objective, [stage.first for stage in plan.stages[1:]], slices, {} if known is None else known
+    )
+    if not way.known:
+        streams.enter(job.seed, "record")
+        way.of(first_shard(job, plan.numerics.shards))
+    structure = next(iter(way.known.values()))
+    sliced: dict[str, SlicedLayer] = {}
+    for segment in structure.segments:
+        if segment.region is None:
+            continue
+        column = segment.region.column
+        sizes = slice_sizes(prepared.model.get_submodule(column), sum(slices[column]))
+        for layer in segment.region.layers:
+            module = prepared.model.get_submodule(layer)
+            sliced[layer] = slice_layer(layer, module, len(sizes), is_row=layer != column, sizes=sizes)
+    found = dataclasses.replace(prepared, way=way, sliced=sliced, layout=sliced_layout(prepared.names, sliced))
+    found.drop_wholes()
+    return found
+
+
+def sliced_layout(names: Names, sliced: Mapping[str, SlicedLayer]) -> Layout:
+    """The layout with slices in the place of their wholes."""
+    leaves: dict[int, list[tuple[str, nn.Parameter]]] = {}
+    slices: dict[int, tuple[nn.Parameter, tuple[int, int, int]]] = {}
+    for layer in sliced.values():
+        for name, leaf in layer.leaves():
+            part = layer.parts[name]
+            leaves.setdefault(id(part.whole), []).append((name, leaf))
+            slices[id(leaf)] = part.whole, (part.dim, part.start, part.stop)
+    found: Names = []
+    place: dict[int, int] = {}
+    for i, (name, param, tied_to) in enumerate(names):
+        place[i] = len(found)
+        if id(param) in leaves:
+            found += [(name, leaf, None) for name, leaf in leaves[id(param)]]
+        else:
+            found.append((name, param, None if tied_to is None else place[tied_to]))
+    return Layout(found, slices)
+
+
+def entry_segments(prepared: Prepared) -> list[int]:
+    """The segment in which each entry of the layout lives; 0 for what forward does not use."""
+    structure = prepared.structure
+    segment_of: dict[str, int] = {}
+    for number, segment in enumerate(structure.segments if structure else ()):
+        for layer in segment.region.layers if segment.region else ():
+            segment_of |= dict.fromkeys(prepared.sliced[layer].parts, number)
+        for call in segment.calls:
+            for name in parameters_of(call, prepared.model):
+                segment_of.setdefault(name, number)
+    return [segment_of.get(entry.name, 0) for entry in prepared.layout.entries]
+
+
+def homes_of(prepared: Prepared, plan: Plan) -> list[Home]:
+    """Of the layout's entries."""
+    structure = prepared.structure
+    if structure is None:
+        return [stage_home(plan, 0)] * len(prepared.layout.entries)
+    owners: dict[str, int] = {}
+    for stage in plan.stages:
+        counts = dict(stage.slices)
+        for name, layer in prepared.sliced.items():
+            if name in counts:
+                of_slice = [rank for rank, n in zip(stage.workers, counts[name], strict=True) for _ in range(n)]
+                owners |= zip(layer.parts, of_slice * 2, strict=False)
+    segments = entry_segments(prepared)
+    return [
+        slice_home(plan, owners[entry.name]) if entry.name in owners else stage_home(plan, structure.segments[s].stage)
+        for entry, s in zip(prepared.layout.entries, segments, strict=True)
+    ]
+
+
+def pieces_of(prepared: Prepared, homes: Sequence[Home], rank: int) -> list[Piece]:
+    """What worker `rank` updates, in the layout's order."""
+    layout, pieces = prepared.layout, list[Piece]()
+    for home in dict.fromkeys(homes):
+        if rank in home.workers:
+            entries = [i for i, other in enumerate(homes) if other == home]
+            whole = home.is_slice or not is_elementwise(prepared.optimizer)
+            shares = share_pieces(layout, len(home.workers), whole=whole, entries=entries)
+            pieces += shares[home.workers.index(rank)]
+    return sorted(pieces, key=lambda piece: piece.entry)
 
 
 def share(prepared: Prepared, plan: Plan, fabric: Fabric) -> Shared:
     """Memory for all workers of `plan`, with the initial parameters in it."""
-    layout = prepared.layout
+    layout, homes = prepared.layout, set(homes_of(prepared, plan))
     parameters = fabric.memory(layout.nbytes)
     for i, entry in layout.owners():
         layout.view(parameters, i).copy_(entry.param.data)
-    slots = [[fabric.memory(layout.nbytes) for _ in range(num_published(plan, r))] for r in range(plan.workers)]
+    slots = [[fabric.memory(layout.nbytes) for _ in range(num_published(plan, homes, r))] for r in range(plan.workers)]
     board = buffer_starts(list(prepared.model.buffers()))[-1]
     boards = [fabric.memory(board) for _ in range(plan.numerics.shards)]
     return Shared(parameters, slots, boards)
@@ -86,6 +235,21 @@ def bind(prepared: Prepared, shared: Shared) -> None:
     layout = prepared.layout
     for i, entry in enumerate(layout.entries):
         entry.param.data = layout.view(shared.parameters, i if entry.tied_to is None else entry.tied_to)
+
+
+def groups_that_meet(prepared: Prepared, plan: Plan) -> dict[tuple[int, ...], int]:
+    """The groups of workers that compute sliced layers, and the bytes that one gives away at a time at most."""
+    structure = prepared.structure
+    groups: dict[tuple[int, ...], int] = {}
+    for segment in structure.segments if structure else ():
+        if segment.region is not None and structure is not None:
+            group = plan.stages[segment.stage].workers
+            values = {segment.region.takes, segment.region.makes, segment.region.joins}
+            nodes = max(len(prepared.sliced[segment.region.column].weights) // 2, 1)
+            largest = max(structure.nbytes.get(value, 0) for value in values)
+            needed = plan.numerics.shards * (nodes * largest + 4096)
+            groups[group] = max(groups.get(group, 0), needed)
+    return groups
 
 
 def take_part(
@@ -101,25 +265,82 @@ def take_part(
         return None if entry is None else lambda: gradients.place(entry)
 
     write_weight_gradients_once(prepared.model, place_of)
-    pieces = share_pieces(layout, plan.workers, whole=not is_elementwise(prepared.optimizer))[rank]
+    homes = homes_of(prepared, plan)
+    pieces = pieces_of(prepared, homes, rank)
     update = ShardedUpdate(prepared.optimizer, layout, pieces)
     rows = training_rows(job)
+    buffers = Buffers(prepared.model, shared.boards)
     return Executor(
         model=prepared.model,
         objective=Objective(job.loss, job.forward),
         plan=plan,
         transport=transport,
         layout=layout,
+        homes=homes,
         gradients=gradients,
-        reduction=None if plan.workers == 1 else TreeReduction(layout, plan, rank, pieces, shared.slots),
-        buffers=Buffers(prepared.model, shared.boards),
-        unchanged=Unchanged(prepared.model),
+        reduction=None if plan.workers == 1 else TreeReduction(layout, homes, rank, pieces, shared.slots),
+        buffers=buffers,
+        unchanged=Unchanged(used_parameters(prepared, homes, rank)),
         update=update,
         scheduler=make_scheduler(job, prepared.optimizer),
         next_batch=shard_batches(job, plan, rank, rows, first_step).__next__,
         clip_grad_norm=job.clip_grad_norm,
         allow_nan=allow_nan,
+        network=network_of(prepared, plan, transport, buffers, lambda param: place_of(param) or (lambda: None)),
+        whole=prepared.whole,
     )
+
+
+def used_parameters(prepared: Prepared, homes: Sequence[Home], rank: int) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that worker `rank` computes with; those that no optimizer holds among them."""
+    foreign = {id(e.param) for e, home in zip(prepared.layout.entries, homes, strict=True) if rank not in home.workers}
+    foreign |= {id(entry.whole) for entry in prepared.layout.entries if entry.along is not None}
+    return [(name, param) for name, param in prepared.model.named_parameters() if id(param) not in foreign]
+
+
+def network_of(prepared: Prepared, plan: Plan, transport: Transport, buffers: Buffers, place_of: Any) -> Network | None:
+    structure, model = prepared.structure, prepared.model
+    if structure is None or prepared.way is None:
+        return None
+    regions: dict[int, SlicedRegion] = {}
+    for number, segment in enumerate(structure.segments):
+        if (region := segment.region) is not None:
+            counts = dict(plan.stages[segment.stage].slices)[region.column]
+            ends = {rank: sum(counts[: i + 1]) for i, rank in enumerate(plan.stages[segment.stage].workers)}
+            own = range(0)
+            if transport.rank in ends:
+                i = plan.stages[segment.stage].workers.index(transport.rank)
+                own = range(ends[transport.rank] - counts[i], ends[transport.rank])
+            row = None if region.row is None else prepared.sliced[region.row]
+            regions[number] = SlicedRegion(region, prepared.sliced[region.column], row, own, model, place_of)
+    segments = entry_segments(prepared)
+    numbers = range(len(structure.segments))
+    return Network(
+        plan=plan,
+        transport=transport,
+        way=prepared.way,
+        regions=regions,
+        entries=[_entries_in(prepared, plan, segments, number, transport.rank) for number in numbers],
+        buffers=[segment_buffers(structure, number, buffers) for number in numbers],
+        recompute_stages=[stage.recompute for stage in plan.stages],
+    )
+
+
+def _entries_in(prepared: Prepared, plan: Plan, segments: Sequence[int], number: int, rank: int) -> list[int]:
+    """The entries of a segment whose gradient worker `rank` computes."""
+    homes = homes_of(prepared, plan)
+    return [i for i, segment in enumerate(segments) if segment == number and rank in homes[i].workers]
+
+
+def segment_buffers(structure: Cut, number: int, buffers: Buffers) -> list[int]:
+    """The buffers that a segment's calls use."""
+    found: set[str] = set()
+    for call in structure.segments[number].calls:
+        found |= call.names
+        if isinstance(call.what, str):
+            prefix = call.what
+            found |= {name for name in buffers.names if name.startswith(f"{prefix}.")}
+    return [i for i, name in enumerate(buffers.names) if name in found]
 
 
 def training_rows(job: Job) -> Rows:
@@ -131,14 +352,14 @@ def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int) 
 
     Empty when it never has a shard: a loader that looks ahead would look for its first one for ever.
     """
-    if not plan.shards_of(rank, num_shards_of(job.batch_size, plan.numerics.shards)):
+    if not plan.touched(rank, num_shards_of(job.batch_size, plan.numerics.shards)):
         return iter(())
 
     def requests() -> Any:
         for epoch, batch in job.row_order(rows.num_rows).batches(first_step):
             num_shards = num_shards_of(len(batch), plan.numerics.shards)
             parts = shard_rows(len(batch), num_shards)
-            for shard in plan.shards_of(rank, num_shards):
+            for shard in plan.touched(rank, num_shards):
                 yield epoch, batch[parts[shard].start : parts[shard].stop]
 
     return rows.take(requests())

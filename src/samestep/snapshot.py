@@ -52,7 +52,7 @@ def parts(executor: Executor) -> Iterator[Part]:
 
 def constants(executor: Executor) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters that the optimizer does not hold."""
-    managed = {id(entry.param) for entry in executor.layout.entries}
+    managed = {id(p) for entry in executor.layout.entries for p in (entry.param, entry.whole)}
     return ((name, p) for name, p in executor.model.named_parameters() if id(p) not in managed)
 
 
@@ -170,4 +170,5 @@ def _restore_values(executor: Executor, description: Description) -> None:
 
 def weights(executor: Executor) -> dict[str, Tensor]:
     """The model's `state_dict`, as independent contiguous tensors."""
-    return {name: dense(value.detach()).contiguous().clone() for name, value in executor.model.state_dict().items()}
+    with executor.whole():
+        return {name: dense(value.detach()).contiguous().clone() for name, value in executor.model.state_dict().items()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from samestep.numerics import num_shards_of, shard_rows
 from samestep.parallel.executor import Executor, StepState
 from samestep.schedule import actions
-from samestep.schedule.orders import data_parallel
+from samestep.schedule.passes import schedule_of
 from samestep.trace.timesheet import Timesheet
 
 
@@ -25,10 +25,13 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
     plan, timesheet = executor.plan, executor.transport.timesheet
     num_shards = num_shards_of(rows, plan.numerics.shards)
     state = StepState(number, [len(part) for part in shard_rows(rows, num_shards)], stop_asked)
-    schedule = data_parallel(
-        plan.shards_of(executor.transport.rank, num_shards),
-        lockstep=plan.numerics.sync_batchnorm,
+    schedule = schedule_of(
+        plan.grid(num_shards, executor.sliced),
+        plan.order,
+        executor.transport.rank,
+        depth=plan.depth,
         clip=executor.clip_grad_norm is not None,
+        lockstep=plan.numerics.sync_batchnorm,
     )
     timesheet.start()
     for action in schedule:
@@ -46,7 +49,14 @@ def perform(executor: Executor, action: actions.Action, state: StepState) -> Non
 METHODS = {
     actions.Load: "load",
     actions.Forward: "forward",
+    actions.Recompute: "recompute",
     actions.Backward: "backward",
+    actions.SliceForward: "slice_forward",
+    actions.SliceBackward: "slice_backward",
+    actions.Send: "send",
+    actions.Receive: "receive",
+    actions.SendGradient: "send_gradient",
+    actions.ReceiveGradient: "receive_gradient",
     actions.Lockstep: "lockstep",
     actions.Agree: "agree",
     actions.Reduce: "reduce",
@@ -56,7 +66,15 @@ METHODS = {
     actions.Publish: "publish",
 }
 
-COMMUNICATION = (actions.Agree, actions.Reduce, actions.Publish)
+COMMUNICATION = (
+    actions.Send,
+    actions.Receive,
+    actions.SendGradient,
+    actions.ReceiveGradient,
+    actions.Agree,
+    actions.Reduce,
+    actions.Publish,
+)
 
 
 def book(timesheet: Timesheet, action: actions.Action) -> None:

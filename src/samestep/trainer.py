@@ -68,16 +68,17 @@ class Trainer:
         if self._held_out is None:
             return {}
         piece_rows = -(-self.job.batch_size // self.plan.numerics.shards)
-        return evaluate(
-            self.executor.model,
-            self.executor.objective,
-            self._held_out,
-            piece_rows,
-            self._metrics(),
-            self.executor.transport,
-            self.plan.numerics.seed,
-            self.step_number,
-        )
+        with self.executor.whole():
+            return evaluate(
+                self.executor.model,
+                self.executor.objective,
+                self._held_out,
+                piece_rows,
+                self._metrics(),
+                self.executor.transport,
+                self.plan.numerics.seed,
+                self.step_number,
+            )
 
     def digest(self) -> str:
         return snapshot.digest(self.executor, self.step_number)

@@ -97,11 +97,26 @@ def local_plan(shards: range, num_shards: int) -> FoldPlan:
 
 def tree_sum(values: Sequence[T]) -> T:
     """The tree evaluated over numbers or tensors, one per shard; leaves the values alone."""
+    return _folded(values, local_plan(range(len(values)), len(values)))[0]
+
+
+def partial_sums(values: Sequence[T], own: range, total: int) -> list[T]:
+    """What the holder of `own` of `total` leaves can add up by itself: one sum per node that is left."""
+    return _folded(values, local_plan(own, total))
+
+
+def join_sums(values: Sequence[T], holders: Sequence[range], total: int) -> T:
+    """The root, from every holder's `partial_sums`, in order."""
+    nodes = tuple(node for own in holders for node in local_plan(own, total).left)
+    return _folded(values, fold_plan(nodes, total))[0]
+
+
+def _folded(values: Sequence[T], plan: FoldPlan) -> list[T]:
     slots: dict[int, T] = {}
-    for value, fold in zip(values, local_plan(range(len(values)), len(values)).folds, strict=True):
+    for value, fold in zip(values, plan.folds, strict=True):
         carry = value
         for slot in fold.into:
             carry = slots[slot] = slots[slot] + carry
         if not fold.into:
             slots[fold.slot] = carry
-    return slots[0]
+    return [slots[slot] for slot in range(len(plan.left))]

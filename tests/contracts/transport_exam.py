@@ -21,6 +21,7 @@ from samestep.transport.base import Fabric, Transport
 from samestep.transport.strides import span
 
 MEMORY = 1 << 16  # bytes of fabric memory in every question
+OUTBOX = 9_000  # bytes that a worker gives away in one move; some moves have more
 
 Question = Callable[[Transport, Tensor], None]
 EXAM: dict[str, Question] = {}
@@ -244,6 +245,70 @@ def an_exchange_between_send_and_receive_mixes_nothing_up(transport: Transport, 
         transport.fence()
         if transport.size > 1:
             check_arrived(f"turn {turn}", transport.receive(before), numbers((60_000,), torch.float32, key=turn))
+
+
+# -------------------------------------------------------------------------------------------- move
+
+
+@question
+def large_tensors_sent_both_ways_before_any_is_received_arrive(transport: Transport, memory: Tensor) -> None:
+    """1F1B: one worker sends activations while the other sends gradients."""
+    peers = [peer for peer in range(transport.size) if peer != transport.rank]
+    for turn in range(3):
+        sent = {peer: [numbers((700, 1000 + k), torch.float32, turn * 10 + k) for k in range(4)] for peer in peers}
+        for k in range(4):
+            for peer in peers:
+                transport.send(sent[peer][k], peer)
+        for peer in peers:
+            for k in range(4):
+                check_arrived("sent", transport.receive(peer), numbers((700, 1000 + k), torch.float32, turn * 10 + k))
+
+
+def moved(sender: int, reader: int, turn: int, k: int) -> Tensor:
+    rows = [0, 3, 500][(sender + reader + turn) % 3]
+    return numbers((rows, 4 + k), torch.float32, sender * 1000 + reader * 100 + turn * 10 + k).t()
+
+
+@question
+def move_brings_everybodys_tensors_in_order_and_with_strides(transport: Transport, memory: Tensor) -> None:
+    """Different numbers of tensors for different peers, more bytes than an outbox holds among them."""
+    group, me = range(transport.size), transport.rank
+    peers = [peer for peer in group if peer != me]
+    for turn in range(12):
+        outgoing = [(peer, moved(me, peer, turn, k)) for k in range(3) for peer in peers if k <= (me + turn) % 3]
+        sources = [peer for peer in peers for k in range(3) if k <= (peer + turn) % 3]
+        before = transport.moved
+        found = transport.move(group, outgoing, sources)
+        expected = [moved(peer, me, turn, k) for peer in peers for k in range(3) if k <= (peer + turn) % 3]
+        for one, other in zip(found, expected, strict=True):
+            assert (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride())
+            assert bits(one) == bits(other)
+        assert transport.moved - before == sum(t.numel() * t.element_size() for t in expected)
+
+
+@question
+def a_tensor_moved_to_several_is_the_same_for_all(transport: Transport, memory: Tensor) -> None:
+    group, me = range(transport.size), transport.rank
+    for turn in range(50):
+        mine = torch.full((100,), float(1000 * me + turn))
+        found = transport.move(group, [(peer, mine) for peer in group if peer != me], [p for p in group if p != me])
+        mine.fill_(-1)  # whoever gave it may use it again
+        assert [float(t.sum()) for t in found] == [100.0 * (1000 * p + turn) for p in group if p != me]
+
+
+@question
+def groups_that_overlap_move_independently(transport: Transport, memory: Tensor) -> None:
+    """All workers and a group of two take turns; a worker outside the group goes on."""
+    size, me = transport.size, transport.rank
+    if size < 3:
+        return
+    for turn in range(20):
+        if me in (0, 2):
+            (found,) = transport.move((0, 2), [(2 - me, torch.full((9,), float(me + turn)))], [2 - me])
+            assert float(found[0]) == 2 - me + turn
+        peers = [peer for peer in range(size) if peer != me]
+        found_all = transport.move(range(size), [(peer, torch.tensor([me, turn])) for peer in peers], peers)
+        assert [t.tolist() for t in found_all] == [[peer, turn] for peer in peers]
 
 
 # ------------------------------------------------------------------------------- what is one's own

@@ -32,7 +32,7 @@ from samestep.launch.request import Request
 from samestep.launch.resolve import chosen_numerics, make_plan, with_numerics
 from samestep.launch.worker import LOST_A_PEER, Resumption, Run, run_threads, run_worker
 from samestep.parallel.update import implementation
-from samestep.parallelize import Prepared, bind, prepare, share, training_rows
+from samestep.parallelize import Prepared, bind, divide, groups_that_meet, prepare, share, training_rows
 from samestep.transport.shared import SharedFabric
 from samestep.transport.threads import ThreadFabric
 
@@ -70,9 +70,10 @@ def build(request: Request, events: socket.socket) -> tuple[Run, Prepared, nn.Mo
     model = job.build_model()
     pristine = copy.deepcopy(model) if request.transport == "threads" else None
     prepared = prepare(job, model)
-    plan = make_plan(job, chosen, request, implementation(prepared.optimizer))
+    plan = make_plan(job, chosen, request, implementation(prepared.optimizer), model)
     if plan.transport == "threads" and pristine is None:
         raise PlanRefused('a plan with transport = "threads" needs --transport threads on the command line as well')
+    prepared = divide(job, plan, prepared)
     resumption = find_checkpoint(request)
     done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
     run = Run(job, plan, request, events, resumption, done)
@@ -121,7 +122,8 @@ def find_checkpoint(request: Request) -> Resumption | None:
 
 
 def fork_processes(run: Run, prepared: Prepared) -> list[int]:
-    fabric = SharedFabric(run.plan.workers)
+    slots = 16 if len(run.plan.stages) > 1 else 2
+    fabric = SharedFabric(run.plan.workers, groups_that_meet(prepared, run.plan), slots)
     shared = share(prepared, run.plan, fabric)
     bind(prepared, shared)
     workers = [_fork(partial(run_worker, run, rank, prepared, shared, fabric)) for rank in range(run.plan.workers)]
@@ -131,7 +133,9 @@ def fork_processes(run: Run, prepared: Prepared) -> list[int]:
 
 def fork_threads(run: Run, prepared: Prepared, pristine: nn.Module) -> list[int]:
     """One process, in which every worker is a thread with a model of its own."""
-    models = [prepared] + [prepare(run.job, copy.deepcopy(pristine)) for _ in range(1, run.plan.workers)]
+    known = {} if prepared.way is None else prepared.way.known
+    copies = (prepare(run.job, copy.deepcopy(pristine)) for _ in range(1, run.plan.workers))
+    models = [prepared, *(divide(run.job, run.plan, model, known) for model in copies)]
     fabric = ThreadFabric(run.plan.workers)
     shared = share(prepared, run.plan, fabric)
     for model in models:

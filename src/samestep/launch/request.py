@@ -7,7 +7,7 @@ from typing import Any
 from samestep.errors import CheckpointRefused, Refused
 from samestep.plan import TRANSPORTS
 
-NUMBERS = ("workers", "shards", "threads", "steps", "epochs", "seed", "every")
+NUMBERS = ("workers", "shards", "slices", "threads", "steps", "epochs", "seed", "every")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Request:
     threads: int | None = None
     transport: str | None = None
     plan: str = "data"
+    slices: int | None = None
     plan_text: str | None = None  # of the file that `plan` names
     numerics: str | None = None
     steps: int | None = None

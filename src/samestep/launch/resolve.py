@@ -8,12 +8,14 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch import nn
 
 from samestep.errors import PlanRefused
 from samestep.job import Job
 from samestep.launch.request import Request
 from samestep.numerics import CHOSEN, Numerics, check_environment, parse_line
-from samestep.plan import Plan, equal_shares, parse_fields, spell
+from samestep.plan import Plan, Stage, equal_shares, parse_fields, parse_stages, spell
+from samestep.presets import pipeline_stages, resolved, sliced_stage, slices_text
 
 
 def chosen_numerics(request: Request) -> dict[str, Any]:
@@ -48,24 +50,64 @@ def with_numerics(job: Job, chosen: dict[str, Any], request: Request) -> Job:
     return dataclasses.replace(job, shards=job.resolved_shards())
 
 
-def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str) -> Plan:
+def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str, model: nn.Module) -> Plan:
     """Raises PlanRefused when workers, assignment and shards do not fit one another."""
     assert job.shards is not None
+    fields = None if request.plan_text is None else parse_fields(request.plan_text, f"--plan {request.plan}")
+    stages = _stages(job, request, model, job.shards, fields)
     numerics = Numerics(
         seed=job.seed,
         shards=job.shards,
         threads=int(chosen.get("threads", 1)),
         precision=job.precision,
         sync_batchnorm=job.sync_batchnorm,
+        slices=slices_text(stages),
+        join=int(chosen.get("join", 0)),
         optimizer=optimizer,
         torch=str(torch.__version__),
         isa=torch.backends.cpu.get_cpu_capability(),
         mkl=request.mkl,
     )
     check_environment({name: value for name, value in chosen.items() if name not in CHOSEN}, numerics)
-    fields = None if request.plan_text is None else parse_fields(request.plan_text, f"--plan {request.plan}")
     transport = request.transport or (fields["transport"] if fields else "processes")
+    if stages:
+        options = {name: fields[name] for name in ("order", "depth") if fields and name in fields}
+        return Plan.staged(numerics, stages, transport, **options)
     return Plan(numerics, _assignment(request, numerics.shards, fields), transport)
+
+
+def _stages(
+    job: Job, request: Request, model: nn.Module, shards: int, fields: dict[str, Any] | None
+) -> tuple[Stage, ...]:
+    """The stages of a plan file or a preset; none for plain data parallelism."""
+    if fields is not None:
+        if "stage" not in fields:
+            return ()
+        if request.assign is not None or request.workers is not None:
+            raise PlanRefused(
+                f"--plan {request.plan} says which worker computes which stage: leave --workers and --assign out"
+            )
+        source = f"--plan {request.plan}"
+        return resolved(parse_stages(fields["stage"], source), model, source)
+    if request.plan == "data":
+        if request.slices is not None:
+            raise PlanRefused("--slices needs a plan that slices layers: add --plan hybrid or --plan slices")
+        return ()
+    if request.plan == "pipeline":
+        if request.assign is not None:
+            raise PlanRefused(
+                "--assign and --plan pipeline: the preset deals the shards out by itself; write a plan file"
+            )
+        workers = min(request.default_workers, shards) if request.workers is None else request.workers
+        return pipeline_stages(job, model, shards, workers)
+    stage = sliced_stage(request.plan, model, shards, 1, request.slices)
+    largest = max(shards, max(sum(counts) for _, counts in stage.slices))
+    if request.assign is None and request.workers is not None and shards < request.workers <= largest:
+        assign = equal_shares(shards, request.workers)  # those without rows still compute slices
+    else:
+        assign = _assignment(request, shards, None)
+    slices = tuple((layer, equal_shares(sum(counts), len(assign))) for layer, counts in stage.slices)
+    return (Stage("", tuple(range(len(assign))), assign, slices),)
 
 
 def _assignment(request: Request, shards: int, fields: dict[str, Any] | None) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ they differ it takes their row-weighted mean, in the tree's order; integers that
 Run one after the other instead, eight shards would move a running mean eight times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,17 +38,22 @@ class Buffers:
         self._boards = boards
         self._fresh: set[int] = set()  # buffers that are bound to an unchanged copy
 
-    def begin_shard(self) -> None:
+    def begin_shard(self, only: Iterable[int] | None = None) -> None:
         """Bind a copy of the step's buffers; a copy that the last shard left unchanged serves again."""
-        for i, value in enumerate(self.values):
+        for i in range(len(self.values)) if only is None else only:
             if i not in self._fresh:
-                self._bind(i, value.clone())
+                self._bind(i, self.values[i].clone())
                 self._fresh.add(i)
 
-    def end_shard(self, shard: int) -> bytes:
+    def forget(self, only: Iterable[int]) -> None:
+        """What is bound may have been changed, and that does not count."""
+        self._fresh.difference_update(only)
+
+    def end_shard(self, shard: int, only: Iterable[int] | None = None) -> bytes:
         """Write what the shard changed to its board; one byte per buffer says what that is."""
         changed = bytearray(len(self.values))
-        for i, value in enumerate(self.values):
+        for i in range(len(self.values)) if only is None else only:
+            value = self.values[i]
             bound = self._bound(i)
             if bound.shape != value.shape or bound.dtype != value.dtype:
                 raise JobRefused(

@@ -17,8 +17,10 @@ from samestep.loss import Objective, ShardLoss
 from samestep.parallel.buffers import Buffers
 from samestep.parallel.clip import chunk_norms, clip_factor, total_norm
 from samestep.parallel.gradients import Gradients
+from samestep.parallel.home import Home
 from samestep.parallel.layout import Layout, Piece, storage_order
 from samestep.parallel.lockstep import Lockstep
+from samestep.parallel.network import Network
 from samestep.parallel.reduce import TreeReduction
 from samestep.parallel.unchanged import Unchanged
 from samestep.parallel.update import ShardedUpdate
@@ -47,6 +49,11 @@ class StepState:
     present: bytes = b""
     stop: bool = False
 
+    def note_changed(self, shard: int, changed: bytes) -> None:
+        """Which buffers a shard changed, in any of the stages that it goes through."""
+        known = self.changed.get(shard, bytes(len(changed)))
+        self.changed[shard] = bytes(a | b for a, b in zip(known, changed, strict=True))
+
 
 @dataclass
 class Executor:
@@ -57,6 +64,7 @@ class Executor:
     plan: Plan
     transport: Transport
     layout: Layout
+    homes: Sequence[Home]  # of the layout's entries
     gradients: Gradients
     reduction: TreeReduction | None  # None: this worker holds every shard
     buffers: Buffers
@@ -66,41 +74,99 @@ class Executor:
     next_batch: Callable[[], Any]
     clip_grad_norm: float | None
     allow_nan: bool
+    network: Network | None = None  # None: the whole model is one segment
+    whole: Callable[[], AbstractContextManager[None]] = nullcontext  # inside, sliced layers have their whole weights
+
+    @property
+    def sliced(self) -> list[tuple[bool, ...]]:
+        """Per stage, which segments are sliced: what a schedule has to know of the network."""
+        return [(False,)] if self.network is None else self.network.structure.sliced
 
     def load(self, action: actions.Load, state: StepState) -> None:
-        own = self._own_shards(state)
+        shards, sets = len(state.rows), -(-len(state.rows) // self.plan.set_size(len(state.rows)))
+        own = self.plan.touched(self.transport.rank, shards)
         state.batches = {shard: self.next_batch() for shard in own}
-        self.gradients.begin_step(own.start)
+        rank = self.transport.rank
+        self.gradients.begin_step([h.units_of(rank, sets if h.is_slice else shards).start for h in self.homes])
 
     def forward(self, action: actions.Forward, state: StepState) -> None:
-        shard = action.shard
-        streams.enter(self.plan.numerics.seed, "step", state.number, shard)
-        self.buffers.begin_shard()
+        shard, network = action.shard, self.network
         with self._precision(), self.unchanged.during_forward():
-            loss = self.objective(self.model, state.batches.pop(shard), state.rows[shard])
-        if not (math.isfinite(loss.sum) or self.allow_nan):
-            raise LossNotFinite(
-                f"the loss of shard {shard} is {float(loss.objective.detach())}: lower the learning rate or look at "
-                "the shard's rows; --allow-nan goes on"
-            )
-        if not loss.objective.requires_grad:
-            raise JobRefused(
-                f"the loss of shard {shard} does not depend on any trainable parameter: compute it from the model's "
-                "outputs, without .detach(), .item() or torch.no_grad()"
-            )
+            if network is None:
+                streams.enter(self.plan.numerics.seed, "step", state.number, shard)
+                self.buffers.begin_shard()
+                loss = self.objective(self.model, state.batches.pop(shard), state.rows[shard])
+            else:
+                if action.segment == 0:
+                    streams.enter(self.plan.numerics.seed, "step", state.number, shard)
+                own = network.buffers[action.segment]
+                self.buffers.begin_shard(own)
+                found = network.forward(shard, action.segment, state.batches[shard], state.rows[shard], self.objective)
+                state.note_changed(shard, self.buffers.end_shard(shard, own))
+                if found is None:
+                    return
+                loss = found
+        self._check_loss(shard, loss)
         state.losses[shard] = loss
 
+    def recompute(self, action: actions.Recompute, state: StepState) -> None:
+        assert self.network is not None
+        own = self.network.buffers[action.segment]
+        self.buffers.begin_shard(own)
+        with self._precision():
+            loss = self.network.recompute(action.shard, action.segment, self.objective)
+        self.buffers.forget(own)
+        if loss is not None:
+            state.losses[action.shard] = loss
+
     def backward(self, action: actions.Backward, state: StepState) -> None:
-        shard, loss = action.shard, state.losses.pop(action.shard)
-        own = self._own_shards(state)
-        fold = local_plan(own, len(state.rows)).folds[shard - own.start]
-        self.gradients.begin_shard(shard, fold)
-        seed = 1.0 if self.objective.is_plain_sum else loss.seed(sum(state.rows))
-        # The product's gradient is the seed, to the bit. Given to backward() it costs torch an import of sympy.
-        (loss.objective * torch.tensor(seed, dtype=loss.objective.dtype)).backward()  # type: ignore[no-untyped-call]
-        self.gradients.end_shard()
-        state.changed[shard] = self.buffers.end_shard(shard)
-        state.facts[shard] = (loss.sum, loss.weight, loss.is_mean)
+        shard, network = action.shard, self.network
+        loss = state.losses.pop(shard) if network is None or network.is_last(action.segment) else None
+        stage = 0 if network is None else network.stage_of(action.segment)
+        own = self.plan.shards_of(self.transport.rank, len(state.rows), stage)
+        self.gradients.begin_shard(shard, local_plan(own, len(state.rows)).folds[shard - own.start])
+        objective = None if loss is None else self._seeded(loss, state)
+        if network is None:
+            assert objective is not None
+            objective.backward()  # type: ignore[no-untyped-call]
+            self.gradients.end_shard()
+            state.changed[shard] = self.buffers.end_shard(shard)
+        else:
+            network.backward(shard, action.segment, objective)
+            self.gradients.end_shard(network.entries[action.segment])
+            self.buffers.forget(network.buffers[action.segment])  # forward may have run again in backward
+        if loss is not None:
+            state.facts[shard] = (loss.sum, loss.weight, loss.is_mean)
+
+    def send(self, action: actions.Send, state: StepState) -> None:
+        assert self.network is not None
+        self.network.send(action.shard, action.stage, action.peer)
+
+    def receive(self, action: actions.Receive, state: StepState) -> None:
+        assert self.network is not None
+        shard = action.shard
+        self.network.receive(shard, action.stage, action.peer, state.batches[shard], state.rows[shard])
+
+    def send_gradient(self, action: actions.SendGradient, state: StepState) -> None:
+        assert self.network is not None
+        self.network.send_gradient(action.shard, action.stage, action.peer)
+
+    def receive_gradient(self, action: actions.ReceiveGradient, state: StepState) -> None:
+        assert self.network is not None
+        self.network.receive_gradient(action.shard, action.stage, action.peer)
+
+    def slice_forward(self, action: actions.SliceForward, state: StepState) -> None:
+        assert self.network is not None
+        with self._precision():
+            self.network.slice_forward(action.segment, action.shards, len(state.rows), state.number)
+
+    def slice_backward(self, action: actions.SliceBackward, state: StepState) -> None:
+        assert self.network is not None
+        sets = -(-len(state.rows) // self.plan.set_size(len(state.rows)))
+        number = action.shards.start // self.plan.set_size(len(state.rows))
+        self.gradients.begin_shard(number, local_plan(range(sets), sets).folds[number])
+        self.network.slice_backward(action.segment, action.shards)
+        self.gradients.end_shard(self.network.entries[action.segment])
 
     def lockstep(self, action: actions.Lockstep, state: StepState) -> None:
         active = [r for r in range(self.plan.workers) if self.plan.shards_of(r, len(state.rows))]
@@ -109,25 +175,30 @@ class Executor:
 
     def agree(self, action: actions.Agree, state: StepState) -> None:
         """Everybody learns every shard's facts; the exchange also publishes the partial gradients."""
-        own = self._own_shards(state)
+        rank, shards, last = self.transport.rank, len(state.rows), max(0, len(self.plan.stages) - 1)
         record = bytes([state.stop_asked]) + bytes(self.gradients.present)
-        record += b"".join(SHARD_FACTS.pack(*state.facts[shard]) + state.changed[shard] for shard in own)
-        at = 1 + len(self.layout.entries)
-        size = SHARD_FACTS.size + len(self.buffers.values)
-        facts, present = [], 0
-        for rank, other in enumerate(self.transport.exchange(record)):
-            state.stop |= bool(other[0])
-            present |= int.from_bytes(other[1:at], "little")
-            for i, shard in enumerate(self.plan.shards_of(rank, len(state.rows))):
-                part = other[at + i * size : at + (i + 1) * size]
-                facts.append(SHARD_FACTS.unpack_from(part))
-                state.changed[shard] = part[SHARD_FACTS.size :]
-        state.present = present.to_bytes(len(self.layout.entries), "little")
-        self._settle_loss(facts, state)
+        record += b"".join(SHARD_FACTS.pack(*state.facts[s]) for s in self.plan.shards_of(rank, shards, last))
+        record += b"".join(state.changed[s] for s in self.plan.touched(rank, shards))
+        facts: dict[int, tuple[float, float, bool]] = {}
+        present, entries = 0, len(self.layout.entries)
+        for other, text in enumerate(self.transport.exchange(record)):
+            state.stop |= bool(text[0])
+            present |= int.from_bytes(text[1 : 1 + entries], "little")
+            at = 1 + entries
+            for shard in self.plan.shards_of(other, shards, last):
+                facts[shard] = SHARD_FACTS.unpack_from(text, at)
+                at += SHARD_FACTS.size
+            for shard in self.plan.touched(other, shards):
+                state.note_changed(shard, text[at : at + len(self.buffers.values)])
+                at += len(self.buffers.values)
+        state.present = present.to_bytes(entries, "little")
+        self._settle_loss([facts[shard] for shard in range(shards)], state)
 
     def reduce(self, action: actions.Reduce, state: StepState) -> None:
         if self.reduction is not None:
-            self.reduction.sum_pieces(len(state.rows), state.scale)
+            shards = len(state.rows)
+            self.reduction.sum_pieces(shards, state.scale, -(-shards // self.plan.set_size(shards)))
+            self.transport.moved += self.reduction.read[shards]
             return
         for entry, _ in self.layout.owners():
             total = self.gradients.total(entry)
@@ -156,14 +227,33 @@ class Executor:
 
     def publish(self, action: actions.Publish, state: StepState) -> None:
         self.gradients.drop()
+        if self.network is not None:
+            self.network.clear()
         self.transport.fence()
 
     def _forward_backward(self, shard: int, state: StepState) -> None:
         self.forward(actions.Forward(shard), state)
         self.backward(actions.Backward(shard), state)
 
-    def _own_shards(self, state: StepState) -> range:
-        return self.plan.shards_of(self.transport.rank, len(state.rows))
+    def _check_loss(self, shard: int, loss: ShardLoss) -> None:
+        if not (math.isfinite(loss.sum) or self.allow_nan):
+            raise LossNotFinite(
+                f"the loss of shard {shard} is {float(loss.objective.detach())}: lower the learning rate or look at "
+                "the shard's rows; --allow-nan goes on"
+            )
+        if not loss.objective.requires_grad:
+            raise JobRefused(
+                f"the loss of shard {shard} does not depend on any trainable parameter: compute it from the model's "
+                "outputs, without .detach(), .item() or torch.no_grad()"
+            )
+
+    def _seeded(self, loss: ShardLoss, state: StepState) -> Tensor:
+        """The objective times its share of the batch's.
+
+        The product's gradient is the seed, to the bit. Given to backward() it costs torch an import of sympy.
+        """
+        seed = 1.0 if self.objective.is_plain_sum else loss.seed(sum(state.rows))
+        return loss.objective * torch.tensor(seed, dtype=loss.objective.dtype)
 
     def _gradient(self, state: StepState, piece: Piece) -> Tensor | None:
         """The summed gradient of an owned piece, 1-D; None when no shard had one."""

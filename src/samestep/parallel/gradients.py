@@ -51,8 +51,9 @@ class Gradients:
         for i, entry in enumerate(layout.entries):
             entry.param.register_post_accumulate_grad_hook(partial(self._hook, i))  # type: ignore[no-untyped-call]
 
-    def begin_step(self, first_shard: int) -> None:
-        self._turn = [first_shard] * len(self._turn)
+    def begin_step(self, first: Sequence[int]) -> None:
+        """first: per entry, the first shard (of a slice: join set) whose gradient this worker computes."""
+        self._turn = list(first)
         self.present = bytearray(len(self._turn))
 
     def begin_shard(self, shard: int, fold: Fold) -> None:
@@ -67,15 +68,16 @@ class Gradients:
         arrivals.asked.add(entry)
         return self._fixed[arrivals.fold.slot][entry].detach()
 
-    def end_shard(self) -> None:
-        """An entry without gradient counts as zero in the sums, and as absent for the optimizer."""
+    def end_shard(self, entries: Sequence[int] | None = None) -> None:
+        """An entry (default: of all) without gradient counts as zero in the sums, and as absent for the optimizer."""
         arrivals = self._current.get()
         assert arrivals is not None, "a shard begins before it ends"
         self._current.set(None)
-        if 0 in arrivals.present:
-            for i, entry in enumerate(self._layout.entries):
-                if not arrivals.present[i]:
-                    self._fold(i, torch.zeros_like(entry.param, requires_grad=False), arrivals)
+        if entries is None and 0 not in arrivals.present:
+            return
+        for i in range(len(arrivals.present)) if entries is None else entries:
+            if not arrivals.present[i]:
+                self._fold(i, torch.zeros_like(self._layout.entries[i].param, requires_grad=False), arrivals)
 
     def total(self, entry: int) -> Tensor:
         """The root of the tree, for a worker that holds every shard. Yields the tensor itself."""

@@ -10,7 +10,7 @@ Fused optimizers change bits when a cut is not aligned to their vectors, hence t
 cuts of a parameter do not depend on what lies before it, hence "its own index".
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -29,6 +29,8 @@ class Entry:
     param: nn.Parameter
     start: int  # byte of flat memory at which its gradient lies
     tied_to: int | None  # the entry that holds the values, when this name is not the first
+    whole: nn.Parameter  # the model's parameter; another one than `param` for a slice of it
+    along: tuple[int, int, int] | None = None  # of a slice: dim, start and stop in the whole
 
     @property
     def nbytes(self) -> int:
@@ -47,13 +49,18 @@ class Piece:
 class Layout:
     """The managed parameters of a model, in registration order."""
 
-    def __init__(self, names: Sequence[tuple[str, nn.Parameter, int | None]]) -> None:
+    def __init__(
+        self,
+        names: Sequence[tuple[str, nn.Parameter, int | None]],
+        slices: Mapping[int, tuple[nn.Parameter, tuple[int, int, int]]] | None = None,
+    ) -> None:
+        """slices: by id of a slice's leaf, the model's parameter that it is a slice of, and which."""
         self.entries: list[Entry] = []
         at = 0
         for name, param, tied_to in names:
             step = ALIGN * param.element_size()
             at = -(-at // step) * step
-            self.entries.append(Entry(name, param, at, tied_to))
+            self.entries.append(Entry(name, param, at, tied_to, *(slices or {}).get(id(param), (param, None))))
             at += self.entries[-1].nbytes
         self.nbytes = at
 
@@ -91,12 +98,16 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def share_pieces(layout: Layout, workers: int, *, whole: bool) -> list[list[Piece]]:
+def share_pieces(
+    layout: Layout, workers: int, *, whole: bool, entries: Iterable[int] | None = None
+) -> list[list[Piece]]:
     """Cut the managed parameters into one contiguous share per worker, as equal as the cuts allow.
 
-    `whole` forbids cuts inside a parameter (optimizers not known to be elementwise).
+    `whole` forbids cuts inside a parameter (optimizers not known to be elementwise); `entries` limits
+    it to some.
     """
-    sizes = {i: entry.param.numel() for i, entry in layout.owners()}
+    wanted_entries = None if entries is None else set(entries)
+    sizes = {i: e.param.numel() for i, e in layout.owners() if wanted_entries is None or i in wanted_entries}
     total = sum(sizes.values())
     wanted = [total * w // workers for w in range(1, workers)]
     cuts = [(0, 0)] + [_nearest_cut(sizes, goal, whole) for goal in wanted]

@@ -67,12 +67,13 @@ def write_weight_gradients_once(model: nn.Module, place_of: Callable[[nn.Paramet
 
 
 def _forward_of(module: nn.Linear, place: Place) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
-        weight, bias = module.weight, module.bias
-        plain = weight.dtype == x.dtype and weight.requires_grad and torch.is_grad_enabled()
-        if not plain or torch.is_autocast_enabled("cpu") or x.numel() == 0:
-            return F.linear(x, weight, bias)
-        output: Tensor = _LinearInto.apply(x, weight, bias, place)  # type: ignore[no-untyped-call]
-        return output
+    return lambda x: linear_into(x, module.weight, module.bias, place)
 
-    return forward
+
+def linear_into(x: Tensor, weight: Tensor, bias: Tensor | None, place: Place) -> Tensor:
+    """F.linear, whose backward writes the weight's gradient to `place()` where that is possible."""
+    plain = weight.dtype == x.dtype and weight.requires_grad and torch.is_grad_enabled()
+    if not plain or torch.is_autocast_enabled("cpu") or x.numel() == 0:
+        return F.linear(x, weight, bias)
+    output: Tensor = _LinearInto.apply(x, weight, bias, place)  # type: ignore[no-untyped-call]
+    return output

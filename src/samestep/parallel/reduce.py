@@ -8,73 +8,69 @@ Worker w reads its pieces from every worker's published slots and leaves the sum
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from samestep.parallel.home import Holder, Home
 from samestep.parallel.layout import Layout, Piece
-from samestep.plan import Plan
-from samestep.tree import Node, fold_plan, local_plan
+from samestep.tree import Node, fold_plan
 
 SUM_CHUNK = 65_536  # elements summed at a time: several operands of a chunk fit in L2
 
 
-Holder = tuple[int, int]  # worker, slot
-Chunk = tuple[list[Tensor], Tensor]  # the partial sums, one per node; where their sum goes
+Addition = tuple[int, int]  # positions of nodes: into, other
 
 
-def published_nodes(plan: Plan, num_shards: int) -> tuple[tuple[Node, ...], tuple[Holder, ...]]:
-    """The nodes that the workers publish in a step of `num_shards` shards, and who holds each where."""
-    nodes: list[Node] = []
-    holders: list[Holder] = []
-    for rank in range(plan.workers):
-        left = local_plan(plan.shards_of(rank, num_shards), num_shards).left
-        nodes += left
-        holders += [(rank, slot) for slot in range(len(left))]
-    return tuple(nodes), tuple(holders)
+@dataclass(frozen=True)
+class Chunk:
+    """A run of elements: the partial sums, one per node, in which order they are added, and where to."""
 
-
-def num_published(plan: Plan, rank: int) -> int:
-    """Slots in fabric memory that worker `rank` needs; none when it works alone."""
-    if plan.workers == 1:
-        return 0
-    sizes = range(1, plan.numerics.shards + 1)
-    return max(1, *(len(local_plan(plan.shards_of(rank, n), n).left) for n in sizes))
+    first: list[Addition]
+    last: Addition | None
+    parts: list[Tensor]
+    total: Tensor
+    is_there: bool  # the only partial sum already lies where the total goes
 
 
 class TreeReduction:
     """The reduction of one worker's pieces, for any number of shards a step may have.
 
-    `slots[w]` are worker w's published slots, each a flat memory.
+    `slots[w]` are worker w's published slots, each a flat memory; `homes[i]` is entry i's.
     """
 
     def __init__(
-        self, layout: Layout, plan: Plan, rank: int, pieces: Sequence[Piece], slots: Sequence[Sequence[Tensor]]
+        self,
+        layout: Layout,
+        homes: Sequence[Home],
+        rank: int,
+        pieces: Sequence[Piece],
+        slots: Sequence[Sequence[Tensor]],
     ) -> None:
-        self._layout, self._plan, self._rank = layout, plan, rank
+        self._layout, self._homes, self._rank = layout, homes, rank
         self._pieces, self._slots = pieces, slots
         self._chunks: dict[int, list[Chunk]] = {}
+        self.read: dict[int, int] = {}  # bytes that others computed, per number of shards
 
-    def sum_pieces(self, num_shards: int, scale: float) -> None:
+    def sum_pieces(self, num_shards: int, scale: float, num_sets: int = 1) -> None:
         """Sum every owned piece over the shards and multiply by `scale` (1 leaves the bits alone).
 
         All additions but the last overwrite published partial sums, which nobody else reads here.
         """
-        nodes, holders = published_nodes(self._plan, num_shards)
-        order = addition_order(nodes, num_shards)
-        first, last = order[:-1], order[-1] if order else None
         if num_shards not in self._chunks:
-            self._chunks[num_shards] = list(self._chunks_of(holders))
-        for parts, total in self._chunks[num_shards]:
-            for into, other in first:
-                parts[into].add_(parts[other])
-            if last is not None:
-                torch.add(parts[last[0]], parts[last[1]], out=total)
-            elif holders[0] != (self._rank, 0):
-                total.copy_(parts[0])
+            self.read[num_shards] = 0
+            self._chunks[num_shards] = list(self._chunks_of(num_shards, num_sets))
+        for chunk in self._chunks[num_shards]:
+            for into, other in chunk.first:
+                chunk.parts[into].add_(chunk.parts[other])
+            if chunk.last is not None:
+                torch.add(chunk.parts[chunk.last[0]], chunk.parts[chunk.last[1]], out=chunk.total)
+            elif not chunk.is_there:
+                chunk.total.copy_(chunk.parts[0])
             if scale != 1.0:
-                total.mul_(scale)
+                chunk.total.mul_(scale)
         for piece in self._pieces:
             for alias in self._layout.aliases(piece.entry):
                 self.total(piece).add_(self._part((self._rank, 0), alias, piece))
@@ -87,13 +83,20 @@ class TreeReduction:
         rank, slot = holder
         return self._layout.flat(self._slots[rank][slot], entry)[piece.start : piece.stop]
 
-    def _chunks_of(self, holders: Sequence[Holder]) -> Iterator[Chunk]:
+    def _chunks_of(self, num_shards: int, num_sets: int) -> Iterator[Chunk]:
         for piece in self._pieces:
             for entry in (piece.entry, *self._layout.aliases(piece.entry)):
+                home = self._homes[entry]
+                num_units = num_sets if home.is_slice else num_shards
+                nodes, holders = home.published(num_units)
+                order = addition_order(nodes, num_units)
+                first, last = order[:-1], order[-1] if order else None
                 parts = [torch.split(self._part(holder, entry, piece), SUM_CHUNK) for holder in holders]
                 totals = torch.split(self._part((self._rank, 0), entry, piece), SUM_CHUNK)
+                size = self._layout.entries[entry].param.element_size() * (piece.stop - piece.start)
+                self.read[num_shards] += size * sum(rank != self._rank for rank, _ in holders)
                 for *chunk, total in zip(*parts, totals, strict=True):
-                    yield chunk, total
+                    yield Chunk(first, last, chunk, total, holders[0] == (self._rank, 0))
 
 
 @cache

@@ -6,7 +6,7 @@ checksum: it takes no memory, and code that changes its weights hardly waits unt
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,10 +17,10 @@ from samestep.parallel.layout import dense, storage_order
 
 
 class Unchanged:
-    """Watches over a model's parameters, frozen ones included."""
+    """Watches over the parameters that this worker computes with, frozen ones included."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._params = list(model.named_parameters())
+    def __init__(self, params: Iterable[tuple[str, nn.Parameter]]) -> None:
+        self._params = list(params)
         self._first = True
 
     @contextmanager

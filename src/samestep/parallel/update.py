@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from samestep.errors import JobRefused
-from samestep.parallel.layout import Layout, Piece, storage_order
+from samestep.parallel.layout import Entry, Layout, Piece, storage_order
 
 ELEMENTWISE = (
     optim.SGD,
@@ -67,20 +67,23 @@ class ShardedUpdate:
     def __init__(self, optimizer: optim.Optimizer, layout: Layout, pieces: Sequence[Piece]) -> None:
         self.optimizer = optimizer
         self.targets: list[tuple[Piece, nn.Parameter]] = [(p, _target(layout, p)) for p in pieces]
-        entry_of = {id(entry.param): i for i, entry in layout.owners()}
+        entries_of: dict[int, list[int]] = {}
+        for i, entry in layout.owners():
+            entries_of.setdefault(id(entry.whole), []).append(i)
         targets: dict[int, list[tuple[Piece, nn.Parameter]]] = {}
         for piece, target in self.targets:
             targets.setdefault(piece.entry, []).append((piece, target))
         old_state, optimizer.state = optimizer.state, type(optimizer.state)(dict)
         self.group_names: list[list[str]] = []
         for group in optimizer.param_groups:
-            entries = [entry_of[id(param)] for param in group["params"] if id(param) in entry_of]
-            self.group_names.append([layout.entries[entry].name for entry in entries])
-            for param in group["params"]:
-                for piece, target in targets.get(entry_of.get(id(param), -1), ()):
-                    if param in old_state:  # Adagrad makes its state at once
-                        optimizer.state[target] = _cut_state(old_state[param], param, piece, target)
-            group["params"] = [target for entry in entries for _, target in targets.get(entry, ())]
+            entries = [i for param in group["params"] for i in entries_of.get(id(param), ())]
+            self.group_names.append([layout.entries[i].name for i in entries])
+            for i in entries:
+                whole = layout.entries[i].whole
+                for piece, target in targets.get(i, ()):
+                    if whole in old_state:  # Adagrad makes its state at once
+                        optimizer.state[target] = _cut_state(old_state[whole], layout.entries[i], piece, target)
+            group["params"] = [target for i in entries for _, target in targets.get(i, ())]
 
     def step(self, gradient_of: Callable[[Piece], Tensor | None]) -> None:
         """Update every owned piece that has a gradient."""
@@ -130,10 +133,13 @@ def _target(layout: Layout, piece: Piece) -> nn.Parameter:
     return nn.Parameter(storage_order(param.data)[piece.start : piece.stop])
 
 
-def _cut_state(state: dict[str, Any], param: Tensor, piece: Piece, target: Tensor) -> dict[str, Any]:
+def _cut_state(state: dict[str, Any], entry: Entry, piece: Piece, target: Tensor) -> dict[str, Any]:
     def cut(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.shape == param.shape and value.dim() > 0:
-            return storage_order(value)[piece.start : piece.stop].clone().as_strided(target.shape, target.stride())
-        return value
+        if not (isinstance(value, Tensor) and value.shape == entry.whole.shape and value.dim() > 0):
+            return value
+        if entry.along is not None:
+            dim, start, stop = entry.along
+            value = value.narrow(dim, start, stop - start).contiguous()
+        return storage_order(value)[piece.start : piece.stop].clone().as_strided(target.shape, target.stride())
 
     return {key: cut(value) for key, value in state.items()}

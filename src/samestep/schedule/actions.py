@@ -1,4 +1,9 @@
-"""Actions: what a worker does in a step, as plain values. A schedule is a list of them."""
+"""Actions: what a worker does in a step, as plain values. A schedule is a list of them.
+
+A *stage* is a run of consecutive *segments*. A dense segment is computed shard by shard, by the worker
+that holds the shard; a sliced one jointly for a *set* of consecutive shards, every worker of the stage
+computing its slices. Segments are numbered from 0 over the whole network.
+"""
 
 from dataclasses import dataclass
 
@@ -10,12 +15,72 @@ class Load:
 
 @dataclass(frozen=True)
 class Forward:
+    """A shard through a dense segment."""
+
     shard: int
+    segment: int = 0
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """The same forward once more, because what backward needs was not kept."""
+
+    shard: int
+    segment: int = 0
 
 
 @dataclass(frozen=True)
 class Backward:
     shard: int
+    segment: int = 0
+
+
+@dataclass(frozen=True)
+class SliceForward:
+    """A set of shards through this worker's slices of a sliced segment. The whole stage meets."""
+
+    shards: range
+    segment: int
+
+
+@dataclass(frozen=True)
+class SliceBackward:
+    shards: range
+    segment: int
+
+
+@dataclass(frozen=True)
+class Send:
+    """What a shard carries over the cut after `stage`, to the worker that goes on with it."""
+
+    shard: int
+    stage: int
+    peer: int
+
+
+@dataclass(frozen=True)
+class Receive:
+    """What a shard carries over the cut after `stage`, from the worker that computed it."""
+
+    shard: int
+    stage: int
+    peer: int
+
+
+@dataclass(frozen=True)
+class SendGradient:
+    """The gradient of what a shard carried over the cut after `stage`, back to where it came from."""
+
+    shard: int
+    stage: int
+    peer: int
+
+
+@dataclass(frozen=True)
+class ReceiveGradient:
+    shard: int
+    stage: int
+    peer: int
 
 
 @dataclass(frozen=True)
@@ -55,5 +120,23 @@ class Publish:
     """Wait until every worker has updated; the new parameters are then readable."""
 
 
-Action = Load | Forward | Backward | Lockstep | Agree | Reduce | MergeBuffers | Clip | Update | Publish
+Action = (
+    Load
+    | Forward
+    | Recompute
+    | Backward
+    | SliceForward
+    | SliceBackward
+    | Send
+    | Receive
+    | SendGradient
+    | ReceiveGradient
+    | Lockstep
+    | Agree
+    | Reduce
+    | MergeBuffers
+    | Clip
+    | Update
+    | Publish
+)
 Schedule = tuple[Action, ...]

@@ -1,12 +1,13 @@
 """A transport moves the bytes: the narrow interface between workers.
 
-Four verbs and one kind of memory. A *fabric* is made once per run, before the workers exist; it gives
+Five verbs and one kind of memory. A *fabric* is made once per run, before the workers exist; it gives
 out memory that every worker sees, and one *transport* per worker:
 
     exchange   everybody's small record to everybody; also a barrier
     fence      after it, what any worker wrote to fabric memory before it can be read
     send       one tensor to one worker, bits and strides kept
     receive    its counterpart
+    move       tensors from any to any of a group that meets, as sliced layers need
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ class Transport(Protocol):
     rank: int
     size: int
     timesheet: Timesheet
+    moved: int  # bytes of tensors that other workers computed and this one read
 
     def exchange(self, record: bytes, ranks: Sequence[int] | None = None) -> list[bytes]:
         """Every worker's record, in the order of `ranks` (default: all). All of `ranks` must call it."""
@@ -38,6 +40,15 @@ class Transport(Protocol):
 
     def receive(self, peer: int) -> Tensor:
         """The next tensor that `peer` sent to this worker, with the strides it had there."""
+        ...
+
+    def move(
+        self, group: Sequence[int], outgoing: Sequence[tuple[int, Tensor]], sources: Sequence[int]
+    ) -> list[Tensor]:
+        """Give tensors to others of `group` and take one from each of `sources`, several times if named so.
+
+        All of `group` must call it. Take what it returns as read-only, and until the next call only.
+        """
         ...
 
     def close(self) -> None:

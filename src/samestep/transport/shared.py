@@ -3,40 +3,60 @@
 Memory is an anonymous shared mapping made before the fork: it has no name to leave behind and does
 not count against the size of /dev/shm. Each pair of workers has one sequenced-packet socket pair; a
 dead peer is an end-of-file at once, not a timeout. Waiting sleeps, so more workers than cores is fine.
+
+    send      through a mailbox of the pair, slot by slot; who waits also empties its mailboxes,
+              so two workers that send to one another do not block
+    move      through the sender's outbox for the group, written once whoever reads it:
+              half 0, half 1, half 0, ...; when a worker comes to its third move of a group, all
+              others have begun their second, so nobody reads the first any more
 """
 
 import mmap
+import select
 import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from samestep.errors import PeerLost
 from samestep.trace.timesheet import Timesheet
-from samestep.transport.strides import empty_from, header, payload
+from samestep.transport.strides import empty_from, header, payload, view_from
 
-RECORD, HEADER, PIECE, TAKEN = b"R", b"H", b"P", b"T"  # first byte of a packet
+RECORD, HEADER, PIECE, TAKEN, MOVE = b"R", b"H", b"P", b"T", b"M"  # first byte of a packet
 PACKET = 32 * 1024  # bytes of a record per packet; two unread ones fit any socket buffer
-MAILBOX = 1 << 20  # bytes on the way from one worker to another, in two halves
-HALF = MAILBOX // 2
+SLOT = 512 * 1024  # bytes of a mailbox slot
+SLOTS = 2  # per direction of a pair
+ALIGN = 64
+PLACE = struct.Struct("<qI")  # of a moved tensor: its byte in the outbox (-1: by mail), bytes of its header
 
 
 class SharedFabric:
-    """Made in the leader before it forks; every worker then takes its endpoint."""
+    """Made in the leader before it forks; every worker then takes its endpoint.
 
-    def __init__(self, size: int) -> None:
+    groups: bytes that a worker gives away in one `move` of that group at most; more goes by mail.
+    slots: of 512 KiB, which a worker can send to another before it waits.
+    """
+
+    def __init__(self, size: int, groups: Mapping[tuple[int, ...], int] | None = None, slots: int = SLOTS) -> None:
         self.size = size
+        self.slots = slots
         self._sockets: dict[tuple[int, int], socket.socket] = {}
         self._mailboxes: dict[tuple[int, int], Tensor] = {}
+        self._outboxes = {
+            (group, rank): self.memory(2 * nbytes)
+            for group, nbytes in (groups or {}).items()
+            for rank in group
+            if len(group) > 1
+        }
         for a in range(size):
             for b in range(a):
                 pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 self._sockets[a, b], self._sockets[b, a] = pair
-                self._mailboxes[a, b], self._mailboxes[b, a] = (self.memory(MAILBOX) for _ in pair)
+                self._mailboxes[a, b], self._mailboxes[b, a] = (self.memory(slots * SLOT) for _ in pair)
 
     def memory(self, nbytes: int) -> Tensor:
         if self.size == 1:
@@ -49,7 +69,7 @@ class SharedFabric:
         for (a, _), end in self._sockets.items():
             if a != rank:
                 end.close()
-        return SharedTransport(rank, self.size, mine, self._mailboxes)
+        return SharedTransport(rank, self.size, mine, self._mailboxes, self._outboxes, self.slots)
 
     def close(self) -> None:
         """For the leader, which takes no endpoint."""
@@ -64,13 +84,20 @@ class SharedTransport:
         size: int,
         sockets: dict[int, socket.socket],
         mailboxes: dict[tuple[int, int], Tensor],
+        outboxes: dict[tuple[tuple[int, ...], int], Tensor],
+        slots: int,
     ) -> None:
         self.rank, self.size = rank, size
         self.timesheet = Timesheet()
+        self.moved = 0
         self._sockets = sockets
-        self._mailboxes = mailboxes
+        self._mailboxes, self._slots = mailboxes, slots
+        self._outboxes = outboxes
+        self._moves: dict[tuple[int, ...], int] = {}
         self._unread: dict[tuple[int, bytes], deque[bytes]] = {}
-        self._sent, self._taken, self._got = ([0] * size for _ in range(3))  # mailbox halves, per peer
+        self._coming: dict[int, tuple[Tensor, Tensor]] = {}  # a tensor that arrives, and its bytes still to come
+        self._inbox: dict[int, deque[Tensor]] = {peer: deque() for peer in sockets}
+        self._sent, self._taken, self._got = ([0] * size for _ in range(3))  # mailbox slots, per peer
 
     def exchange(self, record: bytes, ranks: Sequence[int] | None = None) -> list[bytes]:
         """Records longer than a packet go in rounds; the first packet tells how many."""
@@ -95,34 +122,64 @@ class SharedTransport:
         self.exchange(b"")
 
     def send(self, tensor: Tensor, peer: int) -> None:
-        """Up to 1 MiB is on its way without the receiver's help; more waits for it."""
+        """What fits into free slots is on its way without the receiver's help; more waits for it."""
         self._send(peer, HEADER + header(tensor))
         box, flat = self._mailboxes[self.rank, peer], payload(tensor)
-        for at in range(0, len(flat), HALF):
-            while self._sent[peer] - self._taken[peer] >= 2:
-                self._receive(peer, TAKEN)
-                self._taken[peer] += 1
-            piece = flat[at : at + HALF]
-            half = self._sent[peer] % 2 * HALF
-            box[half : half + len(piece)].copy_(piece)
+        for at in range(0, len(flat), SLOT):
+            self._wait(peer, lambda: self._sent[peer] - self._taken[peer] < self._slots)
+            piece = flat[at : at + SLOT]
+            slot = self._sent[peer] % self._slots * SLOT
+            box[slot : slot + len(piece)].copy_(piece)
             self._sent[peer] += 1
             self._send(peer, PIECE)
 
     def receive(self, peer: int) -> Tensor:
-        tensor, flat = empty_from(self._receive(peer, HEADER))
-        box = self._mailboxes[peer, self.rank]
-        for at in range(0, len(flat), HALF):
-            self._receive(peer, PIECE)
-            piece = flat[at : at + HALF]
-            half = self._got[peer] % 2 * HALF
-            piece.copy_(box[half : half + len(piece)])
-            self._got[peer] += 1
-            self._send(peer, TAKEN)
-        return tensor
+        box = self._inbox[peer]
+        self._wait(peer, lambda: bool(box))
+        self.moved += box[0].numel() * box[0].element_size()
+        return box.popleft()
+
+    def move(
+        self, group: Sequence[int], outgoing: Sequence[tuple[int, Tensor]], sources: Sequence[int]
+    ) -> list[Tensor]:
+        group = tuple(group)
+        number = self._moves[group] = self._moves.get(group, -1) + 1
+        mail: list[tuple[int, Tensor]] = []
+        packets = {peer: b"" for peer in group if peer != self.rank}
+        if packets:
+            outbox = self._half(group, self.rank, number)
+            at, placed = 0, dict[int, int]()
+            for peer, tensor in outgoing:
+                if id(tensor) not in placed:
+                    placed[id(tensor)], at = _put(outbox, at, tensor)
+                if placed[id(tensor)] < 0:
+                    mail.append((peer, tensor))
+                described = header(tensor)
+                packets[peer] += PLACE.pack(placed[id(tensor)], len(described)) + described
+        for peer, packet in packets.items():
+            self._send(peer, MOVE + packet)
+        for peer, tensor in mail:
+            self.send(tensor, peer)
+        told = {peer: self._receive(peer, MOVE) for peer in packets}
+        found = []
+        for peer in sources:
+            place, length = PLACE.unpack_from(told[peer])
+            described = told[peer][PLACE.size : PLACE.size + length]
+            told[peer] = told[peer][PLACE.size + length :]
+            if place < 0:
+                found.append(self.receive(peer))
+                continue
+            found.append(view_from(described, self._half(group, peer, number)[place:]))
+            self.moved += found[-1].numel() * found[-1].element_size()
+        return found
 
     def close(self) -> None:
         for end in self._sockets.values():
             end.close()
+
+    def _half(self, group: tuple[int, ...], rank: int, number: int) -> Tensor:
+        box = self._outboxes.get((group, rank), torch.empty(0, dtype=torch.uint8))
+        return box[number % 2 * (len(box) // 2) :][: len(box) // 2]
 
     def _send(self, peer: int, packet: bytes) -> None:
         try:
@@ -131,19 +188,72 @@ class SharedTransport:
             raise PeerLost(self.rank, peer) from None
 
     def _receive(self, peer: int, kind: bytes) -> bytes:
-        """The body of the next packet of `kind` from `peer`; others that come before it are kept."""
-        kept = self._unread.get((peer, kind))
-        if kept:
-            return kept.popleft()
+        """The body of the next packet of `kind` from `peer`; what else comes before it is dealt with."""
+        kept = self._unread.setdefault((peer, kind), deque())
+        if not kept:
+            began = time.perf_counter()
+            while not kept:
+                self._next(peer)
+            self.timesheet.waited(time.perf_counter() - began)
+        return kept.popleft()
+
+    def _wait(self, peer: int, ready: Callable[[], bool]) -> None:
+        """Wait for `peer`, and deal meanwhile with what the others send."""
+        if ready():
+            return
         began = time.perf_counter()
-        while True:
-            try:
-                packet = self._sockets[peer].recv(PACKET + 64)
-            except OSError:
-                packet = b""
-            if not packet:
-                raise PeerLost(self.rank, peer)
-            if packet[:1] == kind:
-                self.timesheet.waited(time.perf_counter() - began)
-                return packet[1:]
-            self._unread.setdefault((peer, packet[:1]), deque()).append(packet[1:])
+        listening = select.poll()
+        peer_of = {end.fileno(): other for other, end in self._sockets.items()}
+        for fd in peer_of:
+            listening.register(fd, select.POLLIN)
+        while not ready():
+            for fd, _ in listening.poll():
+                try:
+                    self._next(peer_of[fd])
+                except PeerLost:
+                    if peer_of[fd] == peer:
+                        raise
+                    listening.unregister(fd)  # it may just have come to its end
+        self.timesheet.waited(time.perf_counter() - began)
+
+    def _next(self, peer: int) -> None:
+        """Take one packet from a peer and do what it asks for."""
+        try:
+            packet = self._sockets[peer].recv(PACKET + 64)
+        except OSError:
+            packet = b""
+        if not packet:
+            raise PeerLost(self.rank, peer)
+        kind, body = packet[:1], packet[1:]
+        if kind == HEADER:
+            tensor, flat = empty_from(body)
+            self._coming[peer] = tensor, flat
+            self._arrive(peer)
+        elif kind == PIECE:
+            slot = self._got[peer] % self._slots * SLOT
+            tensor, flat = self._coming[peer]
+            piece = flat[:SLOT]
+            piece.copy_(self._mailboxes[peer, self.rank][slot : slot + len(piece)])
+            self._got[peer] += 1
+            self._coming[peer] = tensor, flat[SLOT:]
+            self._send(peer, TAKEN)
+            self._arrive(peer)
+        elif kind == TAKEN:
+            self._taken[peer] += 1
+        else:
+            self._unread.setdefault((peer, kind), deque()).append(body)
+
+    def _arrive(self, peer: int) -> None:
+        tensor, rest = self._coming[peer]
+        if not len(rest):
+            self._inbox[peer].append(tensor)
+            del self._coming[peer]
+
+
+def _put(outbox: Tensor, at: int, tensor: Tensor) -> tuple[int, int]:
+    """Write a tensor's bytes at `at`; returns where they are (-1: they do not fit) and where the next go."""
+    flat = payload(tensor)
+    if at + len(flat) > len(outbox):
+        return -1, at
+    outbox[at : at + len(flat)].copy_(flat)
+    return at, -(-(at + len(flat)) // ALIGN) * ALIGN

@@ -34,9 +34,20 @@ def payload(tensor: Tensor) -> Tensor:
 
 def empty_from(text: bytes) -> tuple[Tensor, Tensor]:
     """A tensor made after `text` (from `header`), and its span as uint8 to be filled."""
-    fields: list[Any] = json.loads(text)
-    name, shape, strides = fields
-    dtype = getattr(torch, name)
-    length = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if 0 not in shape else 0
+    dtype, shape, strides, length = _parse(text)
     flat = torch.empty(length, dtype=dtype)
     return flat.as_strided(shape, strides), flat.view(torch.uint8)
+
+
+def view_from(text: bytes, memory: Tensor) -> Tensor:
+    """The tensor described by `text` whose span begins at the first byte of `memory`. Shares memory."""
+    dtype, shape, strides, length = _parse(text)
+    flat = memory[: length * dtype.itemsize].view(dtype)
+    return flat.as_strided(shape, strides, flat.storage_offset())
+
+
+def _parse(text: bytes) -> tuple[torch.dtype, list[int], list[int], int]:
+    fields: list[Any] = json.loads(text)
+    name, shape, strides = fields
+    length = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if 0 not in shape else 0
+    return getattr(torch, name), shape, strides, length

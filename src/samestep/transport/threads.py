@@ -35,6 +35,7 @@ class ThreadTransport:
     def __init__(self, fabric: ThreadFabric, rank: int) -> None:
         self.rank, self.size = rank, fabric.size
         self.timesheet = Timesheet()
+        self.moved = 0
         self._fabric = fabric
         self._group = tuple(range(fabric.size))
 
@@ -61,7 +62,15 @@ class ThreadTransport:
     def receive(self, peer: int) -> Tensor:
         box = self._fabric.tensors.setdefault((peer, self.rank), deque())
         self._wait(peer, lambda: bool(box))
+        self.moved += box[0].numel() * box[0].element_size()
         return box.popleft()
+
+    def move(
+        self, group: Sequence[int], outgoing: Sequence[tuple[int, Tensor]], sources: Sequence[int]
+    ) -> list[Tensor]:
+        for peer, tensor in outgoing:
+            self.send(tensor, peer)
+        return [self.receive(peer) for peer in sources]
 
     def close(self) -> None:
         self._fabric.gone.add(self.rank)

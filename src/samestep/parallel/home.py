@@ -1,0 +1,65 @@
+"""The home of a parameter: whose shards bring its gradient, and who owns it.
+
+whole layer of a stage     every shard once, from the stage's worker that computes it; the group's
+                           workers share the sum and the update
+slice of a layer           every join set once, all from the slice's one owner
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+from samestep.plan import Plan
+from samestep.tree import Node, local_plan
+
+Holder = tuple[int, int]  # worker, slot
+
+
+@dataclass(frozen=True)
+class Home:
+    """Units are shards, or for a slice join sets; `assign[i]` consecutive ones belong to `workers[i]`."""
+
+    workers: tuple[int, ...]
+    assign: tuple[int, ...]
+    is_slice: bool = False
+
+    def units_of(self, rank: int, num_units: int) -> range:
+        """The units whose gradients worker `rank` computes, of so many in a step."""
+        if rank not in self.workers:
+            return range(0)
+        ends = list(accumulate(self.assign, initial=0))
+        i = self.workers.index(rank)
+        return range(min(ends[i], num_units), min(ends[i + 1], num_units))
+
+    def published(self, num_units: int) -> tuple[tuple[Node, ...], tuple[Holder, ...]]:
+        """The nodes that the workers publish in a step, in unit order, and who holds each in which slot."""
+        nodes: list[Node] = []
+        holders: list[Holder] = []
+        for rank in self.workers:
+            left = local_plan(self.units_of(rank, num_units), num_units).left
+            nodes += left
+            holders += [(rank, slot) for slot in range(len(left))]
+        return tuple(nodes), tuple(holders)
+
+    def slots_of(self, rank: int) -> int:
+        """Slots that worker `rank` publishes at most, whatever the number of units in a step."""
+        sizes = range(1, sum(self.assign) + 1)
+        return max(1, *(len(local_plan(self.units_of(rank, n), n).left) for n in sizes))
+
+
+def stage_home(plan: Plan, stage: int) -> Home:
+    """Of the whole layers of a stage."""
+    if not plan.stages:
+        return Home(tuple(range(plan.workers)), plan.assign)
+    return Home(plan.stages[stage].workers, plan.stages[stage].assign)
+
+
+def slice_home(plan: Plan, owner: int) -> Home:
+    """Of a slice that worker `owner` computes."""
+    return Home((owner,), (plan.numerics.shards,), is_slice=True)
+
+
+def num_published(plan: Plan, homes: set[Home], rank: int) -> int:
+    """Slots in fabric memory that worker `rank` needs; none when it works alone."""
+    if plan.workers == 1:
+        return 0
+    return max(1, *(home.slots_of(rank) for home in homes))

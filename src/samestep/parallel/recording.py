@@ -1,0 +1,270 @@
+"""One forward as a list of calls, so that it can be cut between them.
+
+The model's own code runs once, on one shard's rows, and every call of a leaf module or of a torch
+function is written down with the values it takes and makes:
+
+    h = self.embed(x)            0 = module embed (input 0)
+    for block in self.blocks:    1 = module blocks.0 (0)
+        h = block(h)             2 = module blocks.1 (1)
+    return h.mean(1)             3 = Tensor.mean (2, 1)
+
+Modules that hold no cut inside stay whole, Python and all; only those around a cut are looked into.
+Python's own decisions there are frozen, so the record holds for one shape of input, and a decision
+that was read from a tensor's value is checked in every step (a guard). The kernels called, and their
+order, are those of the uncut forward: autograd's sums keep their bits.
+"""
+
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from samestep.errors import JobRefused
+
+PACKAGES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, sys.modules["samestep"]))
+READERS = {
+    Tensor.__bool__,
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__index__,
+    Tensor.__contains__,
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.is_nonzero,
+    torch.is_nonzero,
+    torch.equal,
+    torch.allclose,
+}
+PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...), torch.dtype, torch.device, torch.layout, slice)
+
+
+@dataclass(frozen=True)
+class Value:
+    """The i-th tensor of a forward, in the order of making; the batch's tensors come first."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Named:
+    """A parameter or buffer that the code around the leaf modules uses itself."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, and how to do it again."""
+
+    what: str | Callable[..., Any]  # a leaf module's name, or a function
+    arguments: Any  # (args, kwargs) with Value and Named for tensors
+    makes: tuple[int, ...]  # the values of the result's tensors, in the order of its leaves
+    changes: frozenset[int]  # values that it changes in place
+    stage: int
+    place: str  # file:line of the code that calls
+    expects: Any = None  # of a guard: what the call returned
+    is_guard: bool = False
+
+    @property
+    def takes(self) -> frozenset[int]:
+        return frozenset(leaf.index for leaf in pytree.tree_leaves(self.arguments) if isinstance(leaf, Value))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the parameters and buffers that it uses by itself."""
+        return frozenset(leaf.name for leaf in pytree.tree_leaves(self.arguments) if isinstance(leaf, Named))
+
+    def __str__(self) -> str:
+        return self.what if isinstance(self.what, str) else getattr(self.what, "__name__", str(self.what))
+
+
+@dataclass
+class Recording:
+    """What a forward does with a batch of one signature."""
+
+    num_inputs: int  # the batch's tensors are values 0 .. num_inputs - 1
+    calls: list[Call]
+    result: Any  # what forward returns, with Value for tensors
+    entered: list[str]  # the first modules of the stages after the first, as they were met
+    shapes: dict[int, torch.Size] = field(default_factory=dict)
+    nbytes: dict[int, int] = field(default_factory=dict)
+    floats: set[int] = field(default_factory=set)  # values that may have a gradient
+
+
+def signature(batch: Any) -> str:
+    """What a recording depends on: shapes and types of the batch's tensors, and its other values."""
+    leaves, spec = pytree.tree_flatten(batch)
+    parts = [f"{leaf.dtype}{tuple(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
+    return f"{spec} {parts}"
+
+
+def batch_tensors(batch: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def record(
+    model: nn.Module, forward: Callable[[nn.Module, Any], Any], batch: Any, starts: Sequence[str], cuts: Collection[str]
+) -> Recording:
+    """Run `forward(model, batch)` once and write it down.
+
+    starts: the modules at whose call a further stage begins, in order. cuts: further modules that
+    must be calls of their own. Raises JobRefused where the forward cannot be cut.
+    """
+    recorder = _Recorder(model, batch, starts, {*starts, *cuts})
+    with recorder.watching():
+        result = forward(model, batch)
+    recording = recorder.recording
+    recording.result = pytree.tree_map(recorder.reference, result)
+    return recording
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module, batch: Any, starts: Sequence[str], cuts: Collection[str]) -> None:
+        super().__init__()
+        self._modules = {id(module): name for name, module in model.named_modules()}
+        self._open = {"", *(name[:i] for name in cuts for i, c in enumerate(name) if c == ".")}
+        state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        self._state = {id(tensor): name for name, tensor in reversed(state)}
+        self._starts = list(starts)
+        self._in_leaf = False
+        self._values: dict[int, int] = {}
+        self._made: list[Tensor] = []  # also keeps them alive: ids must not be used again
+        inputs = batch_tensors(batch)
+        self.recording = Recording(len(inputs), [], None, [])
+        for tensor in inputs:
+            self._number(tensor)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        plain = nn.Module.__call__
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return self._module(module, plain, args, kwargs)
+
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        try:
+            with self:
+                yield
+        finally:
+            nn.Module.__call__ = plain  # type: ignore[method-assign]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._in_leaf:
+            return func(*args, **(kwargs or {}))
+        return self._write(func, func, args, kwargs or {})
+
+    def _module(self, module: nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._in_leaf:
+            return plain(module, *args, **kwargs)
+        name = self._modules.get(id(module))
+        if name in self._starts:
+            self._begin_stage(name)
+        if name in self._open:
+            return plain(module, *args, **kwargs)
+        self._in_leaf = True
+        try:
+            what = module if name is None else name
+            return self._write(what, lambda *a, **k: plain(module, *a, **k), args, kwargs)
+        finally:
+            self._in_leaf = False
+
+    def _begin_stage(self, name: str) -> None:
+        met = self.recording.entered
+        if name in met:
+            raise JobRefused(
+                f"the stage that begins at {name} would begin twice: forward calls {name} again at {_place()}; "
+                "cut where every layer is called once"
+            )
+        if name != self._starts[len(met)]:
+            raise JobRefused(
+                f"forward reaches {name} before {self._starts[len(met)]}: name the stages' first layers in the order "
+                "in which forward calls them"
+            )
+        met.append(name)
+
+    def _write(self, what: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        arguments = pytree.tree_map(self.reference, (args, kwargs))
+        versions = [tensor._version for tensor in self._made]
+        result = function(*args, **kwargs)
+        changed = [i for i, tensor in enumerate(self._made[: len(versions)]) if tensor._version != versions[i]]
+        leaves = pytree.tree_leaves(result)
+        makes = tuple(self._number(leaf) for leaf in leaves if isinstance(leaf, Tensor))
+        is_guard = not makes and what in READERS if not isinstance(what, str | nn.Module) else False
+        if not (makes or changed or is_guard or what is torch._C._set_grad_enabled):
+            return result  # a shape, a type: frozen with the Python code around it
+        stage = len(self.recording.entered)
+        call = Call(what, arguments, makes, frozenset(changed), stage, _place(), result if is_guard else None, is_guard)
+        _check_plain(call)
+        self.recording.calls.append(call)
+        return result
+
+    def reference(self, leaf: Any) -> Any:
+        """How a record names a tensor; other things stand for themselves."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) in self._values:
+            return Value(self._values[id(leaf)])
+        return Named(self._state[id(leaf)]) if id(leaf) in self._state else leaf
+
+    def _number(self, tensor: Tensor) -> int:
+        index = len(self._made)
+        self._values[id(tensor)] = index
+        self._made.append(tensor)
+        self.recording.shapes[index] = tensor.shape
+        self.recording.nbytes[index] = tensor.numel() * tensor.element_size()
+        if tensor.is_floating_point():
+            self.recording.floats.add(index)
+        return index
+
+
+def _check_plain(call: Call) -> None:
+    """What is no tensor cannot be sent, and what changes in Python would be frozen."""
+    for leaf in pytree.tree_leaves(call.arguments):
+        if not (isinstance(leaf, (*PLAIN, Tensor, Value, Named)) or callable(leaf)):
+            raise JobRefused(
+                f"{call} (called at {call.place}) is given a {type(leaf).__name__}, and only tensors and plain values "
+                "can cross a cut: cut elsewhere, or leave it out of the call"
+                + (" (use_cache=False does)" if "Cache" in type(leaf).__name__ else "")
+            )
+
+
+def _place() -> str:
+    """Where the user's code is."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGES):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+def perform(call: Call, values: dict[int, Tensor], model: nn.Module) -> None:
+    """Do a recorded call again: read what it takes from `values`, leave there what it makes."""
+
+    def resolve(leaf: Any) -> Any:
+        if isinstance(leaf, Value):
+            return values[leaf.index]
+        return _attribute(model, leaf.name) if isinstance(leaf, Named) else leaf
+
+    args, kwargs = pytree.tree_map(resolve, call.arguments)
+    function = model.get_submodule(call.what) if isinstance(call.what, str) else call.what
+    result = function(*args, **kwargs)
+    if call.is_guard:
+        if result != call.expects:
+            raise JobRefused(
+                f"forward asks for a tensor's value at {call.place} and found {call.expects!r} when it was cut, "
+                f"{result!r} now: a cut forward takes the same way every time; cut elsewhere, or compute without if"
+            )
+        return
+    made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    values.update(zip(call.makes, made, strict=True))
+
+
+def _attribute(model: nn.Module, name: str) -> Any:
+    prefix, _, local = name.rpartition(".")
+    return getattr(model.get_submodule(prefix), local)

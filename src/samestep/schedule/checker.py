@@ -1,0 +1,262 @@
+"""The checker: proves that the lists of all workers make a correct step, or says what is wrong, and where.
+
+    1. every worker does what the grid asks of it, once, and nothing else            `duties.duties`
+    2. nothing comes before what it needs; gradients are added in shard order        `duties.needs`
+    3. all forwards and backwards use the same weights: the step's end comes last, for all alike
+    4. with bounded channels all come to their end: else the circle of those who wait    `simulate`
+
+From 1 and 4 follows that every message is sent and taken once; from 2, that it is what the peer needs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from samestep.errors import PlanRefused
+from samestep.schedule.actions import (
+    Action,
+    Backward,
+    Clip,
+    Forward,
+    Lockstep,
+    Recompute,
+    Schedule,
+    Send,
+    SendGradient,
+    SliceBackward,
+    SliceForward,
+    Update,
+)
+from samestep.schedule.duties import duties, needs
+from samestep.schedule.grid import Grid
+from samestep.schedule.passes import tail
+from samestep.schedule.places import Places, places
+from samestep.schedule.simulate import MEETINGS, TAIL, Outcome, Wait, simulate
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most that was kept at once, in shards times segments; a sliced segment keeps its whole set.
+
+    Of a stage that recomputes, `activations` are those being recomputed and `inputs` what that starts from.
+    """
+
+    activations: int = 0
+    inputs: int = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the checker measured on the way."""
+
+    peaks: tuple[Peak, ...]  # per worker
+    stage_peaks: Mapping[tuple[int, int], Peak]  # per worker and stage
+    in_flight: Mapping[tuple[int, int], int]  # per channel (from, to): the most messages untaken at once, as simulated
+
+
+def check(grid: Grid, schedules: Sequence[Schedule], capacity: int) -> Found:
+    """Raises PlanRefused, naming worker, position and action, unless the schedules make a correct step.
+
+    `capacity` is the number of messages that a worker can send to another one ahead of its receives.
+    """
+    where = places(grid)
+    if len(schedules) != grid.num_workers:
+        raise PlanRefused(f"{len(schedules)} schedules for {grid.num_workers} workers: each worker needs one")
+    owed = [duties(where, rank) for rank in range(grid.num_workers)]
+    for rank, schedule in enumerate(schedules):
+        refuse_foreign(rank, schedule, where, owed)
+        refuse_early_end(rank, schedule)
+        refuse_missing(rank, schedule, where, owed[rank])
+        refuse_early(rank, schedule, where)
+        refuse_other_end(rank, schedule, Clip() in schedules[0])
+    outcome = simulate(grid, schedules, capacity)
+    if outcome.waits:
+        raise PlanRefused(deadlock(grid, schedules, capacity, outcome))
+    stage_peaks = {
+        (rank, stage): peak_of(where, schedules[rank], [stage])
+        for stage, here in enumerate(grid.stages)
+        for rank in here.workers
+    }
+    everywhere = range(len(grid.stages))
+    return Found(tuple(peak_of(where, list_, everywhere) for list_ in schedules), stage_peaks, outcome.in_flight)
+
+
+def least_capacity(grid: Grid, schedules: Sequence[Schedule]) -> int | None:
+    """The capacity with which the schedules come to their end; None if they never do."""
+    free = simulate(grid, schedules)
+    if free.waits:
+        return None
+    low, high = 1, max(free.in_flight.values(), default=1)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if simulate(grid, schedules, middle).waits else (low, middle)
+    return low
+
+
+def refuse_foreign(rank: int, schedule: Schedule, where: Places, owed: Sequence[Mapping[Action, None]]) -> None:
+    """Refuse what is not this worker's, and what comes twice."""
+    first: dict[Action, int] = {}
+    for position, action in parts(schedule, where):
+        if action in first:
+            raise PlanRefused(f"{at(rank, position, action)} comes twice, first as action {first[action]}: remove one")
+        first[action] = position
+        if action not in owed[rank] and not isinstance(action, TAIL):
+            raise PlanRefused(f"{at(rank, position, action)} is not worker {rank}'s: {correction(rank, action, owed)}")
+
+
+def correction(rank: int, action: Action, owed: Sequence[Mapping[Action, None]]) -> str:
+    """What a foreign action should have been."""
+    others = [other for other, theirs in enumerate(owed) if action in theirs]
+    if others:
+        return f"it is worker {', '.join(map(str, others))}'s; move it there"
+    if hasattr(action, "peer"):
+        for mine in owed[rank]:
+            if type(mine) is type(action) and (mine.shard, mine.stage) == (action.shard, action.stage):  # type: ignore[union-attr]
+                return f"its peer is worker {mine.peer}; write {mine}"  # type: ignore[union-attr]
+    return "the plan has no such action for anybody; remove it"
+
+
+def refuse_early_end(rank: int, schedule: Schedule) -> None:
+    """Refuse work after the first action of the step's end."""
+    ends = [position for position, action in enumerate(schedule) if isinstance(action, TAIL)]
+    late = [position for position, action in enumerate(schedule) if not isinstance(action, TAIL)]
+    if not ends or not late or ends[0] > late[-1]:
+        return
+    last = at(rank, late[-1], schedule[late[-1]])
+    updates = [position for position in ends if isinstance(schedule[position], Update)]
+    if updates and updates[0] < late[-1]:
+        raise PlanRefused(
+            f"{at(rank, updates[0], Update())} comes before {last}: a shard's forward and backward must use the same "
+            "weights; move the update behind all of them"
+        )
+    raise PlanRefused(
+        f"{at(rank, ends[0], schedule[ends[0]])} comes before {last}: gradients are complete "
+        "only after every backward; move it behind"
+    )
+
+
+def refuse_missing(rank: int, schedule: Schedule, where: Places, owed: Mapping[Action, None]) -> None:
+    there = {action for _, action in parts(schedule, where)}
+    for action in owed:
+        if action not in there:
+            raise PlanRefused(f"worker {rank} never does {action}: {purpose(action)}; add it to its list")
+
+
+def purpose(action: Action) -> str:
+    if isinstance(action, Send | SendGradient):
+        return f"worker {action.peer} would wait for it"
+    if isinstance(action, Recompute):
+        return "its stage keeps no activations, so the backward has nothing to start from"
+    if hasattr(action, "peer"):
+        return f"worker {action.peer} sends it, and nobody would take it"
+    return "every shard goes once forward and once backward through every segment"
+
+
+def refuse_early(rank: int, schedule: Schedule, where: Places) -> None:
+    """Refuse what comes before something it needs, and backwards that are not in shard order."""
+    position_of = {action: position for position, action in parts(schedule, where)}
+    order = {action: number for number, (_, action) in enumerate(parts(schedule, where))}
+    last: dict[int, tuple[int, Action]] = {}  # per segment: the last backward
+    for position, action in parts(schedule, where):
+        for needed in needs(where, rank, action):
+            if order[needed] > order[action]:
+                raise PlanRefused(
+                    f"{at(rank, position, action)} comes before {needed}, action {position_of[needed]}, "
+                    "which it needs: exchange them"
+                )
+        if isinstance(action, Backward | SliceBackward):
+            number = action.shard if isinstance(action, Backward) else action.shards.start
+            before, other = last.get(action.segment, (-1, action))
+            if before > number:
+                raise PlanRefused(
+                    f"{at(rank, position, action)} comes after {other}: gradients are added in shard order, "
+                    "so the lower shards go backward first; exchange them"
+                )
+            last[action.segment] = number, action
+
+
+def refuse_other_end(rank: int, schedule: Schedule, clip: bool) -> None:
+    """Refuse an end that is not the one of worker 0."""
+    end = tuple(action for action in schedule if isinstance(action, TAIL))
+    if end == tuple(tail(clip)):
+        return
+    if Clip() in end and not clip:
+        raise PlanRefused(f"{at(rank, schedule.index(Clip()), Clip())}: worker 0 has none; all clip or nobody")
+    raise PlanRefused(
+        f"worker {rank} ends with {' '.join(map(str, end)) or 'nothing'}; "
+        f"every step ends with {' '.join(map(str, tail(clip)))}, on all workers"
+    )
+
+
+def deadlock(grid: Grid, schedules: Sequence[Schedule], capacity: int, outcome: Outcome) -> str:
+    """The circle of workers that wait for one another, and the way out."""
+    waits = outcome.waits
+    circle = " ".join(
+        f"{at(rank, waits[rank].position, waits[rank].action)} waits for worker {blocker}{why(waits[rank], capacity)};"
+        for rank, blocker in circle_of(waits)
+    )
+    enough = least_capacity(grid, schedules)
+    if enough is None:
+        return f"the schedules deadlock: {circle} change the order of one of these actions"
+    return (
+        f"the schedules deadlock with a channel capacity of {capacity}: {circle} "
+        f"a capacity of {enough} is enough, or change the order of one of these actions"
+    )
+
+
+def why(wait: Wait, capacity: int) -> str:
+    if isinstance(wait.action, Send | SendGradient):
+        return f" to take a message ({capacity} untaken)"
+    if isinstance(wait.action, MEETINGS):
+        return " to join it"
+    return " to send it"
+
+
+def circle_of(waits: Mapping[int, Wait]) -> list[tuple[int, int]]:
+    """Pairs (worker, the one it waits for) that end where they begin.
+
+    Everyone who waits does so for somebody who waits: who has come to its end has sent, taken and met all
+    that others could want of it.
+    """
+    seen: list[int] = []
+    rank = min(waits)
+    while rank not in seen:
+        seen.append(rank)
+        rank = waits[rank].blockers[0]
+    circle = seen[seen.index(rank) :]
+    return list(zip(circle, [*circle[1:], circle[0]], strict=True))
+
+
+def peak_of(where: Places, schedule: Schedule, stages: Sequence[int]) -> Peak:
+    """What a worker keeps at most, of some stages."""
+    kept, inputs, most, most_inputs = 0, 0, 0, 0
+    for _, action in parts(schedule, where):
+        segment: int = getattr(action, "segment", -1)
+        if segment < 0 or where.stage_of[segment] not in stages:
+            continue
+        redo = where.grid.stages[where.stage_of[segment]].recompute
+        if isinstance(action, SliceForward | SliceBackward):
+            kept += len(action.shards) if isinstance(action, SliceForward) else -len(action.shards)
+        elif isinstance(action, Forward):
+            kept, inputs = (kept, inputs + 1) if redo else (kept + 1, inputs)
+        elif isinstance(action, Recompute):
+            kept += 1
+        elif isinstance(action, Backward):
+            kept, inputs = kept - 1, inputs - redo
+        most, most_inputs = max(most, kept), max(most_inputs, inputs)
+    return Peak(most, most_inputs)
+
+
+def parts(schedule: Schedule, where: Places) -> Iterator[tuple[int, Action]]:
+    """Positions and actions; shards in lockstep are forwards and backwards like all others."""
+    for position, action in enumerate(schedule):
+        if not isinstance(action, Lockstep):
+            yield position, action
+            continue
+        segments = range(len(where.sliced))
+        for shard in action.shards:
+            yield from ((position, Forward(shard, segment)) for segment in segments)
+            yield from ((position, Backward(shard, segment)) for segment in reversed(segments))
+
+
+def at(rank: int, position: int, action: Action) -> str:
+    return f"worker {rank}, action {position}, {action}"

@@ -1,0 +1,208 @@
+"""Drawings of a step: who computes what when. The lists that are run are simulated, and shown as text or SVG.
+
+    worker 0   F0 F1 .  .  B0 B0 B1 B1         F forward, B backward, R recomputation, of a shard
+    worker 1   .  F0 B0 B0 F1 B1 B1 .          F1.0 where workers hold several stages: stage 1, shard 0
+
+A cell of the text is one unit of time. The end of the step takes no time here.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from colorsys import hls_to_rgb
+from dataclasses import dataclass
+from html import escape
+from math import ceil
+
+from samestep.schedule.actions import (
+    Action,
+    Backward,
+    Forward,
+    Lockstep,
+    Recompute,
+    Schedule,
+    SliceBackward,
+    SliceForward,
+)
+from samestep.schedule.grid import Grid
+from samestep.schedule.places import places
+from samestep.schedule.simulate import simulate
+
+COMPUTING = (Forward, Backward, Recompute, SliceForward, SliceBackward, Lockstep)
+
+UNIT, ROW, LEFT, TOP, GAP = 30, 30, 84, 40, 4  # pixels: a unit of time, a worker, margins, between workers
+
+LEGEND = (("F", "forward"), ("B", "backward"), ("R", "recomputation"))
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long things take, in units: a shard through a dense segment, a set through a sliced one, a message."""
+
+    forward: float = 1
+    backward: float = 2
+    latency: float = 0
+
+    def of(self, action: Action) -> float:
+        if isinstance(action, Forward | Recompute | SliceForward):
+            return self.forward
+        if isinstance(action, Backward | SliceBackward):
+            return self.backward
+        return len(action.shards) * (self.forward + self.backward) if isinstance(action, Lockstep) else 0
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A stretch of computing."""
+
+    worker: int
+    kind: str  # F, B, R; FB where shards go in lockstep
+    stage: int
+    shards: str
+    start: float
+    stop: float
+
+
+def bars_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -> tuple[Bar, ...]:
+    """What all workers compute, when: as soon as its inputs are there."""
+    outcome = simulate(grid, schedules, cost=times.of, latency=times.latency)
+    stage_of = places(grid).stage_of
+    return tuple(
+        Bar(rank, kind_of(action), stage_of[getattr(action, "segment", 0)], shards_of(action), span.start, span.stop)
+        for rank, schedule in enumerate(schedules)
+        for action, span in zip(schedule, outcome.spans[rank], strict=False)  # one that deadlocks is drawn so far
+        if isinstance(action, COMPUTING)
+    )
+
+
+def kind_of(action: Action) -> str:
+    if isinstance(action, Lockstep):
+        return "FB"
+    if isinstance(action, Recompute):
+        return "R"
+    return "F" if isinstance(action, Forward | SliceForward) else "B"
+
+
+def shards_of(action: Action) -> str:
+    if not isinstance(action, SliceForward | SliceBackward | Lockstep):
+        return str(getattr(action, "shard", ""))
+    first, last = action.shards[0], action.shards[-1]
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def length_of(bars: Sequence[Bar]) -> float:
+    """The units of time from the first to the last."""
+    return max((bar.stop for bar in bars), default=0)
+
+
+def labels_of(grid: Grid) -> Callable[[Bar], str]:
+    """How bars are named: with their stage where the worker does not tell it."""
+    several = any(sum(rank in stage.workers for stage in grid.stages) > 1 for rank in range(grid.num_workers))
+    return lambda bar: f"{bar.kind}{bar.stage}.{bar.shards}" if several else f"{bar.kind}{bar.shards}"
+
+
+def text_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -> str:
+    """The staircase: a row per worker, a cell per unit of time."""
+    bars, label = bars_of(grid, schedules, times), labels_of(grid)
+    width = max((len(label(bar)) for bar in bars), default=1)
+    rows = [["."] * ceil(length_of(bars)) for _ in schedules]
+    for bar in bars:
+        for column in range(ceil(bar.start), ceil(bar.stop)):
+            rows[bar.worker][column] = label(bar)
+    names = [f"worker {rank}" for rank in range(len(schedules))]
+    edge = max(map(len, names))
+    return "\n".join(
+        f"{name:{edge}}   {' '.join(cell.ljust(width) for cell in row)}".rstrip()
+        for name, row in zip(names, rows, strict=True)
+    )
+
+
+def svg_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times(), title: str = "Schedule of a step") -> str:
+    """The same as a picture: a colour per stage, dark for backwards, hatched for recomputations."""
+    bars = bars_of(grid, schedules, times)
+    right = LEFT + UNIT * ceil(length_of(bars))
+    legend_top = TOP + ROW * len(schedules) + 12
+    kinds = {bar.kind for bar in bars}
+    entries = [entry for entry in legend(len(grid.stages)) if entry[0] in kinds or entry[0] == "F"]
+    per_line = max(1, (max(right, 480) - LEFT) // 150)
+    height = legend_top + 22 * ceil(len(entries) / per_line) + 10
+    width = max(right, 480) + 16
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-labelledby="title summary" '
+            f'width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+            'font-family="system-ui, sans-serif" font-size="11">',
+            f'<title id="title">{escape(title)}</title>',
+            f'<desc id="summary">{escape(summary(grid, bars, len(schedules)))}</desc>',
+            '<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" '
+            'patternTransform="rotate(45)"><path d="M0 0V5" stroke="#ffffff" stroke-width="3"/></pattern></defs>',
+            f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+            f'<text x="{LEFT}" y="22" font-size="14" font-weight="600" fill="#1a1a1a">{escape(title)}</text>',
+            *rows_of(len(schedules), right),
+            *(line for bar in bars for line in box(grid, bar)),
+            *legend_lines(grid, entries, per_line, legend_top),
+            "</svg>",
+        ]
+    )
+
+
+def summary(grid: Grid, bars: Sequence[Bar], workers: int) -> str:
+    """The drawing in one sentence, for those who do not see it."""
+    length = length_of(bars)
+    busy = sum(bar.stop - bar.start for bar in bars)
+    idle = 1 - busy / (length * workers) if length else 0
+    return (
+        f"{grid.num_shards} shards through {len(grid.stages)} stages on {workers} workers take {length:g} units "
+        f"of time; {idle:.0%} of it workers are idle."
+    )
+
+
+def rows_of(workers: int, right: int) -> Iterator[str]:
+    for rank in range(workers):
+        y = TOP + ROW * rank
+        yield f'<rect x="{LEFT}" y="{y}" width="{right - LEFT}" height="{ROW - GAP}" fill="#f1f1f1"/>'
+        yield f'<text x="{LEFT - 10}" y="{y + 17}" text-anchor="end" fill="#1a1a1a">worker {rank}</text>'
+
+
+def box(grid: Grid, bar: Bar) -> Iterator[str]:
+    """A bar with its name, which also shows when the pointer rests on it."""
+    x, y, width = LEFT + UNIT * bar.start, TOP + ROW * bar.worker, UNIT * (bar.stop - bar.start)
+    words = f"worker {bar.worker}: {bar.kind} of shard {bar.shards} at stage {bar.stage}, {bar.start:g} to {bar.stop:g}"
+    label = labels_of(grid)(bar)
+    yield f"<g><title>{words}</title>"
+    yield from filled(grid, bar.kind, bar.stage, x, y, width, ROW - GAP)
+    if len(label) * 6.5 <= width:
+        yield (f'<text x="{x + width / 2:g}" y="{y + 17}" text-anchor="middle" fill="{ink(bar.kind)}">{label}</text>')
+    yield "</g>"
+
+
+def filled(grid: Grid, kind: str, stage: int, x: float, y: float, width: float, height: float) -> Iterator[str]:
+    place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
+    yield (
+        f'<rect {place} fill="{colour(stage, len(grid.stages), kind)}" stroke="#ffffff" shape-rendering="crispEdges"/>'
+    )
+    if kind == "R":
+        yield f'<rect {place} fill="url(#hatch)" fill-opacity="0.6"/>'
+
+
+def legend(num_stages: int) -> Iterator[tuple[str, int, str]]:
+    for kind, words in LEGEND:
+        yield from ((kind, stage, f"{words}, stage {stage}") for stage in range(num_stages))
+
+
+def legend_lines(grid: Grid, entries: Sequence[tuple[str, int, str]], per_line: int, top: int) -> Iterator[str]:
+    for number, (kind, stage, words) in enumerate(entries):
+        yield from swatch(grid, kind, stage, words, LEFT + 150 * (number % per_line), top + 22 * (number // per_line))
+
+
+def swatch(grid: Grid, kind: str, stage: int, words: str, x: float, y: float) -> Iterator[str]:
+    yield from filled(grid, kind, stage, x, y, 14, 14)
+    yield f'<text x="{x + 20:g}" y="{y + 11:g}" fill="#1a1a1a">{words}</text>'
+
+
+def colour(stage: int, num_stages: int, kind: str) -> str:
+    """A hue per stage, far from one another; light enough for dark ink, or dark enough for white."""
+    red, green, blue = hls_to_rgb(0.58 + stage / num_stages, 0.28 if kind in ("B", "FB") else 0.78, 0.62)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+
+
+def ink(kind: str) -> str:
+    return "#ffffff" if kind in ("B", "FB") else "#1a1a1a"

@@ -1,0 +1,111 @@
+"""What a grid asks of every worker, and what must come before what: said apart from any order.
+
+            Receive | Forward ... SliceForward ... Forward | Send
+                         |               |            |                  each needs what is to its left and,
+    SendGradient | Backward ... SliceBackward ... Backward | Receive-    backwards, to its right and above
+                                                             Gradient
+
+All of it is among the actions of one worker; what another one must have done comes with a message or a meeting.
+"""
+
+from collections.abc import Iterator
+
+from samestep.schedule.actions import (
+    Action,
+    Backward,
+    Forward,
+    Load,
+    Receive,
+    ReceiveGradient,
+    Recompute,
+    Send,
+    SendGradient,
+    SliceBackward,
+    SliceForward,
+)
+from samestep.schedule.places import Places
+
+
+def duties(where: Places, rank: int) -> dict[Action, None]:
+    """Every action of worker `rank` up to Agree, once each."""
+    found: dict[Action, None] = {Load(): None}
+    for stage, here in enumerate(where.grid.stages):
+        if rank in here.workers:
+            own = where.own(rank, stage, range(where.grid.num_shards))
+            found |= dict.fromkeys(computing(where, stage, own))
+            found |= dict.fromkeys(exchanging(where, stage, own, rank))
+    return found
+
+
+def computing(where: Places, stage: int, own: tuple[int, ...]) -> Iterator[Action]:
+    for segment in where.segments[stage]:
+        if where.sliced[segment]:
+            for shards in where.sets:
+                yield SliceForward(shards, segment)
+                yield SliceBackward(shards, segment)
+            continue
+        for shard in own:
+            yield Forward(shard, segment)
+            yield Backward(shard, segment)
+            if where.grid.stages[stage].recompute:
+                yield Recompute(shard, segment)
+
+
+def exchanging(where: Places, stage: int, own: tuple[int, ...], rank: int) -> Iterator[Action]:
+    for shard in own:
+        before = where.owner[stage - 1][shard] if stage > 0 else rank
+        after = where.owner[stage + 1][shard] if stage + 1 < len(where.owner) else rank
+        if before != rank:
+            yield Receive(shard, stage - 1, before)
+            yield SendGradient(shard, stage - 1, before)
+        if after != rank:
+            yield Send(shard, stage, after)
+            yield ReceiveGradient(shard, stage, after)
+
+
+def needs(where: Places, rank: int, action: Action) -> Iterator[Action]:
+    """The actions of the same worker that must come before a duty of it."""
+    if isinstance(action, Forward):
+        yield input_of(where, rank, action.shard, action.segment)
+    elif isinstance(action, SliceForward):
+        for shard in where.own(rank, where.stage_of[action.segment], action.shards):
+            yield input_of(where, rank, shard, action.segment)
+    elif isinstance(action, Recompute):
+        yield Forward(action.shard, action.segment)
+    elif isinstance(action, Backward):
+        redo = where.grid.stages[where.stage_of[action.segment]].recompute
+        yield (Recompute if redo else Forward)(action.shard, action.segment)
+        yield from gradient_of(where, rank, action.shard, action.segment)
+    elif isinstance(action, SliceBackward):
+        yield SliceForward(action.shards, action.segment)
+        for shard in where.own(rank, where.stage_of[action.segment], action.shards):
+            yield from gradient_of(where, rank, shard, action.segment)
+    elif isinstance(action, Send):
+        yield Forward(action.shard, where.segments[action.stage][-1])
+    elif isinstance(action, SendGradient):
+        yield Backward(action.shard, where.segments[action.stage + 1][0])
+
+
+def input_of(where: Places, rank: int, shard: int, segment: int) -> Action:
+    """Where the input of a segment comes from."""
+    stage = where.stage_of[segment]
+    if segment == 0:
+        return Load()
+    if segment == where.segments[stage][0] and where.owner[stage - 1][shard] != rank:
+        return Receive(shard, stage - 1, where.owner[stage - 1][shard])
+    if where.sliced[segment - 1]:
+        return SliceForward(where.set_of[shard], segment - 1)
+    return Forward(shard, segment - 1)
+
+
+def gradient_of(where: Places, rank: int, shard: int, segment: int) -> Iterator[Action]:
+    """Where the gradient of a segment's output comes from; the last one's is the loss, which it has itself."""
+    stage = where.stage_of[segment]
+    if segment == len(where.sliced) - 1:
+        return
+    if segment == where.segments[stage][-1] and where.owner[stage + 1][shard] != rank:
+        yield ReceiveGradient(shard, stage, where.owner[stage + 1][shard])
+    elif where.sliced[segment + 1]:
+        yield SliceBackward(where.set_of[shard], segment + 1)
+    else:
+        yield Backward(shard, segment + 1)

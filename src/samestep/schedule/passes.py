@@ -1,0 +1,127 @@
+"""Passes: from the order of a worker's sets to the full list of its actions.
+
+    F1.0 of a set of shards 0, 1; segments dense, sliced, dense; the worker owns shard 1:
+
+        Receive(1) | Forward(1) | SliceForward(0..1) | Forward(1) | Send(1)
+
+    B1.0 is the mirror:
+
+        ReceiveGradient(1) | [Recompute(1)] Backward(1) | SliceBackward(0..1) | ... | SendGradient(1)
+
+A stage that is followed by another one of the same worker sends nothing.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from samestep.errors import PlanRefused
+from samestep.schedule.actions import (
+    Action,
+    Agree,
+    Backward,
+    Clip,
+    Forward,
+    Load,
+    Lockstep,
+    MergeBuffers,
+    Publish,
+    Receive,
+    ReceiveGradient,
+    Recompute,
+    Reduce,
+    Schedule,
+    Send,
+    SendGradient,
+    SliceBackward,
+    SliceForward,
+    Update,
+)
+from samestep.schedule.grid import Grid
+from samestep.schedule.pipeline import order_named
+from samestep.schedule.places import Places, places
+from samestep.schedule.work import Work, Works
+
+
+def schedule_of(
+    grid: Grid, order: str | tuple[Works, ...], rank: int, *, depth: int = 1, clip: bool, lockstep: bool = False
+) -> Schedule:
+    """One step of worker `rank`. `order` is a name of `pipeline.ORDERS`, or what `written.parse_order` read."""
+    if lockstep:
+        work: Iterable[Action] = in_lockstep(grid, rank)
+    elif isinstance(order, str):
+        if depth < 1:
+            raise PlanRefused(f"depth={depth}: a worker's warm-up is 1 or more times that of plain 1f1b")
+        work = lowered(grid, order_named(order)(grid, rank, depth), rank)
+    else:
+        work = lowered(grid, order[rank], rank)
+    return (Load(), *work, *tail(clip))
+
+
+def in_lockstep(grid: Grid, rank: int) -> Iterator[Action]:
+    """All shards of the worker at once, because some layer makes shards meet."""
+    if len(grid.stages) > 1 or any(grid.stages[0].sliced):
+        raise PlanRefused(
+            "shards that meet in synchronized batch normalization need the whole model on every worker; this plan has "
+            f"{len(grid.stages)} stages and {sum(map(sum, (s.sliced for s in grid.stages)))} sliced segments: "
+            "use --plan data, or a job without sync_batchnorm"
+        )
+    if grid.stages[0].recompute:
+        raise PlanRefused("shards that meet in synchronized batch normalization cannot recompute: drop recomputation")
+    shards = grid.stages[0].shards_of(rank, grid.num_shards)
+    if shards:
+        yield Lockstep(tuple(shards))
+
+
+def tail(clip: bool) -> Iterator[Action]:
+    """The end of a step: all workers, together."""
+    yield Agree()
+    yield Reduce()
+    yield MergeBuffers()
+    if clip:
+        yield Clip()
+    yield Update()
+    yield Publish()
+
+
+def lowered(grid: Grid, works: Iterable[Work], rank: int) -> Iterator[Action]:
+    where = places(grid)
+    for work in works:
+        yield from (forward if work.kind == "F" else backward)(where, work, rank)
+
+
+def forward(where: Places, work: Work, rank: int) -> Iterator[Action]:
+    stage, shards = work.stage, where.sets[work.set_index]
+    own = where.own(rank, stage, shards)
+    for shard, peer in strangers(where, own, stage - 1, rank):
+        yield Receive(shard, stage - 1, peer)
+    for segment in where.segments[stage]:
+        if where.sliced[segment]:
+            yield SliceForward(shards, segment)
+        else:
+            yield from (Forward(shard, segment) for shard in own)
+    for shard, peer in strangers(where, own, stage + 1, rank):
+        yield Send(shard, stage, peer)
+
+
+def backward(where: Places, work: Work, rank: int) -> Iterator[Action]:
+    stage, shards = work.stage, where.sets[work.set_index]
+    own = where.own(rank, stage, shards)
+    for shard, peer in strangers(where, own, stage + 1, rank):
+        yield ReceiveGradient(shard, stage, peer)
+    for segment in reversed(where.segments[stage]):
+        if where.sliced[segment]:
+            yield SliceBackward(shards, segment)
+            continue
+        for shard in own:
+            if where.grid.stages[stage].recompute:
+                yield Recompute(shard, segment)
+            yield Backward(shard, segment)
+    for shard, peer in strangers(where, own, stage - 1, rank):
+        yield SendGradient(shard, stage - 1, peer)
+
+
+def strangers(where: Places, own: Iterable[int], stage: int, rank: int) -> Iterator[tuple[int, int]]:
+    """Of a worker's `own` shards those that another worker computes at `stage`, with that worker."""
+    if 0 <= stage < len(where.owner):
+        for shard in own:
+            if where.owner[stage][shard] != rank:
+                yield shard, where.owner[stage][shard]

@@ -1,0 +1,65 @@
+"""Where everything of a grid is: looked up, not searched."""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+
+from samestep.errors import PlanRefused
+from samestep.schedule.grid import Grid
+
+
+@dataclass(frozen=True)
+class Places:
+    grid: Grid
+    sets: tuple[range, ...]
+    set_of: tuple[range, ...]  # per shard
+    segments: tuple[range, ...]  # per stage
+    stage_of: tuple[int, ...]  # per segment
+    sliced: tuple[bool, ...]  # per segment
+    owner: tuple[tuple[int, ...], ...]  # per stage and shard: the worker that computes it
+
+    def own(self, rank: int, stage: int, shards: range) -> tuple[int, ...]:
+        """Those of `shards` that worker `rank` computes at `stage`."""
+        return tuple(shard for shard in shards if self.owner[stage][shard] == rank)
+
+    def takes_part(self, rank: int, stage: int, shards: range) -> bool:
+        """Whether worker `rank` has something to do when this set is at `stage`: its own shards, or its slices."""
+        here = self.grid.stages[stage]
+        return rank in here.workers and (any(here.sliced) or bool(self.own(rank, stage, shards)))
+
+    def participants(self, stage: int, shards: range) -> tuple[int, ...]:
+        return tuple(w for w in self.grid.stages[stage].workers if self.takes_part(w, stage, shards))
+
+
+@cache
+def places(grid: Grid) -> Places:
+    """Raises PlanRefused for a grid that leaves shards or segments to nobody."""
+    refuse_gaps(grid)
+    segments = tuple(grid.segments_of(stage) for stage in range(len(grid.stages)))
+    return Places(
+        grid,
+        grid.sets,
+        tuple(shards for shards in grid.sets for _ in shards),
+        segments,
+        tuple(stage for stage, numbers in enumerate(segments) for _ in numbers),
+        tuple(chain.from_iterable(stage.sliced for stage in grid.stages)),
+        tuple(tuple(stage.worker_of(shard) for shard in range(grid.num_shards)) for stage in grid.stages),
+    )
+
+
+def refuse_gaps(grid: Grid) -> None:
+    if not grid.stages or grid.set_size < 1:
+        raise PlanRefused(f"{len(grid.stages)} stages, sets of {grid.set_size} shards: there must be at least one")
+    for number, stage in enumerate(grid.stages):
+        if len(set(stage.workers)) != len(stage.workers) or len(stage.assign) != len(stage.workers):
+            raise PlanRefused(
+                f"stage {number} has the workers {stage.workers} and the shares {stage.assign}: "
+                "name every worker once and give each one share"
+            )
+        if sum(stage.assign) < grid.num_shards or min(stage.assign) < 0:
+            raise PlanRefused(
+                f"stage {number} gives out {stage.assign} shards to its workers, the step has {grid.num_shards}: "
+                "every stage gives out all of them"
+            )
+        if not stage.sliced or stage.sliced[0] or stage.sliced[-1]:
+            raise PlanRefused(f"stage {number} must begin and end with a dense segment; it has sliced={stage.sliced}")

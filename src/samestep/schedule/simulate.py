@@ -1,0 +1,181 @@
+"""The workers of a step, simulated: who waits for whom, and when everything happens.
+
+Every ordered pair of workers has a channel. A send puts its message in, and waits while `capacity`
+messages that the peer has not taken are there; a receive takes the message with its name, whichever came
+first. At a meeting (sliced segments; Agree to Publish) all who belong to it wait for the last.
+
+    worker 0   Send(0) ------\\            Receive(0) takes it `latency` after it was sent
+    worker 1      .   .  Receive(0)
+
+What a worker does next depends on its own list alone, so the outcome does not depend on the order in which
+the simulation visits the workers; without a capacity, neither do the times. It takes time linear in the actions.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from samestep.schedule.actions import (
+    Action,
+    Agree,
+    Clip,
+    MergeBuffers,
+    Publish,
+    Receive,
+    ReceiveGradient,
+    Reduce,
+    Schedule,
+    Send,
+    SendGradient,
+    SliceBackward,
+    SliceForward,
+    Update,
+)
+from samestep.schedule.grid import Grid
+from samestep.schedule.places import places
+
+TAIL = (Agree, Reduce, MergeBuffers, Clip, Update, Publish)
+MEETINGS = (SliceForward, SliceBackward, *TAIL)
+
+Name = tuple[type, int, int]  # what a receive asks for: activation or gradient, shard, stage
+
+
+@dataclass(frozen=True)
+class Span:
+    """When an action began and ended."""
+
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Why a worker goes no further: it is at `position` of its list, and these would have to act first."""
+
+    position: int
+    action: Action
+    blockers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    spans: tuple[tuple[Span, ...], ...]  # per worker and action, as far as it came
+    waits: dict[int, Wait]  # the workers that did not come to their end
+    in_flight: dict[tuple[int, int], int]  # per channel (from, to), the most messages that were untaken
+
+
+def free(action: Action) -> float:
+    """The cost of an action where time does not matter."""
+    return 0.0
+
+
+def simulate(
+    grid: Grid,
+    schedules: Sequence[Schedule],
+    capacity: int | None = None,
+    cost: Callable[[Action], float] = free,
+    latency: float = 0.0,
+) -> Outcome:
+    """Run the lists of all workers until none can go on."""
+    world = World(grid, schedules, capacity, cost, latency)
+    while world.awake:
+        world.advance(world.awake.popleft())
+    waits = {rank: world.wait_of(rank) for rank in range(len(schedules)) if world.action_of(rank) is not None}
+    return Outcome(tuple(map(tuple, world.spans)), waits, world.in_flight)
+
+
+class World:
+    def __init__(
+        self,
+        grid: Grid,
+        schedules: Sequence[Schedule],
+        capacity: int | None,
+        cost: Callable[[Action], float],
+        latency: float,
+    ) -> None:
+        self.schedules, self.capacity, self.cost, self.latency = schedules, capacity, cost, latency
+        where = places(grid)
+        self.groups = [grid.stages[stage].workers for stage in where.stage_of]  # per segment
+        self.everyone = tuple(range(len(schedules)))
+        self.spans: list[list[Span]] = [[] for _ in schedules]
+        self.clock = [0.0] * len(schedules)
+        self.channels: dict[tuple[int, int], dict[Name, float]] = {}  # untaken messages, when they arrive
+        self.in_flight: dict[tuple[int, int], int] = {}
+        self.arrived: dict[Action, list[int]] = {}  # who is at a meeting already
+        self.awake = deque(self.everyone)
+
+    def action_of(self, rank: int) -> Action | None:
+        """What the worker is at; it has a span for every action it has done."""
+        position = len(self.spans[rank])
+        return self.schedules[rank][position] if position < len(self.schedules[rank]) else None
+
+    def advance(self, rank: int) -> None:
+        while (action := self.action_of(rank)) is not None and self.perform(rank, action):
+            pass
+
+    def perform(self, rank: int, action: Action) -> bool:
+        """Do the action, or return False: something must happen first, and wakes the worker."""
+        if isinstance(action, Send | SendGradient):
+            return self.send(rank, action)
+        if isinstance(action, Receive | ReceiveGradient):
+            return self.receive(rank, action)
+        if isinstance(action, MEETINGS):
+            return self.meet(rank, action)
+        self.finish(rank, action, self.clock[rank])
+        return True
+
+    def finish(self, rank: int, action: Action, start: float) -> None:
+        self.clock[rank] = start + self.cost(action)
+        self.spans[rank].append(Span(start, self.clock[rank]))
+
+    def send(self, rank: int, action: Send | SendGradient) -> bool:
+        channel = self.channels.setdefault((rank, action.peer), {})
+        if self.capacity is not None and len(channel) >= self.capacity:
+            return False
+        self.finish(rank, action, self.clock[rank])
+        channel[name_of(action)] = self.clock[rank] + self.latency
+        self.in_flight[rank, action.peer] = max(len(channel), self.in_flight.get((rank, action.peer), 0))
+        self.awake.append(action.peer)
+        return True
+
+    def receive(self, rank: int, action: Receive | ReceiveGradient) -> bool:
+        channel = self.channels.setdefault((action.peer, rank), {})
+        arrival = channel.pop(name_of(action), None)
+        if arrival is None:
+            return False
+        self.finish(rank, action, max(self.clock[rank], arrival))
+        self.awake.append(action.peer)
+        return True
+
+    def meet(self, rank: int, action: Action) -> bool:
+        group, arrived = self.group_of(action), self.arrived.setdefault(action, [])
+        if rank not in arrived:
+            arrived.append(rank)
+        if len(arrived) < len(group):
+            return False
+        del self.arrived[action]
+        start = max(self.clock[member] for member in group)
+        for member in group:
+            self.finish(member, action, start)
+            if member != rank:
+                self.awake.append(member)
+        return True
+
+    def group_of(self, action: Action) -> tuple[int, ...]:
+        """Who belongs to a meeting."""
+        return self.groups[action.segment] if isinstance(action, SliceForward | SliceBackward) else self.everyone
+
+    def wait_of(self, rank: int) -> Wait:
+        action = self.action_of(rank)
+        assert action is not None
+        if isinstance(action, Send | SendGradient | Receive | ReceiveGradient):
+            blockers: tuple[int, ...] = (action.peer,)
+        else:
+            arrived = self.arrived.get(action, [])
+            blockers = tuple(member for member in self.group_of(action) if member not in arrived)
+        return Wait(len(self.spans[rank]), action, blockers)
+
+
+def name_of(action: Send | Receive | SendGradient | ReceiveGradient) -> Name:
+    forward = isinstance(action, Send | Receive)
+    return Send if forward else SendGradient, action.shard, action.stage

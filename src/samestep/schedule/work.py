@@ -1,0 +1,52 @@
+"""The unit of an order: a set of shards through a stage. And what of it a worker has.
+
+A *chunk* is a run of consecutive stages of the same workers; a set goes through all of it at once.
+
+    stage      0  1  2  3  4
+    workers    0  0  1  0  1        four chunks: 0-1, 2, 3, 4
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from samestep.schedule.grid import Grid
+from samestep.schedule.places import places
+
+Kind = Literal["F", "B"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A set of shards through a stage: what one worker does of it."""
+
+    kind: Kind
+    stage: int
+    set_index: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.stage}.{self.set_index}"
+
+
+Works = tuple[Work, ...]
+
+
+def works_of(grid: Grid, rank: int) -> Iterator[Work]:
+    """Everything worker `rank` takes part in, in no order that could be run."""
+    where = places(grid)
+    for stage in range(len(grid.stages)):
+        for index, shards in enumerate(where.sets):
+            if where.takes_part(rank, stage, shards):
+                yield Work("F", stage, index)
+                yield Work("B", stage, index)
+
+
+def chunks(grid: Grid) -> tuple[range, ...]:
+    """Runs of consecutive stages that have the same workers."""
+    stages = grid.stages
+    starts = [s for s in range(len(stages)) if s == 0 or stages[s].workers != stages[s - 1].workers]
+    return tuple(range(a, b) for a, b in zip(starts, [*starts[1:], len(stages)], strict=True))
+
+
+def chunks_held(grid: Grid, rank: int) -> int:
+    return sum(rank in grid.stages[chunk.start].workers for chunk in chunks(grid))

@@ -1,0 +1,88 @@
+"""Orders that a person wrote into a plan, one line of work per worker.
+
+order = ["F0.0 F0.1 B0.0 B0.1",      F<stage>.<set> is a forward, B<stage>.<set> a backward
+         "F1.0 B1.0 F1.1 B1.1"]
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from samestep.errors import PlanRefused
+from samestep.schedule.grid import Grid
+from samestep.schedule.work import Kind, Work, Works, works_of
+
+TOKEN = re.compile(r"([FB])(\d+)\.(\d+)")
+
+
+def parse_order(order: str | Sequence[str], grid: Grid, source: str = "order") -> tuple[Works, ...]:
+    """The work of every worker, complete and in an order that its own shards allow.
+
+    Whether the workers' lists fit one another is for `checker.check`. A text has one line per worker.
+    """
+    lines = order.splitlines() if isinstance(order, str) else order
+    if len(lines) != grid.num_workers:
+        raise PlanRefused(
+            f"{source} has {len(lines)} lines of work, the plan {grid.num_workers} workers: "
+            'write one per worker, "" for a worker without work'
+        )
+    return tuple(parse_line(line, grid, rank, source) for rank, line in enumerate(lines))
+
+
+def spell_order(works: Sequence[Works]) -> tuple[str, ...]:
+    """What `parse_order` reads."""
+    return tuple(" ".join(map(str, line)) for line in works)
+
+
+def parse_line(line: str, grid: Grid, rank: int, source: str) -> Works:
+    expected = dict.fromkeys(works_of(grid, rank))
+    found: dict[Work, int] = {}
+    for position, token in enumerate(line.split()):
+        where = f"{source}: worker {rank}, position {position}, {token!r}"
+        work = parse_token(token, where)
+        refuse_foreign(work, grid, rank, expected, where)
+        if work in found:
+            raise PlanRefused(f"{where} is there twice, first at position {found[work]}: remove one")
+        for earlier in must_precede(work):
+            if earlier in expected and earlier not in found:
+                raise PlanRefused(f"{where} comes before {earlier}: {reason(work, earlier)}; write {earlier} first")
+        found[work] = position
+    missing = [work for work in expected if work not in found]
+    if missing:
+        raise PlanRefused(f"{source}: worker {rank} has no {' '.join(map(str, missing[:4]))}: add what is missing")
+    return tuple(found)
+
+
+def parse_token(token: str, where: str) -> Work:
+    match = TOKEN.fullmatch(token)
+    if match is None:
+        raise PlanRefused(f"{where} is no work: write F<stage>.<set> or B<stage>.<set>, such as F0.1")
+    kind: Kind = "F" if match[1] == "F" else "B"
+    return Work(kind, int(match[2]), int(match[3]))
+
+
+def refuse_foreign(work: Work, grid: Grid, rank: int, expected: dict[Work, None], where: str) -> None:
+    """Refuse work that the grid does not have, or has for others."""
+    if work in expected:
+        return
+    if work.stage >= len(grid.stages):
+        raise PlanRefused(f"{where} names stage {work.stage}; the stages are 0 to {len(grid.stages) - 1}")
+    if work.set_index >= len(grid.sets):
+        raise PlanRefused(f"{where} names set {work.set_index}; the sets are 0 to {len(grid.sets) - 1}")
+    group = ", ".join(map(str, grid.stages[work.stage].workers))
+    if rank in grid.stages[work.stage].workers:
+        raise PlanRefused(f"{where}: worker {rank} has no shard of set {work.set_index} at this stage; remove it")
+    raise PlanRefused(f"{where}: stage {work.stage} is worker {group}'s; move it there")
+
+
+def must_precede(work: Work) -> Iterator[Work]:
+    """What this worker must have done before, as far as it has part in it."""
+    if work.set_index > 0:
+        yield Work(work.kind, work.stage, work.set_index - 1)
+    if work.kind == "B":
+        yield Work("F", work.stage, work.set_index)
+
+
+def reason(work: Work, earlier: Work) -> str:
+    if work.kind != earlier.kind:
+        return "a backward follows its forward"
+    return "a stage takes its sets in increasing order, so that gradients are added in shard order"
