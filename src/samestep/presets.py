@@ -25,58 +25,48 @@ from samestep.plan import Stage, equal_shares, spell
 DEFAULT_SLICES = 4
 
 
-def sliceable(model: nn.Module) -> dict[str, str | None]:
+def sliceable(job: Job, model: nn.Module, shards: int) -> dict[str, str | None]:
     """Every layer with weights of its own, and why it has to stay whole (None: it can be sliced)."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        for param in module._parameters.values():
-            if param is not None:
-                owners.setdefault(param.data_ptr(), []).append(name)
     found: dict[str, str | None] = {}
     for name, module in model.named_modules():
-        params = [param for param in module._parameters.values() if param is not None]
-        if params or isinstance(module, nn.MultiheadAttention):
-            shared = any(len(owners[param.data_ptr()]) > 1 for param in params)
-            inside = _inside_whole(model, name)
-            found[name] = inside or why_whole(module, shared)
+        if any(True for _ in module.parameters(recurse=False)) or isinstance(module, nn.MultiheadAttention):
+            found[name] = why_whole(module, shared=_is_shared(model, module))
+    able = [name for name, reason in found.items() if reason is None]
+    recording = _record(job, model, shards, able)
+    for name in able:
+        calls = [call for call in recording.calls if call.what == name]
+        direct = any(used.startswith(f"{name}.") for call in recording.calls for used in call.names)
+        if direct or len(calls) != 1:
+            times = "uses its weights directly" if direct or not calls else f"calls it {len(calls)} times"
+            found[name] = f"forward {times}"
+        elif len(calls[0].takes) != 1 or len(calls[0].makes) != 1:
+            found[name] = f"it takes {len(calls[0].takes)} tensors"
     return found
 
 
-def _inside_whole(model: nn.Module, name: str) -> str | None:
-    """Why a layer inside this one is out of reach."""
-    parts = name.split(".")
-    for i in range(1, len(parts)):
-        outer = model.get_submodule(".".join(parts[:i]))
-        if type(outer).__module__.startswith("torch.nn.") and not isinstance(outer, nn.Sequential):
-            return f"it belongs to a {type(outer).__name__}, which uses its weights directly"
-    return None
+def _is_shared(model: nn.Module, module: nn.Module) -> bool:
+    """Whether a parameter of a layer has a second name (each name has a leaf of its own by now)."""
+    places = [param.data_ptr() for param in model.parameters() if param.numel()]
+    return any(places.count(param.data_ptr()) > 1 for param in module.parameters(recurse=False) if param.numel())
 
 
-def sliced_stage(name: str, model: nn.Module, shards: int, workers: int, num_slices: int | None) -> Stage:
-    """The one stage of the presets `slices` and `hybrid`."""
+def sliced_stage(name: str, job: Job, model: nn.Module, shards: int, num_slices: int | None) -> Stage:
+    """The one stage of the presets `slices` and `hybrid`, all on one worker."""
+    layers = sliceable(job, model, shards)
     slices: list[tuple[str, tuple[int, ...]]] = []
-    for layer, reason in sliceable(model).items():
+    for layer, reason in layers.items():
         module = model.get_submodule(layer)
         if reason is None and not (name == "hybrid" and isinstance(module, CONVOLUTIONS)):
-            k = min(num_slices or DEFAULT_SLICES, outputs_of(module))
-            slices.append((layer, equal_shares(k, workers)))
+            slices.append((layer, (min(num_slices or DEFAULT_SLICES, outputs_of(module)),)))
     if not slices:
-        raise PlanRefused(
-            f"--plan {name} finds no layer to slice in this model: "
-            + "; ".join(f"{layer}: {reason}" for layer, reason in list(sliceable(model).items())[:5])
-        )
-    return Stage("", tuple(range(workers)), equal_shares(shards, workers), tuple(slices))
+        reasons = "; ".join(f"{layer}: {reason or 'a convolution'}" for layer, reason in list(layers.items())[:5])
+        raise PlanRefused(f"--plan {name} finds no layer to slice in this model ({reasons}): use --plan data")
+    return Stage("", (0,), (shards,), tuple(slices))
 
 
-def left_whole(model: nn.Module, stages: Sequence[Stage]) -> dict[str, str]:
-    """The layers that a preset would have sliced, and why it did not."""
-    named = {layer for stage in stages for layer, _ in stage.slices}
-    return {layer: reason for layer, reason in sliceable(model).items() if reason is not None and layer not in named}
-
-
-def resolved(stages: Sequence[Stage], model: nn.Module, source: str) -> tuple[Stage, ...]:
+def resolved(stages: Sequence[Stage], job: Job, model: nn.Module, shards: int, source: str) -> tuple[Stage, ...]:
     """The stages with patterns replaced by the layers that they match."""
-    layers = sliceable(model)
+    layers = sliceable(job, model, shards) if any(stage.slices for stage in stages) else {}
     known = {name for name, _ in model.named_modules()}
     found = []
     for number, stage in enumerate(stages):

@@ -88,7 +88,7 @@ def _stages(
                 f"--plan {request.plan} says which worker computes which stage: leave --workers and --assign out"
             )
         source = f"--plan {request.plan}"
-        return resolved(parse_stages(fields["stage"], source), model, source)
+        return resolved(parse_stages(fields["stage"], source), job, model, shards, source)
     if request.plan == "data":
         if request.slices is not None:
             raise PlanRefused("--slices needs a plan that slices layers: add --plan hybrid or --plan slices")
@@ -100,7 +100,7 @@ def _stages(
             )
         workers = min(request.default_workers, shards) if request.workers is None else request.workers
         return pipeline_stages(job, model, shards, workers)
-    stage = sliced_stage(request.plan, model, shards, 1, request.slices)
+    stage = sliced_stage(request.plan, job, model, shards, request.slices)
     largest = max(shards, max(sum(counts) for _, counts in stage.slices))
     if request.assign is None and request.workers is not None and shards < request.workers <= largest:
         assign = equal_shares(shards, request.workers)  # those without rows still compute slices

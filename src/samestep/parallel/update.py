@@ -135,8 +135,10 @@ def _target(layout: Layout, piece: Piece) -> nn.Parameter:
 
 def _cut_state(state: dict[str, Any], entry: Entry, piece: Piece, target: Tensor) -> dict[str, Any]:
     def cut(value: Any) -> Any:
-        if not (isinstance(value, Tensor) and value.shape == entry.whole.shape and value.dim() > 0):
+        if not isinstance(value, Tensor):
             return value
+        if value.shape != entry.whole.shape or value.dim() == 0:
+            return value.clone()  # a step counter: pieces of one parameter must not count together
         if entry.along is not None:
             dim, start, stop = entry.along
             value = value.narrow(dim, start, stop - start).contiguous()
