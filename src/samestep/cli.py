@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,37 @@ from samestep.launch.launcher import Launcher, Silent
 from samestep.launch.outcome import WorkerError
 from samestep.launch.progress import Progress, summary
 from samestep.launch.request import Request
+from samestep.outline import Outline
 from samestep.plan import PRESETS, TRANSPORTS
 from samestep.report import Report
+
+PLANNING = (
+    click.option("--workers", type=int, help="Worker processes. Default: physical cores, at most the shards."),
+    click.option("--shards", type=int, help="S, into how many shards a batch is cut. Part of the numbers."),
+    click.option("--assign", metavar="N,N,...", help="Shards per worker, for instance 5,3."),
+    click.option("--threads", type=int, help="Intra-op threads per worker. Part of the numbers. Default: 1."),
+    click.option("--transport", type=click.Choice(TRANSPORTS), help="Default: processes. Threads are for tests."),
+    click.option(
+        "--plan",
+        default="data",
+        metavar="data|slices|hybrid|pipeline|FILE",
+        help="Who computes what: a plan's name or file.",
+    ),
+    click.option("--slices", type=int, metavar="K", help="Slices per sliced layer. Part of the numbers. Default: 4."),
+    click.option("--numerics", metavar="LINE", help='A line that another run printed, "seed=0 shards=4 ...".'),
+    click.option("--steps", type=int, help="Train for so many optimizer steps."),
+    click.option("--epochs", type=int, help="Train for so many passes over the data."),
+    click.option("--seed", type=int, help="Of everything random. Part of the numbers."),
+    click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the job function."),
+    click.option("--device", type=click.Choice(["cpu"]), default="cpu", help="Where to train."),
+)
+
+
+def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `train` and `plan` have in common."""
+    for option in reversed(PLANNING):
+        command = option(command)
+    return click.argument("job", metavar="FILE[:FUNCTION]")(command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,25 +56,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("job", metavar="FILE[:FUNCTION]")
-@click.option("--workers", type=int, help="Worker processes. Default: physical cores, at most the shards.")
-@click.option("--shards", type=int, help="S, into how many shards a batch is cut. Part of the numbers.")
-@click.option("--assign", metavar="N,N,...", help="Shards per worker, for instance 5,3.")
-@click.option("--threads", type=int, help="Intra-op threads per worker. Part of the numbers. Default: 1.")
-@click.option("--transport", type=click.Choice(TRANSPORTS), help="Default: processes. Threads are for tests.")
-@click.option(
-    "--plan",
-    default="data",
-    metavar="data|slices|hybrid|pipeline|FILE",
-    help="Who computes what: a plan's name or file.",
-)
-@click.option("--slices", type=int, metavar="K", help="Slices per sliced layer. Part of the numbers. Default: 4.")
-@click.option("--numerics", metavar="LINE", help='A line that another run printed, "seed=0 shards=4 ...".')
-@click.option("--steps", type=int, help="Train for so many optimizer steps.")
-@click.option("--epochs", type=int, help="Train for so many passes over the data.")
-@click.option("--seed", type=int, help="Of everything random. Part of the numbers.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the job function.")
-@click.option("--device", type=click.Choice(["cpu"]), default="cpu", help="Where to train.")
+@planning_options
 @click.option("--save", type=click.Path(dir_okay=False), help="Write the weights as safetensors at the end.")
 @click.option("--checkpoint", type=click.Path(file_okay=False), help="Folder for checkpoints.")
 @click.option("--every", type=int, metavar="N", help="A checkpoint every N steps, not only at the end.")
@@ -67,6 +78,21 @@ def train(job: str, settings: tuple[str, ...], device: str, as_json: bool, quiet
             if progress is not None:
                 progress.close()
         _show(report, as_json=as_json, quiet=quiet)
+
+
+@main.command()
+@planning_options
+@click.option("--draw", is_flag=True, help="Draw the step: who computes what when.")
+@click.option("--svg", type=click.Path(dir_okay=False), help="Write the drawing as SVG.")
+def plan(job: str, settings: tuple[str, ...], device: str, draw: bool, svg: str | None, **options: Any) -> None:
+    """Show the plan that `train` would run with these options, what it moves, and its schedule."""
+    with _exit_codes():
+        request = _request(job, settings, {**options, "save": None, "checkpoint": None})
+        with Launcher() as launcher:
+            found = Outline(**launcher.outline(request))
+        print(found.text(draw=draw))
+        if svg is not None:
+            Path(svg).write_text(found.svg)
 
 
 def _request(job: str, settings: tuple[str, ...], options: dict[str, Any]) -> Request:

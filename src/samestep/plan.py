@@ -43,7 +43,7 @@ class Plan:
     assign: tuple[int, ...]
     transport: str = "processes"
     stages: tuple[Stage, ...] = ()
-    order: str = "1f1b"  # of a pipeline
+    order: str | tuple[str, ...] = "1f1b"  # of a pipeline: by name, or written out, one line per worker
     depth: int = 1  # warm-up of 1f1b, more for slow links
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class Plan:
             raise PlanRefused(f"the assignment {spell(self.assign)} has no worker or a negative share")
         if self.transport not in TRANSPORTS:
             raise PlanRefused(f"unknown transport {self.transport!r} (known: {', '.join(TRANSPORTS)})")
-        if self.order not in ORDERS:
+        if isinstance(self.order, str) and self.order not in ORDERS:
             raise PlanRefused(f"unknown order {self.order!r} (known: {', '.join(ORDERS)})")
         for shares in [stage.assign for stage in self.stages] or [self.assign]:
             if sum(shares) != self.numerics.shards:
@@ -115,7 +115,11 @@ class Plan:
         )
         if not self.stages:
             return head + f"assign = [{_numbers(self.assign)}]  # shards per worker\n"
-        head += f'order = "{self.order}"\n' + (f"depth = {self.depth}\n" if self.depth != 1 else "")
+        if isinstance(self.order, str):
+            head += f'order = "{self.order}"\n'
+        else:
+            head += "order = [" + "".join(f'\n    "{line}",' for line in self.order) + "\n]\n"
+        head += f"depth = {self.depth}\n" if self.depth != 1 else ""
         return head + "".join(map(_stage_text, self.stages))
 
     @staticmethod
@@ -125,7 +129,7 @@ class Plan:
         numerics = Numerics(**parse_line(fields["numerics"], source))  # type: ignore[arg-type]
         if "stage" not in fields:
             return Plan(numerics, tuple(fields["assign"]), fields["transport"])
-        options = {name: fields[name] for name in ("order", "depth") if name in fields}
+        options = {name: fields[name] for name in OPTIONS if name in fields}
         return Plan.staged(numerics, parse_stages(fields["stage"], source), fields["transport"], **options)
 
 
@@ -160,6 +164,7 @@ def _numbers(values: Sequence[int]) -> str:
     return ", ".join(map(str, values))
 
 
+OPTIONS = ("order", "depth")
 FIELDS: Mapping[str, type] = {"numerics": str, "transport": str, "assign": list, "order": str, "depth": int}
 STAGE_FIELDS: Mapping[str, type] = {
     "first": str,
@@ -185,7 +190,10 @@ def parse_fields(text: str, source: str) -> dict[str, Any]:
             f"{source} has the fields {sorted(fields)}, a plan has {sorted(allowed)}, "
             "or [[stage]] tables instead of assign"
         )
-    _check_types({name: value for name, value in fields.items() if name != "stage"}, FIELDS, source)
+    if isinstance(fields.get("order"), list) and all(isinstance(line, str) for line in fields["order"]):
+        fields["order"] = tuple(fields["order"])
+    plain = {name: value for name, value in fields.items() if name != "stage" and not isinstance(value, tuple)}
+    _check_types(plain, FIELDS, source)
     for number, stage in enumerate(fields["stage"] if staged else ()):
         place = f"{source}: stage {number}"
         if not {"workers", "assign"} <= set(stage) <= set(STAGE_FIELDS):

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerTime:
-    """Seconds of one worker over a run."""
+    """Seconds of one worker over a run, and bytes of tensors that it got from others."""
 
     compute: float
     communicate: float
     wait: float
+    moved: int = 0
 
 
 @dataclass(frozen=True)

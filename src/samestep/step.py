@@ -7,6 +7,7 @@ from samestep.numerics import num_shards_of, shard_rows
 from samestep.parallel.executor import Executor, StepState
 from samestep.schedule import actions
 from samestep.schedule.passes import schedule_of
+from samestep.schedule.written import written_order
 from samestep.trace.timesheet import Timesheet
 
 
@@ -25,9 +26,10 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
     plan, timesheet = executor.plan, executor.transport.timesheet
     num_shards = num_shards_of(rows, plan.numerics.shards)
     state = StepState(number, [len(part) for part in shard_rows(rows, num_shards)], stop_asked)
+    grid = plan.grid(num_shards, executor.sliced)
     schedule = schedule_of(
-        plan.grid(num_shards, executor.sliced),
-        plan.order,
+        grid,
+        plan.order if isinstance(plan.order, str) else written_order(plan.order, grid, plan.numerics.shards),
         executor.transport.rank,
         depth=plan.depth,
         clip=executor.clip_grad_norm is not None,

@@ -4,6 +4,7 @@ Needs no torch, so it costs a command almost nothing.
 """
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -68,7 +69,20 @@ class Launcher:
 
     def run(self, request: Request, watcher: Watcher | None = None) -> Report:
         """Run to the end. Raises Refused, TrainingFailed or Interrupted; nothing is left behind."""
-        watcher = watcher or Silent()
+        return self._listen(request, watcher or Silent()).conclude()
+
+    def outline(self, request: Request) -> dict[str, Any]:
+        """The fields of the `Outline` of the plan that would be run. Raises Refused."""
+        outcome = self._listen(replace(request, only_outline=True), Silent())
+        if outcome.outline_file is None:
+            outcome.conclude()
+            raise AssertionError("a leader tells an outline or an error")
+        with os.fdopen(outcome.outline_file, "rb") as file:
+            file.seek(0)
+            found: dict[str, Any] = json.load(file)
+        return found
+
+    def _listen(self, request: Request, watcher: Watcher) -> Outcome:
         outcome = Outcome()
         ours, theirs = wire.pair()
         with ours, theirs:
@@ -92,7 +106,7 @@ class Launcher:
                     outcome.take(event, files)
                     watcher.see(event, outcome)
         remove_unfinished(request.checkpoint, request.save, request.run)
-        return outcome.conclude()
+        return outcome
 
 
 def _ask_to_stop(run: socket.socket, request: Request, outcome: Outcome) -> None:

@@ -5,6 +5,7 @@ what is left and removes what was half-written.
 """
 
 import copy
+import json
 import mmap
 import os
 import select
@@ -13,7 +14,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,11 @@ from samestep.launch.outcome import telling
 from samestep.launch.processes import die_on_word_from, flush_output, leave, num_threads
 from samestep.launch.request import Request
 from samestep.launch.resolve import chosen_numerics, make_plan, with_numerics
-from samestep.launch.worker import LOST_A_PEER, Resumption, Run, run_threads, run_worker
+from samestep.launch.worker import LOST_A_PEER, Resumption, Run, in_memory, run_threads, run_worker
 from samestep.parallel.update import implementation
 from samestep.parallelize import Prepared, bind, divide, groups_that_meet, prepare, share, training_rows
+from samestep.planned import checked, outline
+from samestep.presets import sliceable
 from samestep.transport.shared import SharedFabric
 from samestep.transport.threads import ThreadFabric
 
@@ -41,6 +44,9 @@ def lead(message: dict[str, Any], events: socket.socket) -> int:
     """Run one training from a request message; returns the leader's exit status."""
     request = Request(**{**message, "assign": None if message["assign"] is None else tuple(message["assign"])})
     try:
+        if request.only_outline:
+            describe(request, events)
+            return 0
         run, workers = start(request, events)
     except BaseException as error:  # noqa: BLE001 - everything is told to the command
         wire.send(events, telling(error, None, None))
@@ -56,6 +62,18 @@ def start(request: Request, events: socket.socket) -> tuple[Run, list[int]]:
     if pristine is not None:
         return run, fork_threads(run, prepared, pristine)
     return run, fork_processes(run, prepared)
+
+
+def describe(request: Request, events: socket.socket) -> None:
+    """Tell the command what the plan would be, and train nothing."""
+    with die_on_word_from(events), building():
+        run, prepared, _ = build(request, events)
+        shards = run.plan.numerics.shards
+        named = {layer for stage in run.plan.stages for layer, _ in stage.slices}
+        reasons = sliceable(run.job, prepared.model, shards) if named else {}
+        whole = {layer: reason for layer, reason in reasons.items() if reason is not None and layer not in named}
+        found = outline(run.job, run.plan, prepared, whole)
+    wire.send(events, {"event": "outline"}, in_memory(json.dumps(asdict(found)).encode()))
 
 
 def build(request: Request, events: socket.socket) -> tuple[Run, Prepared, nn.Module | None]:
@@ -74,6 +92,7 @@ def build(request: Request, events: socket.socket) -> tuple[Run, Prepared, nn.Mo
     if plan.transport == "threads" and pristine is None:
         raise PlanRefused('a plan with transport = "threads" needs --transport threads on the command line as well')
     prepared = divide(job, plan, prepared)
+    checked(job, plan, prepared)
     resumption = find_checkpoint(request)
     done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
     run = Run(job, plan, request, events, resumption, done)

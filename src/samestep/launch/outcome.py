@@ -32,6 +32,7 @@ class Outcome:
     gone: list[Event] = field(default_factory=list)
     interrupted: bool = False
     weights_file: int | None = None
+    outline_file: int | None = None
 
     def take(self, event: Event, files: list[int]) -> None:
         """Note one event."""
@@ -44,10 +45,14 @@ class Outcome:
                 self.losses += [loss for _, loss, _ in event["steps"]]
                 self.step = event["steps"][-1][0] + 1
             case "worker":
-                self.times[event["rank"]] = WorkerTime(event["compute"], event["communicate"], event["wait"])
+                self.times[event["rank"]] = WorkerTime(
+                    event["compute"], event["communicate"], event["wait"], event["moved"]
+                )
             case "finished":
                 self.finished = event
                 self.weights_file = files[0] if files else None
+            case "outline":
+                self.outline_file = files[0]
             case "failed":
                 self.failures.append(event)
             case "gone":

@@ -14,7 +14,7 @@ from samestep.errors import PlanRefused
 from samestep.job import Job
 from samestep.launch.request import Request
 from samestep.numerics import CHOSEN, Numerics, check_environment, parse_line
-from samestep.plan import Plan, Stage, equal_shares, parse_fields, parse_stages, spell
+from samestep.plan import OPTIONS, Plan, Stage, equal_shares, parse_fields, parse_stages, spell
 from samestep.presets import pipeline_stages, resolved, sliced_stage, slices_text
 
 
@@ -71,7 +71,7 @@ def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str
     check_environment({name: value for name, value in chosen.items() if name not in CHOSEN}, numerics)
     transport = request.transport or (fields["transport"] if fields else "processes")
     if stages:
-        options = {name: fields[name] for name in ("order", "depth") if fields and name in fields}
+        options = {name: fields[name] for name in OPTIONS if fields and name in fields}
         return Plan.staged(numerics, stages, transport, **options)
     return Plan(numerics, _assignment(request, numerics.shards, fields), transport)
 

@@ -210,13 +210,20 @@ def finish(run: Run, trainer: Trainer, diary: Diary, metrics: dict[str, float], 
     """Digest, weights, and how the time went."""
     digest = trainer.digest()
     sheet = trainer.executor.transport.timesheet
-    run.tell("worker", rank=diary.rank, compute=sheet.compute, communicate=sheet.communicate, wait=sheet.wait)
+    run.tell(
+        "worker",
+        rank=diary.rank,
+        compute=sheet.compute,
+        communicate=sheet.communicate,
+        wait=sheet.wait,
+        moved=trainer.executor.transport.moved,
+    )
     diary.flush()
     if diary.rank != 0:
         return
     if run.request.save is not None:
         _write(Path(run.request.save), save(trainer.weights()), run.request.run)
-    weights = [_in_memory(save(trainer.weights()))] if run.request.want_weights else []
+    weights = [in_memory(save(trainer.weights()))] if run.request.want_weights else []
     timed = diary.seconds[3:]
     wire.send(
         run.events,
@@ -240,7 +247,7 @@ def _write(path: Path, content: bytes, run: str) -> None:
     temporary.replace(path)
 
 
-def _in_memory(content: bytes) -> int:
+def in_memory(content: bytes) -> int:
     """A file without a name, to be passed to the command."""
     handle = os.memfd_create("samestep-weights")
     with os.fdopen(os.dup(handle), "wb") as file:

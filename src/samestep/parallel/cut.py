@@ -108,8 +108,8 @@ def cut(recording: Recording, model: nn.Module, num_stages: int, sliced: Mapping
     """
     if len(recording.entered) != num_stages - 1:
         raise PlanRefused(
-            f"forward begins only {1 + len(recording.entered)} of {num_stages} stages (after the first it begins those at: "
-            f"{', '.join(recording.entered) or 'none'}): name layers that it calls"
+            f"forward begins only {1 + len(recording.entered)} of {num_stages} stages "
+            f"(after the first: {', '.join(recording.entered) or 'none'}): name layers that it calls"
         )
     result_values = _values(recording.result)
     pieces = list(_pieces(_with_regions(recording.calls, result_values, model, sliced), num_stages))

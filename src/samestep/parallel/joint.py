@@ -145,11 +145,8 @@ class Joint:
 
     def _to_writers(self, tensors: Sequence[Tensor], per_holder: Mapping[int, int]) -> list[Tensor]:
         """Every holder's tensors, in slice order, cut to the rows of a writer."""
-        rows = torch.arange(sum(self._counts)).split(self._counts) if tensors else ()
-        gives = {
-            writer: [tensor[part[0] : part[-1] + 1] for tensor in tensors]
-            for writer, part in zip(self.meeting.writers, rows, strict=bool(tensors))
-        }
+        blocks = [torch.split(tensor, self._counts) for tensor in tensors]  # views of each writer's rows
+        gives = {writer: [parts[i] for parts in blocks] for i, writer in enumerate(self.meeting.writers)}
         return self._swap(gives, per_holder if self.meeting.own_shards else {})
 
     def _swap(self, gives: Mapping[int, Sequence[Tensor]], wants: Mapping[int, int]) -> list[Tensor]:

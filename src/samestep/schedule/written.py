@@ -6,6 +6,7 @@ order = ["F0.0 F0.1 B0.0 B0.1",      F<stage>.<set> is a forward, B<stage>.<set>
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from samestep.errors import PlanRefused
 from samestep.schedule.grid import Grid
@@ -26,6 +27,15 @@ def parse_order(order: str | Sequence[str], grid: Grid, source: str = "order") -
             'write one per worker, "" for a worker without work'
         )
     return tuple(parse_line(line, grid, rank, source) for rank, line in enumerate(lines))
+
+
+def written_order(order: Sequence[str], grid: Grid, num_shards: int) -> tuple[Works, ...]:
+    """The order of a step that may have fewer shards than the one it was written for: what it lacks is left out."""
+    full = replace(grid, num_shards=num_shards)
+    return tuple(
+        tuple(work for work in line if work.set_index < len(grid.sets) and work in works_of(grid, rank))
+        for rank, line in enumerate(parse_order(order, full))
+    )
 
 
 def spell_order(works: Sequence[Works]) -> tuple[str, ...]:

@@ -1,0 +1,36 @@
+"""A plan in words: what every worker computes and keeps, what moves, and the schedule drawn.
+
+Free of torch: the command prints it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What `samestep plan` shows."""
+
+    plan: str
+    whole: Mapping[str, str]  # layers that a preset could not slice, and why
+    parameters: Sequence[int]  # bytes of parameters that each worker computes with
+    updated: Sequence[int]  # bytes of parameters that each worker updates
+    moved: Mapping[str, int]  # bytes of tensors per step with a full batch, by cause
+    drawing: str
+    svg: str
+
+    def text(self, *, draw: bool) -> str:
+        lines = [self.plan]
+        if self.whole:
+            lines += ["left whole:", *(f"  {layer}: {reason}" for layer, reason in self.whole.items()), ""]
+        lines += [
+            f"worker {rank}: computes with {mega(used)} of parameters, updates {mega(own)}"
+            for rank, (used, own) in enumerate(zip(self.parameters, self.updated, strict=True))
+        ]
+        causes = ", ".join(f"{cause} {mega(nbytes)}" for cause, nbytes in self.moved.items())
+        lines.append(f"moved per step: {mega(sum(self.moved.values()))} ({causes})")
+        return "\n".join([*lines, "", self.drawing] if draw else lines)
+
+
+def mega(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.1f} MB"

@@ -1,0 +1,63 @@
+"""From a plan and a divided job to its outline, and to its schedules, proven correct."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from samestep.job import Job
+from samestep.numerics import num_shards_of, shard_rows
+from samestep.outline import Outline
+from samestep.parallel.traffic import traffic
+from samestep.parallelize import Prepared, homes_of, pieces_of
+from samestep.plan import Plan
+from samestep.schedule.actions import Schedule
+from samestep.schedule.checker import check
+from samestep.schedule.draw import svg_of, text_of
+from samestep.schedule.grid import Grid
+from samestep.schedule.passes import schedule_of
+from samestep.schedule.written import parse_order
+
+CAPACITY = 1_000  # messages: a worker that waits takes in all that others send
+
+
+def outline(job: Job, plan: Plan, prepared: Prepared, whole: Mapping[str, str]) -> Outline:
+    """Raises PlanRefused when the plan's order cannot be run."""
+    num_shards = num_shards_of(job.batch_size, plan.numerics.shards)
+    grid, schedules = checked(job, plan, prepared)
+    homes = homes_of(prepared, plan)
+    pieces = [pieces_of(prepared, homes, rank) for rank in range(plan.workers)]
+    entries = prepared.layout.entries
+    return Outline(
+        str(plan),
+        whole,
+        tuple(
+            sum(e.nbytes for e, home in zip(entries, homes, strict=True) if rank in home.workers)
+            for rank in range(plan.workers)
+        ),
+        tuple(sum((p.stop - p.start) * entries[p.entry].param.element_size() for p in owned) for owned in pieces),
+        asdict(
+            traffic(
+                plan,
+                prepared.structure,
+                prepared.layout,
+                homes,
+                pieces,
+                [len(part) for part in shard_rows(job.batch_size, num_shards)],
+            )
+        ),
+        text_of(grid, schedules),
+        svg_of(grid, schedules),
+    )
+
+
+def checked(job: Job, plan: Plan, prepared: Prepared) -> tuple[Grid, list[Schedule]]:
+    """The schedules of a step with a full batch, proven correct. Raises PlanRefused."""
+    structure = prepared.structure
+    grid = plan.grid(num_shards_of(job.batch_size, plan.numerics.shards), structure.sliced if structure else [(False,)])
+    order = plan.order if isinstance(plan.order, str) else parse_order(plan.order, grid)
+    clip, lockstep = job.clip_grad_norm is not None, plan.numerics.sync_batchnorm
+    schedules = [
+        schedule_of(grid, order, rank, depth=plan.depth, clip=clip, lockstep=lockstep) for rank in range(plan.workers)
+    ]
+    if plan.stages:
+        check(grid, schedules, CAPACITY)
+    return grid, schedules
