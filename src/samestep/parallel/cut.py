@@ -140,7 +140,7 @@ def cut(recording: Recording, model: nn.Module, num_stages: int, sliced: Mapping
         crossings,
         recording.result,
         recording.shapes,
-        recording.nbytes,
+        recording.nbytes | {-1 - value: nbytes for value, nbytes in recording.nbytes.items()},  # sums without bias
         frozenset(recording.floats),
         recording.num_inputs,
     )
