@@ -33,6 +33,7 @@ PLANNING = (
         help="Who computes what: a plan's name or file.",
     ),
     click.option("--slices", type=int, metavar="K", help="Slices per sliced layer. Part of the numbers. Default: 4."),
+    click.option("--memory-limit", metavar="SIZE", help="What a worker may need at most, for instance 800MB."),
     click.option("--numerics", metavar="LINE", help='A line that another run printed, "seed=0 shards=4 ...".'),
     click.option("--steps", type=int, help="Train for so many optimizer steps."),
     click.option("--epochs", type=int, help="Train for so many passes over the data."),
@@ -108,12 +109,13 @@ def _request(job: str, settings: tuple[str, ...], options: dict[str, Any]) -> Re
         settings=dict(_setting(text) for text in settings),
         settings_are_text=True,
         assign=None if options["assign"] is None else parse_assign(options["assign"]),
+        memory_limit=None if options["memory_limit"] is None else parse_size(options["memory_limit"]),
         default_workers=physical_cores(),
         plan_text=plan_text(options["plan"]),
         folder=str(Path.cwd()),
         path=tuple(sys.path),
         mkl=mkl_mode(),
-        **{name: value for name, value in options.items() if name != "assign"},
+        **{name: value for name, value in options.items() if name not in ("assign", "memory_limit")},
     )
     request.check()
     return request
@@ -139,6 +141,18 @@ def parse_assign(text: str) -> tuple[int, ...]:
         raise PlanRefused(
             f"--assign {text!r} is not a list of numbers: write shards per worker, for instance 5,3"
         ) from None
+
+
+SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_size(text: str) -> int:
+    number = text.rstrip("KMGB ")
+    unit = text[len(number) :].strip()
+    try:
+        return int(float(number) * SIZES[unit])
+    except (ValueError, KeyError):
+        raise PlanRefused(f"--memory-limit {text!r} is not a size: write for instance 800MB or 2GB") from None
 
 
 def _setting(text: str) -> tuple[str, str]:

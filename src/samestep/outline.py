@@ -16,6 +16,7 @@ class Outline:
     parameters: Sequence[int]  # bytes of parameters that each worker computes with
     updated: Sequence[int]  # bytes of parameters that each worker updates
     moved: Mapping[str, int]  # bytes of tensors per step with a full batch, by cause
+    memory: Sequence[Mapping[str, int]]  # bytes that each worker needs, by what for
     drawing: str
     svg: str
 
@@ -24,8 +25,9 @@ class Outline:
         if self.whole:
             lines += ["left whole:", *(f"  {layer}: {reason}" for layer, reason in self.whole.items()), ""]
         lines += [
-            f"worker {rank}: computes with {mega(used)} of parameters, updates {mega(own)}"
-            for rank, (used, own) in enumerate(zip(self.parameters, self.updated, strict=True))
+            f"worker {rank}: computes with {mega(used)} of parameters, updates {mega(own)}; "
+            f"needs {mega(sum(needs.values()))} ({', '.join(f'{what} {mega(n)}' for what, n in needs.items())})"
+            for rank, (used, own, needs) in enumerate(zip(self.parameters, self.updated, self.memory, strict=True))
         ]
         causes = ", ".join(f"{cause} {mega(nbytes)}" for cause, nbytes in self.moved.items())
         lines.append(f"moved per step: {mega(sum(self.moved.values()))} ({causes})")

@@ -1,13 +1,18 @@
 """From a plan and a divided job to its outline, and to its schedules, proven correct."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from samestep import streams
+from samestep.errors import PlanRefused
 from samestep.job import Job
+from samestep.loss import Objective
 from samestep.numerics import num_shards_of, shard_rows
-from samestep.outline import Outline
+from samestep.outline import Outline, mega
+from samestep.parallel.footprint import Footprint, footprint, state_per_element
+from samestep.parallel.network import Way
 from samestep.parallel.traffic import traffic
-from samestep.parallelize import Prepared, homes_of, pieces_of
+from samestep.parallelize import Prepared, first_shard, homes_of, pieces_of
 from samestep.plan import Plan
 from samestep.schedule.actions import Schedule
 from samestep.schedule.checker import check
@@ -44,6 +49,7 @@ def outline(job: Job, plan: Plan, prepared: Prepared, whole: Mapping[str, str]) 
                 [len(part) for part in shard_rows(job.batch_size, num_shards)],
             )
         ),
+        [asdict(found) for found in footprints(job, plan, prepared, schedules)],
         text_of(grid, schedules),
         svg_of(grid, schedules),
     )
@@ -61,3 +67,36 @@ def checked(job: Job, plan: Plan, prepared: Prepared) -> tuple[Grid, list[Schedu
     if plan.stages:
         check(grid, schedules, CAPACITY)
     return grid, schedules
+
+
+def footprints(job: Job, plan: Plan, prepared: Prepared, schedules: Sequence[Schedule]) -> list[Footprint]:
+    """The memory that every worker needs, for a step with a full batch."""
+    structure = prepared.structure
+    if structure is None:
+        objective = Objective(job.loss, job.forward)
+        way = Way(prepared.model, objective, [], {}, {})
+        streams.enter(job.seed, "record")
+        structure = way.of(first_shard(job, plan.numerics.shards))
+    homes = homes_of(prepared, plan)
+    state = state_per_element(prepared.optimizer)
+    return [
+        footprint(
+            plan, rank, prepared.layout, homes, pieces_of(prepared, homes, rank), state, structure, schedules[rank]
+        )
+        for rank in range(plan.workers)
+    ]
+
+
+def check_memory(found: Sequence[Footprint], limit: int) -> None:
+    """Raises PlanRefused, with both sides, when a worker needs more than `limit` bytes."""
+    for rank, needs in enumerate(found):
+        if needs.total > limit:
+            raise PlanRefused(
+                f"worker {rank} needs {mega(needs.total)} ({spelled(needs)}), --memory-limit allows {mega(limit)}: "
+                "use more workers with --plan pipeline or --plan slices, recompute = true for its stages, "
+                "or more shards (smaller ones)"
+            )
+
+
+def spelled(needs: Footprint) -> str:
+    return ", ".join(f"{name} {mega(nbytes)}" for name, nbytes in asdict(needs).items())

@@ -34,7 +34,7 @@ from samestep.launch.resolve import chosen_numerics, make_plan, with_numerics
 from samestep.launch.worker import LOST_A_PEER, Resumption, Run, in_memory, run_threads, run_worker
 from samestep.parallel.update import implementation
 from samestep.parallelize import Prepared, bind, divide, groups_that_meet, prepare, share, training_rows
-from samestep.planned import checked, outline
+from samestep.planned import check_memory, checked, footprints, outline
 from samestep.presets import sliceable
 from samestep.transport.shared import SharedFabric
 from samestep.transport.threads import ThreadFabric
@@ -92,7 +92,9 @@ def build(request: Request, events: socket.socket) -> tuple[Run, Prepared, nn.Mo
     if plan.transport == "threads" and pristine is None:
         raise PlanRefused('a plan with transport = "threads" needs --transport threads on the command line as well')
     prepared = divide(job, plan, prepared)
-    checked(job, plan, prepared)
+    _, schedules = checked(job, plan, prepared)
+    if request.memory_limit is not None:
+        check_memory(footprints(job, plan, prepared, schedules), request.memory_limit)
     resumption = find_checkpoint(request)
     done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
     run = Run(job, plan, request, events, resumption, done)

@@ -43,6 +43,7 @@ class Request:
     resume: bool = False
     allow_nan: bool = False
     want_weights: bool = False
+    memory_limit: int | None = None  # bytes per worker
     only_outline: bool = False  # decide, and do not train
     folder: str = "."  # where the command was given
     path: tuple[str, ...] = ()  # where modules are looked for

@@ -15,7 +15,7 @@ order, are those of the uncut forward: autograd's sums keep their bits.
 """
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +71,7 @@ class Call:
     place: str  # file:line of the code that calls
     expects: Any = None  # of a guard: what the call returned
     is_guard: bool = False
+    keeps: int = 0  # bytes that it keeps for its backward, besides parameters and what earlier calls keep
 
     @property
     def takes(self) -> frozenset[int]:
@@ -135,6 +136,7 @@ class _Recorder(TorchFunctionMode):
         self._starts = list(starts)
         self._in_leaf = False
         self._values: dict[int, int] = {}
+        self._kept = _Kept(tensor for _, tensor in state)
         self._made: list[Tensor] = []  # also keeps them alive: ids must not be used again
         inputs = batch_tensors(batch)
         self.recording = Recording(len(inputs), [], None, [])
@@ -192,7 +194,8 @@ class _Recorder(TorchFunctionMode):
     def _write(self, what: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         arguments = pytree.tree_map(self.reference, (args, kwargs))
         versions = [tensor._version for tensor in self._made]
-        result = function(*args, **kwargs)
+        with self._kept.counting():
+            result = function(*args, **kwargs)
         changed = [i for i, tensor in enumerate(self._made[: len(versions)]) if tensor._version != versions[i]]
         leaves = pytree.tree_leaves(result)
         makes = tuple(self._number(leaf) for leaf in leaves if isinstance(leaf, Tensor))
@@ -200,7 +203,17 @@ class _Recorder(TorchFunctionMode):
         if not (makes or changed or is_guard or what is torch._C._set_grad_enabled):
             return result  # a shape, a type: frozen with the Python code around it
         stage = len(self.recording.entered)
-        call = Call(what, arguments, makes, frozenset(changed), stage, _place(), result if is_guard else None, is_guard)
+        call = Call(
+            what,
+            arguments,
+            makes,
+            frozenset(changed),
+            stage,
+            _place(),
+            result if is_guard else None,
+            is_guard,
+            self._kept.take(),
+        )
         _check_plain(call)
         self.recording.calls.append(call)
         return result
@@ -222,6 +235,29 @@ class _Recorder(TorchFunctionMode):
         if tensor.is_floating_point():
             self.recording.floats.add(index)
         return index
+
+
+class _Kept:
+    """Counts the bytes that calls keep for backward, each storage once."""
+
+    def __init__(self, state: Iterable[Tensor]) -> None:
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in state}
+        self._nbytes = 0
+
+    def counting(self) -> torch.autograd.graph.saved_tensors_hooks:
+        return torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
+
+    def take(self) -> int:
+        """What was kept since it was last asked."""
+        found, self._nbytes = self._nbytes, 0
+        return found
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._known.add(storage.data_ptr())
+            self._nbytes += storage.nbytes()
+        return tensor
 
 
 def _check_plain(call: Call) -> None:
