@@ -29,11 +29,14 @@ LAYERS: dict[str, int] = {
     "streams": 2,
     "callbacks": 2,
     "report": 2,
+    "outline": 2,
     "transport": 2,
     # the techniques
     "parallel": 4,
     # plan + job -> this worker's part; the state of a run
     "parallelize": 5,
+    "presets": 5,
+    "planned": 5,
     "checkpoint": 5,
     "snapshot": 5,
     "digest": 5,

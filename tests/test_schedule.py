@@ -1,4 +1,4 @@
-"""A schedule is a value: the picture in `orders.py`, as lists."""
+"""A schedule is a value: the data-parallel step, as lists."""
 
 import inspect
 from typing import get_args
@@ -23,14 +23,17 @@ from samestep.schedule.actions import (
     Schedule,
     Update,
 )
-from samestep.schedule.orders import data_parallel
+from samestep.schedule.grid import Grid, StageGrid
+from samestep.schedule.passes import schedule_of
 from samestep.step import COMMUNICATION, METHODS
 
 MEETINGS = (Agree, Reduce, MergeBuffers, Clip, Update, Publish)
 
 
 def order(shards: range, *, lockstep: bool = False, clip: bool = False) -> Schedule:
-    return tuple(data_parallel(shards, lockstep=lockstep, clip=clip))
+    """Worker 1 of three; worker 0 has the shards before its own, worker 2 one more."""
+    stage = StageGrid((0, 1, 2), (shards.start, len(shards), 1), (False,))
+    return schedule_of(Grid(shards.stop + 1, 1, (stage,)), "1f1b", 1, clip=clip, lockstep=lockstep)
 
 
 def test_four_shards_on_two_workers_as_drawn() -> None:
@@ -78,7 +81,7 @@ def test_every_action_has_one_method_of_the_executor() -> None:
 
 @pytest.mark.parametrize("kind", get_args(Action))
 def test_actions_are_frozen_values(kind: type) -> None:
-    fields = {"shard": 1, "shards": (1, 2)}
+    fields = {"shard": 1, "shards": range(1, 3), "segment": 4, "stage": 2, "peer": 3}
     chosen = {name: fields[name] for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
     assert kind(**chosen) == kind(**chosen)
     assert hash(kind(**chosen)) == hash(kind(**chosen))

@@ -38,7 +38,8 @@ STEPS: list[Event] = [
     {"event": "steps", "steps": [[2, 1.5, 0.1]]},
 ]
 TIMES: list[Event] = [
-    {"event": "worker", "rank": rank, "compute": 1.0 + rank, "communicate": 0.5, "wait": 0.25} for rank in range(3)
+    {"event": "worker", "rank": rank, "compute": 1.0 + rank, "communicate": 0.5, "wait": 0.25, "moved": 7}
+    for rank in range(3)
 ]
 FINISHED: Event = {
     "event": "finished",
@@ -86,7 +87,7 @@ def test_a_run_without_trouble_is_a_report() -> None:
     assert report.losses == [2.5, 2.0, 1.5]
     assert (report.digest, report.workers, report.assign, report.shards) == ("ab12", 3, (2, 1, 1), 4)
     assert (report.steps, report.seconds_per_step, report.rows_per_second) == (3, 0.5, 128.0)
-    assert report.times[2] == WorkerTime(3.0, 0.5, 0.25)
+    assert report.times[2] == WorkerTime(3.0, 0.5, 0.25, 7)
     assert report.metrics == {"accuracy": 0.9}
 
 

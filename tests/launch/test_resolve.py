@@ -33,7 +33,8 @@ def job(**fields: Any) -> Job:
 
 def plan_of(given_request: Request, made: Job | None = None, optimizer: str = "SGD") -> Plan:
     chosen = chosen_numerics(given_request)
-    return make_plan(with_numerics(made or job(), chosen, given_request), chosen, given_request, optimizer)
+    found = with_numerics(made or job(), chosen, given_request)
+    return make_plan(found, chosen, given_request, optimizer, found.build_model())
 
 
 def resolved(given_request: Request, made: Job | None = None) -> Job:

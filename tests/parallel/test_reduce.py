@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from samestep.numerics import Numerics
+from samestep.parallel.home import Home, num_published, stage_home
 from samestep.parallel.layout import CHUNK, Layout, share_pieces, storage_order
-from samestep.parallel.reduce import TreeReduction, addition_order, num_published, published_nodes
+from samestep.parallel.reduce import TreeReduction, addition_order
 from samestep.plan import Plan
 from samestep.tree import Node, local_plan, tree_sum
 
@@ -33,11 +34,16 @@ def gradient(of: Layout, entry: int, shard: int) -> Tensor:
     return torch.empty_like(param, requires_grad=False).copy_(values)
 
 
+def homes(of: Layout, plan: Plan) -> list[Home]:
+    """Every parameter on every worker."""
+    return [stage_home(plan, 0)] * len(of.entries)
+
+
 def published(of: Layout, plan: Plan, num_shards: int) -> list[list[Tensor]]:
     """Every worker's slots after backward; those it does not use hold what was there before."""
     slots = []
     for rank in range(plan.workers):
-        mine = [torch.full((of.nbytes,), 99, dtype=torch.uint8) for _ in range(num_published(plan, rank))]
+        mine = [torch.full((of.nbytes,), 99, dtype=torch.uint8) for _ in range(num_published(plan, {stage_home(plan, 0)}, rank))]
         for slot, node in zip(mine, local_plan(plan.shards_of(rank, num_shards), num_shards).left, strict=False):
             stop = min((node.index + 1) << node.level, num_shards)
             for entry in range(len(of.entries)):
@@ -51,7 +57,7 @@ def reduced(of: Layout, plan: Plan, num_shards: int, scale: float, *, whole: boo
     """The summed gradient of every entry that holds values, put together from the owners' pieces."""
     slots = published(of, plan, num_shards)
     shares = share_pieces(of, plan.workers, whole=whole)
-    reductions = [TreeReduction(of, plan, rank, pieces, slots) for rank, pieces in enumerate(shares)]
+    reductions = [TreeReduction(of, homes(of, plan), rank, pieces, slots) for rank, pieces in enumerate(shares)]
     for reduction in reversed(reductions):  # in whatever order they get to it
         reduction.sum_pieces(num_shards, scale)
     totals = {i: torch.full((entry.param.numel(),), torch.nan) for i, entry in of.owners()}
@@ -93,7 +99,7 @@ def test_one_reduction_serves_short_batches_and_full_ones() -> None:
     of, plan = layout(), Plan(Numerics(shards=8), (5, 3))
     pieces = share_pieces(of, 2, whole=False)
     slots = published(of, plan, 8)
-    reductions = [TreeReduction(of, plan, rank, pieces[rank], slots) for rank in range(2)]
+    reductions = [TreeReduction(of, homes(of, plan), rank, pieces[rank], slots) for rank in range(2)]
     for num_shards in (8, 3, 8, 1, 6):
         for mine, fresh in zip(slots, published(of, plan, num_shards), strict=True):
             for slot, content in zip(mine, fresh, strict=True):
@@ -112,7 +118,7 @@ def test_a_worker_reads_and_writes_only_its_own_pieces() -> None:
     slots = published(of, plan, 2)
     before = [[slot.clone() for slot in mine] for mine in slots]
     pieces = share_pieces(of, 2, whole=False)
-    TreeReduction(of, plan, 0, pieces[0], slots).sum_pieces(2, 0.5)
+    TreeReduction(of, homes(of, plan), 0, pieces[0], slots).sum_pieces(2, 0.5)
     own = {piece.entry for piece in pieces[0]}
     for entry in range(len(of.entries)):
         if entry not in own and of.entries[entry].tied_to not in own:
@@ -121,13 +127,14 @@ def test_a_worker_reads_and_writes_only_its_own_pieces() -> None:
 
 
 def test_a_worker_alone_publishes_nothing() -> None:
-    assert num_published(Plan(Numerics(shards=8), (8,)), 0) == 0
+    plan = Plan(Numerics(shards=8), (8,))
+    assert num_published(plan, {stage_home(plan, 0)}, 0) == 0
 
 
 def test_equal_aligned_layouts_publish_one_slot_each() -> None:
     for assign in [(4, 4), (2, 2, 2, 2), (1,) * 8]:
         plan = Plan(Numerics(shards=8), assign)
-        assert [num_published(plan, rank) for rank in range(plan.workers)] == [1] * plan.workers
+        assert [num_published(plan, {stage_home(plan, 0)}, rank) for rank in range(plan.workers)] == [1] * plan.workers
 
 
 def test_nodes_that_do_not_cover_the_batch_are_our_own_mistake() -> None:
@@ -136,6 +143,6 @@ def test_nodes_that_do_not_cover_the_batch_are_our_own_mistake() -> None:
 
 
 def test_workers_without_shards_publish_no_nodes() -> None:
-    nodes, holders = published_nodes(Plan(Numerics(shards=3), (0, 2, 0, 1)), 3)
+    nodes, holders = stage_home(Plan(Numerics(shards=3), (0, 2, 0, 1)), 0).published(3)
     assert nodes == (Node(1, 0), Node(1, 1))
     assert [rank for rank, _ in holders] == [1, 3]

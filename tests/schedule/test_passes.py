@@ -19,6 +19,7 @@ from samestep.schedule.actions import (
     ReceiveGradient,
     Recompute,
     Reduce,
+    Schedule,
     Send,
     SendGradient,
     SliceBackward,
@@ -27,7 +28,6 @@ from samestep.schedule.actions import (
 )
 from samestep.schedule.duties import duties
 from samestep.schedule.grid import Grid, StageGrid
-from samestep.schedule.orders import data_parallel
 from samestep.schedule.passes import schedule_of
 from samestep.schedule.pipeline import ORDERS
 from samestep.schedule.places import places
@@ -67,12 +67,21 @@ def test_stages_of_one_worker_send_nothing() -> None:
     assert schedule_of(grid, "1f1b", 0, clip=True) == (Load(), *work, *END[:3], Clip(), *END[3:])
 
 
+def data_parallel(shards: range, *, lockstep: bool, clip: bool) -> Schedule:
+    """The order of part 1, written out: each shard forward and at once backward, then the tail."""
+    shard_by_shard = tuple(action for s in shards for action in (Forward(s), Backward(s)))
+    together = (Lockstep(tuple(shards)),) if shards else ()
+    clipping = (Clip(),) if clip else ()
+    tail = (Agree(), Reduce(), MergeBuffers(), *clipping, Update(), Publish())
+    return (Load(), *(together if lockstep else shard_by_shard), *tail)
+
+
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=4), st.booleans(), st.booleans(), st.integers(0, 16))
 def test_one_stage_is_the_data_parallel_order(assign: list[int], clip: bool, lockstep: bool, shards: int) -> None:
     shards = min(shards, sum(assign))
     grid = Grid(shards, 1, (StageGrid(tuple(range(len(assign))), tuple(assign), DENSE),))
     for rank in range(len(assign)):
-        expected = tuple(data_parallel(grid.stages[0].shards_of(rank, shards), lockstep=lockstep, clip=clip))
+        expected = data_parallel(grid.stages[0].shards_of(rank, shards), lockstep=lockstep, clip=clip)
         assert schedule_of(grid, "1f1b", rank, clip=clip, lockstep=lockstep) == expected
 
 
