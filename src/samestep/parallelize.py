@@ -23,6 +23,7 @@ from samestep.loss import Objective
 from samestep.numerics import num_shards_of, shard_rows
 from samestep.parallel.batchnorm import synchronise_batchnorm
 from samestep.parallel.buffers import Buffers, buffer_starts
+from samestep.parallel.bundles import Bundles
 from samestep.parallel.cut import Cut, parameters_of
 from samestep.parallel.executor import Executor
 from samestep.parallel.gradients import Gradients, untie
@@ -318,6 +319,7 @@ def network_of(prepared: Prepared, plan: Plan, transport: Transport, buffers: Bu
     return Network(
         plan=plan,
         transport=transport,
+        bundles=Bundles(transport),
         way=prepared.way,
         regions=regions,
         entries=[_entries_in(prepared, plan, segments, number, transport.rank) for number in numbers],

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from samestep import streams
 from samestep.errors import JobRefused
 from samestep.loss import Objective, ShardLoss
+from samestep.parallel.bundles import Bundles, Name
 from samestep.parallel.cell import Cell, Gradients
 from samestep.parallel.cut import Cut, Segment, cut
 from samestep.parallel.joint import Joint, Meeting, meeting_of
@@ -95,6 +96,7 @@ class Network:
 
     plan: Plan
     transport: Transport
+    bundles: Bundles
     way: Way
     regions: Mapping[int, SlicedRegion]  # by segment
     entries: Sequence[Sequence[int]]  # per segment: the layout's entries that live there
@@ -185,40 +187,38 @@ class Network:
             self.passages[shard, stage].grads |= following.grads
             del self.passages[shard, stage + 1]
 
-    # What crosses a cut: which values there are, the values, where the random streams stand.
+    # What crosses a cut: the values, which of them need a gradient, where the random streams stand.
 
     def send(self, shard: int, stage: int, peer: int) -> None:
         passage = self.passages[shard, stage]
         crossing = passage.cut.crossings[stage]
         assert passage.rng is not None, "a shard that leaves a stage has been through it"
-        flags = torch.tensor([value in passage.needs for value in crossing] or [False], dtype=torch.uint8)
-        for tensor in (torch.cat([flags, passage.rng]), *(passage.values[value] for value in crossing)):
-            self.transport.send(tensor, peer)
+        needs = torch.tensor([value in passage.needs for value in crossing], dtype=torch.uint8)
+        values = [passage.values[value] for value in crossing]
+        self.bundles.send(peer, Name(False, shard, stage), torch.cat([needs, passage.rng]), values)
         passage.values = {v: t for v, t in passage.values.items() if v < passage.cut.num_inputs}
 
     def receive(self, shard: int, stage: int, peer: int, batch: Any, rows: int) -> None:
         passage = self.begin(shard, stage + 1, batch, rows)
         crossing = passage.cut.crossings[stage]
-        head = self.transport.receive(peer)
-        flags, passage.rng = head[: max(1, len(crossing))], head[max(1, len(crossing)) :]
-        for value, needed in zip(crossing, flags.tolist(), strict=False):
-            passage.values[value] = self.transport.receive(peer)
-            if needed:
-                passage.needs.add(value)
+        note, values = self.bundles.receive(peer, Name(False, shard, stage))
+        needs, passage.rng = note[: len(crossing)], note[len(crossing) :]
+        passage.values |= zip(crossing, values, strict=True)
+        passage.needs |= {value for value, needed in zip(crossing, needs.tolist(), strict=True) if needed}
 
     def send_gradient(self, shard: int, stage: int, peer: int) -> None:
         passage = self.passages.pop((shard, stage + 1))
+        grads = passage.grads
         crossing = passage.cut.crossings[stage]
-        flags = torch.tensor([value in passage.grads for value in crossing] or [False], dtype=torch.uint8)
-        for tensor in (flags, *(passage.grads[value] for value in crossing if value in passage.grads)):
-            self.transport.send(tensor, peer)
+        present = torch.tensor([value in grads for value in crossing], dtype=torch.uint8)
+        found = [grads[value] for value in crossing if value in grads]
+        self.bundles.send(peer, Name(True, shard, stage), present, found)
 
     def receive_gradient(self, shard: int, stage: int, peer: int) -> None:
         passage = self.passages[shard, stage]
-        flags = self.transport.receive(peer).tolist()
-        for value, present in zip(passage.cut.crossings[stage], flags, strict=False):
-            if present:
-                passage.grads[value] = self.transport.receive(peer)
+        present, grads = self.bundles.receive(peer, Name(True, shard, stage))
+        there = [v for v, flag in zip(passage.cut.crossings[stage], present.tolist(), strict=True) if flag]
+        passage.grads |= zip(there, grads, strict=True)
 
     # Sliced segments: every worker of the stage meets, with the rows of its shards and with its slices.
 

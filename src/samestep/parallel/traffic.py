@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from samestep import streams
+from samestep.parallel.bundles import HEAD
 from samestep.parallel.cut import Cut, Segment
 from samestep.parallel.home import Home
 from samestep.parallel.joint import Meeting, meeting_of
@@ -89,7 +90,7 @@ def _crossing_bytes(structure: Cut, stage: int, scale: float) -> int:
     crossing = structure.crossings[stage]
     there = sum(structure.nbytes[value] for value in crossing)
     back = sum(structure.nbytes[value] for value in crossing if value in structure.floats)
-    return round((there + back) * scale) + streams.leave().numel() + 2 * max(1, len(crossing))
+    return round((there + back) * scale) + streams.leave().numel() + 2 * (HEAD.size + len(crossing))
 
 
 def _region_bytes(plan: Plan, structure: Cut, segment: Segment, shards: range, scale: Sequence[float]) -> int:
