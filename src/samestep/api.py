@@ -79,7 +79,7 @@ def train(
         every=every,
         resume=resume,
         allow_nan=allow_nan,
-        want_weights=True,
+        want_weights=memory_limit is None,
         folder=str(Path.cwd()),
         path=tuple(sys.path),
         mkl=mkl_mode(),

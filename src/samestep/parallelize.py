@@ -28,11 +28,13 @@ from samestep.parallel.cut import Cut, parameters_of
 from samestep.parallel.executor import Executor
 from samestep.parallel.gradients import Gradients, untie
 from samestep.parallel.home import Home, num_published, slice_home, stage_home
+from samestep.parallel.initial import Recording
 from samestep.parallel.layout import Layout, Piece, dense, share_pieces
 from samestep.parallel.linear import Place, write_weight_gradients_once
 from samestep.parallel.network import Network, Way
 from samestep.parallel.reduce import TreeReduction
-from samestep.parallel.slices import SlicedLayer, SlicedRegion, slice_layer, slice_sizes
+from samestep.parallel.slices import SlicedLayer, SlicedRegion, SliceOf, copied, slice_layer, slice_sizes
+from samestep.parallel.unbuilt import reserve
 from samestep.parallel.unchanged import Unchanged
 from samestep.parallel.undecorated import skip_dynamo_in_step, skip_dynamo_while_building
 from samestep.parallel.update import ELEMENTWISE, ShardedUpdate, check_optimizer, is_elementwise
@@ -50,6 +52,7 @@ class Prepared:
     optimizer: optim.Optimizer
     names: Names
     layout: Layout
+    initial: Recording | None = None  # how to compute the initial values, where the model has none yet
     way: Way | None = None  # of a cut network
     sliced: Mapping[str, SlicedLayer] = field(default_factory=dict)
 
@@ -90,7 +93,7 @@ class Shared:
     boards: Sequence[Tensor]  # per shard
 
 
-def prepare(job: Job, model: nn.Module) -> Prepared:
+def prepare(job: Job, model: nn.Module, initial: Recording | None = None) -> Prepared:
     """Raises JobRefused when the optimizer cannot be sharded or trains none of the parameters."""
     trainable = [param for param in model.parameters() if param.requires_grad]
     for param in trainable:
@@ -109,7 +112,7 @@ def prepare(job: Job, model: nn.Module) -> Prepared:
     if job.sync_batchnorm:
         synchronise_batchnorm(model)
     names = untie(model, managed)
-    return Prepared(model, optimizer, names, Layout(names))
+    return Prepared(model, optimizer, names, Layout(names), initial)
 
 
 def first_shard(job: Job, shards: int) -> Any:
@@ -139,9 +142,11 @@ def divide(job: Job, plan: Plan, prepared: Prepared, known: dict[str, Cut] | Non
     )
     if not way.known:
         streams.enter(job.seed, "record")
-        way.of(first_shard(job, plan.numerics.shards))
+        with hollow(prepared):
+            way.of(first_shard(job, plan.numerics.shards))
     structure = next(iter(way.known.values()))
     sliced: dict[str, SlicedLayer] = {}
+    values = copied if prepared.initial is None else without_memory
     for segment in structure.segments:
         if segment.region is None:
             continue
@@ -149,10 +154,56 @@ def divide(job: Job, plan: Plan, prepared: Prepared, known: dict[str, Cut] | Non
         sizes = slice_sizes(prepared.model.get_submodule(column), sum(slices[column]))
         for layer in segment.region.layers:
             module = prepared.model.get_submodule(layer)
-            sliced[layer] = slice_layer(layer, module, len(sizes), is_row=layer != column, sizes=sizes)
+            sliced[layer] = slice_layer(layer, module, is_row=layer != column, sizes=sizes, values=values)
     found = dataclasses.replace(prepared, way=way, sliced=sliced, layout=sliced_layout(prepared.names, sliced))
     found.drop_wholes()
     return found
+
+
+@contextmanager
+def hollow(prepared: Prepared) -> Iterator[None]:
+    """Inside, a model that has no values yet computes with zeros that take no memory."""
+    params = [] if prepared.initial is None else list(prepared.model.parameters())
+    before = [param.data for param in params]
+    zeros: dict[int, Tensor] = {}  # one for all names of a tied parameter
+    for param in params:
+        param.data = zeros.setdefault(param.data_ptr(), torch.zeros(1, dtype=param.dtype)).expand(param.shape)
+    try:
+        yield
+    finally:
+        for param, data in zip(params, before, strict=True):
+            param.data = data
+
+
+def without_memory(part: SliceOf) -> Tensor:
+    """For a slice's values, which come later: address space only."""
+    shape = part.of(part.whole).shape
+    storage = reserve(shape.numel() * part.whole.element_size())
+    strides = torch.empty(shape, device="meta").stride()
+    return torch.empty(0, dtype=part.whole.dtype).set_(storage, 0, shape, strides)
+
+
+def fill(prepared: Prepared, plan: Plan, homes: Sequence[Home], rank: int, seed: int) -> None:
+    """Compute the initial values of what worker `rank` is the first to own, and of what no optimizer holds."""
+    assert prepared.initial is not None
+    layout, places = prepared.layout, dict[str, Tensor | list[tuple[tuple[int, int, int], Tensor]]]()
+    name_of = {id(param): name for name, param in prepared.model.named_parameters()}
+    for (_, entry), home in zip(layout.owners(), (homes[i] for i, _ in layout.owners()), strict=True):
+        if rank != home.workers[0]:
+            continue
+        if entry.along is None:
+            places[entry.name] = entry.param.detach()
+        else:
+            windows = places.setdefault(name_of[id(entry.whole)], [])
+            assert isinstance(windows, list)
+            windows.append((entry.along, entry.param.detach()))
+    managed = {id(p) for entry in layout.entries for p in (entry.param, entry.whole)}
+    for name, param in prepared.model.named_parameters():
+        if id(param) not in managed:
+            param.data = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype)
+            places[name] = param.detach()
+    streams.enter(seed, "model")
+    prepared.initial.replay(places.get)
 
 
 def sliced_layout(names: Names, sliced: Mapping[str, SlicedLayer]) -> Layout:
@@ -223,7 +274,7 @@ def share(prepared: Prepared, plan: Plan, fabric: Fabric) -> Shared:
     """Memory for all workers of `plan`, with the initial parameters in it."""
     layout, homes = prepared.layout, set(homes_of(prepared, plan))
     parameters = fabric.memory(layout.nbytes)
-    for i, entry in layout.owners():
+    for i, entry in layout.owners() if prepared.initial is None else ():
         layout.view(parameters, i).copy_(entry.param.data)
     slots = [[fabric.memory(layout.nbytes) for _ in range(num_published(plan, homes, r))] for r in range(plan.workers)]
     board = buffer_starts(list(prepared.model.buffers()))[-1]
@@ -265,8 +316,11 @@ def take_part(
         entry = entry_of.get(id(param))
         return None if entry is None else lambda: gradients.place(entry)
 
-    write_weight_gradients_once(prepared.model, place_of)
     homes = homes_of(prepared, plan)
+    if prepared.initial is not None:
+        fill(prepared, plan, homes, rank, job.seed)
+        transport.fence()
+    write_weight_gradients_once(prepared.model, place_of)
     pieces = pieces_of(prepared, homes, rank)
     update = ShardedUpdate(prepared.optimizer, layout, pieces)
     rows = training_rows(job)

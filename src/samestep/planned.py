@@ -12,7 +12,7 @@ from samestep.outline import Outline, mega
 from samestep.parallel.footprint import Footprint, footprint, state_per_element
 from samestep.parallel.network import Way
 from samestep.parallel.traffic import traffic
-from samestep.parallelize import Prepared, first_shard, homes_of, pieces_of
+from samestep.parallelize import Prepared, first_shard, hollow, homes_of, pieces_of
 from samestep.plan import Plan
 from samestep.schedule.actions import Schedule
 from samestep.schedule.checker import check
@@ -76,7 +76,8 @@ def footprints(job: Job, plan: Plan, prepared: Prepared, schedules: Sequence[Sch
         objective = Objective(job.loss, job.forward)
         way = Way(prepared.model, objective, [], {}, {})
         streams.enter(job.seed, "record")
-        structure = way.of(first_shard(job, plan.numerics.shards))
+        with hollow(prepared):
+            structure = way.of(first_shard(job, plan.numerics.shards))
     homes = homes_of(prepared, plan)
     state = state_per_element(prepared.optimizer)
     return [

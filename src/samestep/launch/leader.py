@@ -24,6 +24,7 @@ from torch import nn
 from samestep import streams
 from samestep.checkpoint import finished, read_description, remove_unfinished
 from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
+from samestep.job import Job
 from samestep.launch import wire
 from samestep.launch.environment import building
 from samestep.launch.importing import call, load_function
@@ -32,8 +33,9 @@ from samestep.launch.processes import die_on_word_from, flush_output, leave, num
 from samestep.launch.request import Request
 from samestep.launch.resolve import chosen_numerics, make_plan, with_numerics
 from samestep.launch.worker import LOST_A_PEER, Resumption, Run, in_memory, run_threads, run_worker
+from samestep.parallel.initial import Recording, record
 from samestep.parallel.update import implementation
-from samestep.parallelize import Prepared, bind, divide, groups_that_meet, prepare, share, training_rows
+from samestep.parallelize import Prepared, bind, divide, groups_that_meet, hollow, prepare, share, training_rows
 from samestep.planned import check_memory, checked, footprints, outline
 from samestep.presets import sliceable
 from samestep.transport.shared import SharedFabric
@@ -85,10 +87,12 @@ def build(request: Request, events: socket.socket) -> tuple[Run, Prepared, nn.Mo
     streams.enter(seed, "job")
     job = with_numerics(call(load_function(request), request), chosen, request)
     streams.enter(job.seed, "model")
-    model = job.build_model()
+    initial = None if request.memory_limit is None else recorded(job, request)
+    model = job.build_model() if initial is None else initial.model
     pristine = copy.deepcopy(model) if request.transport == "threads" else None
-    prepared = prepare(job, model)
-    plan = make_plan(job, chosen, request, implementation(prepared.optimizer), model)
+    prepared = prepare(job, model, initial)
+    with hollow(prepared):
+        plan = make_plan(job, chosen, request, implementation(prepared.optimizer), model)
     if plan.transport == "threads" and pristine is None:
         raise PlanRefused('a plan with transport = "threads" needs --transport threads on the command line as well')
     prepared = divide(job, plan, prepared)
@@ -105,6 +109,24 @@ def build(request: Request, events: socket.socket) -> tuple[Run, Prepared, nn.Mo
             "workers forked from a process with threads can hang: start threads in the data set or in forward instead"
         )
     return run, prepared, pristine
+
+
+def recorded(job: Job, request: Request) -> Recording:
+    """The model without memory, for a run in which no process may hold the whole of it."""
+    if isinstance(job.model, nn.Module):
+        raise JobRefused(
+            f"Job.model is a {type(job.model).__name__} that exists already, and --memory-limit wants each worker to "
+            "make its own parts: give a function that makes the model"
+        )
+    for asked, what in ((job.evaluate, "Job.evaluate"), (request.save, "--save")):
+        if asked is not None:
+            raise JobRefused(
+                f"{what} needs the whole model in one worker, and --memory-limit is for models that do not fit there: "
+                "leave one of them out (--checkpoint writes every worker's parts)"
+            )
+    if request.transport == "threads":
+        raise PlanRefused("--memory-limit limits processes: leave --transport threads out")
+    return record(job.build_model)
 
 
 def announcement(run: Run) -> dict[str, Any]:

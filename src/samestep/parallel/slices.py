@@ -124,9 +124,21 @@ class SlicedLayer:
         return y.view(*x_shape, y.shape[-1]) if isinstance(self.module, nn.Embedding) else y
 
 
-def slice_layer(name: str, module: nn.Module, num_slices: int, *, is_row: bool, sizes: Sequence[int]) -> SlicedLayer:
-    """Cut `module` into slices of `sizes`; the leaves start with the whole's values."""
-    assert len(sizes) == num_slices
+def copied(part: SliceOf) -> Tensor:
+    """A slice's values."""
+    return part.of(part.whole.detach()).contiguous()
+
+
+def slice_layer(
+    name: str,
+    module: nn.Module,
+    *,
+    is_row: bool,
+    sizes: Sequence[int],
+    values: Callable[[SliceOf], Tensor] = copied,
+) -> SlicedLayer:
+    """Cut `module` into slices of `sizes`, with leaves of `values`."""
+    num_slices = len(sizes)
     column_dim = 1 if isinstance(module, EMBEDDINGS) else 0
     parts: dict[str, SliceOf] = {}
     starts = [sum(sizes[:k]) for k in range(num_slices)]
@@ -137,7 +149,7 @@ def slice_layer(name: str, module: nn.Module, num_slices: int, *, is_row: bool, 
         for start, size in zip(starts, sizes, strict=True):
             cut = f"{start}:{start + size}"
             parts[f"{name}.{local}[{cut if dim == 0 else f':,{cut}'}]"] = SliceOf(whole, dim, start, start + size)
-    leaves = [nn.Parameter(part.of(part.whole.detach()).contiguous()) for part in parts.values()]
+    leaves = [nn.Parameter(values(part)) for part in parts.values()]
     return SlicedLayer(name, module, is_row, tuple(leaves[:num_slices]), tuple(leaves[num_slices:]), parts)
 
 
