@@ -1,7 +1,7 @@
 """The memory that a plan needs on every worker, counted before anything is allocated.
 
     parameters     what the worker computes with
-    gradients      one slot of the same size, more where its shards leave several nodes of the tree
+    gradients      a slot of the same size for every node of the tree that its shards keep open
     optimizer      the state of what it updates (SGD with momentum: once, Adam: twice its size)
     activations    the most that is kept for backward at any time, along the worker's own schedule
 
@@ -48,7 +48,7 @@ def footprint(
     """Of worker `rank`. state: elements of optimizer state per element of a parameter."""
     used = [(e, home) for e, home in zip(layout.entries, homes, strict=True) if rank in home.workers]
     values = sum(e.nbytes for e, _ in used if e.tied_to is None)
-    gradients = sum(e.nbytes * home.slots_of(rank) for e, home in used)
+    gradients = sum(e.nbytes * home.kept_slots(rank) for e, home in used)
     owned = sum((p.stop - p.start) * layout.entries[p.entry].param.element_size() for p in pieces)
     return Footprint(values, gradients, int(owned * state), activations(plan, rank, structure, schedule))
 

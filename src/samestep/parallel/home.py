@@ -46,6 +46,13 @@ class Home:
         return max(1, *(len(local_plan(self.units_of(rank, n), n).left) for n in sizes))
 
 
+    def kept_slots(self, rank: int) -> int:
+        """Slots that worker `rank` fills at most while it folds its units, published or not."""
+        sizes = range(1, sum(self.assign) + 1)
+        plans = [local_plan(self.units_of(rank, n), n) for n in sizes]
+        return max(1, *(fold.slot + 1 for plan in plans for fold in plan.folds if not fold.into), 1)
+
+
 def stage_home(plan: Plan, stage: int) -> Home:
     """Of the whole layers of a stage."""
     if not plan.stages:
@@ -55,7 +62,8 @@ def stage_home(plan: Plan, stage: int) -> Home:
 
 def slice_home(plan: Plan, owner: int) -> Home:
     """Of a slice that worker `owner` computes."""
-    return Home((owner,), (plan.numerics.shards,), is_slice=True)
+    shards = plan.numerics.shards
+    return Home((owner,), (-(-shards // plan.set_size(shards)),), is_slice=True)
 
 
 def num_published(plan: Plan, homes: set[Home], rank: int) -> int:

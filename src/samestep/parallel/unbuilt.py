@@ -36,6 +36,7 @@ OVERWRITING = {  # in place, without a look at what was there
     "geometric_", "eye_",
 }  # fmt: skip
 SAME_SHAPE = {"tril", "triu", "cumsum", "cumprod", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
+UNDECLARED = {"native_batch_norm"}  # writes its running statistics, and its schema does not say so
 WITHOUT_VALUES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"}
 
 
@@ -354,6 +355,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._read(func, args, kwargs, inputs)
         mutated = _mutated(schema, args, kwargs)
         writes = [leaf for leaf in pytree.tree_leaves(list(mutated.values())) if isinstance(leaf, Tensor)]
+        if name in UNDECLARED and args[5]:
+            writes += [tensor for tensor in args[3:5] if tensor is not None]
         overwrites = bool(writes) and (name in OVERWRITING or torch.Tag.out in func.tags)
         ids = {id(tensor) for tensor in writes} if overwrites else set()
         reads = [tensor for tensor in inputs if id(tensor) not in ids]
@@ -515,7 +518,8 @@ def _shape_at_once(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     is_alike = torch.Tag.pointwise in func.tags or name in SAME_SHAPE
     if is_alike and inputs and len(func._schema.returns) == 1 and all(tensor.is_contiguous() for tensor in inputs):
         dtype = _tiny(func, args, kwargs).dtype
-        return torch.empty(torch.broadcast_shapes(*(t.shape for t in inputs)), dtype=dtype, device="meta")
+        shape = torch.broadcast_shapes(*(tensor.shape for tensor in inputs))  # type: ignore[no-untyped-call]
+        return torch.empty(shape, dtype=dtype, device="meta")
     return None
 
 
