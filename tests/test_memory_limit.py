@@ -59,9 +59,7 @@ def test_stages_train_within_the_limit_with_the_same_bits(
     group: Path, launcher: Launcher, reference: samestep.Report
 ) -> None:
     settings = {"group": str(group), "limit": LIMIT + SLACK}
-    report = samestep.train(
-        JOB, launcher=launcher, plan="pipeline", workers=2, memory_limit=LIMIT, settings=settings
-    )
+    report = samestep.train(JOB, launcher=launcher, plan="pipeline", workers=2, memory_limit=LIMIT, settings=settings)
     assert len(list(group.glob("worker-*"))) == 2
     assert (report.digest, report.losses) == (reference.digest, reference.losses)
 

@@ -24,7 +24,7 @@ from samestep.numerics import num_shards_of, shard_rows
 from samestep.parallel.batchnorm import synchronise_batchnorm
 from samestep.parallel.buffers import Buffers, buffer_starts
 from samestep.parallel.bundles import Bundles
-from samestep.parallel.cut import Cut, parameters_of
+from samestep.parallel.cut import Cut, check_stages, parameters_of
 from samestep.parallel.executor import Executor
 from samestep.parallel.gradients import Gradients, untie
 from samestep.parallel.home import Home, num_published, slice_home, stage_home
@@ -145,6 +145,7 @@ def divide(job: Job, plan: Plan, prepared: Prepared, known: dict[str, Cut] | Non
         with hollow(prepared):
             way.of(first_shard(job, plan.numerics.shards))
     structure = next(iter(way.known.values()))
+    check_stages(structure, prepared.model, [stage.first for stage in plan.stages])
     sliced: dict[str, SlicedLayer] = {}
     values = copied if prepared.initial is None else without_memory
     for segment in structure.segments:

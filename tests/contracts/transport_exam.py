@@ -297,6 +297,16 @@ def a_tensor_moved_to_several_is_the_same_for_all(transport: Transport, memory: 
 
 
 @question
+def what_is_sent_does_not_come_between_what_is_moved(transport: Transport, memory: Tensor) -> None:
+    me, peers = transport.rank, [peer for peer in range(transport.size) if peer != transport.rank]
+    for peer in peers:
+        transport.send(torch.tensor([1.0, me]), peer)
+    found = transport.move(range(transport.size), [(peer, torch.tensor([2, me])) for peer in peers], peers)
+    assert [t.tolist() for t in found] == [[2, peer] for peer in peers]
+    assert [transport.receive(peer).tolist() for peer in peers] == [[1.0, peer] for peer in peers]
+
+
+@question
 def groups_that_overlap_move_independently(transport: Transport, memory: Tensor) -> None:
     """All workers and a group of two take turns; a worker outside the group goes on."""
     size, me = transport.size, transport.rank

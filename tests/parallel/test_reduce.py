@@ -43,7 +43,10 @@ def published(of: Layout, plan: Plan, num_shards: int) -> list[list[Tensor]]:
     """Every worker's slots after backward; those it does not use hold what was there before."""
     slots = []
     for rank in range(plan.workers):
-        mine = [torch.full((of.nbytes,), 99, dtype=torch.uint8) for _ in range(num_published(plan, {stage_home(plan, 0)}, rank))]
+        mine = [
+            torch.full((of.nbytes,), 99, dtype=torch.uint8)
+            for _ in range(num_published(plan, {stage_home(plan, 0)}, rank))
+        ]
         for slot, node in zip(mine, local_plan(plan.shards_of(rank, num_shards), num_shards).left, strict=False):
             stop = min((node.index + 1) << node.level, num_shards)
             for entry in range(len(of.entries)):

@@ -273,6 +273,18 @@ def check_layers(found: Cut, model: nn.Module) -> None:
                     )
 
 
+def check_stages(found: Cut, model: nn.Module, firsts: Sequence[str]) -> None:
+    """Raises PlanRefused for a stage without parameters: it would be a worker with nothing to keep."""
+    for stage in range(len(firsts)):
+        own = [segment for segment in found.segments if segment.stage == stage]
+        params = any(parameters_of(call, model) for segment in own for call in segment.calls)
+        if not params and not any(segment.is_sliced for segment in own):
+            raise PlanRefused(
+                f"stage {stage}, from {firsts[stage] or 'the beginning'} on, has no parameters: "
+                "join it with the stage before or after"
+            )
+
+
 def parameters_of(call: Call, model: nn.Module) -> list[str]:
     """The trainable parameters that a call uses."""
     names = [name for name in call.names if isinstance(_get(model, name), nn.Parameter)]

@@ -45,7 +45,6 @@ class Home:
         sizes = range(1, sum(self.assign) + 1)
         return max(1, *(len(local_plan(self.units_of(rank, n), n).left) for n in sizes))
 
-
     def kept_slots(self, rank: int) -> int:
         """Slots that worker `rank` fills at most while it folds its units, published or not."""
         sizes = range(1, sum(self.assign) + 1)

@@ -65,7 +65,9 @@ class Recording:
                 targets.setdefault(piece.storage, []).append(Target(piece, place.detach()))
         _own_memory(self.model, self._recorder, self._kept)
         with torch.no_grad(), _default_dtype():
-            _Replay(self._recorder, targets, self._kept).run()
+            replay = _Replay(self._recorder, targets, self._kept)
+            replay.run()
+            replay.leave_generators()
 
 
 def narrowed(part: Part, dim: int, start: int, stop: int) -> Part:

@@ -432,6 +432,10 @@ class _Functions(TorchFunctionMode):
     ) -> Any:
         if func in self.READERS and not args[0].is_meta:
             self._recorder.learn(args[:1])
+            if func is Tensor.numpy:
+                array = func(*args, **(kwargs or {}))
+                array.flags.writeable = False  # what is written there could not be written down
+                return array
         if func is Tensor.__deepcopy__ and not args[0].is_meta and args[0].is_leaf:
             tensor, memo = args
             if id(tensor) not in memo:

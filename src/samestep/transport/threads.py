@@ -19,7 +19,7 @@ class ThreadFabric:
         self.size = size
         self.baton = Baton()
         self.records: dict[tuple[int, tuple[int, ...]], deque[bytes]] = {}
-        self.tensors: dict[tuple[int, int], deque[Tensor]] = {}
+        self.tensors: dict[tuple[int, ...], deque[Tensor]] = {}  # by sender, receiver, and group of a move
         self.gone: set[int] = set()
 
     def memory(self, nbytes: int) -> Tensor:
@@ -55,26 +55,34 @@ class ThreadTransport:
         self.exchange(b"")
 
     def send(self, tensor: Tensor, peer: int) -> None:
-        copy, filled = empty_from(header(tensor))
-        filled.copy_(payload(tensor))
-        self._fabric.tensors.setdefault((self.rank, peer), deque()).append(copy)
+        self._put((self.rank, peer), tensor)
 
     def receive(self, peer: int) -> Tensor:
-        box = self._fabric.tensors.setdefault((peer, self.rank), deque())
-        self._wait(peer, lambda: bool(box))
-        self.moved += box[0].numel() * box[0].element_size()
-        return box.popleft()
+        return self._take((peer, self.rank))
 
     def move(
         self, group: Sequence[int], outgoing: Sequence[tuple[int, Tensor]], sources: Sequence[int]
     ) -> list[Tensor]:
+        """On boxes of the group's own: what is sent on the side does not come between."""
         for peer, tensor in outgoing:
-            self.send(tensor, peer)
-        return [self.receive(peer) for peer in sources]
+            self._put((self.rank, peer, *group), tensor)
+        return [self._take((peer, self.rank, *group)) for peer in sources]
 
     def close(self) -> None:
         self._fabric.gone.add(self.rank)
         self._fabric.baton.give()
+
+    def _put(self, box: tuple[int, ...], tensor: Tensor) -> None:
+        copy, filled = empty_from(header(tensor))
+        filled.copy_(payload(tensor))
+        self._fabric.tensors.setdefault(box, deque()).append(copy)
+
+    def _take(self, box: tuple[int, ...]) -> Tensor:
+        """box: sender, receiver, and the group for a move."""
+        waiting = self._fabric.tensors.setdefault(box, deque())
+        self._wait(box[0], lambda: bool(waiting))
+        self.moved += waiting[0].numel() * waiting[0].element_size()
+        return waiting.popleft()
 
     def _wait(self, peer: int, ready: Callable[[], bool]) -> None:
         self._fabric.baton.wait_for(lambda: ready() or peer in self._fabric.gone)
