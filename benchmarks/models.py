@@ -79,11 +79,29 @@ def texts() -> tuple[Tensor, Tensor]:
     return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
+def photos() -> tuple[Tensor, Tensor]:
+    return images(3, 224, 224, classes=1000, rows=64)
+
+
+def deep_gpt() -> nn.Module:
+    """8 blocks, 6.5 M parameters; cut before `blocks.4` both halves have the same blocks."""
+    return GPT(layers=8)
+
+
+def wide_gpt() -> nn.Module:
+    """4 blocks, d 1024; 51 M parameters, 204 MB."""
+    return GPT(d=1024)
+
+
 MODELS = {
     "mlp": (mlp, lambda: images(784), nn.CrossEntropyLoss(), 128),
     "cnn": (cnn, lambda: images(3, 32, 32), nn.CrossEntropyLoss(), 64),
-    "alexnet": (alexnet, lambda: images(3, 224, 224, classes=1000, rows=64), nn.CrossEntropyLoss(), 16),
+    "alexnet": (alexnet, photos, nn.CrossEntropyLoss(), 16),
+    "alexnet-32": (alexnet, photos, nn.CrossEntropyLoss(), 32),
     "gpt": (GPT, texts, token_loss, 16),
+    "gpt-deep": (deep_gpt, texts, token_loss, 16),
+    "gpt-deep-32": (deep_gpt, texts, token_loss, 32),
+    "gpt-wide": (wide_gpt, texts, token_loss, 8),
 }
 """name: model, data, loss, batch size."""
 

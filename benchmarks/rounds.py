@@ -1,10 +1,11 @@
 """Contenders that take turns: each keeps its processes, steps when asked, and sleeps in between.
 
 A contender is a command. It says `ready` on the file it writes to, then answers every `N` it reads
-with the seconds of N steps as one JSON list. Rounds interleave them, so that what else the machine
+with the seconds of N steps (or what else it measured in each) as one JSON list. Rounds interleave them, so that what else the machine
 does hits all alike.
 """
 
+import argparse
 import json
 import os
 import random
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class Turns:
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
         self._asked = 0
-        self._seconds: list[float] = []
+        self._seconds: list[Any] = []
         self._mark = 0.0
         self._reader: Any = None
 
@@ -37,9 +38,10 @@ class Turns:
         print("ready", file=self._writer)
         self._wait()
 
-    def step(self) -> None:
+    def step(self, measured: Any = None) -> None:
+        """measured: what to answer instead of the seconds since the last step."""
         now = time.perf_counter()
-        self._seconds.append(now - self._mark)
+        self._seconds.append(now - self._mark if measured is None else measured)
         self._mark = now
         if len(self._seconds) == self._asked:
             print(json.dumps(self._seconds), file=self._writer)
@@ -71,8 +73,12 @@ class Contender:
         assert self._answers.readline() == "ready\n", f"{self.name} did not come up"
 
     def round(self, steps: int) -> None:
+        self.medians.append(statistics.median(self.answer(steps)))
+
+    def answer(self, steps: int) -> list[Any]:
+        """What it measured in each of so many steps."""
         print(steps + WARM, file=self._asks)
-        self.medians.append(statistics.median(json.loads(self._answers.readline())[WARM:]))
+        return json.loads(self._answers.readline())[WARM:]
 
     def stop(self) -> None:
         self._asks.close()
@@ -100,6 +106,53 @@ def race(contenders: list[Contender], rounds: int, steps: int, warm_rounds: int 
     finally:
         for contender in contenders:
             contender.stop()
+
+
+def contender(name: str, model: str) -> Contender:
+    """The one of `step_time/contender.py` that is named "KIND OPTION"."""
+    script = Path(__file__).resolve().parent / "step_time" / "contender.py"
+    return Contender(name, [sys.executable, str(script), *name.split()[:1], model, *name.split()[1:]])
+
+
+@dataclass
+class Question:
+    """Who takes turns at which model, and whose steps are compared."""
+
+    model: str
+    contenders: list[str]
+    pairs: list[tuple[str, str]]
+    rounds: int
+    steps: int  # per round
+
+
+def ask(
+    questions: Mapping[str, Question], make: Callable[[str, str], Contender] = contender
+) -> Iterable[tuple[str, dict[str, Contender]]]:
+    """Answer the questions that the command line names, all if none, one Markdown table after the other."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("questions", nargs="*", help=f"of {', '.join(questions)}; default: all")
+    parser.add_argument("--rounds", type=int, help="default: the question's own")
+    parser.add_argument("--steps", type=int, help="per round; default: the question's own")
+    asked = parser.parse_args()
+    print(machine(), "\n")
+    for name in asked.questions or list(questions):
+        question = questions[name]
+        rounds, steps = asked.rounds or question.rounds, asked.steps or question.steps
+        found = {one: make(one, question.model) for one in question.contenders}
+        race(list(found.values()), rounds, steps)
+        print(f"**{name}**, {rounds} rounds of {steps} steps\n")
+        print_tables(found, question.pairs)
+        yield name, found
+
+
+def print_tables(found: Mapping[str, Contender], pairs: Iterable[tuple[str, str]]) -> None:
+    print("| contender | step, ms |\n|---|--:|")
+    for name, one in found.items():
+        print(f"| {name} | {spread(one.medians, lambda s: f'{s * 1e3:.2f}')} |")
+    print("\n| ratio | per round |\n|---|--:|")
+    for a, b in pairs:
+        print(f"| {a} / {b} | {spread(ratios(found[a], found[b]), lambda r: f'{r:.3f}')} |")
+    print(flush=True)
 
 
 def spread(values: list[float], show: Callable[[float], str]) -> str:

@@ -2,11 +2,15 @@
 
 plain THREADS      a bare PyTorch loop in one process
 ddp WORKERS        DistributedDataParallel over gloo, one thread each
-samestep W:S       W workers, S shards; `W:S:in-place` adds shards up in place instead of in the tree
+samestep W:S       W workers, S shards, whole model on each. A third word changes that:
+         W:S:in-place      adds shards up in place instead of in the tree
+         W:S:PRESET        another plan by name: slices, hybrid, pipeline
+         W:S:ORDER@LAYER   a pipeline in the order gpipe, 1f1b ..., cut before LAYER (LAYER,LAYER for more cuts)
 """
 
 import contextlib
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,6 +23,7 @@ from rounds import Turns
 
 import samestep
 from samestep.parallel import executor
+from samestep.plan import PRESETS
 from samestep.tree import Fold, FoldPlan, local_plan
 
 EVER = 10**9  # steps
@@ -52,6 +57,32 @@ def job(model: str, shards: int, folder: str, adding: str = "tree") -> samestep.
         model=build, data=data(), loss=loss, optimizer=optimizer, batch_size=batch_size, shards=shards,
         steps=EVER, callbacks=[TurnsCallback(folder)],
     )  # fmt: skip
+
+
+def pipeline(order: str, layers: list[str], shards: int) -> str:
+    """A plan's text: one stage per worker, cut before `layers`."""
+    stages = [
+        f'[[stage]]\nfirst = "{first}"\nworkers = [{rank}]\nassign = [{shards}]\n'
+        for rank, first in enumerate(["", *layers])
+    ]
+    return "\n".join([f'numerics = "shards={shards}"\norder = "{order}"\n', *stages])
+
+
+def train(model: str, option: str, folder: str) -> None:
+    workers, shards, *words = option.split(":")
+    settings = {"model": model, "shards": int(shards), "folder": folder}
+    word = words[0] if words else "data"
+    order, cut, layers = word.partition("@")
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file, contextlib.suppress(samestep.TrainingFailed):
+        # worker 0 leaves when there are no more rounds
+        if cut:
+            file.write(pipeline(order, layers.split(","), int(shards)))
+            file.flush()
+            samestep.train(job, settings=settings, plan=file.name)
+        elif word in PRESETS:
+            samestep.train(job, settings=settings, workers=int(workers), plan=word)
+        else:
+            samestep.train(job, settings={**settings, "adding": word}, workers=int(workers))
 
 
 def loop(model_name: str, rows_per_batch: int, step_done, model: torch.nn.Module | None = None) -> None:
@@ -96,10 +127,7 @@ def main(kind: str, model: str, option: str, folder: str) -> None:
     elif kind == "ddp":
         mp.spawn(ddp_rank, (model, int(option), folder), nprocs=int(option))
     elif kind == "samestep":
-        workers, shards, *adding = option.split(":")
-        settings = {"model": model, "shards": int(shards), "folder": folder, "adding": adding[0] if adding else "tree"}
-        with contextlib.suppress(samestep.TrainingFailed):  # worker 0 leaves when there are no more rounds
-            samestep.train(job, settings=settings, workers=int(workers))
+        train(model, option, folder)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ before this segment's own uses add theirs. Autograd adds the consumers of a tens
 sum has the order, and the bits, of the uncut graph.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from samestep.parallel.cut import Segment
 from samestep.parallel.recording import perform
+from samestep.parallel.seeds import backward_from
 
 Gradients = dict[int, Tensor]  # by value
 
@@ -61,16 +61,12 @@ class Cell:
 
     def backward(self, grads: Gradients, objective: Tensor | None) -> None:
         """From the gradients of what was given (and passed by) to those of what was taken."""
-        roots: list[Tensor] = [] if objective is None else [objective]
-        seeds: list[Tensor | None] = [None] * len(roots)
-        for value, tensor in self._roots():
+        roots = [] if objective is None else [objective]
+        seeds = [torch.ones_like(root) for root in roots]
+        for value, tensor in [*self._given.items(), *self._entered.items()]:
             grad = grads.pop(value, None)
             if grad is not None and tensor.requires_grad:
                 roots.append(tensor)
                 seeds.append(grad)
-        if roots:
-            torch.autograd.backward(roots, seeds)
+        backward_from(roots, seeds)
         grads |= self._caught
-
-    def _roots(self) -> Iterable[tuple[int, Tensor]]:
-        return [*self._given.items(), *self._entered.items()]

@@ -23,6 +23,7 @@ from samestep import streams
 from samestep.parallel.cut import Region
 from samestep.parallel.linear import Place, linear_into
 from samestep.parallel.recording import perform
+from samestep.parallel.seeds import backward_from
 from samestep.plan import equal_shares
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -203,5 +204,5 @@ class RegionCell:
     def backward(self, grads: Sequence[Tensor]) -> list[Tensor | None]:
         """From the outputs' gradients to the input's, one summand per own slice."""
         for output, grad in zip(self.outputs, grads, strict=True):
-            torch.autograd.backward(output, grad)
+            backward_from([output], [grad])
         return [x.grad for x in self.inputs]
