@@ -6,6 +6,7 @@ does hits all alike.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,16 @@ class Turns:
             os._exit(0)
         self._asked, self._seconds = int(line), []
         self._mark = time.perf_counter()
+
+
+@contextlib.contextmanager
+def until_peer_leaves() -> Iterator[None]:
+    """For the other ranks: rank 0 leaves without a word when there are no more rounds."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "closed by peer" not in str(error):
+            raise
 
 
 @dataclass

@@ -75,9 +75,14 @@ BOTH = [  # per stage: (workers, shards of each), slices of each; order, recompu
     ([(((2, 1, 0), (3, 3, 2)), (2, 1, 1)), (((0, 1, 2), (2, 3, 3)), (1, 1, 2))], "interleaved", False, "threads"),
     ([(((0, 1, 2), (3, 3, 2)), (2, 1, 1)), (((3,), (S,)), (4,))], "1f1b", False, "threads"),
     ([(((0, 1, 2, 3), (2, 2, 2, 2)), (1, 1, 1, 1)), (((4, 5), (4, 4)), (2, 2))], "1f1b", False, "threads"),
-    ([(((0, 1), (4, 4)), (2, 2)), (((2, 3, 4, 5, 6, 7), (2, 2, 1, 1, 1, 1)), (1, 1, 1, 1, 0, 0))], "gpipe", True, "threads"),
+    (
+        [(((0, 1), (4, 4)), (2, 2)), (((2, 3, 4, 5, 6, 7), (2, 2, 1, 1, 1, 1)), (1, 1, 1, 1, 0, 0))],
+        "gpipe",
+        True,
+        "threads",
+    ),
     ([(((3, 2, 1, 0), (1, 1, 1, 5)), (1, 1, 1, 1)), (((0,), (S,)), (4,))], "1f1b", False, "threads"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +150,9 @@ def test_stages_do_not_change_the_numbers_at_all(
 
 
 @pytest.mark.parametrize("case", range(len(SLICINGS)))
-@pytest.mark.parametrize("preset", ["hybrid", "slices"])
-@pytest.mark.parametrize("family", FIRST_OF_SECOND)
+@pytest.mark.parametrize(
+    ("family", "preset"), [*((family, "slices") for family in FIRST_OF_SECOND), ("cnn", "hybrid"), ("resnet", "hybrid")]
+)
 def test_slices_have_one_digest_whoever_computes_them(
     family: str, preset: str, case: int, train: Train, launcher: Launcher, numerics: Callable[..., Numerics],
     alone: Callable[..., Report],
@@ -238,17 +244,37 @@ SECOND = "[[stage]]\nworkers = [1]\nassign = [8]\n"
 @pytest.mark.parametrize(
     ("family", "text", "said"),
     [
-        ("mlp", stage('[stage.slices]\n"tail.*" = [2]\n'), r"the pattern 'tail.\*' of stage 0 matches no layer.*body.0"),
+        (
+            "mlp",
+            stage('[stage.slices]\n"tail.*" = [2]\n'),
+            r"the pattern 'tail.\*' of stage 0 matches no layer.*body.0",
+        ),
         ("mlp", stage('[stage.slices]\n"head" = [6]\n'), r"6 slices \(6\) of head, which has 5 outputs: use at most 5"),
         ("gpt", stage('[stage.slices]\n"head" = [2]\n'), "head cannot be sliced: its weight is tied"),
         ("cnn", stage('[stage.slices]\n"norm1" = [2]\n'), "norm1 cannot be sliced: a BatchNorm2d is none of Linear"),
         ("mlp", stage(f'{SECOND}first = "tail"\n'), "begins at 'tail', and the model has no such layer"),
-        ("gpt", stage(f'{SECOND}first = "blocks.1"\n{SECOND}first = "blocks.0"\n'), "forward reaches blocks.0 before blocks.1"),
-        ("mlp", stage(f'{SECOND}first = "body.3"\n{SECOND}first = "body.5"\n'), "stage 1, from body.3 on, has no parameters"),
-        ("mlp", by_hand('["F0.0 F0.1 F0.2 F0.3 B0.0 B0.1 B0.2", "F1.0 B1.0 F1.1 B1.1 F1.2 B1.2 F1.3 B1.3"]'), "worker 0.*B0.3"),
-        ("mlp", by_hand('["F0.0 B0.0 F0.1 B0.1 F0.2 B0.2 F0.3 B0.3", "F1.0 F1.1 B1.0 B1.1 F1.2 B1.2 F1.3 B1.3"]'), "(?s)worker 0.*worker 1"),
+        (
+            "gpt",
+            stage(f'{SECOND}first = "blocks.1"\n{SECOND}first = "blocks.0"\n'),
+            "forward reaches blocks.0 before blocks.1",
+        ),
+        (
+            "mlp",
+            stage(f'{SECOND}first = "body.3"\n{SECOND}first = "body.5"\n'),
+            "stage 1, from body.3 on, has no parameters",
+        ),
+        (
+            "mlp",
+            by_hand('["F0.0 F0.1 F0.2 F0.3 B0.0 B0.1 B0.2", "F1.0 B1.0 F1.1 B1.1 F1.2 B1.2 F1.3 B1.3"]'),
+            "worker 0.*B0.3",
+        ),
+        (
+            "mlp",
+            by_hand('["F0.0 B0.0 F0.1 B0.1 F0.2 B0.2 F0.3 B0.3", "F1.0 F1.1 B1.0 B1.1 F1.2 B1.2 F1.3 B1.3"]'),
+            "(?s)worker 0.*worker 1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_plan_that_does_not_fit_is_refused(family: str, text: str, said: str, train: Train, tmp_path: Path) -> None:
     file = tmp_path / "plan.toml"
     file.write_text(text)

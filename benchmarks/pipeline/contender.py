@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from models import GPT, MODELS, optimizer
-from rounds import Turns
+from rounds import Turns, until_peer_leaves
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
@@ -71,6 +71,7 @@ def batches(model_name: str) -> Iterator[tuple[Tensor, Tensor]]:
                 yield x.index_select(0, rows), y.index_select(0, rows)
 
 
+@until_peer_leaves()
 def torch_rank(rank: int, model_name: str, order: str, microbatches: int, folder: str) -> None:
     join(rank, folder)
     build, _, loss, _ = MODELS[model_name]
@@ -92,6 +93,7 @@ def torch_rank(rank: int, model_name: str, order: str, microbatches: int, folder
             turns.step()
 
 
+@until_peer_leaves()
 def stage_rank(rank: int, model_name: str, microbatches: int, folder: str) -> None:
     join(rank, folder)
     build, _, loss, batch_size = MODELS[model_name]

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from models import MODELS, optimizer
-from rounds import Turns
+from rounds import Turns, until_peer_leaves
 
 import samestep
 from samestep.parallel import executor
@@ -106,6 +106,7 @@ def plain(model: str, threads: str, folder: str) -> None:
     loop(model, MODELS[model][3], turns.step)
 
 
+@until_peer_leaves()
 def ddp_rank(rank: int, model_name: str, workers: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=workers)

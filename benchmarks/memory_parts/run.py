@@ -1,0 +1,168 @@
+"""What does a worker need for its part of a model? `python benchmarks/memory_parts/run.py [CASE ...]`.
+
+Read from the kernel: PSS (a page shared by n processes counts 1/n for each) of each worker, sampled while it
+trains; less the same of the idle worker, which is forked and knows its part and has allocated nothing. RSS would
+not do: a worker inherits pages of freed memory from the process that forked it, and they count as its own
+before it uses them. Counted from the plan: parameters, gradients, optimizer state and activations of what the
+worker owns; `samestep plan` shows the same numbers.
+
+The run is one with a memory limit (a far one): each worker makes its own parts of the model, and no other
+process has touched them.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from dataclasses import astuple, dataclass, field
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models import MODELS, optimizer
+from rounds import machine
+
+import samestep
+from samestep.launch import worker
+from samestep.launch.launcher import Launcher
+from samestep.launch.request import Request
+
+STEPS = 4
+FAR = 1 << 50  # bytes
+PAUSE = 0.01  # seconds between samples
+
+CASES = {
+    f"{model}-{plan}": (model, plan, shards)
+    for model, shards in (("alexnet", {"hybrid": 2, "slices": 2, "pipeline": 4}),
+                          ("gpt-wide", {"hybrid": 4, "slices": 4, "pipeline": 4}))
+    for plan, shards in shards.items()
+}  # fmt: skip
+"""model, plan, shards."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """PSS of a process, in bytes: all of it, what it allocated for itself, and memory mapped by several."""
+
+    total: int = 0
+    own: int = 0
+    shared: int = 0
+
+    def above(self, idle: "Usage") -> "Usage":
+        return Usage(self.total - idle.total, self.own - idle.own, self.shared - idle.shared)
+
+
+def usage(pid: int) -> Usage:
+    fields = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, _, rest = line.partition(":")
+        fields[name] = int(rest.split()[0]) * 1024
+    return Usage(fields["Pss"], fields["Pss_Anon"], fields["Pss_Shmem"])
+
+
+class Hold:
+    """After the last step that counts, worker 0 waits until everybody's memory was read; the others wait for it."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    def __call__(self, step: int, loss: float, metrics: object) -> None:
+        if step == STEPS - 1:
+            (self._folder / "trained").touch()
+            wait_for(self._folder / "read")
+
+
+def wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(PAUSE)
+
+
+def job(model: str, shards: int, folder: str) -> samestep.Job:
+    worker.work = partial(work_after_telling, worker.work, folder)
+    build, data, loss, batch_size = MODELS[model]
+    return samestep.Job(
+        model=build, data=data(), loss=loss, optimizer=optimizer, batch_size=batch_size, shards=shards,
+        steps=STEPS + 1, callbacks=[Hold(folder)],
+    )  # fmt: skip
+
+
+def work_after_telling(work, folder: str, run, rank: int, prepared, shared, transport) -> int:
+    """A worker's life, after it has said how large it is while nobody has begun."""
+    transport.fence()
+    idle = usage(os.getpid())
+    transport.fence()
+    unfinished = Path(folder) / f"{rank}.unfinished"
+    unfinished.write_text(json.dumps([os.getpid(), *astuple(idle)]))
+    unfinished.rename(Path(folder) / f"{rank}.idle")
+    transport.fence()
+    return work(run, rank, prepared, shared, transport)
+
+
+@dataclass
+class Watch:
+    """Reads the workers' memory until they have trained."""
+
+    folder: Path
+    workers: int
+    peaks: list[Usage] = field(default_factory=list)  # per worker, above idle
+
+    def run(self) -> None:
+        idle: list[tuple[int, Usage]] = []
+        for rank in range(self.workers):
+            wait_for(self.folder / f"{rank}.idle")
+            pid, *known = json.loads((self.folder / f"{rank}.idle").read_text())
+            idle.append((pid, Usage(*known)))
+        self.peaks = [Usage()] * self.workers
+        last = False
+        while not last:
+            last = (self.folder / "trained").exists()
+            now = [usage(pid).above(before) for pid, before in idle]
+            self.peaks = [max(pair, key=lambda one: one.total) for pair in zip(self.peaks, now, strict=True)]
+            time.sleep(PAUSE)
+        (self.folder / "read").touch()
+
+
+def measured(model: str, plan: str, shards: int) -> list[Usage]:
+    """The most that each worker had at a time."""
+    with tempfile.TemporaryDirectory() as folder:
+        watch = Watch(Path(folder), 2)
+        thread = threading.Thread(target=watch.run, daemon=True)
+        thread.start()
+        settings = {"model": model, "shards": shards, "folder": folder}
+        samestep.train(job, settings=settings, workers=2, plan=plan, memory_limit=FAR)
+        thread.join()
+    return watch.peaks
+
+
+def counted(model: str, plan: str, shards: int) -> list[dict[str, int]]:
+    """Bytes per worker, by what for."""
+    request = Request(
+        run=uuid.uuid4().hex[:12], file=__file__, function="job",
+        settings={"model": model, "shards": shards, "folder": ""}, workers=2, default_workers=2, plan=plan,
+        memory_limit=FAR, folder=str(Path.cwd()), path=tuple(sys.path),
+    )  # fmt: skip
+    with Launcher() as launcher:
+        return launcher.outline(request)["memory"]
+
+
+def main(cases: list[str]) -> None:
+    print(machine(), "\n")
+    kinds = ("parameters", "gradients", "optimizer", "activations")
+    heads = [*kinds, "counted", "PSS own", "PSS shared", "PSS"]
+    print(f"| case | worker | {' | '.join(f'{head}, MB' for head in heads)} | PSS / counted |")
+    print(f"|---|--:|{'--:|' * (len(heads) + 1)}")
+    for case in cases or list(CASES):
+        found, needs = measured(*CASES[case]), counted(*CASES[case])
+        for rank, (peak, need) in enumerate(zip(found, needs, strict=True)):
+            total = sum(need.values())
+            values = [*(need[kind] for kind in kinds), total, peak.own, peak.shared, peak.total]
+            texts = [f"{value / 1e6:.1f}" for value in values]
+            print(f"| {case} | {rank} | {' | '.join(texts)} | {peak.total / total:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
