@@ -1,0 +1,135 @@
+"""A sliced layer computed by any workers for any rows: the bits of one worker; up to rounding those of the whole."""
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from samestep.parallel.cut import Region
+from samestep.parallel.joint import Joint, meeting_of
+from samestep.parallel.slices import SlicedRegion, outputs_of, slice_layer, slice_sizes, why_whole
+from samestep.transport.threads import ThreadFabric
+
+SHARDS = 4
+ROWS = (3, 2, 3, 1)
+KINDS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "linear": (nn.Linear(6, 7), (5, 6)),
+    "conv1d": (nn.Conv1d(3, 7, 3, padding=1), (3, 8)),
+    "conv2d": (nn.Conv2d(2, 7, 3, stride=2), (2, 7, 7)),
+    "embedding": (nn.Embedding(9, 7, padding_idx=0), (4,)),
+    "bag": (nn.EmbeddingBag(9, 7), (4,)),
+}
+
+
+def inputs_of(kind: str) -> list[Tensor]:
+    shape = KINDS[kind][1]
+    generator = torch.Generator().manual_seed(5)
+    if kind in ("embedding", "bag"):
+        return [torch.randint(0, 9, (rows, *shape), generator=generator) for rows in ROWS]
+    return [torch.randn(rows, *shape, generator=generator) for rows in ROWS]
+
+
+def region_of(kind: str, own: range, num_slices: int) -> SlicedRegion:
+    module = KINDS[kind][0]
+    layer = slice_layer("layer", module, is_row=False, sizes=slice_sizes(module, num_slices))
+    return SlicedRegion(Region("layer", (), None, 0, 1), layer, None, own, module, lambda param: lambda: None)
+
+
+def computed(kind: str, assign: tuple[int, ...], counts: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor], Any]:
+    """Every shard's output and input gradient, and the slices' weight gradients in order."""
+    fabric, inputs = ThreadFabric(len(assign)), inputs_of(kind)
+    starts = [sum(assign[:r]) for r in range(len(assign))]
+    held = {r: range(a, a + n) for r, a, n in zip(range(len(assign)), starts, assign, strict=True)}
+    outputs: dict[int, Tensor] = {}
+    grads: dict[int, Tensor] = {}
+    weights: dict[int, Tensor] = {}
+    failures: list[BaseException] = []
+
+    def work(rank: int) -> None:
+        transport = fabric.endpoint(rank)
+        try:
+            meeting = meeting_of(rank, range(len(assign)), counts, held, range(SHARDS))
+            region = region_of(kind, meeting.own_slices, sum(counts))
+            joint = Joint(region, meeting, transport)
+            made = joint.forward([inputs[s] for s in held[rank]], ("test",), needs_grad=inputs[0].is_floating_point())
+            outputs.update(zip(held[rank], made, strict=True))
+            found = joint.backward([torch.cos(y) for y in made])
+            grads.update(zip(held[rank], found, strict=False))
+            weights.update({k: region.column.weights[k].grad for k in meeting.own_slices})
+        except BaseException as failure:  # noqa: BLE001 - raised again by the test
+            failures.append(failure)
+        finally:
+            transport.close()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(assign))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    assert set(outputs) == set(range(SHARDS))
+    return [outputs[s] for s in range(SHARDS)], [grads[s] for s in sorted(grads)], [weights[k] for k in sorted(weights)]
+
+
+def splits(total: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.lists(st.integers(0, total), min_size=0, max_size=3).map(
+        lambda cuts: tuple(b - a for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), total], strict=True))
+    )
+
+
+@settings(max_examples=60)
+@given(data=st.data(), kind=st.sampled_from(list(KINDS)), num_slices=st.integers(1, 5))
+def test_whoever_has_the_rows_and_the_slices(data: st.DataObject, kind: str, num_slices: int) -> None:
+    assign = data.draw(splits(SHARDS))
+    counts = data.draw(splits(num_slices).filter(lambda c: len(c) <= len(assign)))
+    counts = (*counts, *(0,) * (len(assign) - len(counts)))
+    for one, other in zip(computed(kind, assign, counts), computed(kind, (SHARDS,), (num_slices,)), strict=True):
+        assert len(one) == len(other)
+        assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_together_they_are_the_whole_layer(kind: str) -> None:
+    module, inputs = KINDS[kind][0], inputs_of(kind)
+    outputs, grads, weights = computed(kind, (SHARDS,), (3,))
+    whole = torch.cat(inputs).requires_grad_() if inputs[0].is_floating_point() else torch.cat(inputs)
+    expected = module(whole)
+    module.zero_grad()
+    expected.backward(torch.cos(expected.detach()))
+    assert torch.allclose(torch.cat(outputs), expected, atol=1e-6)
+    if grads:
+        assert whole.grad is not None
+        assert torch.allclose(torch.cat(grads), whole.grad, atol=1e-6)
+    assert module.weight.grad is not None
+    dim = 1 if kind in ("embedding", "bag") else 0
+    assert torch.allclose(torch.cat(weights, dim), module.weight.grad, atol=1e-5)
+
+
+def test_uneven_slices_differ_by_one() -> None:
+    assert slice_sizes(nn.Linear(3, 7), 2) == (4, 3)
+    assert outputs_of(nn.Embedding(5, 9)) == 9
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (weight_norm(nn.Linear(2, 2)), "parametrized"),
+        (nn.Conv2d(4, 4, 3, groups=2), "2 groups"),
+        (nn.Embedding(4, 4, max_norm=1.0), "max_norm"),
+        (nn.Linear(2, 2).requires_grad_(False), "frozen"),
+        (nn.MultiheadAttention(4, 2), "a MultiheadAttention is none of"),
+        (nn.LayerNorm(3), "a LayerNorm is none of"),
+    ],
+)
+def test_what_cannot_be_sliced_says_why(module: nn.Module, said: str) -> None:
+    reason = why_whole(module, shared=False)
+    assert reason is not None
+    assert said in reason
+    assert why_whole(nn.Linear(2, 2), shared=False) is None
+    assert why_whole(nn.Linear(2, 2), shared=True) == "its weight is tied to another layer's"

@@ -1,0 +1,125 @@
+"""A forward written down and done again: the same kernels, and no silent surprises."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from samestep.errors import JobRefused
+from samestep.parallel.recording import Recording, Value, batch_tensors, perform, record, signature
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def run(recording: Recording, model: nn.Module, batch: Any) -> dict[int, Tensor]:
+    values = dict(enumerate(batch_tensors(batch)))
+    for call in recording.calls:
+        perform(call, values, model)
+    return values
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 3))
+        self.scale = nn.Parameter(torch.ones(3))
+        self.register_buffer("shift", torch.full((3,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        y = self.second(y) * self.scale + self.shift
+        y += 1
+        return y.view(len(x), -1).t()
+
+
+def test_done_again_it_has_the_same_bits_and_gradients() -> None:
+    model, x = Net(), torch.randn(5, 4)
+    recording = record(model, lambda m, b: m(b[0]), (x,), ["second.2"], [])
+    torch.manual_seed(3)
+    expected = model(x)
+    expected.square().sum().backward()
+    grads = {name: param.grad for name, param in model.named_parameters()}
+    model.zero_grad()
+    torch.manual_seed(3)
+    found = run(recording, model, (x,))[recording.result.index]
+    found.square().sum().backward()
+    assert torch.equal(found, expected)
+    assert found.stride() == expected.stride()
+    assert all(torch.equal(param.grad, grads[name]) for name, param in model.named_parameters())  # type: ignore[arg-type]
+
+
+def test_modules_without_a_cut_inside_stay_whole() -> None:
+    recording = record(Net(), lambda m, b: m(b[0]), (torch.randn(5, 4),), [], ["first"])
+    modules = [call.what for call in recording.calls if isinstance(call.what, str)]
+    assert modules == ["first", "second"]
+    recording = record(Net(), lambda m, b: m(b[0]), (torch.randn(5, 4),), ["second.1"], [])
+    assert [str(call) for call in recording.calls][:4] == ["first", "relu", "second.0", "second.1"]
+    assert [call.stage for call in recording.calls][:4] == [0, 0, 0, 1]
+
+
+def test_parameters_and_buffers_that_the_code_around_uses_are_named() -> None:
+    recording = record(Net(), lambda m, b: m(b[0]), (torch.randn(5, 4),), [], [])
+    assert {name for call in recording.calls for name in call.names} == {"scale", "shift"}
+
+
+def test_changes_in_place_are_noticed() -> None:
+    recording = record(Net(), lambda m, b: m(b[0]), (torch.randn(5, 4),), [], [])
+    (change,) = [call for call in recording.calls if call.changes]
+    assert change.changes <= change.takes
+
+
+def branching(model: nn.Module, batch: Any) -> Tensor:
+    if batch[0].sum() > 0:
+        return model(batch[0])
+    return -model(batch[0])
+
+
+def test_a_decision_on_a_value_is_checked_every_time() -> None:
+    model = nn.Linear(2, 1)
+    recording = record(model, branching, (torch.ones(3, 2),), [], [])
+    run(recording, model, (torch.full((3, 2), 5.0),))
+    with pytest.raises(JobRefused, match=r"value at test_recording.py:\d+ and found True when it was cut, False now"):
+        run(recording, model, (-torch.ones(3, 2),))
+
+
+class Baton:
+    """State that is no tensor."""
+
+
+class Passes(nn.Module):
+    def forward(self, x: Tensor, baton: Baton) -> Tensor:
+        return x
+
+
+def test_what_is_no_tensor_does_not_cross_a_cut() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), Passes())
+    forward: Forward = lambda m, b: m[1](m[0](b[0]), Baton())  # noqa: E731
+    with pytest.raises(JobRefused, match=r"1 \(called at test_recording.py:\d+\) is given a Baton, and only tensors"):
+        record(model, forward, (torch.ones(3, 2),), [], ["1"])
+
+
+def test_a_stage_that_begins_twice_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    forward: Forward = lambda m, b: m[0](m[1](m[0](b[0])))  # noqa: E731
+    with pytest.raises(JobRefused, match=r"the stage that begins at 0 would begin twice.*test_recording.py:\d+"):
+        record(model, forward, (torch.ones(3, 2),), ["0"], [])
+
+
+def test_shapes_types_and_plain_values_are_the_signature() -> None:
+    x = torch.zeros(3, 2)
+    assert signature((x, 1)) == signature((torch.ones(3, 2), 1))
+    assert len({signature((x, 1)), signature((x, 2)), signature((x.double(), 1)), signature((x.t(), 1))}) == 4
+
+
+def test_what_is_kept_for_backward_is_counted() -> None:
+    model = nn.Sequential(nn.Linear(8, 100), nn.ReLU(), nn.Linear(100, 1))
+    recording = record(model, lambda m, b: m(b[0]), (torch.randn(10, 8),), [], ["0"])
+    assert [call.keeps for call in recording.calls] == [10 * 8 * 4, 10 * 100 * 4, 0]
+
+
+def test_a_nested_result_keeps_its_form() -> None:
+    model = nn.Linear(2, 2)
+    recording = record(model, lambda m, b: {"out": (m(b[0]), 7)}, (torch.ones(3, 2),), [], [])
+    assert recording.result == {"out": (Value(1), 7)}
