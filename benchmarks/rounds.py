@@ -1,8 +1,8 @@
 """Contenders that take turns: each keeps its processes, steps when asked, and sleeps in between.
 
 A contender is a command. It says `ready` on the file it writes to, then answers every `N` it reads
-with the seconds of N steps (or what else it measured in each) as one JSON list. Rounds interleave them, so that what else the machine
-does hits all alike.
+with the seconds of N steps (or what else it measured in each) as one JSON list. Rounds interleave them,
+so that what else the machine does hits all alike.
 """
 
 import argparse

@@ -1,10 +1,15 @@
 """What does a worker need for its part of a model? `python benchmarks/memory_parts/run.py [CASE ...]`.
 
-Read from the kernel: PSS (a page shared by n processes counts 1/n for each) of each worker, sampled while it
-trains; less the same of the idle worker, which is forked and knows its part and has allocated nothing. RSS would
-not do: a worker inherits pages of freed memory from the process that forked it, and they count as its own
-before it uses them. Counted from the plan: parameters, gradients, optimizer state and activations of what the
-worker owns; `samestep plan` shows the same numbers.
+Read from the kernel for each worker, sampled while it trains, less the same of the idle worker, which is forked and
+knows its part and has allocated nothing:
+
+    PSS      a page shared by n processes counts 1/n for each
+    own      pages that no other process has. A worker inherits freed memory from the process that forked it; such
+             a page is a part of the idle worker's PSS, and becomes its own only when it writes to it
+    mapped   PSS of the memory that workers share: parameters, published gradients, mailboxes
+
+Counted from the plan: parameters, gradients, optimizer state and activations of what the worker owns; `samestep
+plan` shows the same numbers.
 
 The run is one with a memory limit (a far one): each worker makes its own parts of the model, and no other
 process has touched them.
@@ -46,22 +51,33 @@ CASES = {
 
 @dataclass(frozen=True)
 class Usage:
-    """PSS of a process, in bytes: all of it, what it allocated for itself, and memory mapped by several."""
+    """Bytes of a process."""
 
-    total: int = 0
+    pss: int = 0
     own: int = 0
-    shared: int = 0
+    mapped: int = 0
+
+    @property
+    def taken(self) -> int:
+        return self.own + self.mapped
 
     def above(self, idle: "Usage") -> "Usage":
-        return Usage(self.total - idle.total, self.own - idle.own, self.shared - idle.shared)
+        return Usage(self.pss - idle.pss, self.own - idle.own, self.mapped - idle.mapped)
 
 
 def usage(pid: int) -> Usage:
-    fields = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+    pss = own = mapped = 0
+    is_mapped = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         name, _, rest = line.partition(":")
-        fields[name] = int(rest.split()[0]) * 1024
-    return Usage(fields["Pss"], fields["Pss_Anon"], fields["Pss_Shmem"])
+        if " " in name:  # a mapping's first line
+            is_mapped = "/dev/zero" in line
+        elif name == "Pss":
+            pss += int(rest.split()[0]) * 1024
+            mapped += is_mapped * int(rest.split()[0]) * 1024
+        elif name in ("Private_Clean", "Private_Dirty") and not is_mapped:
+            own += int(rest.split()[0]) * 1024
+    return Usage(pss, own, mapped)
 
 
 class Hold:
@@ -102,6 +118,12 @@ def work_after_telling(work, folder: str, run, rank: int, prepared, shared, tran
     return work(run, rank, prepared, shared, transport)
 
 
+def highest(a: Usage, b: Usage) -> Usage:
+    """PSS by itself, the parts where their sum is largest."""
+    most = max(a, b, key=lambda one: one.taken)
+    return Usage(max(a.pss, b.pss), most.own, most.mapped)
+
+
 @dataclass
 class Watch:
     """Reads the workers' memory until they have trained."""
@@ -121,7 +143,7 @@ class Watch:
         while not last:
             last = (self.folder / "trained").exists()
             now = [usage(pid).above(before) for pid, before in idle]
-            self.peaks = [max(pair, key=lambda one: one.total) for pair in zip(self.peaks, now, strict=True)]
+            self.peaks = [highest(*pair) for pair in zip(self.peaks, now, strict=True)]
             time.sleep(PAUSE)
         (self.folder / "read").touch()
 
@@ -152,16 +174,17 @@ def counted(model: str, plan: str, shards: int) -> list[dict[str, int]]:
 def main(cases: list[str]) -> None:
     print(machine(), "\n")
     kinds = ("parameters", "gradients", "optimizer", "activations")
-    heads = [*kinds, "counted", "PSS own", "PSS shared", "PSS"]
-    print(f"| case | worker | {' | '.join(f'{head}, MB' for head in heads)} | PSS / counted |")
-    print(f"|---|--:|{'--:|' * (len(heads) + 1)}")
+    heads = [*kinds, "counted", "own", "mapped", "own + mapped", "PSS"]
+    print(f"| case | worker | {' | '.join(f'{head}, MB' for head in heads)} | own + mapped / counted | PSS / counted |")
+    print(f"|---|--:|{'--:|' * (len(heads) + 2)}")
     for case in cases or list(CASES):
         found, needs = measured(*CASES[case]), counted(*CASES[case])
         for rank, (peak, need) in enumerate(zip(found, needs, strict=True)):
             total = sum(need.values())
-            values = [*(need[kind] for kind in kinds), total, peak.own, peak.shared, peak.total]
+            values = [*(need[kind] for kind in kinds), total, peak.own, peak.mapped, peak.taken, peak.pss]
             texts = [f"{value / 1e6:.1f}" for value in values]
-            print(f"| {case} | {rank} | {' | '.join(texts)} | {peak.total / total:.3f} |", flush=True)
+            texts += [f"{peak.taken / total:.3f}", f"{peak.pss / total:.3f}"]
+            print(f"| {case} | {rank} | {' | '.join(texts)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -108,10 +108,8 @@ def stage_rank(rank: int, model_name: str, microbatches: int, folder: str) -> No
         seconds = torch.zeros(3, dtype=torch.float64)
         for part_x, part_y in zip(x.split(rows), y.split(rows), strict=True):
             began = time.perf_counter()
-            if rank == 0:
-                out = module(part_x)
-            else:
-                out = loss(module(crossing.detach().requires_grad_()), part_y)
+            arrived = part_x if rank == 0 else crossing.detach().requires_grad_()
+            out = module(arrived) if rank == 0 else loss(module(arrived), part_y)
             forward = time.perf_counter()
             out.backward(crossing if rank == 0 else None)
             seconds[0] += (forward - began) / microbatches

@@ -80,7 +80,7 @@ def _parse(name: str, text: str, kind: type, source: str) -> object:
 def check_environment(wanted: Mapping[str, object], found: Numerics) -> None:
     """Refuse when a numerics line was made in another numeric environment than this one."""
     for name, value in wanted.items():
-        if name not in CHOSEN and value != getattr(found, name):
+        if name not in CHOSEN and value not in (getattr(found, name), "unknown"):
             raise PlanRefused(
                 f"the numerics ask for {name}={value}, this run has {name}={getattr(found, name)}: "
                 f"the bits would differ; run where both agree, or leave {name} out of the numerics"

@@ -156,7 +156,8 @@ def work_of(recording: Recording, model: nn.Module, parts: Sequence[str]) -> Map
     for call in recording.calls:
         if isinstance(call.what, str) and call.what in parts:
             module = model.get_submodule(call.what)
-            rows = max((_positions(recording, v) for v in [*call.takes, *call.makes]), default=1)
+            # Of the outputs: a convolution with a stride computes fewer than it reads.
+            rows = max((_positions(recording, v) for v in call.makes), default=1)
             weights = sum(p.numel() for p in module.parameters())
             scale = 1.0 if isinstance(module, nn.Embedding | nn.EmbeddingBag) else float(weights)
             found[call.what] = found.get(call.what, 0.0) + rows * scale + 1.0
