@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 import samestep
-from commands import Command, Ended, wait_until
+from commands import Command, Ended, hear_signals, wait_until
 from samestep.launch.launcher import Launcher
 
 LASTING = Path(__file__).parent / "jobs_bad" / "lasting.py"
@@ -264,6 +264,7 @@ def test_ctrl_c_in_a_terminal_stops_the_run_behind_its_live_line(tmp_path: Path)
 
 def take_terminal() -> None:
     """Before the command starts: a session of its own, with its stdin as the terminal."""
+    hear_signals()
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
