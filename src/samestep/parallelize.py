@@ -142,7 +142,7 @@ def divide(job: Job, plan: Plan, prepared: Prepared, known: dict[str, Cut] | Non
     )
     if not way.known:
         streams.enter(job.seed, "record")
-        with hollow(prepared), precision_of(job.precision):
+        with hollow(prepared):
             way.of(first_shard(job, plan.numerics.shards))
     structure = next(iter(way.known.values()))
     check_stages(structure, prepared.model, [stage.first for stage in plan.stages])

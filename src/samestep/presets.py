@@ -108,7 +108,7 @@ def pipeline_stages(job: Job, model: nn.Module, shards: int, workers: int) -> tu
     parts = chain_of(model)
     recording = _record(job, model, shards, parts)
     work = work_of(recording, model, parts)
-    parts = list(work)
+    parts = [part for part in parts if part in work]
     if len(parts) < 1:
         raise PlanRefused("--plan pipeline finds no layer with parameters that forward calls")
     num_stages = min(workers, len(parts))
@@ -146,7 +146,7 @@ def chain_of(model: nn.Module) -> list[str]:
 
 
 def _record(job: Job, model: nn.Module, shards: int, parts: Sequence[str]) -> Recording:
-    with untouched_buffers(model), precision_of(job.precision):
+    with untouched_buffers(model):
         return record(model, Objective(job.loss, job.forward).run, first_shard(job, shards), [], parts)
 
 
