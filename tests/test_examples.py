@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SETTINGS: dict[str, dict[str, Any]] = {
     "mlp": {},
     "cnn": {},
+    "alexnet": {},
     "gpt": {"d": 32, "layers": 1, "positions": 24},
 }
 
