@@ -1,6 +1,7 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 
 from samestep import streams
@@ -27,3 +28,33 @@ def test_streams_of_other_names_are_other_streams() -> None:
         found.append(tuple(draws()))
     for column in zip(*found, strict=True):
         assert len(set(column)) == len(names)
+
+
+@pytest.mark.parametrize("odd", [False, True], ids=["even", "odd"])
+def test_a_stream_goes_on_elsewhere_as_if_it_had_not_been_left(odd: bool) -> None:
+    """`odd`: Gaussians come in pairs, and the second of a pair waits in the generator."""
+
+    def gaussians() -> list[float]:
+        return [random.gauss(0, 1), float(np.random.randn()), *torch.randn(3).tolist()]
+
+    streams.enter(7, "step", 1, 0)
+    draws()
+    if odd:
+        gaussians()
+    state = streams.leave()
+    expected = gaussians() + draws() + gaussians()
+    streams.enter(8, "step", 2, 5)
+    draws()
+    sent = torch.empty(state.numel(), dtype=torch.uint8).copy_(state)
+    streams.resume(sent)
+    assert gaussians() + draws() + gaussians() == expected
+    assert torch.equal(sent, state), "a state may be resumed again, by a recomputation"
+
+
+def test_leaving_a_stream_draws_nothing() -> None:
+    streams.enter(7, "step", 1, 0)
+    first = streams.leave()
+    assert torch.equal(streams.leave(), first)
+    found = draws()
+    streams.enter(7, "step", 1, 0)
+    assert draws() == found

@@ -10,7 +10,7 @@ from samestep.numerics import Numerics
 from samestep.parallel.home import num_published, stage_home
 from samestep.parallel.reduce import addition_order
 from samestep.plan import Plan
-from samestep.tree import Node, fold_plan, local_plan, promoted, tree_sum
+from samestep.tree import Node, fold_plan, join_sums, local_plan, partial_sums, promoted, tree_sum
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,33 @@ def test_partial_sums_of_any_ranges_fold_to_the_root(cuts: list[int], num_shards
     assert len(whole.left) == 1
     assert whole.left == local_plan(range(num_shards), num_shards).left
     assert whole.left[0].first_shard() == 0
+
+
+@given(cuts=st.lists(st.integers(0, 40), max_size=6), total=st.integers(1, 40))
+def test_partial_sums_of_any_holders_join_to_the_tree(cuts: list[int], total: int) -> None:
+    """As the holders of a layer's slices do it; those without a slice too."""
+    ends = [0, *sorted(min(cut, total) for cut in cuts), total]
+    holders = [range(a, b) for a, b in pairwise(ends)]
+    parts = [part for own in holders for part in partial_sums([Sum(str(leaf)) for leaf in own], own, total)]
+    assert join_sums(parts, holders, total).text == tree(total)
+
+
+def test_a_holder_gives_one_partial_sum_per_node_that_is_left() -> None:
+    leaves = [Sum(str(leaf)) for leaf in range(8)]
+    assert [part.text for part in partial_sums(leaves[:5], range(5), 8)] == ["((0+1)+(2+3))", "4"]
+    assert [part.text for part in partial_sums(leaves[5:], range(5, 8), 8)] == ["5", "(6+7)"]
+    assert partial_sums([], range(3, 3), 8) == []
+
+
+@pytest.mark.parametrize("holders", [[range(5)], [range(2), range(2, 5)], [range(3), range(3, 4), range(4, 5)]])
+def test_summands_are_left_alone(holders: list[range]) -> None:
+    """A holder's one partial sum may be the very tensor that it gave away."""
+    generator = torch.Generator().manual_seed(5)
+    values = [torch.randn(50, generator=generator) for _ in range(5)]
+    copies = [value.clone() for value in values]
+    parts = [part for own in holders for part in partial_sums([values[k] for k in own], own, 5)]
+    assert torch.equal(join_sums(parts, holders, 5), tree_sum(copies))
+    assert all(torch.equal(a, b) for a, b in zip(values, copies, strict=True))
 
 
 @given(level=st.integers(0, 5), size=st.integers(1, 40))

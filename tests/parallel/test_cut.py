@@ -130,3 +130,50 @@ def test_a_stage_that_forward_never_reaches_is_refused() -> None:
     recording = record(model, lambda m, b: m[0](b[0]), (torch.randn(3, 4),), ["1"], [])
     with pytest.raises(PlanRefused, match="forward begins only 1 of 2 stages"):
         cut(recording, model, 2, {})
+
+
+def test_a_layer_used_on_both_sides_of_a_slice_is_refused() -> None:
+    with pytest.raises(JobRefused, match=r"parameter a.weight is used on both sides of a slice \(at test_cut.py:\d+"):
+        cut_up(Twice(), b=(2,))
+
+
+def test_the_row_layers_bias_is_added_to_the_sum_once_by_whoever_has_the_rows() -> None:
+    found = cut_up(linears(nn.ReLU()), **{"0": (2, 2), "2": (2, 2)})
+    region, (addition,) = found.segments[1].region, found.segments[2].calls
+    assert region is not None
+    assert (addition.what, addition.names, addition.takes) == (torch.add, {"2.bias"}, {region.makes})
+
+
+def test_a_value_that_forward_returns_ends_the_region() -> None:
+    model = linears()
+    recording = record(model, lambda m, b: (h := m[0](b[0]), m[1](h)), (torch.randn(3, 4),), [], ["0", "1"])
+    found = cut(recording, model, 1, {"0": (2, 2), "1": (2, 2)})
+    assert regions(found) == [("0",), ("1",)]
+
+
+def test_a_stages_slices_and_the_next_stages_are_apart() -> None:
+    found = cut_up(linears(), ("1",), **{"0": (2, 2), "1": (2, 2)})
+    assert regions(found) == [("0",), ("1",)]
+    assert found.sliced == [(False, True, False), (False, True, False)]
+
+
+def test_values_are_kept_for_later_segments_and_for_the_cut_and_no_longer() -> None:
+    found = cut_up(Skip(), ("c",), b=(2, 2))
+    first = found.segments[0].gives[0]
+    assert first in found.keeps(0)
+    assert first in found.keeps(2), "the next stage wants it"
+    assert found.keeps(len(found.segments) - 1) == frozenset()
+
+
+def test_the_way_is_the_same_for_other_shapes_and_another_for_other_layers() -> None:
+    model = linears(nn.ReLU())
+    ways = [
+        cut(record(model, forward, (torch.randn(rows, 4),), [], []), model, 1, {})
+        for forward, rows in [
+            (lambda m, b: m(b[0]), 3),
+            (lambda m, b: m(b[0]), 7),
+            (lambda m, b: m[2](m[0](b[0])), 3),
+        ]
+    ]
+    assert ways[0].same_way(ways[1])
+    assert not ways[0].same_way(ways[2])

@@ -1,6 +1,7 @@
 """A sliced layer computed by any workers for any rows: the bits of one worker; up to rounding those of the whole."""
 
 import threading
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from samestep.parallel.cut import Region
+from samestep.parallel.cut import Region, cut
 from samestep.parallel.joint import Joint, meeting_of
+from samestep.parallel.recording import record
 from samestep.parallel.slices import SlicedRegion, outputs_of, slice_layer, slice_sizes, why_whole
 from samestep.transport.threads import ThreadFabric
 
@@ -23,7 +25,10 @@ KINDS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "conv2d": (nn.Conv2d(2, 7, 3, stride=2), (2, 7, 7)),
     "embedding": (nn.Embedding(9, 7, padding_idx=0), (4,)),
     "bag": (nn.EmbeddingBag(9, 7), (4,)),
+    "pair": (nn.Sequential(nn.Linear(6, 7), nn.GELU(), nn.Linear(7, 5, bias=False)), (5, 6)),
+    "pair with dropout": (nn.Sequential(nn.Linear(6, 7), nn.Dropout(0.4), nn.Linear(7, 5, bias=False)), (6,)),
 }
+"""A column layer each, or one with a row layer after it."""
 
 
 def inputs_of(kind: str) -> list[Tensor]:
@@ -36,18 +41,32 @@ def inputs_of(kind: str) -> list[Tensor]:
 
 def region_of(kind: str, own: range, num_slices: int) -> SlicedRegion:
     module = KINDS[kind][0]
+    if isinstance(module, nn.Sequential):
+        region, sizes = pair_of(kind, num_slices), slice_sizes(module[0], num_slices)
+        column, row = (slice_layer(n, module[int(n)], is_row=n == "2", sizes=sizes) for n in region.layers)
+        return SlicedRegion(region, column, row, own, module, lambda param: lambda: None)
     layer = slice_layer("layer", module, is_row=False, sizes=slice_sizes(module, num_slices))
     return SlicedRegion(Region("layer", (), None, 0, 1), layer, None, own, module, lambda param: lambda: None)
+
+
+@cache
+def pair_of(kind: str, num_slices: int) -> Region:
+    recording = record(KINDS[kind][0], lambda m, b: m(b[0]), (inputs_of(kind)[0],), [], ["0", "2"])
+    region = cut(recording, KINDS[kind][0], 1, {"0": (num_slices,), "2": (num_slices,)}).segments[1].region
+    assert region is not None
+    return region
 
 
 def computed(kind: str, assign: tuple[int, ...], counts: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor], Any]:
     """Every shard's output and input gradient, and the slices' weight gradients in order."""
     fabric, inputs = ThreadFabric(len(assign)), inputs_of(kind)
+    if "pair" in kind:
+        pair_of(kind, sum(counts))  # recorded before there are threads
     starts = [sum(assign[:r]) for r in range(len(assign))]
     held = {r: range(a, a + n) for r, a, n in zip(range(len(assign)), starts, assign, strict=True)}
     outputs: dict[int, Tensor] = {}
     grads: dict[int, Tensor] = {}
-    weights: dict[int, Tensor] = {}
+    weights: dict[tuple[bool, int], Tensor] = {}
     failures: list[BaseException] = []
 
     def work(rank: int) -> None:
@@ -60,7 +79,8 @@ def computed(kind: str, assign: tuple[int, ...], counts: tuple[int, ...]) -> tup
             outputs.update(zip(held[rank], made, strict=True))
             found = joint.backward([torch.cos(y) for y in made])
             grads.update(zip(held[rank], found, strict=False))
-            weights.update({k: region.column.weights[k].grad for k in meeting.own_slices})
+            layers = [region.column] if region.row is None else [region.column, region.row]
+            weights.update({(of.is_row, k): of.weights[k].grad for of in layers for k in meeting.own_slices})
         except BaseException as failure:  # noqa: BLE001 - raised again by the test
             failures.append(failure)
         finally:
@@ -83,18 +103,28 @@ def splits(total: int) -> st.SearchStrategy[tuple[int, ...]]:
     )
 
 
+def assert_as_alone(kind: str, assign: tuple[int, ...], counts: tuple[int, ...]) -> None:
+    for one, other in zip(computed(kind, assign, counts), computed(kind, (SHARDS,), (sum(counts),)), strict=True):
+        assert len(one) == len(other)
+        assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1), (2, 1, 1, 0), (0, 4, 1, 2)], ids=str)
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "pair", "pair with dropout"])
+def test_summands_of_many_holders_are_added_in_the_trees_order(kind: str, counts: tuple[int, ...]) -> None:
+    assert_as_alone(kind, (1, 1, 2, 0), counts)
+
+
 @settings(max_examples=60)
 @given(data=st.data(), kind=st.sampled_from(list(KINDS)), num_slices=st.integers(1, 5))
 def test_whoever_has_the_rows_and_the_slices(data: st.DataObject, kind: str, num_slices: int) -> None:
     assign = data.draw(splits(SHARDS))
     counts = data.draw(splits(num_slices).filter(lambda c: len(c) <= len(assign)))
     counts = (*counts, *(0,) * (len(assign) - len(counts)))
-    for one, other in zip(computed(kind, assign, counts), computed(kind, (SHARDS,), (num_slices,)), strict=True):
-        assert len(one) == len(other)
-        assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(one, other, strict=True))
+    assert_as_alone(kind, assign, counts)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "pair" not in kind])
 def test_together_they_are_the_whole_layer(kind: str) -> None:
     module, inputs = KINDS[kind][0], inputs_of(kind)
     outputs, grads, weights = computed(kind, (SHARDS,), (3,))
@@ -109,6 +139,33 @@ def test_together_they_are_the_whole_layer(kind: str) -> None:
     assert module.weight.grad is not None
     dim = 1 if kind in ("embedding", "bag") else 0
     assert torch.allclose(torch.cat(weights, dim), module.weight.grad, atol=1e-5)
+
+
+def test_a_pair_is_the_two_layers_and_what_is_between_them() -> None:
+    module, inputs = KINDS["pair"][0], inputs_of("pair")
+    outputs, grads, weights = computed("pair", (SHARDS,), (3,))
+    whole = torch.cat(inputs).requires_grad_()
+    expected = module(whole)
+    module.zero_grad()
+    expected.backward(torch.cos(expected.detach()))
+    assert whole.grad is not None
+    assert torch.allclose(torch.cat(outputs), expected, atol=1e-6)
+    assert torch.allclose(torch.cat(grads), whole.grad, atol=1e-6)
+    assert torch.allclose(torch.cat(weights[:3], 0), module[0].weight.grad, atol=1e-5)
+    assert torch.allclose(torch.cat(weights[3:], 1), module[2].weight.grad, atol=1e-5)
+
+
+def test_every_slice_draws_from_a_stream_of_its_own() -> None:
+    """Slices of equal weights, and dropout between: equal masks would give equal gradients."""
+    module = KINDS["pair with dropout"][0]
+    region = region_of("pair with dropout", range(7), 7)
+    for layer in (region.column, region.row):
+        for leaf in layer.weights if layer else ():
+            torch.nn.init.ones_(leaf)
+    drawn = [region.forward(torch.ones(40, 6), stream, needs_grad=False).outputs for stream in [("a",), ("a",), ("b",)]]
+    assert module.training
+    assert all(torch.equal(one, again) for one, again in zip(drawn[0], drawn[1], strict=True))
+    assert len({tuple(y[:, 0].eq(0).tolist()) for ys in (drawn[0], drawn[2]) for y in ys}) == 14
 
 
 def test_uneven_slices_differ_by_one() -> None:

@@ -100,6 +100,49 @@ def test_what_is_no_tensor_does_not_cross_a_cut() -> None:
         record(model, forward, (torch.ones(3, 2),), [], ["1"])
 
 
+def test_a_cache_is_refused_with_the_way_out() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), Passes())
+    cache = type("DynamicCache", (), {})
+    forward: Forward = lambda m, b: m[1](m[0](b[0]), cache())  # noqa: E731
+    with pytest.raises(JobRefused, match=r"given a DynamicCache, .*\(use_cache=False does\)"):
+        record(model, forward, (torch.ones(3, 2),), [], ["1"])
+
+
+def test_a_tensor_that_belongs_to_nobody_stands_for_itself() -> None:
+    model, table = nn.Linear(2, 2), torch.eye(2)
+    forward: Forward = lambda m, b: m(b[0]) @ table  # noqa: E731
+    recording = record(model, forward, (torch.ones(3, 2),), [], [])
+    table.mul_(3.0)
+    assert torch.equal(
+        run(recording, model, (torch.ones(3, 2),))[recording.result.index], forward(model, (torch.ones(3, 2),))
+    )
+
+
+def test_weights_may_be_other_ones_when_it_is_done_again() -> None:
+    model, x = Net(), torch.randn(5, 4)
+    recording = record(model, lambda m, b: m(b[0]), (x,), ["second.0"], [])
+    torch.manual_seed(5)
+    other = Net()
+    torch.manual_seed(3)
+    expected = other(x)
+    torch.manual_seed(3)
+    assert torch.equal(run(recording, other, (x,))[recording.result.index], expected)
+
+
+def test_modules_are_as_they_were_when_the_recording_is_done_or_failed() -> None:
+    plain = nn.Module.__call__
+    record(nn.Linear(2, 2), lambda m, b: m(b[0]), (torch.ones(3, 2),), [], [])
+    with pytest.raises(ZeroDivisionError):
+        record(nn.Linear(2, 2), lambda m, b: 1 // 0, (torch.ones(3, 2),), [], [])
+    assert nn.Module.__call__ is plain
+
+
+def test_a_later_stage_reached_first_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(JobRefused, match="forward reaches 1 before 2: name the stages' first layers in the order"):
+        record(model, lambda m, b: m(b[0]), (torch.ones(3, 2),), ["2", "1"], [])
+
+
 def test_a_stage_that_begins_twice_is_refused() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     forward: Forward = lambda m, b: m[0](m[1](m[0](b[0])))  # noqa: E731
