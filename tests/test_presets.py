@@ -1,5 +1,6 @@
 """Stages as even as a chain allows; layers sliced where they can be, and the reason where not."""
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn, optim
 
 from samestep.errors import PlanRefused
 from samestep.job import Job
-from samestep.parallelize import prepare
-from samestep.plan import Stage
+from samestep.numerics import Numerics
+from samestep.parallelize import divide, prepare
+from samestep.plan import Plan, Stage
 from samestep.presets import balanced, chain_of, pipeline_stages, resolved, sliceable, sliced_stage, slices_text
 
 
@@ -170,3 +172,59 @@ def test_slices_that_do_not_fit_are_refused(slices: dict[str, tuple[int, ...]], 
 def test_a_stage_begins_at_a_layer_of_the_model() -> None:
     with pytest.raises(PlanRefused, match=r"my.plan: stage 1 begins at 'tail', and the model has no such layer"):
         resolve(stage({}), stage({}, first="tail"))
+
+
+class Backwards(nn.Module):
+    """Registered in another order than called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.middle, self.first = nn.Linear(8, 3), nn.Linear(8, 8), nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        scale = torch.ones(8).to(x.dtype)
+        return self.head(self.middle(x * scale))
+
+
+def test_the_stages_of_a_pipeline_are_in_the_order_of_calling() -> None:
+    stages = pipeline_stages(*built(Backwards, 4), 8, 3)
+    assert [stage.first for stage in stages] == ["", "middle", "head"]
+
+
+def test_a_forward_is_recorded_in_the_jobs_precision() -> None:
+    job, model = built(Backwards, 4)
+    job = replace(job, precision="bfloat16")
+    plan = Plan.staged(Numerics(precision="bfloat16"), pipeline_stages(job, model, 4, 2))
+    divided = divide(job, plan, prepare(job, model))
+    assert divided.way is not None
+    divided.way.of((torch.randn(3, 4), torch.zeros(3, dtype=torch.int64)))  # a short batch's, whoever meets it first
+    calls = [call for known in divided.way.known.values() for segment in known.segments for call in segment.calls]
+    conversions = [call.arguments[0][1] for call in calls if str(call) == "to"]
+    assert conversions == [torch.bfloat16, torch.bfloat16]
+
+
+def test_a_pattern_stands_for_the_layers_of_its_own_stage() -> None:
+    job, model = built(Chain, 4)
+    first, second = stage({"*": (1, 1)}), stage({"*": (1, 2)}, first="2")
+    found = resolved([first, second], job, model, 4, "my.plan")
+    assert [stage.slices for stage in found] == [(("0", (1, 1)),), (("2", (1, 2)), ("4", (1, 2)))]
+
+
+@pytest.mark.parametrize("pattern", ["4", "[24]"])
+def test_a_layer_of_another_stage_is_refused(pattern: str) -> None:
+    job, model = built(Chain, 4)
+    with pytest.raises(PlanRefused, match=r"stage 0 slices .*, and forward calls [24] in stage 1: name it there"):
+        resolved([stage({pattern: (1, 1)}), stage({}, first="2")], job, model, 4, "my.plan")
+
+
+def test_a_layer_that_is_never_called_says_so() -> None:
+    class Idle(Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("idle", nn.Linear(2, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self[4](self[2](self[0](x)))
+
+    assert sliceable(*built(Idle, 4), 4)["idle"] == "forward does not call it by itself"

@@ -137,9 +137,8 @@ def divide(job: Job, plan: Plan, prepared: Prepared, known: dict[str, Cut] | Non
             f"{next(iter(slices))}: use one of torch's elementwise optimizers, or leave the layers whole"
         )
     objective = Objective(job.loss, job.forward)
-    way = Way(
-        prepared.model, objective, [stage.first for stage in plan.stages[1:]], slices, {} if known is None else known
-    )
+    starts = [stage.first for stage in plan.stages[1:]]
+    way = Way(prepared.model, objective, starts, slices, {} if known is None else known, job.precision)
     if not way.known:
         streams.enter(job.seed, "record")
         with hollow(prepared):

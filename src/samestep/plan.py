@@ -51,6 +51,8 @@ class Plan:
             raise PlanRefused(f"the assignment {spell(self.assign)} has no worker or a negative share")
         if self.transport not in TRANSPORTS:
             raise PlanRefused(f"unknown transport {self.transport!r} (known: {', '.join(TRANSPORTS)})")
+        if self.depth < 1:
+            raise PlanRefused(f"depth = {self.depth}: the warm-up is 1 or more times that of plain 1f1b")
         if isinstance(self.order, str) and self.order not in ORDERS:
             raise PlanRefused(f"unknown order {self.order!r} (known: {', '.join(ORDERS)})")
         for shares in [stage.assign for stage in self.stages] or [self.assign]:
@@ -183,6 +185,8 @@ def parse_fields(text: str, source: str) -> dict[str, Any]:
         raise PlanRefused(f"{source} is not a plan: {error}; print(report.plan) shows one") from None
     fields.setdefault("transport", "processes")
     staged = "stage" in fields
+    if staged and not (isinstance(fields["stage"], list) and all(isinstance(table, dict) for table in fields["stage"])):
+        raise PlanRefused(f"{source}: stage is one table or none: write every stage under [[stage]]")
     allowed = {"numerics", "transport", *(("stage", "order", "depth") if staged else ("assign",))}
     needed = {"numerics", "transport", "stage" if staged else "assign"}
     if not needed <= set(fields) <= allowed:

@@ -74,7 +74,7 @@ def footprints(job: Job, plan: Plan, prepared: Prepared, schedules: Sequence[Sch
     structure = prepared.structure
     if structure is None:
         objective = Objective(job.loss, job.forward)
-        way = Way(prepared.model, objective, [], {}, {})
+        way = Way(prepared.model, objective, [], {}, {}, job.precision)
         streams.enter(job.seed, "record")
         with hollow(prepared):
             structure = way.of(first_shard(job, plan.numerics.shards))

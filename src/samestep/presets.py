@@ -8,6 +8,7 @@ Presets leave whole what cannot be sliced; a plan that names such a layer is ref
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 
@@ -16,7 +17,7 @@ from torch import nn
 from samestep.errors import PlanRefused
 from samestep.job import Job
 from samestep.loss import Objective
-from samestep.parallel.network import untouched_buffers
+from samestep.parallel.network import precision_of, untouched_buffers
 from samestep.parallel.recording import Recording, record
 from samestep.parallel.slices import CONVOLUTIONS, outputs_of, why_whole
 from samestep.parallelize import first_shard
@@ -27,21 +28,38 @@ DEFAULT_SLICES = 4
 
 def sliceable(job: Job, model: nn.Module, shards: int) -> dict[str, str | None]:
     """Every layer with weights of its own, and why it has to stay whole (None: it can be sliced)."""
+    return layers_of(job, model, shards).why_whole
+
+
+@dataclass
+class Layers:
+    """The layers with weights of their own."""
+
+    why_whole: dict[str, str | None]  # why each has to stay whole; None: it can be sliced
+    stages: dict[str, int]  # of those that can be sliced
+
+
+def layers_of(job: Job, model: nn.Module, shards: int, firsts: Sequence[str] = ()) -> Layers:
+    """firsts: the first modules of the stages after the first."""
     found: dict[str, str | None] = {}
+    stages: dict[str, int] = {}
     for name, module in model.named_modules():
         if any(True for _ in module.parameters(recurse=False)) or isinstance(module, nn.MultiheadAttention):
             found[name] = why_whole(module, shared=_is_shared(model, module))
     able = [name for name, reason in found.items() if reason is None]
-    recording = _record(job, model, shards, able)
+    recording = _record(job, model, shards, able, firsts)
     for name in able:
         calls = [call for call in recording.calls if call.what == name]
         direct = any(used.startswith(f"{name}.") for call in recording.calls for used in call.names)
         if direct or len(calls) != 1:
-            times = "uses its weights directly" if direct or not calls else f"calls it {len(calls)} times"
+            times = "uses its weights directly" if direct else f"calls it {len(calls)} times"
+            times = times if direct or calls else "does not call it by itself"
             found[name] = f"forward {times}"
         elif len(calls[0].takes) != 1 or len(calls[0].makes) != 1:
             found[name] = f"it takes {len(calls[0].takes)} tensors"
-    return found
+        else:
+            stages[name] = calls[0].stage
+    return Layers(found, stages)
 
 
 def _is_shared(model: nn.Module, module: nn.Module) -> bool:
@@ -66,12 +84,16 @@ def sliced_stage(name: str, job: Job, model: nn.Module, shards: int, num_slices:
 
 def resolved(stages: Sequence[Stage], job: Job, model: nn.Module, shards: int, source: str) -> tuple[Stage, ...]:
     """The stages with patterns replaced by the layers that they match."""
-    layers = sliceable(job, model, shards) if any(stage.slices for stage in stages) else {}
     known = {name for name, _ in model.named_modules()}
-    found = []
     for number, stage in enumerate(stages):
         if stage.first and stage.first not in known:
             raise PlanRefused(f"{source}: stage {number} begins at {stage.first!r}, and the model has no such layer")
+    if not any(stage.slices for stage in stages):
+        return tuple(stages)
+    called = layers_of(job, model, shards, [stage.first for stage in stages[1:]])
+    layers = called.why_whole
+    found = []
+    for number, stage in enumerate(stages):
         slices: dict[str, tuple[int, ...]] = {}
         for pattern, counts in stage.slices:
             matches = [layer for layer in layers if fnmatchcase(layer, pattern)]
@@ -85,7 +107,13 @@ def resolved(stages: Sequence[Stage], job: Job, model: nn.Module, shards: int, s
             if (exact and layers[pattern] is not None) or not able:
                 layer = pattern if exact else matches[0]
                 raise PlanRefused(f"{source}: {layer} cannot be sliced: {layers[layer]}; leave it whole")
-            for layer in able:
+            here = [layer for layer in able if called.stages[layer] == number]
+            if not here:
+                raise PlanRefused(
+                    f"{source}: stage {number} slices {pattern!r}, and forward calls {able[0]} in stage "
+                    f"{called.stages[able[0]]}: name it there"
+                )
+            for layer in here:
                 outputs = outputs_of(model.get_submodule(layer))
                 if sum(counts) > outputs:
                     raise PlanRefused(
@@ -108,7 +136,7 @@ def pipeline_stages(job: Job, model: nn.Module, shards: int, workers: int) -> tu
     parts = chain_of(model)
     recording = _record(job, model, shards, parts)
     work = work_of(recording, model, parts)
-    parts = [part for part in parts if part in work]
+    parts = list(work)
     if len(parts) < 1:
         raise PlanRefused("--plan pipeline finds no layer with parameters that forward calls")
     num_stages = min(workers, len(parts))
@@ -145,9 +173,9 @@ def chain_of(model: nn.Module) -> list[str]:
     return found
 
 
-def _record(job: Job, model: nn.Module, shards: int, parts: Sequence[str]) -> Recording:
-    with untouched_buffers(model):
-        return record(model, Objective(job.loss, job.forward).run, first_shard(job, shards), [], parts)
+def _record(job: Job, model: nn.Module, shards: int, parts: Sequence[str], firsts: Sequence[str] = ()) -> Recording:
+    with untouched_buffers(model), precision_of(job.precision):
+        return record(model, Objective(job.loss, job.forward).run, first_shard(job, shards), firsts, parts)
 
 
 def work_of(recording: Recording, model: nn.Module, parts: Sequence[str]) -> Mapping[str, float]:

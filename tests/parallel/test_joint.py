@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
 
 from samestep.parallel.cut import Region, cut
@@ -173,10 +174,18 @@ def test_uneven_slices_differ_by_one() -> None:
     assert outputs_of(nn.Embedding(5, 9)) == 9
 
 
+def hooked() -> nn.Module:
+    module = nn.Linear(2, 2)
+    module.register_forward_hook(lambda module, args, output: output * 2)
+    return module
+
+
 @pytest.mark.parametrize(
     ("module", "said"),
     [
         (weight_norm(nn.Linear(2, 2)), "parametrized"),
+        (hooked(), "it has hooks"),
+        (spectral_norm(nn.Linear(2, 2)), "it has hooks"),
         (nn.Conv2d(4, 4, 3, groups=2), "2 groups"),
         (nn.Embedding(4, 4, max_norm=1.0), "max_norm"),
         (nn.Linear(2, 2).requires_grad_(False), "frozen"),

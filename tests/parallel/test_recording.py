@@ -1,11 +1,15 @@
 """A forward written down and done again: the same kernels, and no silent surprises."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from samestep.errors import JobRefused
 from samestep.parallel.recording import Recording, Value, batch_tensors, perform, record, signature
@@ -166,3 +170,99 @@ def test_a_nested_result_keeps_its_form() -> None:
     model = nn.Linear(2, 2)
     recording = record(model, lambda m, b: {"out": (m(b[0]), 7)}, (torch.ones(3, 2),), [], [])
     assert recording.result == {"out": (Value(1), 7)}
+
+
+def positive(batch: Any) -> Tensor:
+    return batch[0][batch[0] > 0]
+
+
+@pytest.mark.parametrize(
+    "divisor",
+    [
+        lambda b: len(positive(b)),
+        lambda b: positive(b).shape[0],
+        lambda b: positive(b).size(0),
+        lambda b: positive(b).numel(),
+        lambda b: sum(1 for _ in positive(b)),
+    ],
+    ids=["len", "shape", "size", "numel", "loop"],
+)
+def test_a_size_that_depends_on_the_data_is_checked_every_time(divisor: Callable[[Any], int]) -> None:
+    model = nn.Linear(2, 1)
+    recording = record(model, lambda m, b: m(b[0]).sum() / divisor(b), (torch.ones(3, 2),), [], [])
+    run(recording, model, (torch.full((3, 2), 5.0),))
+    with pytest.raises(
+        JobRefused, match=r"called at test_recording.py:\d+\) gives .*, and gave .* when forward was cut"
+    ):
+        run(recording, model, (torch.tensor([[1.0, -1.0], [2.0, 3.0], [-4.0, 5.0]]),))
+
+
+def test_a_size_that_nobody_asked_for_may_change() -> None:
+    model, x = nn.Linear(2, 1), torch.tensor([[1.0, -1.0], [2.0, 3.0], [-4.0, 5.0]])
+    forward: Forward = lambda m, b: m(b[0]).sum() / positive(b).sum()  # noqa: E731
+    recording = record(model, forward, (torch.ones(3, 2),), [], [])
+    assert torch.equal(run(recording, model, (x,))[recording.result.index], forward(model, (x,)))
+
+
+def in_bfloat16(model: Any, batch: Any) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return model[1](model[0](batch[0]))
+
+
+def hooked(model: Any, batch: Any) -> Tensor:
+    y = model[0](batch[0])
+    y.register_hook(lambda grad: grad * 2)
+    return model[1](y)
+
+
+def checkpointed(model: Any, batch: Any) -> Tensor:
+    return model[1](checkpoint(model[0], batch[0], use_reentrant=True))
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (lambda m, b: m(b[0]) * random.random(), r"moves a random generator before mul \(at test_recording.py:\d+"),
+        (lambda m, b: m(b[0]) * np.random.rand(), "moves a random generator before mul"),
+        (lambda m, b: (m(b[0]), torch.manual_seed(3))[0], "moves a random generator before the end"),
+        (in_bfloat16, r"switches autocast before 0 \(at test_recording.py:\d+\).*precision"),
+        (lambda m, b: m(b[0]) * float(b[0].numpy().sum()), r"hands a tensor to NumPy at test_recording.py:\d+"),
+        (lambda m, b: m(b[0]) * float(np.asarray(b[0]).sum()), "hands a tensor to NumPy"),
+        (lambda m, b: m(b[0]) * torch.from_numpy(b[1]), "from_numpy .* is given a ndarray"),
+        (lambda m, b: m(b[0]) * torch.tensor(b[1]), "tensor .* is given a ndarray"),
+        (hooked, r"hooks into the gradient of a tensor at test_recording.py:\d+"),
+        (checkpointed, r"calls 0 inside an autograd Function at test_recording.py:\d+.*use_reentrant=True"),
+        (
+            lambda m, b: functional_call(m[1], dict(m[0].named_parameters()), (m[0](b[0]),)),
+            "calls 1 at .* with another tensor in the place of its parameter weight",
+        ),
+    ],
+)
+def test_what_a_cut_forward_would_not_do_again_is_refused(forward: Forward, said: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    batch = (torch.ones(3, 2, requires_grad=forward is checkpointed), np.ones(2))
+    with pytest.raises(JobRefused, match=said):
+        record(model, forward, batch, ["1"], [])
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return -grads[0]
+
+
+def test_an_autograd_function_keeps_its_own_backward() -> None:
+    model, x = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), torch.randn(3, 2)
+    forward: Forward = lambda m, b: m[1](Reversed.apply(m[0](b[0])))  # noqa: E731
+    forward(model, (x,)).square().sum().backward()
+    expected = [param.grad for param in model.parameters()]
+    model.zero_grad()
+    recording = record(model, forward, (x,), ["1"], [])
+    run(recording, model, (x,))[recording.result.index].square().sum().backward()
+    assert all(torch.equal(param.grad, grad) for param, grad in zip(model.parameters(), expected, strict=True))  # type: ignore[arg-type]
+    assert "apply" in vars(torch.autograd.Function)
+    assert [str(call) for call in recording.calls] == ["0", "apply", "1"]

@@ -20,7 +20,7 @@ from samestep.parallel.gradients import Gradients
 from samestep.parallel.home import Home
 from samestep.parallel.layout import Layout, Piece, storage_order
 from samestep.parallel.lockstep import Lockstep
-from samestep.parallel.network import Network
+from samestep.parallel.network import Network, precision_of
 from samestep.parallel.reduce import TreeReduction
 from samestep.parallel.unchanged import Unchanged
 from samestep.parallel.update import ShardedUpdate
@@ -279,6 +279,4 @@ class Executor:
             state.scale = sum(state.rows) / weight if weight else math.nan
 
     def _precision(self) -> AbstractContextManager[Any]:
-        if self.plan.numerics.precision == "bfloat16":
-            return torch.autocast("cpu", dtype=torch.bfloat16)
-        return nullcontext()
+        return precision_of(self.plan.numerics.precision)

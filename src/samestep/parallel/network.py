@@ -7,7 +7,7 @@ dropout draws the same masks wherever the cuts are.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,13 +57,14 @@ class Way:
     starts: Sequence[str]
     sliced: Mapping[str, Sequence[int]]
     known: dict[str, Cut]
+    precision: str = "float32"
 
     def of(self, batch: Any) -> Cut:
         """Raises JobRefused when a batch takes another way than the first one did."""
         name = signature(batch)
         if name not in self.known:
             here = streams.leave()
-            with untouched_buffers(self.model):
+            with untouched_buffers(self.model), precision_of(self.precision):
                 recording = record(self.model, self.objective.run, batch, self.starts, list(self.sliced))
             streams.resume(here)
             found = cut(recording, self.model, 1 + len(self.starts), self.sliced)
@@ -75,6 +76,11 @@ class Way:
                 )
             self.known[name] = found
         return self.known[name]
+
+
+def precision_of(name: str) -> AbstractContextManager[Any]:
+    """What forward runs in."""
+    return torch.autocast("cpu", dtype=torch.bfloat16) if name == "bfloat16" else nullcontext()
 
 
 @contextmanager

@@ -9,15 +9,17 @@ function is written down with the values it takes and makes:
     return h.mean(1)             3 = Tensor.mean (2, 1)
 
 Modules that hold no cut inside stay whole, Python and all; only those around a cut are looked into.
-Python's own decisions there are frozen, so the record holds for one shape of input, and a decision
-that was read from a tensor's value is checked in every step (a guard). The kernels called, and their
-order, are those of the uncut forward: autograd's sums keep their bits.
+Python's own decisions there are frozen, so the record holds for one shape of input. A decision that
+was read from a tensor's value is checked in every step (a guard), so is a shape that was asked for;
+what the record would not see is refused: chance outside torch, tensors handed to NumPy, autocast,
+hooks. An autograd Function of the user's own is one call, with its own backward. The
+kernels called, and their order, are those of the uncut forward: autograd's sums keep their bits.
 """
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from samestep import streams
 from samestep.errors import JobRefused
 
 PACKAGES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, sys.modules["samestep"]))
@@ -42,6 +45,9 @@ READERS = {
     torch.equal,
     torch.allclose,
 }
+SHAPES = {Tensor.shape.__get__, Tensor.size, Tensor.__len__, Tensor.numel, Tensor.nelement, torch.numel}  # type: ignore[attr-defined]
+LEAVE_TORCH = {Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
+HOOKS = {Tensor.register_hook, Tensor.retain_grad}
 PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...), torch.dtype, torch.device, torch.layout, slice)
 
 
@@ -71,6 +77,7 @@ class Call:
     place: str  # file:line of the code that calls
     expects: Any = None  # of a guard: what the call returned
     is_guard: bool = False
+    asked: tuple[torch.Size | None, ...] = ()  # of what it makes: shapes on which forward may have decided
     keeps: int = 0  # bytes that it keeps for its backward, besides parameters and what earlier calls keep
 
     @property
@@ -123,6 +130,7 @@ def record(
         result = forward(model, batch)
     recording = recorder.recording
     recording.result = pytree.tree_map(recorder.reference, result)
+    recording.calls = [recorder.with_asked(call) for call in recording.calls]
     return recording
 
 
@@ -133,8 +141,13 @@ class _Recorder(TorchFunctionMode):
         self._open = {"", *(name[:i] for name in cuts for i, c in enumerate(name) if c == ".")}
         state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         self._state = {id(tensor): name for name, tensor in reversed(state)}
+        self._own = {name: id(tensor) for name, tensor in state}
         self._starts = list(starts)
         self._in_leaf = False
+        self._in_function = ""  # where the autograd Function was applied that is running
+        self._autocast = _autocast()
+        self._streams = streams.leave()
+        self._asked: set[int] = set()  # values whose shape was read
         self._values: dict[int, int] = {}
         self._kept = _Kept(tensor for _, tensor in state)
         self._made: list[Tensor] = []  # also keeps them alive: ids must not be used again
@@ -150,22 +163,60 @@ class _Recorder(TorchFunctionMode):
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return self._module(module, plain, args, kwargs)
 
+        plain_apply: Any = vars(torch.autograd.Function)["apply"]
+
+        def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._function(plain_apply.__get__(None, function), args, kwargs)
+
+        from_numpy = torch.from_numpy
         nn.Module.__call__ = call  # type: ignore[method-assign]
+        torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign,assignment]
+        torch.from_numpy = lambda ndarray: self._write(from_numpy, from_numpy, (ndarray,), {})  # no mode sees it
         try:
             with self:
                 yield
+            self._check_surroundings("the end")
         finally:
             nn.Module.__call__ = plain  # type: ignore[method-assign]
+            torch.autograd.Function.apply = plain_apply  # type: ignore[method-assign]
+            torch.from_numpy = from_numpy
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._in_leaf:
             return func(*args, **(kwargs or {}))
-        return self._write(func, func, args, kwargs or {})
+        self._in_leaf = True
+        try:
+            return self._write(func, func, args, kwargs or {})
+        finally:
+            self._in_leaf = False
+
+    def _function(self, apply: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """An autograd Function: torch shows no mode its backward."""
+        if self._in_leaf:
+            return apply(*args, **kwargs)
+        self._in_leaf, self._in_function = True, _place()
+        try:
+            return self._write(apply, apply, args, kwargs)
+        finally:
+            self._in_leaf, self._in_function = False, ""
 
     def _module(self, module: nn.Module, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        name = self._modules.get(id(module))
+        if self._in_function and name is not None:
+            raise JobRefused(
+                f"forward calls {name} inside an autograd Function at {self._in_function}, where a cut cannot look "
+                "(torch.utils.checkpoint with use_reentrant=True does): leave it out, stages recompute by themselves "
+                "(recompute = true)"
+            )
         if self._in_leaf:
             return plain(module, *args, **kwargs)
-        name = self._modules.get(id(module))
+        own = module.named_parameters() if name is not None else ()
+        strange = [local for local, param in own if self._own.get(f"{name}.{local}" if name else local) != id(param)]
+        if strange:
+            raise JobRefused(
+                f"forward calls {name} at {_place()} with another tensor in the place of its parameter {strange[0]} "
+                "(torch.func.functional_call does), and a cut forward would not: call the layer with its own parameters"
+            )
         if name in self._starts:
             self._begin_stage(name)
         if name in self._open:
@@ -192,15 +243,18 @@ class _Recorder(TorchFunctionMode):
         met.append(name)
 
     def _write(self, what: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._check_surroundings(str(what) if isinstance(what, str) else getattr(what, "__name__", str(what)))
         arguments = pytree.tree_map(self.reference, (args, kwargs))
         versions = [tensor._version for tensor in self._made]
         with self._kept.counting():
             result = function(*args, **kwargs)
+        self._streams = streams.leave()
         changed = [i for i, tensor in enumerate(self._made[: len(versions)]) if tensor._version != versions[i]]
         leaves = pytree.tree_leaves(result)
         makes = tuple(self._number(leaf) for leaf in leaves if isinstance(leaf, Tensor))
         is_guard = not makes and what in READERS if not isinstance(what, str | nn.Module) else False
         if not (makes or changed or is_guard or what is torch._C._set_grad_enabled):
+            self._note_asked(what, arguments)
             return result  # a shape, a type: frozen with the Python code around it
         stage = len(self.recording.entered)
         call = Call(
@@ -212,11 +266,47 @@ class _Recorder(TorchFunctionMode):
             _place(),
             result if is_guard else None,
             is_guard,
-            self._kept.take(),
+            keeps=self._kept.take(),
         )
         _check_plain(call)
         self.recording.calls.append(call)
         return result
+
+    def _note_asked(self, what: Any, arguments: Any) -> None:
+        if isinstance(what, str | nn.Module):
+            return
+        if what in HOOKS:
+            raise JobRefused(
+                f"forward hooks into the gradient of a tensor at {_place()}, and a cut forward would not: "
+                "do it in a module of its own"
+            )
+        if what in LEAVE_TORCH:
+            raise JobRefused(
+                f"forward hands a tensor to NumPy at {_place()}, and what is computed there is not seen when forward "
+                "is cut: compute it with torch, or in a module of its own"
+            )
+        if what in SHAPES:
+            self._asked |= {leaf.index for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Value)}
+
+    def with_asked(self, call: Call) -> Call:
+        """The call with the shapes of what it makes that forward asked for."""
+        if not self._asked.intersection(call.makes):
+            return call
+        shapes = self.recording.shapes
+        return replace(call, asked=tuple(shapes[v] if v in self._asked else None for v in call.makes))
+
+    def _check_surroundings(self, before: str) -> None:
+        """Between two calls nothing may happen that is not written down."""
+        if _autocast() != self._autocast:
+            raise JobRefused(
+                f"forward switches autocast before {before} (at {_place()}), and a cut forward does not: "
+                'use Job(precision="bfloat16"), or cut elsewhere'
+            )
+        if not torch.equal(streams.leave(), self._streams):
+            raise JobRefused(
+                f"forward moves a random generator before {before} (at {_place()}) and outside of torch's functions, "
+                "and a cut forward would not: draw with torch.rand, or in a module of its own"
+            )
 
     def reference(self, leaf: Any) -> Any:
         """How a record names a tensor; other things stand for themselves."""
@@ -260,6 +350,10 @@ class _Kept:
         return tensor
 
 
+def _autocast() -> tuple[bool, torch.dtype]:
+    return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+
 def _check_plain(call: Call) -> None:
     """What is no tensor cannot be sent, and what changes in Python would be frozen."""
     for leaf in pytree.tree_leaves(call.arguments):
@@ -298,7 +392,23 @@ def perform(call: Call, values: dict[int, Tensor], model: nn.Module) -> None:
             )
         return
     made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    _check_shapes(call, made)
     values.update(zip(call.makes, made, strict=True))
+
+
+def _check_shapes(call: Call, made: Sequence[Tensor]) -> None:
+    """Raises JobRefused when a decision that was taken on shapes would be another one now."""
+    if len(made) != len(call.makes):
+        found, expected = f"{len(made)} tensors", f"{len(call.makes)}"
+    else:
+        wrong = [(t.shape, s) for t, s in zip(made, call.asked, strict=False) if s is not None and s != t.shape]
+        if not wrong:
+            return
+        found, expected = (str(tuple(shape)) for shape in wrong[0])
+    raise JobRefused(
+        f"{call} (called at {call.place}) gives {found}, and gave {expected} when forward was cut, and forward asked "
+        "for that: a cut forward takes the same way every time; compute with masks and torch.sum instead of sizes"
+    )
 
 
 def _attribute(model: nn.Module, name: str) -> Any:

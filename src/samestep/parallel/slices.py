@@ -39,6 +39,8 @@ def why_whole(module: nn.Module, shared: bool) -> str | None:
         return f"a {kind.__name__} is none of Linear, Conv1d, Conv2d, Embedding, EmbeddingBag"
     if "forward" in vars(module) and kind is not nn.Linear:
         return "its forward was replaced"
+    if module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks:
+        return "it has hooks"
     if shared:
         return "its weight is tied to another layer's"
     if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups != 1:
