@@ -215,3 +215,27 @@ def test_a_loader_worker_that_breaks_off_has_ended_before_torch_looks() -> None:
     with pytest.raises(ConnectionResetError):
         _Handover(BreaksOff(ours), [loader]).get()
     assert loader.exitcode == 0
+
+
+class Mapped(Dataset[Any]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, row: int) -> Any:
+        return torch.full((3,), float(row)), row
+
+
+@pytest.mark.parametrize("collate", [None, lambda samples: torch.stack([x for x, _ in samples])])
+def test_what_loader_workers_share_never_had_a_name(collate: Any) -> None:
+    """Killed between making a file in /dev/shm and removing it, a loader worker once left it behind."""
+    rows = DatasetRows(Mapped(), 0, collate, 1)
+    [batch] = rows.take(iter([(0, [2, 3])]))
+    found = batch if collate else batch[0]
+    assert found.tolist() == [[2.0] * 3, [3.0] * 3]
+    start = found.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(address, 16) for address in line.split()[0].split("-"))
+        if first <= start < last:
+            assert "/memfd:batch" in line
+            return
+    pytest.fail("no mapping holds the batch")

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from samestep import streams
 from samestep.errors import JobRefused
 from samestep.numerics import key
+from samestep.unnamed import share_without_names
 
 RowNumbers = Sequence[int] | Tensor  # a tensor is int64, 1-D
 Collate = Callable[[list[Any]], Any]
@@ -214,6 +215,7 @@ def _begin_loading(parent: int, _loader: int) -> None:
     sys.excepthook = _show_unless_alone
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    share_without_names()
 
 
 def _show_unless_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
