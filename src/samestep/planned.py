@@ -82,7 +82,15 @@ def footprints(job: Job, plan: Plan, prepared: Prepared, schedules: Sequence[Sch
     state = state_per_element(prepared.optimizer)
     return [
         footprint(
-            plan, rank, prepared.layout, homes, pieces_of(prepared, homes, rank), state, structure, schedules[rank]
+            plan,
+            rank,
+            prepared.layout,
+            homes,
+            pieces_of(prepared, homes, rank),
+            state,
+            structure,
+            schedules[rank],
+            num_shards_of(job.batch_size, plan.numerics.shards),
         )
         for rank in range(plan.workers)
     ]

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrizations
 
 from samestep import streams
 from samestep.errors import JobRefused
+from samestep.parallel import initial
 from samestep.parallel.initial import Recording, record
 
 Build = Callable[[], nn.Module]
@@ -310,6 +311,29 @@ def test_any_subset_gets_the_same_values(build: Build, data: st.DataObject) -> N
     names = sorted(name for name, _ in recording.model.named_parameters())
     wanted = data.draw(st.sets(st.sampled_from(names)))
     check_against_plain(build, recording, replayed(recording, wanted))
+
+
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    normal=st.booleans(),
+    piece=st.sampled_from([16, 64, 256]),
+)
+def test_what_nobody_reads_is_drawn_in_pieces(
+    rows: int, columns: int, dtype: torch.dtype, normal: bool, piece: int
+) -> None:
+    """A worker that owns the last layer only needs the memory of a piece for those before."""
+
+    def build() -> nn.Module:
+        first = nn.Linear(columns, rows, dtype=dtype)
+        (nn.init.normal_ if normal else nn.init.uniform_)(first.weight)
+        return nn.Sequential(first, nn.Linear(3, 3))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initial, "PIECE", piece)
+        recording = recorded(build)
+        check_against_plain(build, recording, replayed(recording, {"1.weight", "1.bias"}))
 
 
 def test_a_recording_can_be_replayed_again() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from samestep import streams
+from samestep import heap, streams
 from samestep.checkpoint import finished, read_description, remove_unfinished
 from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
 from samestep.job import Job
@@ -80,6 +80,8 @@ def describe(request: Request, events: socket.socket) -> None:
 
 def build(request: Request, events: socket.socket) -> tuple[Run, Prepared, nn.Module | None]:
     """Everything that workers share; for threads also a copy of the model as it was first."""
+    if request.memory_limit is not None:
+        heap.keep_compact()
     os.chdir(request.folder)
     sys.path[:] = list(request.path)
     chosen = chosen_numerics(request)
@@ -169,6 +171,7 @@ def fork_processes(run: Run, prepared: Prepared) -> list[int]:
     fabric = SharedFabric(run.plan.workers, groups_that_meet(prepared, run.plan), slots)
     shared = share(prepared, run.plan, fabric)
     bind(prepared, shared)
+    heap.before_fork()
     workers = [_fork(partial(run_worker, run, rank, prepared, shared, fabric)) for rank in range(run.plan.workers)]
     fabric.close()
     return workers

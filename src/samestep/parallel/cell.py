@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from samestep.parallel.cut import Segment
 from samestep.parallel.recording import perform
-from samestep.parallel.seeds import backward_from
+from samestep.parallel.seeds import Seed, backward_from
 
 Gradients = dict[int, Tensor]  # by value
 
@@ -41,19 +41,22 @@ class Cell:
     def __init__(self, segment: Segment, values: dict[int, Tensor], needs: set[int], model: nn.Module) -> None:
         """Run the segment; `values` (without graph) gets what it gives, `needs` which of it needs a gradient."""
         self._caught: Gradients = {}
-        self._entered: dict[int, Tensor] = {}
+        entered: dict[int, Tensor] = {}
         self.local = dict(values)
         for value in segment.takes:
             if value in needs:
                 leaf = values[value].detach().requires_grad_()
-                self.local[value] = self._entered[value] = _Enter.apply(leaf, value, self._caught)  # type: ignore[no-untyped-call]
+                self.local[value] = entered[value] = _Enter.apply(leaf, value, self._caught)  # type: ignore[no-untyped-call]
         for value in segment.changes:  # in place, and what was taken belongs to another graph
             self.local[value] = self.local[value].clone()
         for call in segment.calls:
             perform(call, self.local, model)
-        self._given = {value: self.local[value] for value in segment.gives}
-        values |= {value: tensor.detach() for value, tensor in self._given.items()}
-        needs |= {value for value, tensor in self._given.items() if tensor.requires_grad}
+        given = {value: self.local[value] for value in segment.gives}
+        values |= {value: tensor.detach() for value, tensor in given.items()}
+        needs |= {value for value, tensor in given.items() if tensor.requires_grad}
+        # Autograd runs what was made last first: made in reverse, the seeds come in in this order.
+        open_ends = [(v, t) for v, t in [*given.items(), *entered.items()] if t.requires_grad]
+        self._seeds = dict(reversed([(value, Seed(tensor)) for value, tensor in reversed(open_ends)]))
 
     def settle(self) -> None:
         """Forget what only the loss wanted."""
@@ -61,12 +64,11 @@ class Cell:
 
     def backward(self, grads: Gradients, objective: Tensor | None) -> None:
         """From the gradients of what was given (and passed by) to those of what was taken."""
-        roots = [] if objective is None else [objective]
-        seeds = [torch.ones_like(root) for root in roots]
-        for value, tensor in [*self._given.items(), *self._entered.items()]:
-            grad = grads.pop(value, None)
-            if grad is not None and tensor.requires_grad:
-                roots.append(tensor)
-                seeds.append(grad)
-        backward_from(roots, seeds)
+        roots: list[Tensor | Seed] = [] if objective is None else [objective]
+        found = [torch.ones_like(root) for root in roots if isinstance(root, Tensor)]
+        for value, seed in self._seeds.items():
+            if value in grads:
+                roots.append(seed)
+                found.append(grads.pop(value))
+        backward_from(roots, found)
         grads |= self._caught

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from samestep.errors import JobRefused, PlanRefused
-from samestep.parallel.recording import Call, Named, Recording, Value
+from samestep.parallel.recording import Call, Named, Recording, Storage, Value
 
 ELEMENTWISE = {
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus,
@@ -76,6 +76,7 @@ class Cut:
     result: Any
     shapes: Mapping[int, torch.Size]
     nbytes: Mapping[int, int]
+    storages: Mapping[int, Storage]  # by value
     floats: frozenset[int]
     num_inputs: int
 
@@ -141,6 +142,8 @@ def cut(recording: Recording, model: nn.Module, num_stages: int, sliced: Mapping
         recording.result,
         recording.shapes,
         recording.nbytes | {-1 - value: nbytes for value, nbytes in recording.nbytes.items()},  # sums without bias
+        recording.storages
+        | {-1 - value: Storage(-1 - storage.number, storage.nbytes) for value, storage in recording.storages.items()},
         frozenset(recording.floats),
         recording.num_inputs,
     )

@@ -51,6 +51,11 @@ class Home:
         plans = [local_plan(self.units_of(rank, n), n) for n in sizes]
         return max(1, *(fold.slot + 1 for plan in plans for fold in plan.folds if not fold.into), 1)
 
+    def adds(self, rank: int) -> bool:
+        """Whether worker `rank` adds a unit's gradient to another's."""
+        units = sum(self.assign)
+        return any(fold.into for fold in local_plan(self.units_of(rank, units), units).folds)
+
 
 def stage_home(plan: Plan, stage: int) -> Home:
     """Of the whole layers of a stage."""

@@ -22,7 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from samestep import heap
 from samestep.parallel.unbuilt import Draws, Part, Recorder, Written, memory_of
+
+ELEMENT_BY_ELEMENT = {torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default}
+"""Drawn in pieces they leave the generator as they do drawn at once."""
+PIECE = 1 << 18  # elements
 
 Window = tuple[int, int, int]  # dim, start, stop
 Wanted = Callable[[str], Tensor | Sequence[tuple[Window, Tensor]] | None]
@@ -68,6 +73,7 @@ class Recording:
             replay = _Replay(self._recorder, targets, self._kept)
             replay.run()
             replay.leave_generators()
+        heap.give_back()  # the temporaries, of up to the largest parameter
 
 
 def narrowed(part: Part, dim: int, start: int, stop: int) -> Part:
@@ -181,6 +187,9 @@ class _Replay:
         if op.draws is not None:
             self._enter(op.draws)
         torch.set_default_dtype(op.default_dtype)
+        if not is_needed and op.function in ELEMENT_BY_ELEMENT and op.args[0].is_contiguous:
+            self._draw_in_pieces(op)
+            return
         scratch = () if is_needed else tuple(op.overwrites)
 
         def real(value: object) -> object:
@@ -190,13 +199,27 @@ class _Replay:
 
         args, kwargs = pytree.tree_map(real, (op.args, op.kwargs), is_leaf=lambda value: isinstance(value, Part))
         outputs = op.function(*args, **kwargs)
-        if op.draws is not None and (op.draws.is_returned_to or self._keeps_states):
-            self._states.ends[op.draws.number] = op.draws.generator.get_state()
+        self._note_end(op)
         if is_needed and op.outputs:
             flat = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
             for output, part in zip(flat, op.outputs, strict=True):
                 if part is not None and part.storage in self._last:
                     self._take(part, output)
+
+    def _draw_in_pieces(self, op: Written) -> None:
+        """What nobody reads, for the generator's sake: as many numbers, in little memory."""
+        part, *args = op.args
+        left = part.numel
+        while left:
+            length = PIECE if left >= PIECE + 16 else left  # of fewer than 16, normal_ draws in another way
+            piece = Part(part.storage, part.dtype, torch.Size([length]), (1,), 0)
+            op.function(piece.of(*self._scratch(piece)), *args, **op.kwargs)
+            left -= length
+        self._note_end(op)
+
+    def _note_end(self, op: Written) -> None:
+        if op.draws is not None and (op.draws.is_returned_to or self._keeps_states):
+            self._states.ends[op.draws.number] = op.draws.generator.get_state()
 
     def _take(self, part: Part, output: Tensor) -> None:
         """A new tensor becomes what its storage is in this run."""

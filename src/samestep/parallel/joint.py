@@ -78,8 +78,7 @@ class Joint:
         outputs: list[Tensor] = []
         if blocks:
             self._counts = [len(block) for block in blocks]
-            self._cell = self._sliced.forward(torch.cat(blocks), stream, needs_grad=needs_grad)
-            outputs = [output.detach() for output in self._cell.outputs]
+            self._cell, outputs = self._sliced.forward(torch.cat(blocks), stream, needs_grad=needs_grad)
         if self._sliced.row is not None:
             found = self._summed(outputs)
         else:

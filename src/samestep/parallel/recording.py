@@ -52,6 +52,14 @@ PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...), torch.dty
 
 
 @dataclass(frozen=True)
+class Storage:
+    """Memory that tensors lie in, several of them perhaps."""
+
+    number: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Value:
     """The i-th tensor of a forward, in the order of making; the batch's tensors come first."""
 
@@ -78,7 +86,7 @@ class Call:
     expects: Any = None  # of a guard: what the call returned
     is_guard: bool = False
     asked: tuple[torch.Size | None, ...] = ()  # of what it makes: shapes on which forward may have decided
-    keeps: int = 0  # bytes that it keeps for its backward, besides parameters and what earlier calls keep
+    keeps: tuple[Storage, ...] = ()  # what it keeps for its backward, besides the model's own state
 
     @property
     def takes(self) -> frozenset[int]:
@@ -103,6 +111,7 @@ class Recording:
     entered: list[str]  # the first modules of the stages after the first, as they were met
     shapes: dict[int, torch.Size] = field(default_factory=dict)
     nbytes: dict[int, int] = field(default_factory=dict)
+    storages: dict[int, Storage] = field(default_factory=dict)
     floats: set[int] = field(default_factory=set)  # values that may have a gradient
 
 
@@ -322,32 +331,36 @@ class _Recorder(TorchFunctionMode):
         self._made.append(tensor)
         self.recording.shapes[index] = tensor.shape
         self.recording.nbytes[index] = tensor.numel() * tensor.element_size()
+        self.recording.storages[index] = self._kept.storage(tensor)
         if tensor.is_floating_point():
             self.recording.floats.add(index)
         return index
 
 
 class _Kept:
-    """Counts the bytes that calls keep for backward, each storage once."""
+    """Notes the memory that calls keep for backward."""
 
     def __init__(self, state: Iterable[Tensor]) -> None:
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in state}
-        self._nbytes = 0
+        self._state = {tensor.untyped_storage().data_ptr() for tensor in state}
+        self._numbers: dict[int, int] = {}
+        self._now: dict[Storage, None] = {}
 
     def counting(self) -> torch.autograd.graph.saved_tensors_hooks:
         return torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
 
-    def take(self) -> int:
+    def take(self) -> tuple[Storage, ...]:
         """What was kept since it was last asked."""
-        found, self._nbytes = self._nbytes, 0
+        found, self._now = tuple(self._now), {}
         return found
 
+    def storage(self, tensor: Tensor) -> Storage:
+        memory = tensor.untyped_storage()
+        return Storage(self._numbers.setdefault(memory.data_ptr(), len(self._numbers)), memory.nbytes())
+
     def _note(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._known:
-            self._known.add(storage.data_ptr())
-            self._nbytes += storage.nbytes()
-        return tensor
+        if tensor.untyped_storage().data_ptr() not in self._state:
+            self._now[self.storage(tensor)] = None
+        return tensor.detach()  # an operation that keeps its own output would otherwise keep itself for ever
 
 
 def _autocast() -> tuple[bool, torch.dtype]:

@@ -11,7 +11,7 @@ channels and by embedding columns.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from samestep import streams
 from samestep.parallel.cut import Region
 from samestep.parallel.linear import Place, linear_into
 from samestep.parallel.recording import perform
-from samestep.parallel.seeds import backward_from
+from samestep.parallel.seeds import Seed, backward_from
 from samestep.plan import equal_shares
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -177,9 +177,12 @@ class SlicedRegion:
         """Outputs of the column layer, per slice."""
         return [part.stop - part.start for part in list(self.column.parts.values())[: len(self.column.weights)]]
 
-    def forward(self, x: Tensor, stream: tuple[int | str, ...], *, needs_grad: bool) -> "RegionCell":
-        """All own slices for joint rows x. `stream` names what is random in between, per slice."""
-        inputs, outputs = [], []
+    def forward(
+        self, x: Tensor, stream: tuple[int | str, ...], *, needs_grad: bool
+    ) -> tuple["RegionCell", list[Tensor]]:
+        """All own slices for joint rows x, and their outputs. `stream` names what is random in between, per slice."""
+        cell = RegionCell()
+        outputs = []
         for k in self.own:
             streams.enter(*stream, self.column.name, k)
             x_k = x.detach().requires_grad_(needs_grad)
@@ -191,20 +194,21 @@ class SlicedRegion:
             if self.row is not None:
                 weight = self.row.weights[k]
                 y = linear_into(y, weight, None, self.place_of(weight))
-            inputs.append(x_k)
-            outputs.append(y)
-        return RegionCell(inputs, outputs)
+            cell.inputs.append(x_k)
+            cell.seeds.append(Seed(y))
+            outputs.append(y.detach())
+        return cell, outputs
 
 
 @dataclass
 class RegionCell:
     """A set of shards in a region, between forward and backward; one entry per own slice."""
 
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+    inputs: list[Tensor] = field(default_factory=list)
+    seeds: list[Seed] = field(default_factory=list)  # for the outputs' gradients
 
     def backward(self, grads: Sequence[Tensor]) -> list[Tensor | None]:
         """From the outputs' gradients to the input's, one summand per own slice."""
-        for output, grad in zip(self.outputs, grads, strict=True):
-            backward_from([output], [grad])
+        for seed, grad in zip(self.seeds, grads, strict=True):
+            backward_from([seed], [grad])
         return [x.grad for x in self.inputs]

@@ -63,6 +63,11 @@ class Part:
             expected *= n
         return True
 
+    @property
+    def is_contiguous(self) -> bool:
+        """Row by row."""
+        return self.is_dense and self.stride == torch.empty(self.shape, device="meta").stride()
+
     def of(self, storage: torch.UntypedStorage, start: int = 0) -> Tensor:
         """These elements of a storage whose first byte counts as `start`."""
         begin, rest = divmod(start, self.dtype.itemsize)
