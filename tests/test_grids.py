@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import samestep
 from jobs import grids
@@ -209,6 +210,18 @@ def test_a_run_may_stop_and_go_on_under_another_assignment(
     train("gpt", plan=first, workers=3, steps=2, checkpoint=tmp_path, transport="threads")
     report = train("gpt", plan=second, workers=2, checkpoint=tmp_path, resume=True)
     assert report.digest == whole.digest
+
+
+@pytest.mark.parametrize("assignment", [{"workers": 2}, {"workers": 3, "assign": (4, 3, 1), "transport": "threads"}])
+def test_attention_is_cut_by_heads(assignment: dict[str, object], train: Train, alone: Callable[..., Report]) -> None:
+    """5 heads in 4 slices: 2, 1, 1, 1."""
+    report = train("encoder", plan="slices", **assignment)
+    assert '"layers.0.self_attn" = [' in str(report.plan)
+    assert_same(report, train("encoder", plan="slices", workers=1))
+    whole = train("encoder", workers=1, settings={"dropout": 0.0}).state_dict()
+    weights = train("encoder", plan="slices", **assignment, settings={"dropout": 0.0}).state_dict()
+    assert {n: t.shape for n, t in weights.items()} == {n: t.shape for n, t in whole.items()}
+    assert all(torch.allclose(weights[n], whole[n], atol=1e-5) for n in whole)
 
 
 def test_the_weights_are_whole_again_at_the_end(train: Train) -> None:

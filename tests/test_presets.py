@@ -81,7 +81,7 @@ def test_every_layer_can_be_sliced_or_says_why_not() -> None:
     assert {layer for layer, reason in found.items() if reason is None} == {"conv", "wide"}
     tied = "its weight is tied to another layer's"
     assert {layer: reason for layer, reason in found.items() if reason is not None} == {
-        "norm": "a BatchNorm2d is none of Linear, Conv1d, Conv2d, Embedding, EmbeddingBag",
+        "norm": "a BatchNorm2d is none of Linear, Conv1d, Conv2d, Embedding, EmbeddingBag, MultiheadAttention",
         "grouped": "it has 2 groups",
         "frozen": "it is frozen",
         "twice": "forward calls it 2 times",

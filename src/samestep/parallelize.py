@@ -27,6 +27,7 @@ from samestep.parallel.bundles import Bundles
 from samestep.parallel.cut import Cut, check_stages, parameters_of
 from samestep.parallel.executor import Executor
 from samestep.parallel.gradients import Gradients, untie
+from samestep.parallel.heads import slice_attention
 from samestep.parallel.home import Home, num_published, slice_home, stage_home
 from samestep.parallel.initial import Recording
 from samestep.parallel.layout import Layout, Piece, dense, share_pieces
@@ -65,23 +66,16 @@ class Prepared:
         """Inside, sliced layers have their whole weights, as copies."""
         try:
             for layer in self.sliced.values():
-                for whole, leaves in _leaves_of_wholes(layer):
-                    whole.data = torch.cat([leaf.detach() for leaf in leaves], layer.parts_of(whole)[0].dim)
+                for whole, dim, leaves in layer.wholes():
+                    whole.data = torch.cat([leaf.detach() for leaf in leaves], dim)
             yield
         finally:
             self.drop_wholes()
 
     def drop_wholes(self) -> None:
         for layer in self.sliced.values():
-            for whole, _ in _leaves_of_wholes(layer):
+            for whole, _, _ in layer.wholes():
                 whole.data = torch.zeros(1, dtype=whole.dtype).expand(whole.shape)
-
-
-def _leaves_of_wholes(layer: SlicedLayer) -> list[tuple[nn.Parameter, Sequence[nn.Parameter]]]:
-    weights, biases = layer.weights, layer.biases
-    wholes = [layer.parts[name].whole for name in layer.parts]
-    found: list[tuple[nn.Parameter, Sequence[nn.Parameter]]] = [(wholes[0], weights)]
-    return found + ([(wholes[-1], biases)] if biases else [])
 
 
 @dataclass(frozen=True)
@@ -151,7 +145,11 @@ def divide(job: Job, plan: Plan, prepared: Prepared, known: dict[str, Cut] | Non
         if segment.region is None:
             continue
         column = segment.region.column
-        sizes = slice_sizes(prepared.model.get_submodule(column), sum(slices[column]))
+        first, num_slices = prepared.model.get_submodule(column), sum(slices[column])
+        if isinstance(first, nn.MultiheadAttention):
+            sliced[column] = slice_attention(column, first, num_slices, values)
+            continue
+        sizes = slice_sizes(first, num_slices)
         for layer in segment.region.layers:
             module = prepared.model.get_submodule(layer)
             sliced[layer] = slice_layer(layer, module, is_row=layer != column, sizes=sizes, values=values)
@@ -211,8 +209,7 @@ def sliced_layout(names: Names, sliced: Mapping[str, SlicedLayer]) -> Layout:
     leaves: dict[int, list[tuple[str, nn.Parameter]]] = {}
     slices: dict[int, tuple[nn.Parameter, tuple[int, int, int]]] = {}
     for layer in sliced.values():
-        for name, leaf in layer.leaves():
-            part = layer.parts[name]
+        for (name, part), leaf in zip(layer.parts.items(), layer.leaves, strict=True):
             leaves.setdefault(id(part.whole), []).append((name, leaf))
             slices[id(leaf)] = part.whole, (part.dim, part.start, part.stop)
     found: Names = []
@@ -250,7 +247,7 @@ def homes_of(prepared: Prepared, plan: Plan) -> list[Home]:
         for name, layer in prepared.sliced.items():
             if name in counts:
                 of_slice = [rank for rank, n in zip(stage.workers, counts[name], strict=True) for _ in range(n)]
-                owners |= zip(layer.parts, of_slice * 2, strict=False)
+                owners |= zip(layer.parts, of_slice * (len(layer.parts) // layer.num_slices), strict=True)
     segments = entry_segments(prepared)
     return [
         slice_home(plan, owners[entry.name]) if entry.name in owners else stage_home(plan, structure.segments[s].stage)
@@ -297,7 +294,7 @@ def groups_that_meet(prepared: Prepared, plan: Plan) -> dict[tuple[int, ...], in
         if segment.region is not None and structure is not None:
             group = plan.stages[segment.stage].workers
             values = {segment.region.takes, segment.region.makes, segment.region.joins}
-            nodes = max(len(prepared.sliced[segment.region.column].weights) // 2, 1)
+            nodes = max(prepared.sliced[segment.region.column].num_slices // 2, 1)
             largest = max(structure.nbytes.get(value, 0) for value in values)
             needed = plan.numerics.shards * (nodes * largest + 4096)
             groups[group] = max(groups.get(group, 0), needed)

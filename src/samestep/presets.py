@@ -1,7 +1,7 @@
 """Plans by name: `slices`, `hybrid`, `pipeline`; and layer patterns resolved to layers.
 
     slices     every layer that can be sliced is, over all workers
-    hybrid     Linear and Embedding sliced, convolutions and the rest data-parallel (Krizhevsky 2014)
+    hybrid     Linear, Embedding and attention sliced, convolutions and the rest data-parallel (Krizhevsky 2014)
     pipeline   as many stages as workers, as even in work as the chain of layers allows
 
 Presets leave whole what cannot be sliced; a plan that names such a layer is refused with the reason.
@@ -17,6 +17,8 @@ from torch import nn
 from samestep.errors import PlanRefused
 from samestep.job import Job
 from samestep.loss import Objective
+from samestep.parallel.attention import attention_of
+from samestep.parallel.cut import values_in
 from samestep.parallel.network import precision_of, untouched_buffers
 from samestep.parallel.recording import Recording, record
 from samestep.parallel.slices import CONVOLUTIONS, outputs_of, why_whole
@@ -44,10 +46,12 @@ def layers_of(job: Job, model: nn.Module, shards: int, firsts: Sequence[str] = (
     found: dict[str, str | None] = {}
     stages: dict[str, int] = {}
     for name, module in model.named_modules():
-        if any(True for _ in module.parameters(recurse=False)) or isinstance(module, nn.MultiheadAttention):
+        inside = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)  # its out_proj
+        if any(True for _ in module.parameters(recurse=False)) and not inside:
             found[name] = why_whole(module, shared=_is_shared(model, module))
     able = [name for name, reason in found.items() if reason is None]
     recording = _record(job, model, shards, able, firsts)
+    wanted = {value for call in recording.calls for value in call.takes} | values_in(recording.result)
     for name in able:
         calls = [call for call in recording.calls if call.what == name]
         direct = any(used.startswith(f"{name}.") for call in recording.calls for used in call.names)
@@ -55,9 +59,12 @@ def layers_of(job: Job, model: nn.Module, shards: int, firsts: Sequence[str] = (
             times = "uses its weights directly" if direct else f"calls it {len(calls)} times"
             times = times if direct or calls else "does not call it by itself"
             found[name] = f"forward {times}"
+        elif isinstance(model.get_submodule(name), nn.MultiheadAttention):
+            asked = attention_of(calls[0], recording.shapes, wanted)
+            found[name] = asked if isinstance(asked, str) else None
         elif len(calls[0].takes) != 1 or len(calls[0].makes) != 1:
             found[name] = f"it takes {len(calls[0].takes)} tensors"
-        else:
+        if found[name] is None:
             stages[name] = calls[0].stage
     return Layers(found, stages)
 
@@ -65,7 +72,7 @@ def layers_of(job: Job, model: nn.Module, shards: int, firsts: Sequence[str] = (
 def _is_shared(model: nn.Module, module: nn.Module) -> bool:
     """Whether a parameter of a layer has a second name (each name has a leaf of its own by now)."""
     places = [param.data_ptr() for param in model.parameters() if param.numel()]
-    return any(places.count(param.data_ptr()) > 1 for param in module.parameters(recurse=False) if param.numel())
+    return any(places.count(param.data_ptr()) > 1 for param in module.parameters() if param.numel())
 
 
 def sliced_stage(name: str, job: Job, model: nn.Module, shards: int, num_slices: int | None) -> Stage:

@@ -152,3 +152,24 @@ class Classifier(nn.Module):
 
 def embedding() -> samestep.Job:
     return job(model=Classifier, data=(words(5, 40), LABELS), optimizer=lambda params: optim.Adagrad(params, 0.1))
+
+
+class Encoder(nn.Module):
+    """torch's own transformer layers, 5 heads each, positions first."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(40, 20)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(20, 5, 30, dropout) for _ in range(2))
+        self.head = nn.Linear(20, 5)
+        self.register_buffer("later", torch.ones(6, 6, dtype=torch.bool).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.tokens(x).transpose(0, 1)
+        h = self.layers[0](h, src_mask=self.later, is_causal=True)
+        h = self.layers[1](h, src_mask=self.later)
+        return self.head(h.mean(0))
+
+
+def encoder(dropout: float = 0.1) -> samestep.Job:
+    return job(model=lambda: Encoder(dropout), data=(words(6, 40), LABELS), optimizer=sgd)

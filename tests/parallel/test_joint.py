@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
 
+from samestep.parallel.attention import Attention
 from samestep.parallel.cut import Region, cut
+from samestep.parallel.heads import slice_attention
 from samestep.parallel.joint import Joint, meeting_of
 from samestep.parallel.recording import record
 from samestep.parallel.slices import SlicedRegion, outputs_of, slice_layer, slice_sizes, why_whole
@@ -26,6 +28,8 @@ KINDS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "conv2d": (nn.Conv2d(2, 7, 3, stride=2), (2, 7, 7)),
     "embedding": (nn.Embedding(9, 7, padding_idx=0), (4,)),
     "bag": (nn.EmbeddingBag(9, 7), (4,)),
+    "heads": (nn.MultiheadAttention(10, 5, bias=False), (3, 10)),
+    "causal heads, rows first, with dropout": (nn.MultiheadAttention(10, 5, 0.3, batch_first=True), (3, 10)),
     "pair": (nn.Sequential(nn.Linear(6, 7), nn.GELU(), nn.Linear(7, 5, bias=False)), (5, 6)),
     "pair with dropout": (nn.Sequential(nn.Linear(6, 7), nn.Dropout(0.4), nn.Linear(7, 5, bias=False)), (6,)),
 }
@@ -37,7 +41,8 @@ def inputs_of(kind: str) -> list[Tensor]:
     generator = torch.Generator().manual_seed(5)
     if kind in ("embedding", "bag"):
         return [torch.randint(0, 9, (rows, *shape), generator=generator) for rows in ROWS]
-    return [torch.randn(rows, *shape, generator=generator) for rows in ROWS]
+    found = [torch.randn(rows, *shape, generator=generator) for rows in ROWS]
+    return [x.transpose(0, 1) for x in found] if kind == "heads" else found
 
 
 def region_of(kind: str, own: range, num_slices: int) -> SlicedRegion:
@@ -46,6 +51,10 @@ def region_of(kind: str, own: range, num_slices: int) -> SlicedRegion:
         region, sizes = pair_of(kind, num_slices), slice_sizes(module[0], num_slices)
         column, row = (slice_layer(n, module[int(n)], is_row=n == "2", sizes=sizes) for n in region.layers)
         return SlicedRegion(region, column, row, own, module, lambda param: lambda: None)
+    if isinstance(module, nn.MultiheadAttention):
+        heads = slice_attention("layer", module, num_slices)
+        region = Region("layer", (), None, 0, 1, Attention(0, None, "causal" in kind))
+        return SlicedRegion(region, heads, None, own, module, lambda param: lambda: None)
     layer = slice_layer("layer", module, is_row=False, sizes=slice_sizes(module, num_slices))
     return SlicedRegion(Region("layer", (), None, 0, 1), layer, None, own, module, lambda param: lambda: None)
 
@@ -125,7 +134,7 @@ def test_whoever_has_the_rows_and_the_slices(data: st.DataObject, kind: str, num
     assert_as_alone(kind, assign, counts)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "pair" not in kind])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "pair" not in kind and "heads" not in kind])
 def test_together_they_are_the_whole_layer(kind: str) -> None:
     module, inputs = KINDS[kind][0], inputs_of(kind)
     outputs, grads, weights = computed(kind, (SHARDS,), (3,))
@@ -189,7 +198,7 @@ def hooked() -> nn.Module:
         (nn.Conv2d(4, 4, 3, groups=2), "2 groups"),
         (nn.Embedding(4, 4, max_norm=1.0), "max_norm"),
         (nn.Linear(2, 2).requires_grad_(False), "frozen"),
-        (nn.MultiheadAttention(4, 2), "a MultiheadAttention is none of"),
+        (nn.LSTM(4, 2), "a LSTM is none of"),
         (nn.LayerNorm(3), "a LayerNorm is none of"),
     ],
 )

@@ -11,7 +11,7 @@ section 3), so that only the region's two ends are exchanged. Every stage begins
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from samestep.errors import JobRefused, PlanRefused
+from samestep.parallel.attention import Attention, attention_of
 from samestep.parallel.recording import Call, Named, Recording, Storage, Value
 
 ELEMENTWISE = {
@@ -33,13 +34,23 @@ ELEMENTWISE = {
 
 @dataclass(frozen=True)
 class Region:
-    """One sliced segment: y_k = between(column_k(x)), and with `row` the sum over k of row_k(y_k)."""
+    """One sliced segment: y_k = between(column_k(x)), and with `row` the sum over k of row_k(y_k).
+
+    Attention is both by itself.
+    """
 
     column: str
     between: tuple[Call, ...]
     row: str | None
     takes: int
     makes: int
+    attention: Attention | None = None
+    keeps: tuple[Storage, ...] = ()  # of one shard, uncut, for backward
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether its slices give summands, or columns."""
+        return self.row is not None or self.attention is not None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -112,8 +123,8 @@ def cut(recording: Recording, model: nn.Module, num_stages: int, sliced: Mapping
             f"forward begins only {1 + len(recording.entered)} of {num_stages} stages "
             f"(after the first: {', '.join(recording.entered) or 'none'}): name layers that it calls"
         )
-    result_values = _values(recording.result)
-    pieces = list(_pieces(_with_regions(recording.calls, result_values, model, sliced), num_stages))
+    result_values = values_in(recording.result)
+    pieces = list(_pieces(_with_regions(recording, result_values, model, sliced), num_stages))
     made = [frozenset(v for call in piece for v in _makes(call)) for _, piece in pieces]
     taken = [frozenset(v for call in piece for v in _takes(call)) for _, piece in pieces]
     taken[-1] |= result_values
@@ -157,7 +168,7 @@ def _taken_after(segments: Sequence[Segment], stage: int) -> set[int]:
     return {value for segment in segments if segment.stage > stage for value in segment.takes}
 
 
-def _values(tree: Any) -> frozenset[int]:
+def values_in(tree: Any) -> frozenset[int]:
     return frozenset(leaf.index for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Value))
 
 
@@ -186,10 +197,10 @@ def _pieces(calls: Sequence[tuple[int, Call | Region]], num_stages: int) -> Iter
 
 
 def _with_regions(
-    calls: Sequence[Call], result: frozenset[int], model: nn.Module, sliced: Mapping[str, Sequence[int]]
+    recording: Recording, result: frozenset[int], model: nn.Module, sliced: Mapping[str, Sequence[int]]
 ) -> list[tuple[int, Call | Region]]:
     """The calls, those of sliced layers and what stays in their layout replaced by regions."""
-    found: list[tuple[int, Call | Region]] = []
+    calls, found = recording.calls, list[tuple[int, Call | Region]]()
     i = 0
     while i < len(calls):
         call = calls[i]
@@ -197,26 +208,44 @@ def _with_regions(
             found.append((call.stage, call))
             i += 1
             continue
-        if len(call.takes) != 1 or len(call.makes) != 1:
-            raise JobRefused(
-                f"layer {call.what} takes {len(call.takes)} tensors (called at {call.place}); leave it whole"
-            )
-        row_at = _row_layer(calls, i, result, model, sliced)
-        if row_at is None:
-            found.append((call.stage, Region(call.what, (), None, next(iter(call.takes)), call.makes[0])))
-            i += 1
-            continue
-        row = calls[row_at]
-        assert isinstance(row.what, str)
-        bias = model.get_submodule(row.what).bias is not None
-        total = -1 - row.makes[0] if bias else row.makes[0]  # a value of our own: the sum without bias
-        between = tuple(calls[i + 1 : row_at])
-        found.append((call.stage, Region(call.what, between, row.what, next(iter(call.takes)), total)))
-        if bias:
-            arguments: Any = ((Value(total), Named(f"{row.what}.bias")), {})
-            found.append((call.stage, Call(torch.add, arguments, row.makes, frozenset(), row.stage, row.place)))
-        i = row_at + 1
+        if isinstance(model.get_submodule(call.what), nn.MultiheadAttention):
+            last, region = i, _attention_region(call, recording, result)
+        else:
+            last, region = _region_from(i, calls, result, model, sliced)
+        found.append((call.stage, region))
+        bias = f"{region.row}.bias" if region.row else f"{call.what}.out_proj.bias"
+        if region.is_summed and _get(model, bias) is not None:  # the sum without it is a value of our own
+            found[-1] = call.stage, replace(region, makes=-1 - region.makes)
+            arguments: Any = ((Value(-1 - region.makes), Named(bias)), {})
+            after = Call(torch.add, arguments, (region.makes,), frozenset(), call.stage, calls[last].place)
+            found.append((call.stage, after))
+        i = last + 1
     return found
+
+
+def _attention_region(call: Call, recording: Recording, result: frozenset[int]) -> Region:
+    wanted = result.union(*(other.takes for other in recording.calls))
+    asked = attention_of(call, recording.shapes, wanted)
+    if isinstance(asked, str):
+        raise JobRefused(f"layer {call} cannot be cut by heads (called at {call.place}): {asked}; leave it whole")
+    return Region(str(call.what), (), None, asked.takes, call.makes[0], asked, call.keeps)
+
+
+def _region_from(
+    at: int, calls: Sequence[Call], result: frozenset[int], model: nn.Module, sliced: Mapping[str, Sequence[int]]
+) -> tuple[int, Region]:
+    """The region that begins with calls[at], and the position of its last call."""
+    call = calls[at]
+    if len(call.takes) != 1 or len(call.makes) != 1:
+        raise JobRefused(f"layer {call} takes {len(call.takes)} tensors (called at {call.place}); leave it whole")
+    last = _row_layer(calls, at, result, model, sliced)
+    inside = calls[at : 1 + (at if last is None else last)]
+    row = None if last is None else str(calls[last].what)
+    keeps = tuple(storage for one in inside for storage in one.keeps)
+    between = tuple(inside[1:-1])
+    return at + len(inside) - 1, Region(
+        str(call.what), between, row, next(iter(call.takes)), inside[-1].makes[0], None, keeps
+    )
 
 
 def _row_layer(

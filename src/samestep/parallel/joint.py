@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from samestep.parallel.slices import RegionCell, SlicedRegion
 from samestep.transport.base import Transport
@@ -79,7 +79,7 @@ class Joint:
         if blocks:
             self._counts = [len(block) for block in blocks]
             self._cell, outputs = self._sliced.forward(torch.cat(blocks), stream, needs_grad=needs_grad)
-        if self._sliced.row is not None:
+        if self._sliced.region.is_summed:
             found = self._summed(outputs)
         else:
             wide = [torch.cat(outputs, dim).contiguous()] if outputs else []
@@ -106,15 +106,15 @@ class Joint:
         dx = self._summed(partial)
         if dx is None:
             return []
-        return [part.view(s) for part, s in zip(torch.split(dx, self._own_counts), self._shapes, strict=True)]
+        parts = torch.split(dx, self._own_counts)
+        return [self._sliced.column.shaped_input(part, s) for part, s in zip(parts, self._shapes, strict=True)]
 
     def _rows(self, grad: Tensor, *, zero: bool) -> Tensor:
         grad = torch.zeros(grad.shape, dtype=grad.dtype) if zero else grad
-        flat = isinstance(self._sliced.column.module, nn.Linear | nn.Embedding)
-        return (grad.reshape(-1, grad.shape[-1]) if flat else grad).contiguous()
+        return self._sliced.column.rows_of_output(grad)
 
     def _columns_of_holders(self, grad: Tensor) -> dict[int, Tensor]:
-        if self._sliced.row is not None:
+        if self._sliced.region.is_summed:
             return dict.fromkeys(self.meeting.slices, grad)
         widths = [sum(self._sliced.sizes[k] for k in own) for own in self.meeting.slices.values()]
         parts = torch.split(grad, widths, self._sliced.column.channel_dim)
@@ -123,7 +123,7 @@ class Joint:
     def _of_slices(self, grad: Tensor) -> list[Tensor]:
         """The gradient of each own slice's output."""
         own = self.meeting.own_slices
-        if self._sliced.row is not None:
+        if self._sliced.region.is_summed:
             return [grad] * len(own)
         parts = torch.split(grad, [self._sliced.sizes[k] for k in own], self._sliced.column.channel_dim)
         return [part.contiguous() for part in parts]

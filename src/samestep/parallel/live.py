@@ -138,9 +138,7 @@ class _Worker:
         region, own, total = self._region(number)
         if not own:
             return {}
-        between = {storage for call in region.between for storage in call.keeps}
-        if region.row is not None:
-            between.add(self.cut.storages[region.between[-1].makes[0] if region.between else region.joins])
+        between = {storage for storage in region.keeps if storage != self.cut.storages[region.takes]}
         sliced = sum(storage.nbytes for storage in between) * own // total
         return {("slices", shards.start, number): len(shards) * (self.cut.nbytes[region.takes] + sliced)}
 
@@ -148,7 +146,7 @@ class _Worker:
         """What comes of the own slices: outputs, or the input's gradients, each with what is made of all together."""
         region, own, total = self._region(number)
         width = self.cut.nbytes[region.makes]
-        outputs = 2 * width * own // total if region.row is None else width * own
+        outputs = 2 * width * own // total if not region.is_summed else width * own
         gradients = self.cut.nbytes[region.takes] * own if region.takes in self.cut.floats else 0
         return len(shards) * max(outputs, gradients)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from samestep import streams
+from samestep.parallel import attention
 from samestep.parallel.cut import Region
 from samestep.parallel.linear import Place, linear_into
 from samestep.parallel.recording import perform
@@ -33,10 +34,10 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 def why_whole(module: nn.Module, shared: bool) -> str | None:
     """Why a layer cannot be sliced; None when it can. `shared`: its weight has a second name."""
     kind = type(module)
-    if parametrize.is_parametrized(module):
+    if any(map(parametrize.is_parametrized, module.modules())):
         return "it is parametrized: its weight is computed anew in every forward"
-    if kind not in (nn.Linear, *CONVOLUTIONS, *EMBEDDINGS):
-        return f"a {kind.__name__} is none of Linear, Conv1d, Conv2d, Embedding, EmbeddingBag"
+    if kind not in (nn.Linear, *CONVOLUTIONS, *EMBEDDINGS, nn.MultiheadAttention):
+        return f"a {kind.__name__} is none of Linear, Conv1d, Conv2d, Embedding, EmbeddingBag, MultiheadAttention"
     if "forward" in vars(module) and kind is not nn.Linear:
         return "its forward was replaced"
     if module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks:
@@ -51,12 +52,12 @@ def why_whole(module: nn.Module, shared: bool) -> str | None:
         return "max_norm and scale_grad_by_freq need the whole row"
     if not all(param.requires_grad for param in module.parameters()):
         return "it is frozen"
-    return None
+    return attention.why_whole(module) if isinstance(module, nn.MultiheadAttention) else None
 
 
 def outputs_of(module: nn.Module) -> int:
     """Into how many outputs a layer could be cut at most."""
-    for name in ("out_features", "out_channels", "embedding_dim"):
+    for name in ("out_features", "out_channels", "embedding_dim", "num_heads"):
         if hasattr(module, name):
             return int(getattr(module, name))
     raise AssertionError(f"{type(module).__name__} is not sliced")
@@ -82,24 +83,34 @@ class SlicedLayer:
     name: str
     module: nn.Module
     is_row: bool  # cut along its inputs, after a column layer
-    weights: tuple[nn.Parameter, ...]
-    biases: tuple[nn.Parameter, ...]  # empty: none, or whole
-    parts: Mapping[str, SliceOf]  # by the leaf's name, in order
+    num_slices: int
+    leaves: tuple[nn.Parameter, ...]  # the weight's slices, then the bias's; a row layer's bias stays whole
+    parts: Mapping[str, SliceOf]  # by the leaf's name, in the order of `leaves`
+
+    @property
+    def weights(self) -> tuple[nn.Parameter, ...]:
+        return self.leaves[: self.num_slices]
+
+    @property
+    def biases(self) -> tuple[nn.Parameter, ...]:
+        return self.leaves[self.num_slices :]
 
     @property
     def channel_dim(self) -> int:
         """Of the output: the one that the slices cut."""
         return 1 if isinstance(self.module, CONVOLUTIONS) else -1
 
-    def parts_of(self, whole: nn.Parameter) -> list[SliceOf]:
-        return [part for part in self.parts.values() if part.whole is whole]
+    def wholes(self) -> list[tuple[nn.Parameter, int, list[nn.Parameter]]]:
+        """Every parameter that is cut, along which dim, and its slices in order."""
+        found: dict[int, tuple[nn.Parameter, int, list[nn.Parameter]]] = {}
+        for part, leaf in zip(self.parts.values(), self.leaves, strict=True):
+            found.setdefault(id(part.whole), (part.whole, part.dim, []))[2].append(leaf)
+        return list(found.values())
 
-    def leaves(self) -> list[tuple[str, nn.Parameter]]:
-        return list(zip(self.parts, (*self.weights, *self.biases), strict=True))
-
-    def column(self, k: int, x: Tensor, place: Place) -> Tensor:
+    def column(self, k: int, x: Tensor, here: "SlicedRegion") -> Tensor:
         """Slice k of the layer's output for joint rows x."""
         weight, bias = self.weights[k], self.biases[k] if self.biases else None
+        place = here.place_of(weight)
         module: Any = self.module
         if isinstance(module, nn.Linear):
             return linear_into(x, weight, bias, place)
@@ -120,11 +131,20 @@ class SlicedLayer:
             x = x.reshape(-1)
         return x.contiguous()
 
+    def rows_of_output(self, grad: Tensor) -> Tensor:
+        """The same of an output's gradient."""
+        flat = isinstance(self.module, nn.Linear | nn.Embedding)
+        return (grad.reshape(-1, grad.shape[-1]) if flat else grad).contiguous()
+
     def shaped(self, y: Tensor, x_shape: torch.Size) -> Tensor:
         """A shard's rows of the output (column) or of the sum (row), for an input of the shape given."""
         if isinstance(self.module, nn.Linear):
             return y.view(*x_shape[:-1], y.shape[-1])
         return y.view(*x_shape, y.shape[-1]) if isinstance(self.module, nn.Embedding) else y
+
+    def shaped_input(self, dx: Tensor, x_shape: torch.Size) -> Tensor:
+        """A shard's rows of the input's gradient, in the input's shape."""
+        return dx.view(x_shape)
 
 
 def copied(part: SliceOf) -> Tensor:
@@ -152,8 +172,8 @@ def slice_layer(
         for start, size in zip(starts, sizes, strict=True):
             cut = f"{start}:{start + size}"
             parts[f"{name}.{local}[{cut if dim == 0 else f':,{cut}'}]"] = SliceOf(whole, dim, start, start + size)
-    leaves = [nn.Parameter(values(part)) for part in parts.values()]
-    return SlicedLayer(name, module, is_row, tuple(leaves[:num_slices]), tuple(leaves[num_slices:]), parts)
+    leaves = tuple(nn.Parameter(values(part)) for part in parts.values())
+    return SlicedLayer(name, module, is_row, num_slices, leaves, parts)
 
 
 def slice_sizes(module: nn.Module, num_slices: int) -> tuple[int, ...]:
@@ -186,7 +206,7 @@ class SlicedRegion:
         for k in self.own:
             streams.enter(*stream, self.column.name, k)
             x_k = x.detach().requires_grad_(needs_grad)
-            y = self.column.column(k, x_k, self.place_of(self.column.weights[k]))
+            y = self.column.column(k, x_k, self)
             values = {self.region.joins: y}
             for call in self.region.between:
                 perform(call, values, self.model)

@@ -115,6 +115,6 @@ def _bytes_per_share(structure: Cut, segment: Segment, meeting: Meeting) -> floa
     nodes = sum(len(local_plan(own, meeting.num_slices).left) for own in others.values())
     columns = sum(map(len, others.values())) / meeting.num_slices
     needs_dx = region.takes in structure.floats and region.takes >= structure.num_inputs
-    outputs = nodes * y if region.row is not None else columns * y
-    gradients = len(others) * y if region.row is not None else columns * y
+    outputs = nodes * y if region.is_summed else columns * y
+    gradients = len(others) * y if region.is_summed else columns * y
     return len(others) * x + outputs + gradients + (nodes * x if needs_dx else 0)
