@@ -20,6 +20,8 @@ LAYERS: dict[str, int] = {
     "plain": 1,
     "trace": 1,
     "schedule": 1,
+    "heap": 1,
+    "unnamed": 1,
     # what, with what, who; and the bytes between them
     "job": 2,
     "plan": 2,

@@ -101,7 +101,7 @@ class _Worker:
             self.ledger.drop(saved)
         else:
             self._keep(shard, number, saved)
-        self._pass(shard, stage, self._values(shard, self.cut.keeps(number)))
+        self._pass(shard, stage, self._values(shard, self._wanted(number)))
 
     def _slice_forward(self, shards: range, number: int) -> None:
         stage = self.cut.segments[number].stage
@@ -109,7 +109,7 @@ class _Worker:
         self.ledger.pass_by(self._exchanged(shards, number))
         for shard in self.plan.shards_of(self.rank, self.shards, stage):
             if shard in shards:
-                self._pass(shard, stage, self._values(shard, self.cut.keeps(number)))
+                self._pass(shard, stage, self._values(shard, self._wanted(number)))
 
     def _pass(self, shard: int, stage: int, values: Held) -> None:
         self.ledger.hold(values)
@@ -127,6 +127,11 @@ class _Worker:
     def _values(self, shard: int, values: Iterable[int]) -> Held:
         storages = [self.cut.storages[value] for value in values if value >= self.cut.num_inputs or value < 0]
         return {(shard, storage.number): storage.nbytes for storage in storages}
+
+    def _wanted(self, number: int) -> set[int]:
+        """The values that are there after a segment, and wanted later."""
+        made = {value for segment in self.cut.segments[: number + 1] for value in segment.gives}
+        return made & self.cut.keeps(number)
 
     def _around(self, call: Call) -> int:
         """The gradients of what a call makes and of what it takes."""
