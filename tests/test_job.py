@@ -94,6 +94,13 @@ def test_an_uninitialised_lazy_parameter_is_refused_by_name() -> None:
         job(model=Lazy).build_model()
 
 
+def test_a_sparse_buffer_is_refused_by_name() -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    with pytest.raises(JobRefused, match=r"graph is a sparse tensor \(torch.sparse_coo\)"):
+        job(model=model).build_model()
+
+
 def test_a_model_may_be_a_module_or_a_factory_and_is_put_into_training() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).eval()
     assert job(model=module).build_model() is module

@@ -104,6 +104,7 @@ def test_every_optimizer_updates_pieces_as_it_updates_the_whole(optimizer: str, 
 VARIANTS: dict[str, Callable[[Train], Report]] = {
     "scalars, doubles, frozen and strided parameters": lambda run: run("mixed"),
     "two threads per shard": lambda run: run("odd_sizes", threads=2, steps=4),
+    "changes in place": lambda run: run("in_place"),
     "sizes that no vector divides": lambda run: run("odd_sizes"),
     "bfloat16": lambda run: run("gpt", settings={"precision": "bfloat16"}, steps=6),
     "recomputation": lambda run: run("recomputation", settings={"reentrant": False}),

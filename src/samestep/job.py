@@ -153,6 +153,12 @@ class Job:
 
 
 def check_model(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.layout != torch.strided:
+            raise JobRefused(
+                f"{name} is a sparse tensor ({tensor.layout}), and the memory that workers share is dense: register "
+                "its indices and values, and build it from them in forward"
+            )
     lazy = [name for name, param in model.named_parameters() if torch.nn.parameter.is_lazy(param)]
     if lazy:
         raise JobRefused(

@@ -342,6 +342,18 @@ def odd_sizes() -> samestep.Job:
     )
 
 
+def in_place() -> samestep.Job:
+    """As torchvision's AlexNet and VGG have it."""
+    layers = [
+        nn.Flatten(),
+        nn.Linear(64, 40),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.2, inplace=True),
+        nn.Linear(40, CLASSES),
+    ]
+    return job(model=nn.Sequential(*layers), data=images(), optimizer=lambda params: optim.SGD(params, 0.05))
+
+
 class Mixed(nn.Module):
     """Double and single precision, a scalar parameter, frozen ones, a transposed weight, channels last."""
 

@@ -377,6 +377,11 @@ def test_a_changed_constant_that_is_read_is_refused_with_its_place() -> None:
         record(build)
 
 
+def test_a_sparse_tensor_is_refused_with_its_place() -> None:
+    with pytest.raises(JobRefused, match=r"makes a sparse tensor at .*test_initial\.py:\d+"):
+        record(lambda: nn.ParameterList([torch.eye(3).to_sparse()]))
+
+
 LIMITED = """
 import resource, sys
 from pathlib import Path

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
 
+from samestep.errors import JobRefused
 from samestep.parallel.attention import Attention
 from samestep.parallel.cut import Region, cut
 from samestep.parallel.heads import slice_attention
@@ -208,3 +209,13 @@ def test_what_cannot_be_sliced_says_why(module: nn.Module, said: str) -> None:
     assert said in reason
     assert why_whole(nn.Linear(2, 2), shared=False) is None
     assert why_whole(nn.Linear(2, 2), shared=True) == "its weight is tied to another layer's"
+
+
+def test_shards_of_different_shapes_are_refused() -> None:
+    """Rows that are not the first dimension: a short batch makes the others differ."""
+    module = nn.Conv1d(3, 4, 3, padding=1)
+    layer = slice_layer("layer", module, is_row=False, sizes=(2, 2))
+    sliced = SlicedRegion(Region("layer", (), None, 0, 1), layer, None, range(2), module, lambda param: lambda: None)
+    joint = Joint(sliced, meeting_of(0, (0,), (2,), {0: range(2)}, range(2)), ThreadFabric(1).endpoint(0))
+    with pytest.raises(JobRefused, match=r"different shapes to layer, \(rows, 3, 7\) and \(rows, 3, 8\)"):
+        joint.forward([torch.randn(2, 3, 8), torch.randn(2, 3, 7)], ("test",), needs_grad=True)

@@ -92,6 +92,24 @@ def test_the_bits_are_autograds(x: str, give: bool, bias: bool) -> None:
     assert places.asked == 1
 
 
+IN_PLACE: dict[str, Callable[..., Tensor]] = {
+    "ReLU": lambda m, x: F.relu(m(x), inplace=True),
+    "add": lambda m, x: m(x).add_(1.0),
+    "slice": lambda m, x: m(x).index_fill_(-1, torch.tensor([0]), 0.0),
+    "a view of it": lambda m, x: m(x).view(-1).mul_(2.0),
+}
+
+
+@pytest.mark.parametrize("then", IN_PLACE)
+@pytest.mark.parametrize("x", ["rows", "3-D", "no dimension of rows"])
+def test_the_output_may_be_changed_in_place(x: str, then: str) -> None:
+    """ReLU(inplace=True) behind a Linear once failed: autograd allows no change to a view that a Function made."""
+    expected = gradients(linear(), INPUTS[x], IN_PLACE[then])
+    model = linear()
+    write_weight_gradients_once(model, Places())
+    check_same(gradients(model, INPUTS[x], IN_PLACE[then]), expected)
+
+
 def test_a_transposed_input_gives_the_same_up_to_rounding() -> None:
     """Autograd turns the product around then, to give the gradient the input's strides."""
     x = rows(24, 9).detach().t().requires_grad_()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from samestep.errors import JobRefused
 from samestep.parallel.slices import RegionCell, SlicedRegion
 from samestep.transport.base import Transport
 from samestep.tree import join_sums, local_plan, partial_sums
@@ -71,12 +72,14 @@ class Joint:
         """From each own shard's input to its output."""
         column, dim = self._sliced.column, self._sliced.column.channel_dim
         rows = [column.rows_of(x) for x in inputs]
+        self._check_shapes(rows)
         self._shapes, self._own_counts = [x.shape for x in inputs], [len(part) for part in rows]
         self._needs_grad = needs_grad
         mine = torch.cat(rows) if rows else None
         blocks = self._to_holders({} if mine is None else dict.fromkeys(self.meeting.slices, mine))
         outputs: list[Tensor] = []
         if blocks:
+            self._check_shapes(blocks)
             self._counts = [len(block) for block in blocks]
             self._cell, outputs = self._sliced.forward(torch.cat(blocks), stream, needs_grad=needs_grad)
         if self._sliced.region.is_summed:
@@ -108,6 +111,16 @@ class Joint:
             return []
         parts = torch.split(dx, self._own_counts)
         return [self._sliced.column.shaped_input(part, s) for part, s in zip(parts, self._shapes, strict=True)]
+
+    def _check_shapes(self, blocks: Sequence[Tensor]) -> None:
+        """Raises JobRefused when shards differ in more than their rows."""
+        shapes = sorted({tuple(block.shape[1:]) for block in blocks})
+        if len(shapes) > 1:
+            raise JobRefused(
+                f"shards bring inputs of different shapes to {self._sliced.column.name}, (rows, {str(shapes[0])[1:]} "
+                f"and (rows, {str(shapes[1])[1:]}: a sliced layer takes the rows of all shards at once. Leave it "
+                "whole, pad to one shape, or put the rows first"
+            )
 
     def _rows(self, grad: Tensor, *, zero: bool) -> Tensor:
         grad = torch.zeros(grad.shape, dtype=grad.dtype) if zero else grad

@@ -25,7 +25,8 @@ class _LinearInto(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.place = place
         rows = product(x.reshape(-1, weight.shape[1]), weight, bias)
-        return rows.view(*x.shape[:-1], weight.shape[0])
+        # `data` is no view to autograd, which forbids changing a view in place here: ReLU(inplace=True) follows often.
+        return rows.view(*x.shape[:-1], weight.shape[0]).data
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:

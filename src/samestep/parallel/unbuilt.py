@@ -404,6 +404,11 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             shapes = _shapes(func, args, kwargs)
         leaves, spec = pytree.tree_flatten(shapes)
+        if any(leaf.layout != torch.strided for leaf in leaves if isinstance(leaf, Tensor)):
+            raise JobRefused(
+                f"the model's factory makes a sparse tensor at {_place()}, and --memory-limit follows dense ones only: "
+                "make it in forward, from its indices and values"
+            )
         small = all(leaf.untyped_storage().nbytes() <= SMALL for leaf in leaves if isinstance(leaf, Tensor))
         known = known and small and not writes
         values = pytree.tree_leaves(func(*args, **kwargs)) if known else leaves
