@@ -343,12 +343,12 @@ def odd_sizes() -> samestep.Job:
 
 
 def in_place() -> samestep.Job:
-    """As torchvision's AlexNet and VGG have it."""
+    """A Linear's output is changed in place twice. ReLU last: its gradient reads its result (torchvision's VGG)."""
     layers = [
         nn.Flatten(),
         nn.Linear(64, 40),
-        nn.ReLU(inplace=True),
         nn.Dropout(0.2, inplace=True),
+        nn.ReLU(inplace=True),
         nn.Linear(40, CLASSES),
     ]
     return job(model=nn.Sequential(*layers), data=images(), optimizer=lambda params: optim.SGD(params, 0.05))
