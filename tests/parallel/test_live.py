@@ -70,6 +70,7 @@ def test_gpipe_keeps_all_shards_and_1f1b_as_many_as_stages_follow() -> None:
 def test_recomputation_keeps_what_the_stage_takes() -> None:
     stages = [Stage("", (0,), (SHARDS,)), Stage("c", (1,), (SHARDS,), (), True)]
     assert peaks(stages, "gpipe")[1] == pytest.approx(SHARDS + 1 + PASSING)
+    assert peaks(stages, "1f1b")[1] == pytest.approx(1 + 1 + PASSING, abs=1.0), "one more may have arrived"
 
 
 def test_a_sliced_pair_keeps_its_input_whole_and_the_rest_in_slices() -> None:
