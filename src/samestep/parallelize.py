@@ -7,7 +7,7 @@ take_part  in the worker: network, gradients, reduction, buffers, update over th
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from samestep.job import Job
 from samestep.loss import Objective
 from samestep.numerics import num_shards_of, shard_rows
 from samestep.parallel.batchnorm import synchronise_batchnorm
+from samestep.parallel.between_hosts import BetweenHosts
 from samestep.parallel.buffers import Buffers, buffer_starts
 from samestep.parallel.bundles import Bundles
 from samestep.parallel.cut import Cut, check_stages, parameters_of
@@ -30,11 +31,12 @@ from samestep.parallel.gradients import Gradients, untie
 from samestep.parallel.heads import slice_attention
 from samestep.parallel.home import Home, num_published, slice_home, stage_home
 from samestep.parallel.initial import Recording
-from samestep.parallel.layout import Layout, Piece, dense, share_pieces
+from samestep.parallel.layout import Layout, Piece, dense
 from samestep.parallel.linear import Place, write_weight_gradients_once
 from samestep.parallel.network import Network, Way
 from samestep.parallel.reduce import TreeReduction
 from samestep.parallel.slices import SlicedLayer, SlicedRegion, SliceOf, copied, slice_layer, slice_sizes
+from samestep.parallel.stretches import Stretches, owners
 from samestep.parallel.unbuilt import reserve
 from samestep.parallel.unchanged import Unchanged
 from samestep.parallel.undecorated import skip_dynamo_in_step, skip_dynamo_while_building
@@ -181,13 +183,14 @@ def without_memory(part: SliceOf) -> Tensor:
     return torch.empty(0, dtype=part.whole.dtype).set_(storage, 0, shape, strides)
 
 
-def fill(prepared: Prepared, plan: Plan, homes: Sequence[Home], rank: int, seed: int) -> None:
-    """Compute the initial values of what worker `rank` is the first to own, and of what no optimizer holds."""
+def fill(prepared: Prepared, homes: Sequence[Home], rank: int, hosts: Sequence[int], seed: int) -> None:
+    """Compute the initial values of what worker `rank` is the first of its host to own, and of what no optimizer
+    holds."""
     assert prepared.initial is not None
     layout, places = prepared.layout, dict[str, Tensor | list[tuple[tuple[int, int, int], Tensor]]]()
     name_of = {id(param): name for name, param in prepared.model.named_parameters()}
     for (_, entry), home in zip(layout.owners(), (homes[i] for i, _ in layout.owners()), strict=True):
-        if rank != home.workers[0]:
+        if rank != next((worker for worker in home.workers if hosts[worker] == hosts[rank]), None):
             continue
         if entry.along is None:
             places[entry.name] = entry.param.detach()
@@ -255,25 +258,22 @@ def homes_of(prepared: Prepared, plan: Plan) -> list[Home]:
     ]
 
 
-def pieces_of(prepared: Prepared, homes: Sequence[Home], rank: int) -> list[Piece]:
-    """What worker `rank` updates, in the layout's order."""
-    layout, pieces = prepared.layout, list[Piece]()
-    for home in dict.fromkeys(homes):
-        if rank in home.workers:
-            entries = [i for i, other in enumerate(homes) if other == home]
-            whole = home.is_slice or not is_elementwise(prepared.optimizer)
-            shares = share_pieces(layout, len(home.workers), whole=whole, entries=entries)
-            pieces += shares[home.workers.index(rank)]
-    return sorted(pieces, key=lambda piece: piece.entry)
+def pieces_of(prepared: Prepared, homes: Sequence[Home], hosts: Sequence[int]) -> list[list[Piece]]:
+    """What each worker updates, in the layout's order. hosts: the host of every worker."""
+    return owners(prepared.layout, homes, hosts, whole=not is_elementwise(prepared.optimizer))
 
 
-def share(prepared: Prepared, plan: Plan, fabric: Fabric) -> Shared:
-    """Memory for all workers of `plan`, with the initial parameters in it."""
+def share(
+    prepared: Prepared, plan: Plan, fabric: Fabric, near: Collection[int] | None = None, *, fills: bool = True
+) -> Shared:
+    """Memory for the workers `near` (default: all) of `plan`; who `fills` it writes the initial parameters there."""
     layout, homes = prepared.layout, set(homes_of(prepared, plan))
     parameters = fabric.memory(layout.nbytes)
-    for i, entry in layout.owners() if prepared.initial is None else ():
+    for i, entry in layout.owners() if prepared.initial is None and fills else ():
         layout.view(parameters, i).copy_(entry.param.data)
-    slots = [[fabric.memory(layout.nbytes) for _ in range(num_published(plan, homes, r))] for r in range(plan.workers)]
+    slots: list[list[Tensor]] = [[] for _ in range(plan.workers)]
+    for rank in range(plan.workers) if near is None else near:
+        slots[rank] = [fabric.memory(layout.nbytes) for _ in range(num_published(plan, homes, rank))]
     board = buffer_starts(list(prepared.model.buffers()))[-1]
     boards = [fabric.memory(board) for _ in range(plan.numerics.shards)]
     return Shared(parameters, slots, boards)
@@ -315,11 +315,16 @@ def take_part(
 
     homes = homes_of(prepared, plan)
     if prepared.initial is not None:
-        fill(prepared, plan, homes, rank, job.seed)
+        fill(prepared, homes, rank, transport.hosts, job.seed)
         transport.fence()
     write_weight_gradients_once(prepared.model, place_of)
-    pieces = pieces_of(prepared, homes, rank)
-    update = ShardedUpdate(prepared.optimizer, layout, pieces)
+    pieces = pieces_of(prepared, homes, transport.hosts)
+    between = None
+    if transport.links is not None:
+        stretches = Stretches(layout, homes, transport.hosts, pieces)
+        between = BetweenHosts(layout, homes, transport, stretches, pieces[rank], shared.slots, shared.parameters)
+        gradients.when_folded = between.ready
+    update = ShardedUpdate(prepared.optimizer, layout, pieces[rank])
     rows = training_rows(job)
     buffers = Buffers(prepared.model, shared.boards)
     return Executor(
@@ -330,7 +335,9 @@ def take_part(
         layout=layout,
         homes=homes,
         gradients=gradients,
-        reduction=None if plan.workers == 1 else TreeReduction(layout, homes, rank, pieces, shared.slots),
+        reduction=None
+        if plan.workers == 1
+        else TreeReduction(layout, homes, rank, pieces[rank], shared.slots, between),
         buffers=buffers,
         unchanged=Unchanged(used_parameters(prepared, homes, rank)),
         update=update,

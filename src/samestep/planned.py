@@ -24,12 +24,12 @@ from samestep.schedule.written import parse_order
 CAPACITY = 1_000  # messages: a worker that waits takes in all that others send
 
 
-def outline(job: Job, plan: Plan, prepared: Prepared, whole: Mapping[str, str]) -> Outline:
-    """Raises PlanRefused when the plan's order cannot be run."""
+def outline(job: Job, plan: Plan, prepared: Prepared, whole: Mapping[str, str], hosts: Sequence[int]) -> Outline:
+    """hosts: the host of every worker. Raises PlanRefused when the plan's order cannot be run."""
     num_shards = num_shards_of(job.batch_size, plan.numerics.shards)
     grid, schedules = checked(job, plan, prepared)
     homes = homes_of(prepared, plan)
-    pieces = [pieces_of(prepared, homes, rank) for rank in range(plan.workers)]
+    pieces = pieces_of(prepared, homes, hosts)
     entries = prepared.layout.entries
     return Outline(
         str(plan),
@@ -49,7 +49,7 @@ def outline(job: Job, plan: Plan, prepared: Prepared, whole: Mapping[str, str]) 
                 [len(part) for part in shard_rows(job.batch_size, num_shards)],
             )
         ),
-        [asdict(found) for found in footprints(job, plan, prepared, schedules)],
+        [asdict(found) for found in footprints(job, plan, prepared, schedules, hosts)],
         text_of(grid, schedules),
         svg_of(grid, schedules),
     )
@@ -69,7 +69,9 @@ def checked(job: Job, plan: Plan, prepared: Prepared) -> tuple[Grid, list[Schedu
     return grid, schedules
 
 
-def footprints(job: Job, plan: Plan, prepared: Prepared, schedules: Sequence[Schedule]) -> list[Footprint]:
+def footprints(
+    job: Job, plan: Plan, prepared: Prepared, schedules: Sequence[Schedule], hosts: Sequence[int]
+) -> list[Footprint]:
     """The memory that every worker needs, for a step with a full batch."""
     structure = prepared.structure
     if structure is None:
@@ -79,6 +81,7 @@ def footprints(job: Job, plan: Plan, prepared: Prepared, schedules: Sequence[Sch
         with hollow(prepared):
             structure = way.of(first_shard(job, plan.numerics.shards))
     homes = homes_of(prepared, plan)
+    pieces = pieces_of(prepared, homes, hosts)
     state = state_per_element(prepared.optimizer)
     return [
         footprint(
@@ -86,7 +89,7 @@ def footprints(job: Job, plan: Plan, prepared: Prepared, schedules: Sequence[Sch
             rank,
             prepared.layout,
             homes,
-            pieces_of(prepared, homes, rank),
+            pieces[rank],
             state,
             structure,
             schedules[rank],

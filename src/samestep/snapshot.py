@@ -19,6 +19,7 @@ from samestep.checkpoint import FORMAT, Description, file_hash, publish, tempora
 from samestep.digest import Leaves, chunk_leaves, joint_digest, tensor_leaf, value_leaf
 from samestep.parallel.executor import Executor
 from samestep.parallel.layout import Piece, dense, storage_order
+from samestep.parallel.stretches import is_first
 from samestep.plain import as_before, plain
 
 
@@ -32,13 +33,21 @@ class Part:
     whole: bool = True
 
 
-def parts(executor: Executor) -> Iterator[Part]:
-    """Everything this worker owns; what all workers hold comes from each of them."""
-    for piece, _ in executor.update.targets:
+def parts(executor: Executor, *, once: bool = False) -> Iterator[Part]:
+    """Everything this worker owns; what several hosts own comes from each of them, or `once` from the first."""
+    hosts = executor.transport.hosts
+    own = {
+        p
+        for p, _ in executor.update.targets
+        if not once or is_first(executor.homes[p.entry], hosts, executor.transport.rank)
+    }
+    for piece in (piece for piece, _ in executor.update.targets if piece in own):
         entry = executor.layout.entries[piece.entry]
         flat = storage_order(entry.param.detach())[piece.start : piece.stop]
         yield Part(f"parameter/{entry.name}", flat, piece.start, whole=False)
     for piece, kind, key, value in executor.update.state():
+        if piece not in own:
+            continue
         label = f"{kind}/{executor.layout.entries[piece.entry].name}/{key}"
         if kind == "elementwise":
             yield Part(label, value, piece.start, whole=False)
@@ -83,9 +92,9 @@ def save(executor: Executor, step: int, root: Path, run: str, fingerprint: dict[
     found = digest(executor, step)
     if transport.rank == 0:
         temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
-    transport.fence()
+    transport.exchange(b"")
     path = temporary / f"worker-{transport.rank}.safetensors"
-    owned = (part for part in parts(executor) if not part.whole or transport.rank == 0 or _is_state(part))
+    owned = (part for part in parts(executor, once=True) if not part.whole or transport.rank == 0 or _is_state(part))
     save_file(
         {
             f"{part.label}@{part.start}": part.tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -112,7 +121,7 @@ def save(executor: Executor, step: int, root: Path, run: str, fingerprint: dict[
             ),
             root,
         )
-    transport.fence()
+    transport.exchange(b"")
     return root
 
 
@@ -147,7 +156,7 @@ def restore(executor: Executor, folder: Path, description: Description) -> None:
         parameter, _, state_key = name.rpartition("/")
         executor.update.restore(owned[parameter], kind, state_key, value)
     _restore_values(executor, description)
-    executor.transport.fence()
+    executor.share_values()
 
 
 def _fill(target: Tensor, piece: Piece, stored: Any, start: int) -> None:

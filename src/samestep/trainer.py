@@ -68,6 +68,7 @@ class Trainer:
         if self._held_out is None:
             return {}
         piece_rows = -(-self.job.batch_size // self.plan.numerics.shards)
+        self.executor.share_values(everywhere=True)
         with self.executor.whole():
             return evaluate(
                 self.executor.model,
@@ -94,7 +95,9 @@ class Trainer:
         return warnings
 
     def weights(self) -> dict[str, Tensor]:
-        return snapshot.weights(self.executor)
+        """All workers must call it; worker 0 gets them."""
+        self.executor.share_values(everywhere=True)
+        return snapshot.weights(self.executor) if self.executor.transport.rank == 0 else {}
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be of this job."""

@@ -277,13 +277,13 @@ def move_brings_everybodys_tensors_in_order_and_with_strides(transport: Transpor
     for turn in range(12):
         outgoing = [(peer, moved(me, peer, turn, k)) for k in range(3) for peer in peers if k <= (me + turn) % 3]
         sources = [peer for peer in peers for k in range(3) if k <= (peer + turn) % 3]
-        before = transport.moved
+        before = transport.counted.moved
         found = transport.move(group, outgoing, sources)
         expected = [moved(peer, me, turn, k) for peer in peers for k in range(3) if k <= (peer + turn) % 3]
         for one, other in zip(found, expected, strict=True):
             assert (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride())
             assert bits(one) == bits(other)
-        assert transport.moved - before == sum(t.numel() * t.element_size() for t in expected)
+        assert transport.counted.moved - before == sum(t.numel() * t.element_size() for t in expected)
 
 
 @question

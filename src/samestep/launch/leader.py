@@ -31,20 +31,27 @@ from samestep.launch.importing import call, load_function
 from samestep.launch.outcome import telling
 from samestep.launch.processes import die_on_word_from, flush_output, leave, num_threads
 from samestep.launch.request import Request
-from samestep.launch.resolve import chosen_numerics, make_plan, with_numerics
+from samestep.launch.resolve import chosen_numerics, hosts_of, make_plan, with_numerics
 from samestep.launch.worker import LOST_A_PEER, Resumption, Run, in_memory, run_threads, run_worker
 from samestep.parallel.initial import Recording, record
+from samestep.parallel.stretches import by_host
 from samestep.parallel.update import implementation
 from samestep.parallelize import Prepared, bind, divide, groups_that_meet, hollow, prepare, share, training_rows
 from samestep.planned import check_memory, checked, footprints, outline
 from samestep.presets import sliceable
 from samestep.transport.shared import SharedFabric
-from samestep.transport.threads import ThreadFabric
+from samestep.transport.thread_hosts import ThreadHosts
 
 
 def lead(message: dict[str, Any], events: socket.socket) -> int:
     """Run one training from a request message; returns the leader's exit status."""
-    request = Request(**{**message, "assign": None if message["assign"] is None else tuple(message["assign"])})
+    request = Request(
+        **{
+            **message,
+            "assign": None if message["assign"] is None else tuple(message["assign"]),
+            "hosts": None if message["hosts"] is None else tuple(message["hosts"]),
+        }
+    )
     try:
         if request.only_outline:
             describe(request, events)
@@ -74,7 +81,7 @@ def describe(request: Request, events: socket.socket) -> None:
         named = {layer for stage in run.plan.stages for layer, _ in stage.slices}
         reasons = sliceable(run.job, prepared.model, shards) if named else {}
         whole = {layer: reason for layer, reason in reasons.items() if reason is not None and layer not in named}
-        found = outline(run.job, run.plan, prepared, whole)
+        found = outline(run.job, run.plan, prepared, whole, run.hosts)
     wire.send(events, {"event": "outline"}, in_memory(json.dumps(asdict(found)).encode()))
 
 
@@ -97,13 +104,14 @@ def build(request: Request, events: socket.socket) -> tuple[Run, Prepared, nn.Mo
         plan = make_plan(job, chosen, request, implementation(prepared.optimizer), model)
     if plan.transport == "threads" and pristine is None:
         raise PlanRefused('a plan with transport = "threads" needs --transport threads on the command line as well')
+    hosts = hosts_of(request, plan.workers)
     prepared = divide(job, plan, prepared)
     _, schedules = checked(job, plan, prepared)
     if request.memory_limit is not None:
-        check_memory(footprints(job, plan, prepared, schedules), request.memory_limit)
+        check_memory(footprints(job, plan, prepared, schedules, hosts), request.memory_limit)
     resumption = find_checkpoint(request)
     done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
-    run = Run(job, plan, request, events, resumption, done)
+    run = Run(job, plan, request, events, resumption, done, hosts)
     wire.send(events, announcement(run))
     if num_threads() > 1:
         raise JobRefused(
@@ -167,6 +175,11 @@ def find_checkpoint(request: Request) -> Resumption | None:
 
 
 def fork_processes(run: Run, prepared: Prepared) -> list[int]:
+    if max(run.hosts) > 0:
+        raise PlanRefused(
+            "this command starts workers on this host only: let torchrun or srun start one command per worker on every "
+            "host (docs/hosts.md), or see with `samestep plan --hosts` what they would do"
+        )
     slots = 16 if len(run.plan.stages) > 1 else 2
     fabric = SharedFabric(run.plan.workers, groups_that_meet(prepared, run.plan), slots)
     shared = share(prepared, run.plan, fabric)
@@ -182,10 +195,11 @@ def fork_threads(run: Run, prepared: Prepared, pristine: nn.Module) -> list[int]
     known = {} if prepared.way is None else prepared.way.known
     copies = (prepare(run.job, copy.deepcopy(pristine)) for _ in range(1, run.plan.workers))
     models = [prepared, *(divide(run.job, run.plan, model, known) for model in copies)]
-    fabric = ThreadFabric(run.plan.workers)
-    shared = share(prepared, run.plan, fabric)
-    for model in models:
-        bind(model, shared)
+    fabric = ThreadHosts(run.hosts)
+    near = by_host(range(run.plan.workers), run.hosts)
+    shared = [share(prepared, run.plan, part, near[host]) for host, part in enumerate(fabric.fabrics)]
+    for model, host in zip(models, run.hosts, strict=True):
+        bind(model, shared[host])
     return [_fork(partial(run_threads, run, models, shared, fabric))]
 
 

@@ -44,6 +44,7 @@ class Request:
     allow_nan: bool = False
     want_weights: bool = False
     memory_limit: int | None = None  # bytes per worker
+    hosts: tuple[int, ...] | None = None  # workers on each host; one host when it is None
     only_outline: bool = False  # decide, and do not train
     folder: str = "."  # where the command was given
     path: tuple[str, ...] = ()  # where modules are looked for

@@ -131,3 +131,14 @@ def _assignment(request: Request, shards: int, fields: dict[str, Any] | None) ->
             "it is set by --shards, --numerics or Job.shards)"
         )
     return equal_shares(shards, workers)
+
+
+def hosts_of(request: Request, workers: int) -> tuple[int, ...]:
+    """The host of every worker, as a launcher or --hosts says. Raises PlanRefused when they are not as many."""
+    counts = (workers,) if request.hosts is None else request.hosts
+    if sum(counts) != workers or min(counts) < 1:
+        raise PlanRefused(
+            f"--hosts {spell(counts)} has {sum(counts)} workers, the plan has {workers}: give the number of workers on "
+            "each host, at least 1"
+        )
+    return tuple(host for host, count in enumerate(counts) for _ in range(count))

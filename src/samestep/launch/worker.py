@@ -27,7 +27,7 @@ from samestep.plan import Plan
 from samestep.trainer import Trainer
 from samestep.transport.base import Transport
 from samestep.transport.shared import SharedFabric
-from samestep.transport.threads import ThreadFabric
+from samestep.transport.thread_hosts import ThreadHosts
 
 LOST_A_PEER = 3  # exit status of a worker that ended because another one had
 FLUSH = 0.1  # seconds of steps that are told to the command together
@@ -54,6 +54,7 @@ class Run:
     events: socket.socket
     resumption: Resumption | None
     done: memoryview  # optimizer steps done by each worker, in memory that the leader sees
+    hosts: tuple[int, ...]  # of every worker
     stop_asked: bool = False
 
     def tell(self, event: str, **fields: Any) -> None:
@@ -68,20 +69,26 @@ def run_worker(run: Run, rank: int, prepared: Prepared, shared: Shared, fabric: 
     return work(run, rank, prepared, shared, fabric.endpoint(rank))
 
 
-def run_threads(run: Run, prepared: Sequence[Prepared], shared: Shared, fabric: ThreadFabric, leader: int) -> int:
-    """The process in which all workers are threads."""
+def run_threads(
+    run: Run, prepared: Sequence[Prepared], shared: Sequence[Shared], fabric: ThreadHosts, leader: int
+) -> int:
+    """The process in which all workers are threads. shared: the memory of each host that they pretend to be on."""
     die_with_parent(leader)
     _listen_for_stop(run)
     codes: list[int] = []
     threads = [
-        threading.Thread(target=lambda r=rank: codes.append(work(run, r, prepared[r], shared, fabric.endpoint(r))))
-        for rank in range(fabric.size)
+        threading.Thread(target=lambda r=rank: codes.append(_work_as_thread(run, r, prepared[r], shared, fabric)))
+        for rank in range(run.plan.workers)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     return 1 if 1 in codes else max(codes)
+
+
+def _work_as_thread(run: Run, rank: int, prepared: Prepared, shared: Sequence[Shared], fabric: ThreadHosts) -> int:
+    return work(run, rank, prepared, shared[run.hosts[rank]], fabric.endpoint(rank))
 
 
 def _listen_for_stop(run: Run) -> None:
@@ -216,14 +223,17 @@ def finish(run: Run, trainer: Trainer, diary: Diary, metrics: dict[str, float], 
         compute=sheet.compute,
         communicate=sheet.communicate,
         wait=sheet.wait,
-        moved=trainer.executor.transport.moved,
+        moved=trainer.executor.transport.counted.moved,
     )
     diary.flush()
+    weights = b""
+    if run.request.save is not None or run.request.want_weights:
+        weights = save(trainer.weights())
     if diary.rank != 0:
         return
     if run.request.save is not None:
-        _write(Path(run.request.save), save(trainer.weights()), run.request.run)
-    weights = [in_memory(save(trainer.weights()))] if run.request.want_weights else []
+        _write(Path(run.request.save), weights, run.request.run)
+    files = [in_memory(weights)] if run.request.want_weights else []
     timed = diary.seconds[3:]
     wire.send(
         run.events,
@@ -236,7 +246,7 @@ def finish(run: Run, trainer: Trainer, diary: Diary, metrics: dict[str, float], 
             "checkpoint": run.request.checkpoint is not None,
             "seconds_per_step": statistics.median(timed) if timed else None,
         },
-        *weights,
+        *files,
     )
 
 

@@ -37,6 +37,7 @@ class Buffers:
         self._starts = buffer_starts(self.values)
         self._boards = boards
         self._fresh: set[int] = set()  # buffers that are bound to an unchanged copy
+        self._heard: dict[tuple[int, int], Tensor] = {}  # by shard and buffer: what other hosts told of this step
 
     def begin_shard(self, only: Iterable[int] | None = None) -> None:
         """Bind a copy of the step's buffers; a copy that the last shard left unchanged serves again."""
@@ -73,8 +74,28 @@ class Buffers:
         """
         for i, value in enumerate(self.values):
             if any(shard[i] for shard in changed):
-                shards = [self._board(s, i) if shard[i] else value for s, shard in enumerate(changed)]
+                shards = [self._of_shard(s, i) if shard[i] else value for s, shard in enumerate(changed)]
                 self.set(i, merged(shards, rows, self.names[i]))
+        self._heard.clear()
+
+    def told(self, shard: int, changed: bytes) -> bytes:
+        """A shard's changed buffers, for hosts that do not see its board."""
+        boards = (self._board(shard, i).view(-1).view(torch.uint8) for i in range(len(changed)) if changed[i])
+        return b"".join(board.numpy().tobytes() for board in boards)
+
+    def hear(self, shard: int, changed: bytes, text: bytes, at: int, *, keep: bool) -> int:
+        """Take what was `told` from `text`; returns where it ends."""
+        for i, value in enumerate(self.values):
+            if changed[i]:
+                stop = at + value.numel() * value.element_size()
+                if keep:
+                    flat = torch.frombuffer(bytearray(text[at:stop]), dtype=value.dtype)
+                    self._heard[shard, i] = flat.view(value.shape)
+                at = stop
+        return at
+
+    def _of_shard(self, shard: int, i: int) -> Tensor:
+        return self._heard[shard, i] if (shard, i) in self._heard else self._board(shard, i)
 
     def set(self, i: int, value: Tensor) -> None:
         """Make `value` the step's buffer i, and bind it."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from samestep.errors import Disagreement
 from samestep.parallel.layout import CHUNK, Piece, chunks
 
 Norms = list[tuple[int, int, float]]  # entry, chunk, norm
@@ -25,8 +26,18 @@ def chunk_norms(owned: Sequence[tuple[Piece, Tensor]]) -> Norms:
 
 
 def total_norm(norms: Norms) -> float:
-    """The norm of the whole gradient, in float64, chunks in the order of the parameters."""
-    return math.sqrt(math.fsum(norm * norm for _, _, norm in sorted(norms)))
+    """The norm of the whole gradient, in float64, chunks in the order of the parameters.
+
+    A chunk that several hosts update is told by each. Raises Disagreement where they differ.
+    """
+    found: dict[tuple[int, int], float] = {}
+    for entry, chunk, norm in norms:
+        other = found.setdefault((entry, chunk), norm)
+        if other != norm and not (math.isnan(other) and math.isnan(norm)):
+            raise Disagreement(
+                f"two hosts have summed a gradient (chunk {chunk} of entry {entry}) to {other} and {norm}"
+            )
+    return math.sqrt(math.fsum(norm * norm for _, norm in sorted(found.items())))
 
 
 def clip_factor(norm: float, max_norm: float) -> float:

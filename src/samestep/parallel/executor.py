@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from samestep import streams
 from samestep.errors import Disagreement, JobRefused, LossNotFinite
 from samestep.loss import Objective, ShardLoss
+from samestep.parallel.between_hosts import BetweenHosts
 from samestep.parallel.buffers import Buffers
 from samestep.parallel.clip import chunk_norms, clip_factor, total_norm
 from samestep.parallel.gradients import Gradients
@@ -87,7 +88,9 @@ class Executor:
         own = self.plan.touched(self.transport.rank, shards)
         state.batches = {shard: self.next_batch() for shard in own}
         rank = self.transport.rank
-        self.gradients.begin_step([h.units_of(rank, sets if h.is_slice else shards).start for h in self.homes])
+        self.gradients.begin_step([h.units_of(rank, sets if h.is_slice else shards) for h in self.homes])
+        if self.between is not None:
+            self.between.begin(shards)
 
     def forward(self, action: actions.Forward, state: StepState) -> None:
         shard, network = action.shard, self.network
@@ -178,7 +181,9 @@ class Executor:
         rank, shards, last = self.transport.rank, len(state.rows), max(0, len(self.plan.stages) - 1)
         record = bytes([state.stop_asked]) + bytes(self.gradients.present)
         record += b"".join(SHARD_FACTS.pack(*state.facts[s]) for s in self.plan.shards_of(rank, shards, last))
-        record += b"".join(state.changed[s] for s in self.plan.touched(rank, shards))
+        far = self.transport.links is not None
+        for shard in self.plan.touched(rank, shards):
+            record += state.changed[shard] + (self.buffers.told(shard, state.changed[shard]) if far else b"")
         facts: dict[int, tuple[float, float, bool]] = {}
         present, entries = 0, len(self.layout.entries)
         for other, text in enumerate(self.transport.exchange(record)):
@@ -189,16 +194,22 @@ class Executor:
                 facts[shard] = SHARD_FACTS.unpack_from(text, at)
                 at += SHARD_FACTS.size
             for shard in self.plan.touched(other, shards):
-                state.note_changed(shard, text[at : at + len(self.buffers.values)])
-                at += len(self.buffers.values)
+                changed = text[at : at + len(self.buffers.values)]
+                at += len(changed)
+                state.note_changed(shard, changed)
+                if far:
+                    is_near = self.transport.hosts[other] == self.transport.hosts[rank]
+                    at = self.buffers.hear(shard, changed, text, at, keep=not is_near)
         state.present = present.to_bytes(entries, "little")
         self._settle_loss([facts[shard] for shard in range(shards)], state)
 
     def reduce(self, action: actions.Reduce, state: StepState) -> None:
         if self.reduction is not None:
             shards = len(state.rows)
+            if self.between is not None:
+                self.between.finish()
             self.reduction.sum_pieces(shards, state.scale, -(-shards // self.plan.set_size(shards)))
-            self.transport.moved += self.reduction.read[shards]
+            self.transport.counted.moved += self.reduction.read[shards]
             return
         for entry, _ in self.layout.owners():
             total = self.gradients.total(entry)
@@ -229,7 +240,19 @@ class Executor:
         self.gradients.drop()
         if self.network is not None:
             self.network.clear()
+        self.share_values()
+
+    def share_values(self, *, everywhere: bool = False) -> None:
+        """Let everybody who computes with a parameter see its value; `everywhere`: all others too."""
+        if self.between is not None:
+            self.between.publish()
+            if everywhere:
+                self.between.publish(everywhere=True)
         self.transport.fence()
+
+    @property
+    def between(self) -> BetweenHosts | None:
+        return None if self.reduction is None else self.reduction.between
 
     def _forward_backward(self, shard: int, state: StepState) -> None:
         self.forward(actions.Forward(shard), state)

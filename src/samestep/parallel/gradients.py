@@ -13,7 +13,7 @@ gradient is written there once, by the kernel itself where it can (see `linear.p
 keep the tensors that autograd made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,13 +47,16 @@ class Gradients:
         # None outside backward: a gradient that forward takes for itself is no shard's gradient yet.
         self._current: ContextVar[_Arrivals | None] = ContextVar("arrivals", default=None)
         self._turn = [0] * len(layout.entries)  # the next shard expected, per entry
+        self._ends = list(self._turn)  # one after the last
+        self.when_folded: Callable[[int], None] | None = None  # called when an entry's last gradient is folded
         self.present = bytearray(len(layout.entries))  # which entries got a gradient from any shard
         for i, entry in enumerate(layout.entries):
             entry.param.register_post_accumulate_grad_hook(partial(self._hook, i))  # type: ignore[no-untyped-call]
 
-    def begin_step(self, first: Sequence[int]) -> None:
-        """first: per entry, the first shard (of a slice: join set) whose gradient this worker computes."""
-        self._turn = list(first)
+    def begin_step(self, units: Sequence[range]) -> None:
+        """units: per entry, the shards (of a slice: join sets) whose gradients this worker computes."""
+        self._turn = [own.start for own in units]
+        self._ends = [own.stop for own in units]
         self.present = bytearray(len(self._turn))
 
     def begin_shard(self, shard: int, fold: Fold) -> None:
@@ -113,6 +116,8 @@ class Gradients:
             self._store(arrivals.fold.slot, entry, grad)
         for slot in arrivals.fold.into:
             grad = self._at(slot, entry).add_(grad)
+        if self.when_folded is not None and self._turn[entry] == self._ends[entry]:
+            self.when_folded(entry)
 
     def _store(self, slot: int, entry: int, grad: Tensor) -> None:
         if slot < len(self._fixed):

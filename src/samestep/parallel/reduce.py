@@ -14,6 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from samestep.parallel.between_hosts import BetweenHosts, Source
 from samestep.parallel.home import Holder, Home
 from samestep.parallel.layout import Layout, Piece
 from samestep.tree import Node, fold_plan
@@ -38,7 +39,8 @@ class Chunk:
 class TreeReduction:
     """The reduction of one worker's pieces, for any number of shards a step may have.
 
-    `slots[w]` are worker w's published slots, each a flat memory; `homes[i]` is entry i's.
+    `slots[w]` are worker w's published slots, each a flat memory; `homes[i]` is entry i's. `between`
+    brings what workers of other hosts published.
     """
 
     def __init__(
@@ -48,9 +50,11 @@ class TreeReduction:
         rank: int,
         pieces: Sequence[Piece],
         slots: Sequence[Sequence[Tensor]],
+        between: BetweenHosts | None = None,
     ) -> None:
         self._layout, self._homes, self._rank = layout, homes, rank
         self._pieces, self._slots = pieces, slots
+        self.between = between
         self._chunks: dict[int, list[Chunk]] = {}
         self.read: dict[int, int] = {}  # bytes that others computed, per number of shards
 
@@ -86,17 +90,24 @@ class TreeReduction:
     def _chunks_of(self, num_shards: int, num_sets: int) -> Iterator[Chunk]:
         for piece in self._pieces:
             for entry in (piece.entry, *self._layout.aliases(piece.entry)):
-                home = self._homes[entry]
-                num_units = num_sets if home.is_slice else num_shards
-                nodes, holders = home.published(num_units)
-                order = addition_order(nodes, num_units)
+                num_units = num_sets if self._homes[entry].is_slice else num_shards
+                sources = self._sources(entry, piece, num_units, num_shards)
+                order = addition_order(tuple(node for node, _ in sources), num_units)
                 first, last = order[:-1], order[-1] if order else None
-                parts = [torch.split(self._part(holder, entry, piece), SUM_CHUNK) for holder in holders]
-                totals = torch.split(self._part((self._rank, 0), entry, piece), SUM_CHUNK)
-                size = self._layout.entries[entry].param.element_size() * (piece.stop - piece.start)
-                self.read[num_shards] += size * sum(rank != self._rank for rank, _ in holders)
-                for *chunk, total in zip(*parts, totals, strict=True):
-                    yield Chunk(first, last, chunk, total, holders[0] == (self._rank, 0))
+                parts = [torch.split(part, SUM_CHUNK) for _, part in sources]
+                total = self._part((self._rank, 0), entry, piece)
+                is_there = sources[0][1].data_ptr() == total.data_ptr()
+                for *chunk, into in zip(*parts, torch.split(total, SUM_CHUNK), strict=True):
+                    yield Chunk(first, last, chunk, into, is_there)
+
+    def _sources(self, entry: int, piece: Piece, num_units: int, num_shards: int) -> list[Source]:
+        """The partial sums of a piece, in shard order."""
+        if self.between is not None and self.between.is_spread(entry):
+            return self.between.sources(entry, piece, num_units)
+        nodes, holders = self._homes[entry].published(num_units)
+        size = self._layout.entries[entry].param.element_size() * (piece.stop - piece.start)
+        self.read[num_shards] += size * sum(rank != self._rank for rank, _ in holders)
+        return [(node, self._part(holder, entry, piece)) for node, holder in zip(nodes, holders, strict=True)]
 
 
 @cache

@@ -1,21 +1,34 @@
 """A transport moves the bytes: the narrow interface between workers.
 
-Five verbs and one kind of memory. A *fabric* is made once per run, before the workers exist; it gives
-out memory that every worker sees, and one *transport* per worker:
+Five verbs and one kind of memory. A *fabric* is made once per run, before the workers work; it gives
+out memory that every worker of a host sees, and one *transport* per worker:
 
     exchange   everybody's small record to everybody; also a barrier
-    fence      after it, what any worker wrote to fabric memory before it can be read
+    fence      after it, what any worker of the host wrote to fabric memory before it can be read
     send       one tensor to one worker, bits and strides kept
     receive    its counterpart
     move       tensors from any to any of a group that meets, as sliced layers need
+
+Workers of other hosts share no memory. What of it they need goes over *links*, raw bytes from worker
+to worker that nobody has to wait for (`links.py`).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from samestep.trace.timesheet import Timesheet
+from samestep.transport.links import Links
+
+
+@dataclass
+class Counted:
+    """Bytes that one worker got from others."""
+
+    moved: int = 0  # of tensors that other workers computed and this one read
+    wired: int = 0  # that came from other hosts, headers and records included
 
 
 class Transport(Protocol):
@@ -23,15 +36,17 @@ class Transport(Protocol):
 
     rank: int
     size: int
+    hosts: tuple[int, ...]  # the host of every worker, numbered from 0
     timesheet: Timesheet
-    moved: int  # bytes of tensors that other workers computed and this one read
+    counted: Counted
+    links: Links | None  # None: all workers are on this host
 
     def exchange(self, record: bytes, ranks: Sequence[int] | None = None) -> list[bytes]:
         """Every worker's record, in the order of `ranks` (default: all). All of `ranks` must call it."""
         ...
 
     def fence(self) -> None:
-        """Make writes to fabric memory visible. All workers must call it."""
+        """Make writes to fabric memory visible on this host. All its workers must call it."""
         ...
 
     def send(self, tensor: Tensor, peer: int) -> None:
@@ -57,12 +72,12 @@ class Transport(Protocol):
 
 
 class Fabric(Protocol):
-    """What joins the workers of one run."""
+    """What joins the workers of one run on one host."""
 
     size: int
 
     def memory(self, nbytes: int) -> Tensor:
-        """A uint8 tensor of zeros that every worker of the run sees. Call before the workers start."""
+        """A uint8 tensor of zeros that every worker of the host sees. Call before the workers work."""
         ...
 
     def endpoint(self, rank: int) -> Transport:

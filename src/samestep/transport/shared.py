@@ -24,6 +24,8 @@ from torch import Tensor
 
 from samestep.errors import PeerLost
 from samestep.trace.timesheet import Timesheet
+from samestep.transport.base import Counted
+from samestep.transport.links import Links
 from samestep.transport.strides import empty_from, header, payload, view_from
 
 RECORD, HEADER, PIECE, TAKEN, MOVE = b"R", b"H", b"P", b"T", b"M"  # first byte of a packet
@@ -88,8 +90,9 @@ class SharedTransport:
         slots: int,
     ) -> None:
         self.rank, self.size = rank, size
-        self.timesheet = Timesheet()
-        self.moved = 0
+        self.hosts: tuple[int, ...] = (0,) * size
+        self.timesheet, self.counted = Timesheet(), Counted()
+        self.links: Links | None = None
         self._sockets = sockets
         self._mailboxes, self._slots = mailboxes, slots
         self._outboxes = outboxes
@@ -136,7 +139,7 @@ class SharedTransport:
     def receive(self, peer: int) -> Tensor:
         box = self._inbox[peer]
         self._wait(peer, lambda: bool(box))
-        self.moved += box[0].numel() * box[0].element_size()
+        self.counted.moved += box[0].numel() * box[0].element_size()
         return box.popleft()
 
     def move(
@@ -170,7 +173,7 @@ class SharedTransport:
                 found.append(self.receive(peer))
                 continue
             found.append(view_from(described, self._half(group, peer, number)[place:]))
-            self.moved += found[-1].numel() * found[-1].element_size()
+            self.counted.moved += found[-1].numel() * found[-1].element_size()
         return found
 
     def close(self) -> None:

@@ -1,0 +1,199 @@
+"""Workers on several hosts: what a host's workers have to say goes to each other host once.
+
+    host 0: workers 0, 1          host 1: workers 2, 3, 4
+    within a host     the host's own transport (shared memory)
+    between hosts     links, worker to worker (torch's process group)
+
+    exchange   0, 1 meet | 0 and 2, the first of their hosts, swap what they know | 2 tells 3, 4
+    send       by link; a copy leaves at once, so the sender goes on
+    move       within the host as ever, to other hosts by links
+
+Every frame begins with the membership epoch: what a former incarnation of the run left on its way
+cannot be taken for this one's.
+"""
+
+import json
+import struct
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from samestep.errors import Disagreement, PeerLost
+from samestep.transport.base import Transport
+from samestep.transport.links import Links, Pending
+from samestep.transport.strides import empty_from, header, payload
+
+RECORDS, SENT, MOVED, FREE = 0, 1, 2, 3  # tags; those from FREE on are for whoever uses the links
+FRAME = 1024  # bytes of a frame: what is short travels in one
+HEAD = struct.Struct("<QQ")  # epoch, bytes of the record
+UNDERWAY = 1 << 30  # bytes of copies that may be under way; a schedule's bounded buffers stay far below
+
+
+class HostsTransport:
+    """local: the transport of this host's workers, who are numbered in the order of their ranks there."""
+
+    def __init__(self, rank: int, hosts: Sequence[int], local: Transport, links: Links, epoch: int = 0) -> None:
+        self.rank, self.hosts, self.size = rank, tuple(hosts), len(hosts)
+        self.timesheet, self.counted = local.timesheet, local.counted
+        self.links: Links | None = links
+        self._links = links
+        self._local, self._epoch = local, epoch
+        self._near = [peer for peer in range(self.size) if hosts[peer] == hosts[rank]]
+        self._copies: deque[tuple[Pending, int]] = deque()
+
+    def exchange(self, record: bytes, ranks: Sequence[int] | None = None) -> list[bytes]:
+        group = range(self.size) if ranks is None else ranks
+        near = [peer for peer in group if self.hosts[peer] == self.hosts[self.rank]]
+        own = self._exchange_near(record, near)
+        if len(near) == len(group):
+            return own
+        found = dict(zip(near, own, strict=True))
+        if self.rank == near[0]:
+            found |= self._swap_records(joined(own), group)
+        if len(near) > 1:
+            told = joined([found[peer] for peer in group]) if self.rank == near[0] else b""
+            found = dict(zip(group, parted(self._exchange_near(told, near)[0]), strict=True))
+        return [found[peer] for peer in group]
+
+    def fence(self) -> None:
+        with self._named():
+            self._local.fence()
+
+    def send(self, tensor: Tensor, peer: int) -> None:
+        if peer in self._near:
+            with self._named():
+                self._local.send(tensor, self._near.index(peer))
+        else:
+            self._give(tensor.detach(), peer, SENT)
+
+    def receive(self, peer: int) -> Tensor:
+        if peer in self._near:
+            with self._named():
+                return self._local.receive(self._near.index(peer))
+        return self._take([peer], SENT)[0]
+
+    def move(
+        self, group: Sequence[int], outgoing: Sequence[tuple[int, Tensor]], sources: Sequence[int]
+    ) -> list[Tensor]:
+        near = [peer for peer in group if peer in self._near]
+        for peer, tensor in outgoing:
+            if peer not in near:
+                self._give(tensor, peer, MOVED)
+        found: list[Tensor] = []
+        if len(near) > 1:
+            place = self._near.index
+            with self._named():
+                found = self._local.move(
+                    [place(peer) for peer in near],
+                    [(place(peer), tensor) for peer, tensor in outgoing if peer in near],
+                    [place(peer) for peer in sources if peer in near],
+                )
+        from_near, from_far = iter(found), iter(self._take([peer for peer in sources if peer not in near], MOVED))
+        return [next(from_near if peer in near else from_far) for peer in sources]
+
+    def close(self) -> None:
+        self._links.close()
+        self._local.close()
+
+    def _exchange_near(self, record: bytes, near: Sequence[int]) -> list[bytes]:
+        with self._named():
+            return self._local.exchange(record, [self._near.index(peer) for peer in near])
+
+    def _swap_records(self, record: bytes, group: Sequence[int]) -> dict[int, bytes]:
+        """Every other host's records, from the first of its workers in `group`; by worker."""
+        others = {host: [peer for peer in group if self.hosts[peer] == host] for host in self._hosts_of(group)}
+        del others[self.hosts[self.rank]]
+        for near in others.values():
+            self._give_bytes(record, near[0], RECORDS)
+        found: dict[int, bytes] = {}
+        for near, told in zip(others.values(), self._take_bytes([w[0] for w in others.values()], RECORDS), strict=True):
+            found |= zip(near, parted(told), strict=True)
+        return found
+
+    def _hosts_of(self, group: Sequence[int]) -> list[int]:
+        return list(dict.fromkeys(self.hosts[peer] for peer in group))
+
+    def _give(self, tensor: Tensor, peer: int, tag: int) -> None:
+        """A tensor's header, then its bytes, without waiting for the receiver."""
+        self._give_bytes(header(tensor), peer, tag)
+        flat = payload(tensor)
+        if len(flat):
+            self._post(flat.clone(), peer, tag)
+
+    def _take(self, peers: Sequence[int], tag: int) -> list[Tensor]:
+        """The next tensor from each of `peers`; a peer may be named several times."""
+        found: list[Tensor] = []
+        if len(set(peers)) < len(peers):  # its second header comes after the first one's bytes
+            return [self._take([peer], tag)[0] for peer in peers]
+        coming: list[Pending] = []
+        for peer, described in zip(peers, self._take_bytes(peers, tag), strict=True):
+            tensor, flat = empty_from(described)
+            if len(flat):
+                coming.append(self._links.expect(flat, peer, tag))
+            found.append(tensor)
+            self.counted.moved += tensor.numel() * tensor.element_size()
+            self.counted.wired += len(flat)
+        self._wait(coming)
+        return found
+
+    def _give_bytes(self, record: bytes, peer: int, tag: int) -> None:
+        frame = HEAD.pack(self._epoch, len(record)) + record
+        for part in [frame[:FRAME].ljust(FRAME, b"\0"), *([frame[FRAME:]] if len(frame) > FRAME else [])]:
+            self._post(torch.frombuffer(bytearray(part), dtype=torch.uint8), peer, tag)
+
+    def _take_bytes(self, peers: Sequence[int], tag: int) -> list[bytes]:
+        frames = [torch.empty(FRAME, dtype=torch.uint8) for _ in peers]
+        self._wait([self._links.expect(frame, peer, tag) for frame, peer in zip(frames, peers, strict=True)])
+        found = []
+        for frame, peer in zip(frames, peers, strict=True):
+            text = frame.numpy().tobytes()
+            epoch, length = HEAD.unpack_from(text)
+            if epoch != self._epoch:
+                raise Disagreement(
+                    f"worker {peer} speaks in epoch {epoch} of the run, worker {self.rank} is in {self._epoch}: "
+                    "a worker of an earlier start still runs; stop it"
+                )
+            self.counted.wired += FRAME
+            if (rest := length + HEAD.size - FRAME) > 0:
+                more = torch.empty(rest, dtype=torch.uint8)
+                self._wait([self._links.expect(more, peer, tag)])
+                text += more.numpy().tobytes()
+                self.counted.wired += rest
+            found.append(text[HEAD.size : HEAD.size + length])
+        return found
+
+    def _post(self, flat: Tensor, peer: int, tag: int) -> None:
+        self._copies.append((self._links.post(flat, peer, tag), len(flat)))
+        while sum(size for _, size in self._copies) > UNDERWAY:
+            self._wait([self._copies.popleft()[0]])
+
+    def _wait(self, coming: Sequence[Pending]) -> None:
+        began = time.perf_counter()
+        for pending in coming:
+            pending.wait()
+        self.timesheet.waited(time.perf_counter() - began)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """The local transport numbers the workers of its host only."""
+        try:
+            yield
+        except PeerLost as lost:
+            raise PeerLost(self.rank, self._near[lost.peer]) from None
+
+
+def joined(records: Sequence[bytes]) -> bytes:
+    return json.dumps([len(record) for record in records]).encode() + b"\n" + b"".join(records)
+
+
+def parted(text: bytes) -> list[bytes]:
+    lengths, _, rest = text.partition(b"\n")
+    found, at = [], 0
+    for length in json.loads(lengths):
+        found.append(rest[at : at + length])
+        at += length
+    return found

@@ -1,0 +1,31 @@
+"""Links: raw bytes between workers of different hosts, without waiting.
+
+Both sides name a message by a tag and know its size; messages of one tag arrive in the order in which
+they were posted. Whoever posts early can compute while the bytes travel.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Pending(Protocol):
+    """A message under way."""
+
+    def wait(self) -> None:
+        """Until the buffer may be used again. Raises PeerLost."""
+        ...
+
+
+class Links(Protocol):
+    """One worker's links to all others."""
+
+    def post(self, flat: Tensor, peer: int, tag: int) -> Pending:
+        """Send a contiguous tensor's bytes; leave it unchanged until they are gone."""
+        ...
+
+    def expect(self, flat: Tensor, peer: int, tag: int) -> Pending:
+        """Fill a contiguous tensor with what `peer` posts under `tag`."""
+        ...
+
+    def close(self) -> None: ...
