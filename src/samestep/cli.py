@@ -11,7 +11,15 @@ from typing import Any
 import click
 
 from samestep.errors import Interrupted, JobRefused, PlanRefused, Refused, SamestepError
-from samestep.launch.environment import is_building, mkl_mode, physical_cores
+from samestep.launch.environment import (
+    is_building,
+    is_pinned,
+    mkl_mode,
+    physical_cores,
+    start_again_pinned,
+    unused_launcher,
+    world,
+)
 from samestep.launch.launcher import Launcher, Silent
 from samestep.launch.outcome import WorkerError
 from samestep.launch.progress import Progress, summary
@@ -24,6 +32,7 @@ PLANNING = (
     click.option("--workers", type=int, help="Worker processes. Default: physical cores, at most the shards."),
     click.option("--shards", type=int, help="S, into how many shards a batch is cut. Part of the numbers."),
     click.option("--assign", metavar="N,N,...", help="Shards per worker, for instance 5,3."),
+    click.option("--hosts", metavar="N,N,...", help="Workers on each host, for `plan`; launchers say it themselves."),
     click.option("--threads", type=int, help="Intra-op threads per worker. Part of the numbers. Default: 1."),
     click.option("--transport", type=click.Choice(TRANSPORTS), help="Default: processes. Threads are for tests."),
     click.option(
@@ -64,21 +73,35 @@ def main() -> None:
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint, on any number of workers.")
 @click.option("--allow-nan", is_flag=True, help="Go on when a loss is NaN or infinite.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as the last line of stdout.")
+@click.option(
+    "--timeout", type=float, default=300.0, help="Seconds that workers on several hosts wait for one another."
+)
 @click.option("--quiet", is_flag=True, help="No progress, no summary.")
 def train(job: str, settings: tuple[str, ...], device: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Train the job that FUNCTION (default: job) in FILE returns."""
     with _exit_codes():
         if is_building():
             raise guard_missing()
+        others = world()
+        if others is not None and not is_pinned():
+            start_again_pinned()
         request = _request(job, settings, options)
+        if (warning := unused_launcher()) is not None:
+            print(f"warning: {warning}", file=sys.stderr)
         progress = None if quiet else Progress()
         try:
-            with Launcher() as launcher:
-                report = launcher.run(request, progress or Silent())
+            if others is not None:
+                from samestep.launch.together import train_together  # imports torch
+
+                report = train_together(request, others, (progress or Silent()).see)
+            else:
+                with Launcher() as launcher:
+                    report = launcher.run(request, progress or Silent())
         finally:
             if progress is not None:
                 progress.close()
-        _show(report, as_json=as_json, quiet=quiet)
+        if others is None or others.rank == 0:
+            _show(report, as_json=as_json, quiet=quiet)
 
 
 @main.command()
@@ -109,13 +132,14 @@ def _request(job: str, settings: tuple[str, ...], options: dict[str, Any]) -> Re
         settings=dict(_setting(text) for text in settings),
         settings_are_text=True,
         assign=None if options["assign"] is None else parse_assign(options["assign"]),
+        hosts=None if options["hosts"] is None else parse_assign(options["hosts"], "--hosts"),
         memory_limit=None if options["memory_limit"] is None else parse_size(options["memory_limit"]),
         default_workers=physical_cores(),
         plan_text=plan_text(options["plan"]),
         folder=str(Path.cwd()),
         path=tuple(sys.path),
         mkl=mkl_mode(),
-        **{name: value for name, value in options.items() if name not in ("assign", "memory_limit")},
+        **{name: value for name, value in options.items() if name not in ("assign", "hosts", "memory_limit")},
     )
     request.check()
     return request
@@ -134,12 +158,12 @@ def split_job(job: str) -> tuple[Path, str]:
     return file.absolute(), function or "job"
 
 
-def parse_assign(text: str) -> tuple[int, ...]:
+def parse_assign(text: str, option: str = "--assign") -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise PlanRefused(
-            f"--assign {text!r} is not a list of numbers: write shards per worker, for instance 5,3"
+            f"{option} {text!r} is not a list of numbers: write one for every worker or host, for instance 5,3"
         ) from None
 
 

@@ -50,12 +50,18 @@ class Disagreement(TrainingFailed):
 
 
 class PeerLost(TrainingFailed):
-    """Another worker closed its connection. Never the first cause of a failure."""
+    """Another worker closed its connection, or does not answer. Not the first cause of a failure."""
 
-    def __init__(self, rank: int, peer: int) -> None:
-        super().__init__(f"worker {rank} lost worker {peer}: its connection closed")
+    def __init__(self, rank: int, peer: int, why: str = "its connection closed") -> None:
+        super().__init__(rank, peer, why)
         self.rank = rank
         self.peer = peer
+        self.why = why
+        self.during = ""  # the action of the schedule
+
+    def __str__(self) -> str:
+        during = f" in {self.during}" if self.during else ""
+        return f"worker {self.rank} lost worker {self.peer}{during}: {self.why}"
 
 
 class Interrupted(SamestepError):

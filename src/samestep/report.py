@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerTime:
-    """Seconds of one worker over a run, and bytes of tensors that it got from others."""
+    """Seconds of one worker over a run, bytes of tensors that it got from others, bytes that came from other hosts."""
 
     compute: float
     communicate: float
     wait: float
     moved: int = 0
+    wired: int = 0
 
 
 @dataclass(frozen=True)

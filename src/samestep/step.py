@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from samestep.errors import PeerLost
 from samestep.numerics import num_shards_of, shard_rows
 from samestep.parallel.executor import Executor, StepState
 from samestep.schedule import actions
@@ -37,7 +38,11 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
     )
     timesheet.start()
     for action in schedule:
-        perform(executor, action, state)
+        try:
+            perform(executor, action, state)
+        except PeerLost as lost:
+            lost.during = lost.during or str(action)
+            raise
         book(timesheet, action)
     return StepResult(number, state.loss, state.stop, state.present)
 

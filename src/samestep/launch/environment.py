@@ -2,9 +2,16 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
+
+from samestep.errors import PlanRefused
 
 PINNED = {
     # One thread until a worker asks for more: a fork from a process with threads hangs.
@@ -47,6 +54,107 @@ def building() -> Iterator[None]:
 def is_building() -> bool:
     """Whether this code runs only because workers import it."""
     return BUILDING in os.environ
+
+
+@dataclass(frozen=True)
+class World:
+    """What a launcher says of the processes that it has started."""
+
+    launcher: str
+    rank: int
+    size: int
+    address: str  # where the workers first meet, and the port
+    port: int
+    run: str  # a name that all of them know
+    epoch: int  # how often this run was started before
+    joins_store: bool  # whether the launcher holds a store there
+
+
+def world() -> World | None:
+    """None: nobody has started other processes beside this one. Raises PlanRefused when a launcher says too little."""
+    return world_of(os.environ)
+
+
+SLURM_PORTS = range(20_000, 30_000)  # below those that the system gives to connections of its own
+
+
+def world_of(env: Mapping[str, str]) -> World | None:
+    """torchrun, Ray Train and whoever sets torch's variables; srun; Kubernetes' trainer, one process per pod."""
+    run, epoch = env.get("TORCHELASTIC_RUN_ID", "none"), int(env.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if "RANK" in env or "WORLD_SIZE" in env:
+        launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "the environment"
+        rank, size, address, port = _said(env, launcher, ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
+        store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        return World(launcher, _number(rank), _number(size), address, _number(port), run, epoch, store)
+    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and env.get("SLURM_NTASKS", "1") != "1":
+        rank, size, job, nodes = _said(
+            env, "srun", ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_NODELIST"]
+        )
+        run = f"{job}.{env['SLURM_STEP_ID']}"
+        port = env.get("MASTER_PORT", str(SLURM_PORTS[int(job) % len(SLURM_PORTS)]))
+        epoch = int(env.get("SLURM_RESTART_COUNT", "0"))
+        address = env.get("MASTER_ADDR", first_node(nodes))
+        return World("srun", _number(rank), _number(size), address, _number(port), run, epoch, joins_store=False)
+    if "PET_NNODES" in env and env["PET_NNODES"] != "1":
+        if env.get("PET_NPROC_PER_NODE", "1") != "1":
+            raise PlanRefused(
+                f"the pod is to run {env['PET_NPROC_PER_NODE']} processes (PET_NPROC_PER_NODE) and this is one: let "
+                "torchrun start them, `torchrun -m samestep train ...`; it reads the same variables"
+            )
+        names = ["PET_NODE_RANK", "PET_NNODES", "PET_MASTER_ADDR", "PET_MASTER_PORT"]
+        rank, size, address, port = _said(env, "Kubernetes", names)
+        return World("Kubernetes", _number(rank), _number(size), address, _number(port), run, epoch, joins_store=False)
+    return None
+
+
+def unused_launcher() -> str | None:
+    """A warning, when this process is alone though a launcher stands by."""
+    inside = "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ
+    if world() is None and inside and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and shutil.which("srun"):
+        return (
+            f"this job of SLURM has {os.environ['SLURM_NTASKS']} tasks, and this command is none of them: it uses this "
+            "host only. Start it with srun to use them all"
+        )
+    return None
+
+
+def first_node(nodes: str) -> str:
+    """Of a SLURM list, node[03-07,9],other: node03."""
+    found = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
+    return "".join(part for part in found.groups() if part) if found else nodes
+
+
+def _said(env: Mapping[str, str], launcher: str, names: list[str]) -> list[str]:
+    missing = [name for name in names if not env.get(name)]
+    if missing:
+        raise PlanRefused(
+            f"{launcher} has set {', '.join(name for name in names if name not in missing) or 'nothing'} and not "
+            f"{', '.join(missing)}: set {'it' if len(missing) == 1 else 'them'} too, or start the workers with torchrun"
+        )
+    return [env[name] for name in names]
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise PlanRefused(f"the launcher's variables have {text!r} where a number belongs") from None
+
+
+def is_pinned() -> bool:
+    """Whether this process was started with what is pinned."""
+    return all(os.environ.get(name) == value for name, value in PINNED.items())
+
+
+def start_again_pinned() -> None:
+    """Replace this process by the same command in the pinned environment; its launcher sees no difference."""
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], server_environment())
+
+
+def host_identity() -> str:
+    """The same for processes that can share memory and reach one another's sockets without a network."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {Path('/proc/self/ns/net').stat().st_ino} {Path('/proc/self/ns/ipc').stat().st_ino}"
 
 
 def mkl_mode() -> str:

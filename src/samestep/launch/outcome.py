@@ -46,7 +46,7 @@ class Outcome:
                 self.step = event["steps"][-1][0] + 1
             case "worker":
                 self.times[event["rank"]] = WorkerTime(
-                    event["compute"], event["communicate"], event["wait"], event["moved"]
+                    event["compute"], event["communicate"], event["wait"], event["moved"], event["wired"]
                 )
             case "finished":
                 self.finished = event
@@ -141,6 +141,7 @@ def telling(error: BaseException, rank: int | None, step: int | None) -> Event:
         "traceback": text[-LONGEST_TEXT:],
         "exit": error.exit_code if isinstance(error, SamestepError) else 1,
         "secondary": isinstance(error, PeerLost),
+        "peer": error.peer if isinstance(error, PeerLost) else None,
     }
 
 
@@ -168,4 +169,5 @@ def told(failure: Event) -> SamestepError:
     what = f"{failure['type']}: {failure['message']}" if failure["message"] else failure["type"]
     if failure["rank"] is None:
         return WorkerError(f"the job failed before training: {what}", failure["traceback"])
-    return WorkerError(f"worker {failure['rank']} failed at step {failure['step']}: {what}", failure["traceback"])
+    name = failure.get("name", f"worker {failure['rank']}")
+    return WorkerError(f"{name} failed at step {failure['step']}: {what}", failure["traceback"])

@@ -42,9 +42,10 @@ class Progress:
             self._bar = None
 
     def _header(self, plan: Event) -> None:
-        workers, threads = plan["workers"], plan["threads"]
+        workers, threads, hosts = plan["workers"], plan["threads"], plan["hosts"]
+        where = f" on {len(hosts)} hosts ({'+'.join(map(str, hosts))})" if len(hosts) > 1 else ""
         self._line(
-            f"{workers} worker{'s' * (workers > 1)} ({plan['transport']}), "
+            f"{workers} worker{'s' * (workers > 1)}{where} ({plan['transport']}), "
             f"{threads} thread{'s' * (threads > 1)} each, shards {'+'.join(map(str, plan['assign']))}, "
             f"{plan['num_steps']} steps of {plan['batch_size']} rows"
         )

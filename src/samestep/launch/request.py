@@ -44,6 +44,7 @@ class Request:
     allow_nan: bool = False
     want_weights: bool = False
     memory_limit: int | None = None  # bytes per worker
+    timeout: float = 300.0  # seconds that workers started apart wait for one another
     hosts: tuple[int, ...] | None = None  # workers on each host; one host when it is None
     only_outline: bool = False  # decide, and do not train
     folder: str = "."  # where the command was given
@@ -56,6 +57,8 @@ class Request:
             value, least = getattr(self, name), 0 if name == "seed" else 1
             if value is not None and (type(value) is not int or value < least):
                 raise Refused(f"--{name} {value!r}: it must be a whole number of at least {least}")
+        if not self.timeout > 0:
+            raise Refused(f"--timeout {self.timeout!r}: it must be a number of seconds above 0")
         if self.transport not in (None, *TRANSPORTS):
             raise Refused(f"--transport {self.transport!r} is not known: it is one of {', '.join(TRANSPORTS)}")
         if self.save is not None and (not Path(self.save).parent.is_dir() or Path(self.save).is_dir()):

@@ -1,16 +1,16 @@
 """A worker's life: take a part, train, tell the command what happens."""
 
 import contextlib
+import json
 import os
 import signal
-import socket
 import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save
@@ -18,8 +18,7 @@ from safetensors.torch import save
 from samestep.checkpoint import Description, unfinished_file
 from samestep.errors import PeerLost
 from samestep.job import Job
-from samestep.launch import wire
-from samestep.launch.outcome import telling
+from samestep.launch.outcome import Event, telling
 from samestep.launch.processes import die_with_parent
 from samestep.launch.request import Request
 from samestep.parallelize import Prepared, Shared
@@ -28,6 +27,13 @@ from samestep.trainer import Trainer
 from samestep.transport.base import Transport
 from samestep.transport.shared import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
+
+
+class Send(Protocol):
+    """Takes an event, and open files that belong to it. Raises OSError when nobody listens any more."""
+
+    def __call__(self, message: Event, /, *files: int) -> None: ...
+
 
 LOST_A_PEER = 3  # exit status of a worker that ended because another one had
 FLUSH = 0.1  # seconds of steps that are told to the command together
@@ -51,21 +57,22 @@ class Run:
     job: Job
     plan: Plan
     request: Request
-    events: socket.socket
+    send: Send
     resumption: Resumption | None
     done: memoryview  # optimizer steps done by each worker, in memory that the leader sees
     hosts: tuple[int, ...]  # of every worker
     stop_asked: bool = False
+    apart: bool = False  # every worker was started by itself: nobody hears them all
 
-    def tell(self, event: str, **fields: Any) -> None:
+    def tell(self, event: str, *files: int, **fields: Any) -> None:
         with contextlib.suppress(OSError):  # nobody listens any more; the leader will end this process
-            wire.send(self.events, {"event": event, **fields})
+            self.send({"event": event, **fields}, *files)
 
 
 def run_worker(run: Run, rank: int, prepared: Prepared, shared: Shared, fabric: SharedFabric, leader: int) -> int:
     """A worker process from fork to exit status."""
     die_with_parent(leader)
-    _listen_for_stop(run)
+    listen_for_stop(run)
     return work(run, rank, prepared, shared, fabric.endpoint(rank))
 
 
@@ -74,7 +81,7 @@ def run_threads(
 ) -> int:
     """The process in which all workers are threads. shared: the memory of each host that they pretend to be on."""
     die_with_parent(leader)
-    _listen_for_stop(run)
+    listen_for_stop(run)
     codes: list[int] = []
     threads = [
         threading.Thread(target=lambda r=rank: codes.append(_work_as_thread(run, r, prepared[r], shared, fabric)))
@@ -91,7 +98,7 @@ def _work_as_thread(run: Run, rank: int, prepared: Prepared, shared: Sequence[Sh
     return work(run, rank, prepared, shared[run.hosts[rank]], fabric.endpoint(rank))
 
 
-def _listen_for_stop(run: Run) -> None:
+def listen_for_stop(run: Run) -> None:
     def ask(_signal: int, _frame: object) -> None:
         run.stop_asked = True
 
@@ -141,7 +148,7 @@ class Diary:
     def stepped(self, step: int, loss: float, seconds: float) -> None:
         self.step = self.run.done[self.rank] = step + 1
         self.seconds.append(seconds)
-        if self.rank == 0:
+        if self.rank == 0 or self.run.apart:
             self._steps.append((step, loss, seconds))
             if time.monotonic() - self._flushed > FLUSH:
                 self.flush()
@@ -155,7 +162,7 @@ class Diary:
     def failed(self, error: BaseException) -> None:
         self.flush()
         with contextlib.suppress(OSError):
-            wire.send(self.run.events, telling(error, self.rank, self.step))
+            self.run.send(telling(error, self.rank, self.step))
 
 
 def train(run: Run, trainer: Trainer, diary: Diary) -> None:
@@ -216,37 +223,35 @@ def _warn_unused(run: Run, trainer: Trainer, diary: Diary) -> None:
 def finish(run: Run, trainer: Trainer, diary: Diary, metrics: dict[str, float], *, stopped: bool) -> None:
     """Digest, weights, and how the time went."""
     digest = trainer.digest()
-    sheet = trainer.executor.transport.timesheet
-    run.tell(
-        "worker",
-        rank=diary.rank,
-        compute=sheet.compute,
-        communicate=sheet.communicate,
-        wait=sheet.wait,
-        moved=trainer.executor.transport.counted.moved,
-    )
+    transport = trainer.executor.transport
+    own = {
+        "rank": diary.rank,
+        **{name: getattr(transport.timesheet, name) for name in ("compute", "communicate", "wait")},
+        **asdict(transport.counted),
+    }
+    for text in transport.exchange(json.dumps(own).encode()) if run.apart else ():
+        if (other := json.loads(text))["rank"] != diary.rank:
+            run.tell("worker", **other)
+    run.tell("worker", **own)
     diary.flush()
     weights = b""
     if run.request.save is not None or run.request.want_weights:
         weights = save(trainer.weights())
-    if diary.rank != 0:
+    if diary.rank != 0 and not run.apart:
         return
-    if run.request.save is not None:
+    if run.request.save is not None and diary.rank == 0:
         _write(Path(run.request.save), weights, run.request.run)
-    files = [in_memory(weights)] if run.request.want_weights else []
+    files = [in_memory(weights)] if run.request.want_weights and diary.rank == 0 else []
     timed = diary.seconds[3:]
-    wire.send(
-        run.events,
-        {
-            "event": "finished",
-            "digest": digest,
-            "metrics": metrics,
-            "step": trainer.step_number,
-            "stopped": stopped,
-            "checkpoint": run.request.checkpoint is not None,
-            "seconds_per_step": statistics.median(timed) if timed else None,
-        },
+    run.tell(
+        "finished",
         *files,
+        digest=digest,
+        metrics=metrics,
+        step=trainer.step_number,
+        stopped=stopped,
+        checkpoint=run.request.checkpoint is not None,
+        seconds_per_step=statistics.median(timed) if timed else None,
     )
 
 

@@ -183,7 +183,7 @@ class HostsTransport:
         try:
             yield
         except PeerLost as lost:
-            raise PeerLost(self.rank, self._near[lost.peer]) from None
+            raise PeerLost(self.rank, self._near[lost.peer], lost.why) from None
 
 
 def joined(records: Sequence[bytes]) -> bytes:

@@ -26,6 +26,7 @@ from samestep.errors import PeerLost
 from samestep.trace.timesheet import Timesheet
 from samestep.transport.base import Counted
 from samestep.transport.links import Links
+from samestep.transport.meeting import Meeting
 from samestep.transport.strides import empty_from, header, payload, view_from
 
 RECORD, HEADER, PIECE, TAKEN, MOVE = b"R", b"H", b"P", b"T", b"M"  # first byte of a packet
@@ -41,11 +42,19 @@ class SharedFabric:
 
     groups: bytes that a worker gives away in one `move` of that group at most; more goes by mail.
     slots: of 512 KiB, which a worker can send to another before it waits.
+    meeting: of workers that were not forked from one process; each then makes its own fabric, alike.
     """
 
-    def __init__(self, size: int, groups: Mapping[tuple[int, ...], int] | None = None, slots: int = SLOTS) -> None:
+    def __init__(
+        self,
+        size: int,
+        groups: Mapping[tuple[int, ...], int] | None = None,
+        slots: int = SLOTS,
+        meeting: Meeting | None = None,
+    ) -> None:
         self.size = size
         self.slots = slots
+        self._meeting = meeting
         self._sockets: dict[tuple[int, int], socket.socket] = {}
         self._mailboxes: dict[tuple[int, int], Tensor] = {}
         self._outboxes = {
@@ -54,24 +63,35 @@ class SharedFabric:
             for rank in group
             if len(group) > 1
         }
+        if meeting is not None:
+            self._sockets = {(meeting.rank, peer): end for peer, end in meeting.sockets().items()}
         for a in range(size):
             for b in range(a):
+                self._mailboxes[a, b], self._mailboxes[b, a] = (self.memory(slots * SLOT) for _ in range(2))
+                if meeting is not None:
+                    continue
                 pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 self._sockets[a, b], self._sockets[b, a] = pair
-                self._mailboxes[a, b], self._mailboxes[b, a] = (self.memory(slots * SLOT) for _ in pair)
 
     def memory(self, nbytes: int) -> Tensor:
         if self.size == 1:
             return torch.zeros(nbytes, dtype=torch.uint8)
+        if self._meeting is not None:
+            return self._meeting.memory(nbytes)
         return torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)[:nbytes]
 
-    def endpoint(self, rank: int) -> "SharedTransport":
-        """Closes the ends of the others: else their death would go unseen."""
+    def endpoint(self, rank: int, timeout: float | None = None) -> "SharedTransport":
+        """Closes the ends of the others: else their death would go unseen.
+
+        timeout: seconds after which a worker that does not answer counts as lost; None: never.
+        """
+        if self._meeting is not None:
+            self._meeting.close()
         mine = {b: end for (a, b), end in self._sockets.items() if a == rank}
         for (a, _), end in self._sockets.items():
             if a != rank:
                 end.close()
-        return SharedTransport(rank, self.size, mine, self._mailboxes, self._outboxes, self.slots)
+        return SharedTransport(rank, self.size, mine, self._mailboxes, self._outboxes, self.slots, timeout)
 
     def close(self) -> None:
         """For the leader, which takes no endpoint."""
@@ -88,8 +108,10 @@ class SharedTransport:
         mailboxes: dict[tuple[int, int], Tensor],
         outboxes: dict[tuple[tuple[int, ...], int], Tensor],
         slots: int,
+        timeout: float | None = None,
     ) -> None:
         self.rank, self.size = rank, size
+        self._timeout = timeout
         self.hosts: tuple[int, ...] = (0,) * size
         self.timesheet, self.counted = Timesheet(), Counted()
         self.links: Links | None = None
@@ -210,7 +232,7 @@ class SharedTransport:
         for fd in peer_of:
             listening.register(fd, select.POLLIN)
         while not ready():
-            for fd, _ in listening.poll():
+            for fd, _ in self._polled(listening, peer):
                 try:
                     self._next(peer_of[fd])
                 except PeerLost:
@@ -219,9 +241,20 @@ class SharedTransport:
                     listening.unregister(fd)  # it may just have come to its end
         self.timesheet.waited(time.perf_counter() - began)
 
+    def _polled(self, listening: select.poll, peer: int) -> list[tuple[int, int]]:
+        """Who has something to say. Raises PeerLost when nobody has within the timeout."""
+        found = listening.poll(None if self._timeout is None else self._timeout * 1e3)
+        if not found:
+            raise PeerLost(self.rank, peer, f"it has not answered for {self._timeout:g} s")
+        return found
+
     def _next(self, peer: int) -> None:
         """Take one packet from a peer and do what it asks for."""
         try:
+            if self._timeout is not None:
+                single = select.poll()
+                single.register(self._sockets[peer].fileno(), select.POLLIN)
+                self._polled(single, peer)
             packet = self._sockets[peer].recv(PACKET + 64)
         except OSError:
             packet = b""

@@ -1,0 +1,116 @@
+"""From a request to everything that the workers of a run share: job, model, plan, checkpoint to go on from."""
+
+import copy
+import mmap
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from samestep import heap, streams
+from samestep.checkpoint import finished, read_description
+from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
+from samestep.job import Job
+from samestep.launch.importing import call, load_function
+from samestep.launch.request import Request
+from samestep.launch.resolve import chosen_numerics, hosts_of, make_plan, with_numerics
+from samestep.launch.worker import Resumption, Run, Send
+from samestep.parallel.initial import Recording, record
+from samestep.parallel.update import implementation
+from samestep.parallelize import Prepared, divide, hollow, prepare, training_rows
+from samestep.planned import check_memory, checked, footprints
+
+
+def build(request: Request, send: Send, hosts: tuple[int, ...] | None = None) -> tuple[Run, Prepared, nn.Module | None]:
+    """Everything that workers share; for threads also a copy of the model as it was first.
+
+    hosts: the host of every worker, where a launcher has started them.
+    """
+    if request.memory_limit is not None:
+        heap.keep_compact()
+    os.chdir(request.folder)
+    sys.path[:] = list(request.path)
+    chosen = chosen_numerics(request)
+    seed = chosen.get("seed", 0)
+    streams.enter(seed, "job")
+    job = with_numerics(call(load_function(request), request), chosen, request)
+    streams.enter(job.seed, "model")
+    initial = None if request.memory_limit is None else recorded(job, request)
+    model = job.build_model() if initial is None else initial.model
+    pristine = copy.deepcopy(model) if request.transport == "threads" else None
+    prepared = prepare(job, model, initial)
+    with hollow(prepared):
+        plan = make_plan(job, chosen, request, implementation(prepared.optimizer), model)
+    if plan.transport == "threads" and pristine is None:
+        raise PlanRefused('a plan with transport = "threads" needs --transport threads on the command line as well')
+    if hosts is not None and plan.workers != len(hosts):
+        raise PlanRefused(
+            f"the plan has {plan.workers} workers and the launcher has started {len(hosts)} processes: start as many "
+            "as the plan has workers"
+        )
+    hosts = hosts_of(request, plan.workers) if hosts is None else hosts
+    prepared = divide(job, plan, prepared)
+    _, schedules = checked(job, plan, prepared)
+    if request.memory_limit is not None:
+        check_memory(footprints(job, plan, prepared, schedules, hosts), request.memory_limit)
+    resumption = find_checkpoint(request)
+    done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
+    run = Run(job, plan, request, send, resumption, done, hosts)
+    send(announcement(run))
+    return run, prepared, pristine
+
+
+def recorded(job: Job, request: Request) -> Recording:
+    """The model without memory, for a run in which no process may hold the whole of it."""
+    if isinstance(job.model, nn.Module):
+        raise JobRefused(
+            f"Job.model is a {type(job.model).__name__} that exists already, and --memory-limit wants each worker to "
+            "make its own parts: give a function that makes the model"
+        )
+    for asked, what in ((job.evaluate, "Job.evaluate"), (request.save, "--save")):
+        if asked is not None:
+            raise JobRefused(
+                f"{what} needs the whole model in one worker, and --memory-limit is for models that do not fit there: "
+                "leave one of them out (--checkpoint writes every worker's parts)"
+            )
+    if request.transport == "threads":
+        raise PlanRefused("--memory-limit limits processes: leave --transport threads out")
+    return record(job.build_model)
+
+
+def announcement(run: Run) -> dict[str, Any]:
+    job, plan = run.job, run.plan
+    order = job.row_order(training_rows(job).num_rows)
+    return {
+        "event": "plan",
+        "workers": plan.workers,
+        "assign": list(plan.assign),
+        "shards": plan.numerics.shards,
+        "threads": plan.numerics.threads,
+        "transport": plan.transport,
+        "hosts": [run.hosts.count(host) for host in sorted(set(run.hosts))],
+        "numerics": plan.numerics.line(),
+        "plan": str(plan),
+        "first_step": run.resumption.step if run.resumption else 0,
+        "num_steps": job.num_steps(order),
+        "batch_size": job.batch_size,
+        "num_rows": order.num_rows,
+        "batches_per_epoch": order.batches_per_epoch,
+    }
+
+
+def find_checkpoint(request: Request) -> Resumption | None:
+    """The checkpoint to go on from. Raises CheckpointRefused for one that cannot be read."""
+    if request.checkpoint is None:
+        return None
+    root = Path(request.checkpoint)
+    found = finished(root)
+    if not found:
+        return None
+    if not request.resume:
+        raise CheckpointRefused(
+            f"{root} holds checkpoints up to {found[-1].name}: go on from there with --resume, or name another folder"
+        )
+    return Resumption(found[-1], read_description(found[-1]))

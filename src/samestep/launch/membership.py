@@ -1,0 +1,178 @@
+"""The workers that a launcher has started find one another, and see that they are alike.
+
+Everybody tells a few facts at the run's store and reads everybody else's: who shares a host with whom,
+and whether versions, settings and the job's file are the same. Keys begin with the run's name and its
+epoch, so that what an earlier start left in the store is not read.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from samestep.errors import PlanRefused, Refused, TrainingFailed
+from samestep.launch.environment import World, host_identity
+from samestep.launch.request import Request
+
+OWN = ("run", "folder", "path", "file", "default_workers", "plan")
+"""What may differ between the workers of a run: where things lie on each host. A plan file's text is compared."""
+
+
+stores: Any = dist  # torch does not list its stores among its public names
+
+
+@dataclass
+class Membership:
+    """One worker's view of all of them."""
+
+    world: World
+    store: Any
+    facts: Sequence[dict[str, Any]]  # by rank
+    timeout: float
+
+    @property
+    def hosts(self) -> tuple[int, ...]:
+        """The host of every worker, numbered in the order in which they come."""
+        seen = list(dict.fromkeys(fact["host"] for fact in self.facts))
+        return tuple(seen.index(fact["host"]) for fact in self.facts)
+
+    @property
+    def near(self) -> list[int]:
+        """The workers of this host."""
+        return [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.world.rank]]
+
+    def name(self, rank: int) -> str:
+        return f"worker {rank} on host {self.facts[rank]['name']}"
+
+    def say_cause(self, text: str) -> None:
+        """Tell the others why this worker ends; the first one's word counts."""
+        with contextlib.suppress(RuntimeError):
+            self.store.compare_set("cause", "", text)
+
+    def cause(self) -> str | None:
+        """Why another worker has ended, if it could say so."""
+        try:
+            self.store.wait(["cause"], timedelta(seconds=1))
+            return str(self.store.get("cause").decode())
+        except RuntimeError:
+            return None
+
+    def is_first_to_say(self, text: str) -> bool:
+        """Whether no other worker has said the same."""
+        try:
+            return bool(self.store.add("said " + hashlib.sha256(text.encode()).hexdigest(), 1) == 1)
+        except RuntimeError:
+            return True
+
+
+def assemble(world: World, request: Request, timeout: float) -> Membership:
+    """Wait for all workers. Raises Refused when they are not alike, TrainingFailed when some do not come."""
+    store = stores.PrefixStore(f"samestep {world.run} {world.epoch}", connect(world, timeout))
+    store.set(f"facts {world.rank}", json.dumps(facts_of(request)))
+    names = [f"facts {rank}" for rank in range(world.size)]
+    try:
+        store.wait(names, timedelta(seconds=timeout))
+    except RuntimeError:
+        missing = [rank for rank, name in enumerate(names) if not store.check([name])]
+        raise TrainingFailed(
+            f"worker {world.rank} has waited {timeout:g} s at {world.address}:{world.port} for {spelled(missing)} of "
+            f"{world.size}: see whether {world.launcher} has started all of them, and that every host reaches that "
+            "address; --timeout sets how long to wait"
+        ) from None
+    facts = [json.loads(store.get(name)) for name in names]
+    found = Membership(world, store, facts, timeout)
+    check_alike(found)
+    return found
+
+
+def spelled(ranks: Sequence[int]) -> str:
+    return f"worker{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def connect(world: World, timeout: float) -> Any:
+    """The store at which the workers meet; worker 0 opens it, on that address alone, if the launcher has none."""
+    opens = world.rank == 0 and not world.joins_store
+    end = listening(world) if opens else None
+    try:
+        return stores.TCPStore(
+            world.address,
+            world.port,
+            is_master=opens,
+            timeout=timedelta(seconds=timeout),
+            wait_for_workers=False,
+            master_listen_fd=None if end is None else end.detach(),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise TrainingFailed(
+            f"worker {world.rank} on host {socket.gethostname()} found nobody at {world.address}:{world.port} within "
+            f"{timeout:g} s ({str(error).splitlines()[0]}): worker 0 must run at that address "
+            "(MASTER_ADDR, MASTER_PORT)"
+        ) from None
+
+
+def listening(world: World) -> socket.socket:
+    """A socket for the store. Raises PlanRefused when the address is not this host's or the port is taken."""
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(world.address, world.port, type=socket.SOCK_STREAM)[0]
+        end = socket.socket(family, kind)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        end.bind(place)
+    except OSError as error:
+        raise PlanRefused(
+            f"worker 0 cannot listen at {world.address}:{world.port} (MASTER_ADDR, MASTER_PORT) on host "
+            f"{socket.gethostname()}: {error.strerror or error}; name an address of worker 0's host and a free port"
+        ) from None
+    end.listen()
+    return end
+
+
+def own_address(world: World) -> str:
+    """The address of this host that leads to where the workers meet."""
+    family, _, _, _, place = socket.getaddrinfo(world.address, world.port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as end:
+        end.connect(place)
+        return str(end.getsockname()[0])
+
+
+def facts_of(request: Request) -> dict[str, Any]:
+    """What this worker tells of itself."""
+    settings = {name: value for name, value in asdict(request).items() if name not in OWN}
+    return {
+        "host": host_identity(),
+        "name": socket.gethostname(),
+        "pid": os.getpid(),
+        "run": request.run,
+        "samestep": version("samestep"),
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "job's file": None if request.file is None else file_fact(Path(request.file)),
+        **{f"setting {name}": value for name, value in settings.items()},
+    }
+
+
+def file_fact(path: Path) -> str:
+    return f"{path.name} with hash {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+
+
+def check_alike(found: Membership) -> None:
+    """Raises Refused with both sides where a worker differs from worker 0."""
+    first = found.facts[0]
+    for rank, fact in enumerate(found.facts):
+        for name in first:
+            if name not in ("host", "name", "pid", "run") and fact.get(name) != first[name]:
+                raise Refused(
+                    f"{found.name(rank)} has {name} {fact.get(name)}, {found.name(0)} has {first[name]}: "
+                    "the bits would differ. Let all hosts have the same"
+                )

@@ -1,0 +1,161 @@
+"""Workers that a launcher has started one by one, on this host and on others, train together.
+
+torchrun --nnodes 2 --nproc-per-node 2 ...        host a: workers 0, 1     host b: workers 2, 3
+every process   finds the others (membership.py), builds job and model for itself, and sees that all
+                came to the same
+of one host     come to share memory (transport/meeting.py)
+of several      join a process group of torch (transport/group.py)
+"""
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from samestep.checkpoint import remove_unfinished
+from samestep.digest import Leaves, joint_digest, tensor_leaf
+from samestep.errors import PlanRefused, Refused, SamestepError, TrainingFailed
+from samestep.launch.build import build
+from samestep.launch.environment import World, building
+from samestep.launch.membership import Membership, assemble, own_address, stores
+from samestep.launch.outcome import Event, Outcome, told
+from samestep.launch.request import Request
+from samestep.launch.worker import Run, work
+from samestep.parallelize import Prepared, Shared, bind, groups_that_meet, share
+from samestep.report import Report
+from samestep.transport.base import Transport
+from samestep.transport.group import gloo_links
+from samestep.transport.hosts import HostsTransport
+from samestep.transport.meeting import Meeting
+from samestep.transport.shared import SharedFabric, SharedTransport
+
+See = Callable[[Event, Outcome], None]
+
+
+@dataclass
+class Joined:
+    """One worker among the others, ready to take its part."""
+
+    membership: Membership
+    run: Run
+    prepared: Prepared
+    shared: Shared
+    transport: Transport
+
+
+def train_together(request: Request, world: World, see: See) -> Report:
+    """Run to the end, as one of the workers. Raises Refused or TrainingFailed, in every worker its own.
+
+    see: is shown every event, in worker 0.
+    """
+    outcome = Outcome()
+
+    def take(event: Event, *files: int) -> None:
+        outcome.take(event, list(files))
+        if world.rank == 0:
+            see(event, outcome)
+
+    membership = assemble(world, request, request.timeout)
+    try:
+        joined = join(membership, request, take)
+        stop_on_signal(joined.run)
+        for rank, fact in enumerate(membership.facts):
+            if rank != world.rank:
+                take({"event": "up", "rank": rank, "pid": fact["pid"], "threads": joined.run.plan.numerics.threads})
+        work(joined.run, world.rank, joined.prepared, joined.shared, joined.transport)
+        return outcome.conclude()
+    except SamestepError:
+        if outcome.failures and outcome.failures[0]["exit"] != Refused.exit_code:
+            raise explained(outcome.failures[0], membership) from None
+        raise
+    finally:
+        if outcome.finished is None:
+            remove_unfinished(request.checkpoint, request.save, membership.facts[0]["run"])
+
+
+def join(membership: Membership, request: Request, send: Callable[..., None]) -> Joined:
+    """Build what this worker needs, and connect it with the others. All workers must call it."""
+    world, near = membership.world, membership.near
+    if request.workers not in (None, world.size):
+        raise PlanRefused(
+            f"--workers {request.workers}, and {world.launcher} has started {world.size} processes: leave --workers "
+            f"out, or start {request.workers}"
+        )
+    if request.transport == "threads" or request.hosts is not None:
+        raise PlanRefused(f"{world.launcher} says where the workers are: leave --transport and --hosts out")
+    workers = world.size if request.plan_text is None else None
+    request = replace(request, workers=workers, run=membership.facts[0]["run"])
+    with building():
+        run, prepared, _ = build(request, send, membership.hosts)
+    run.apart = True
+    local, shared = meet(membership, run, prepared)
+    if len(near) == world.size:
+        return Joined(membership, run, prepared, shared, local)
+    store = stores.PrefixStore("links", membership.store)
+    links = gloo_links(store, world.rank, world.size, own_address(world), membership.timeout)
+    transport = HostsTransport(world.rank, membership.hosts, local, links, world.epoch)
+    check_same_start(prepared, transport)
+    return Joined(membership, run, prepared, shared, transport)
+
+
+def meet(membership: Membership, run: Run, prepared: Prepared) -> tuple[SharedTransport, Shared]:
+    """Share memory with the workers of this host."""
+    near, rank, timeout = membership.near, membership.world.rank, membership.timeout
+    number, door = near.index(rank), f"door {membership.hosts[rank]}"
+    meeting = None
+    if len(near) > 1 and number == 0:
+        meeting = Meeting.open(len(near), lambda name: membership.store.set(door, name), timeout)
+    elif len(near) > 1:
+        meeting = Meeting.join(membership.store.get(door).decode(), number, len(near))
+    groups = near_groups(groups_that_meet(prepared, run.plan), near)
+    fabric = SharedFabric(len(near), groups, 16 if len(run.plan.stages) > 1 else 2, meeting)
+    shared = share(prepared, run.plan, fabric, near, fills=number == 0)
+    transport = fabric.endpoint(number, timeout)
+    transport.fence()  # the initial values are there
+    bind(prepared, shared)
+    return transport, shared
+
+
+def near_groups(groups: Mapping[tuple[int, ...], int], near: Sequence[int]) -> dict[tuple[int, ...], int]:
+    """Groups that meet, as far as they are of one host, in that host's own numbers."""
+    found: dict[tuple[int, ...], int] = {}
+    for group, nbytes in groups.items():
+        own = tuple(near.index(rank) for rank in group if rank in near)
+        found[own] = max(nbytes, found.get(own, 0))
+    return found
+
+
+def check_same_start(prepared: Prepared, transport: Transport) -> None:
+    """Raises Disagreement when the hosts have made different models, for instance from files that differ."""
+    if prepared.initial is None:
+        tensors = [*prepared.model.named_parameters(), *prepared.model.named_buffers()]
+        leaves: Leaves = {f"initial/{name}": tensor_leaf(tensor) for name, tensor in tensors}
+        joint_digest(leaves, transport)
+
+
+def stop_on_signal(run: Run) -> None:
+    """SIGTERM and Ctrl-C let a run with checkpoints write a last one; any other ends at once."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _frame: _stop(run, number))
+
+
+def _stop(run: Run, number: int) -> None:
+    if run.request.checkpoint is not None and not run.stop_asked:
+        run.stop_asked = True
+        return
+    remove_unfinished(run.request.checkpoint, run.request.save, run.request.run)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def explained(failure: Event, membership: Membership) -> SamestepError:
+    """A worker's failure, for those who see only this worker: names hosts, and what another worker has said."""
+    own = membership.name(failure["rank"])
+    if not failure["secondary"]:
+        what = f"{failure['type']}: {failure['message']}" if failure["message"] else failure["type"]
+        membership.say_cause(f"{own} failed at step {failure['step']}: {what}")
+        return told({**failure, "name": own})
+    cause = membership.cause()
+    text = failure["message"].replace(f"worker {failure['rank']} ", f"{own} ", 1)
+    text = text.replace(f"worker {failure['peer']}", membership.name(failure["peer"]), 1)
+    return TrainingFailed(f"{text}, at step {failure['step']}" + (f". {cause}" if cause else ""))

@@ -1,0 +1,113 @@
+"""Processes of one host that were started apart meet, and come to share memory.
+
+The first one opens a door: a Unix socket without a name in the file system, which is gone with it. It
+lets in only processes of the same user, as many as it expects, and closes the door behind them. Then
+it hands out memory and socket pairs as open files; nothing of it has a name that could be left behind.
+"""
+
+import mmap
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from samestep.errors import PeerLost, TrainingFailed
+
+UCRED = struct.Struct("3i")  # pid, uid, gid
+
+
+class Meeting:
+    """One process's part in it, as number `rank` of `size`. All must ask for the same things in the same order."""
+
+    def __init__(self, rank: int, size: int, guests: dict[int, socket.socket], host: socket.socket | None) -> None:
+        self.rank, self.size = rank, size
+        self._guests, self._host = guests, host
+
+    @staticmethod
+    def open(size: int, tell: Callable[[str], None], timeout: float) -> "Meeting":
+        """For the first process: `tell` the others the door's name, and wait for them."""
+        name = f"samestep-{secrets.token_hex(16)}"
+        guests: dict[int, socket.socket] = {}
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+            door.bind(f"\0{name}")
+            door.listen(size)
+            door.settimeout(timeout)
+            tell(name)
+            while len(guests) < size - 1:
+                try:
+                    guest, _ = door.accept()
+                except TimeoutError:
+                    missing = sorted(set(range(1, size)) - set(guests))
+                    raise TrainingFailed(
+                        f"workers {missing} of this host (numbered there) have not come within {timeout:g} s"
+                    ) from None
+                _, uid, _ = UCRED.unpack(guest.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+                if uid != os.getuid():
+                    guest.close()
+                    continue
+                guests[int.from_bytes(guest.recv(4), "little")] = guest
+        return Meeting(0, size, guests, None)
+
+    @staticmethod
+    def join(name: str, rank: int, size: int) -> "Meeting":
+        """For the others."""
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        end.connect(f"\0{name}")
+        end.send(rank.to_bytes(4, "little"))
+        return Meeting(rank, size, {}, end)
+
+    def memory(self, nbytes: int) -> Tensor:
+        """A uint8 tensor of zeros that all of them see."""
+        if self._host is None:
+            file = os.memfd_create("samestep", os.MFD_CLOEXEC)
+            os.ftruncate(file, max(nbytes, 1))
+            for rank in self._guests:
+                self._give(rank, file)
+        else:
+            [file] = self._take(1)
+        try:
+            return torch.frombuffer(mmap.mmap(file, max(nbytes, 1)), dtype=torch.uint8)[:nbytes]
+        finally:
+            os.close(file)
+
+    def sockets(self) -> dict[int, socket.socket]:
+        """A connection to each of the others."""
+        if self._host is not None:
+            peers = [rank for rank in range(self.size) if rank != self.rank]
+            return {rank: socket.socket(fileno=file) for rank, file in zip(peers, self._take(len(peers)), strict=True)}
+        ends: dict[int, dict[int, socket.socket]] = {rank: {} for rank in range(self.size)}
+        for a in range(self.size):
+            for b in range(a):
+                ends[a][b], ends[b][a] = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for rank in self._guests:
+            for _, end in sorted(ends[rank].items()):
+                self._give(rank, end.fileno())
+                end.close()
+        return ends[0]
+
+    def close(self) -> None:
+        for end in [*self._guests.values(), *([self._host] if self._host is not None else [])]:
+            end.close()
+
+    def _give(self, rank: int, file: int) -> None:
+        try:
+            socket.send_fds(self._guests[rank], [b"x"], [file])
+        except OSError:
+            raise PeerLost(self.rank, rank) from None
+
+    def _take(self, count: int) -> list[int]:
+        assert self._host is not None
+        found: list[int] = []
+        for _ in range(count):
+            try:
+                text, files, _, _ = socket.recv_fds(self._host, 1, 1)
+            except OSError:
+                text, files = b"", []
+            if not text or not files:
+                raise PeerLost(self.rank, 0)
+            found += files
+        return found
