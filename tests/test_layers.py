@@ -19,6 +19,7 @@ LAYERS: dict[str, int] = {
     "tree": 1,
     "plain": 1,
     "trace": 1,
+    "codec": 1,
     "schedule": 1,
     "heap": 1,
     "unnamed": 1,

@@ -61,7 +61,7 @@ class Worker:
             write_weight_gradients_once(model, lambda param: lambda: self.gradients.place(entries[id(param)]))
 
     def step(self, shards: Sequence[int], num_shards: int) -> None:
-        self.gradients.begin_step([shards[0]] * len(self.gradients.present))
+        self.gradients.begin_step([range(shards[0], shards[-1] + 1)] * len(self.gradients.present))
         folds = local_plan(range(shards[0], shards[-1] + 1), num_shards).folds
         for shard, fold in zip(shards, folds, strict=True):
             self.gradients.begin_shard(shard, fold)
@@ -118,7 +118,7 @@ def test_one_shards_gradient_is_stored_without_a_copy() -> None:
 def test_a_place_is_given_once_per_shard_and_only_for_the_first_to_arrive() -> None:
     worker = Worker(net(), 1)
     gradients = worker.gradients
-    gradients.begin_step([0] * len(gradients.present))
+    gradients.begin_step([range(2)] * len(gradients.present))
     gradients.begin_shard(0, Fold(0, ()))
     place = gradients.place(0)
     assert place is not None
@@ -133,7 +133,7 @@ def test_a_place_is_given_once_per_shard_and_only_for_the_first_to_arrive() -> N
 
 def test_a_gradient_that_overtakes_is_refused() -> None:
     worker = Worker(net(), 1)
-    worker.gradients.begin_step([0] * len(worker.gradients.present))
+    worker.gradients.begin_step([range(2)] * len(worker.gradients.present))
     worker.gradients.begin_shard(1, Fold(1, (0,)))
     with pytest.raises(JobRefused, match=r"from shard 1 before shard 0 was done.*sync_batchnorm=False"):
         worker.model(rows(1), 1).backward()
@@ -142,7 +142,7 @@ def test_a_gradient_that_overtakes_is_refused() -> None:
 def test_a_sparse_gradient_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Embedding(5, 2, sparse=True))
     worker = Worker(model, 1)
-    worker.gradients.begin_step([0] * len(worker.gradients.present))
+    worker.gradients.begin_step([range(2)] * len(worker.gradients.present))
     worker.gradients.begin_shard(0, Fold(0, ()))
     with pytest.raises(JobRefused, match=r"the gradient of 0\.weight is sparse"):
         model(torch.tensor([1, 2])).sum().backward()
