@@ -41,6 +41,7 @@ class Job:
         or `Predictions(function)`. Default: the loss, and the accuracy of classifiers.
     seed: of everything random; part of the numbers.
     precision: "float32", or "bfloat16" for autocast.
+    codec: of gradients on edges of the reduction tree, e.g. "int8@2" (docs/hosts.md); part of the numbers.
     sync_batchnorm: BatchNorm statistics over the whole batch instead of per shard.
     callbacks: see `Callback`.
     """
@@ -64,6 +65,7 @@ class Job:
     metrics: Mapping[str, Metric] | None = None
     seed: int = 0
     precision: str = "float32"
+    codec: str = "none"
     sync_batchnorm: bool = False
     callbacks: Sequence[Callback] = field(default_factory=tuple)
 
@@ -82,6 +84,8 @@ class Job:
                 raise JobRefused(f"Job.{name} is {getattr(self, name)!r}; it must be True or False")
         if self.precision not in PRECISIONS:
             raise JobRefused(f"Job.precision is {self.precision!r} (known: {', '.join(PRECISIONS)})")
+        if not isinstance(self.codec, str):
+            raise JobRefused(f'Job.codec is a {type(self.codec).__name__}; give text, for example "int8@1"')
         norm = self.clip_grad_norm
         if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0):
             raise JobRefused(f"Job.clip_grad_norm is {norm!r}; it must be a number above 0, or None")

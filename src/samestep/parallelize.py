@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from samestep import streams
+from samestep.codec.parse import parse_codec
 from samestep.data import Rows, as_rows
 from samestep.errors import JobRefused, PlanRefused
 from samestep.job import Job
@@ -26,6 +27,7 @@ from samestep.parallel.between_hosts import BetweenHosts
 from samestep.parallel.buffers import Buffers, buffer_starts
 from samestep.parallel.bundles import Bundles
 from samestep.parallel.cut import Cut, check_stages, parameters_of
+from samestep.parallel.edges import Edges
 from samestep.parallel.executor import Executor
 from samestep.parallel.gradients import Gradients, untie
 from samestep.parallel.heads import slice_attention
@@ -258,9 +260,16 @@ def homes_of(prepared: Prepared, plan: Plan) -> list[Home]:
     ]
 
 
-def pieces_of(prepared: Prepared, homes: Sequence[Home], hosts: Sequence[int]) -> list[list[Piece]]:
+def pieces_of(prepared: Prepared, plan: Plan, homes: Sequence[Home], hosts: Sequence[int]) -> list[list[Piece]]:
     """What each worker updates, in the layout's order. hosts: the host of every worker."""
-    return owners(prepared.layout, homes, hosts, whole=not is_elementwise(prepared.optimizer))
+    edges = edges_of(plan, prepared.layout)
+    whole = not is_elementwise(prepared.optimizer) or (edges is not None and edges.wants_whole)
+    return owners(prepared.layout, homes, hosts, whole=whole)
+
+
+def edges_of(plan: Plan, layout: Layout) -> Edges | None:
+    codec = parse_codec(plan.numerics.codec, "the numerics")
+    return None if codec is None else Edges(codec, layout, plan.numerics.shards)
 
 
 def share(
@@ -318,11 +327,13 @@ def take_part(
         fill(prepared, homes, rank, transport.hosts, job.seed)
         transport.fence()
     write_weight_gradients_once(prepared.model, place_of)
-    pieces = pieces_of(prepared, homes, transport.hosts)
-    between = None
+    pieces = pieces_of(prepared, plan, homes, transport.hosts)
+    edges, between = edges_of(plan, layout), None
     if transport.links is not None:
         stretches = Stretches(layout, homes, transport.hosts, pieces)
-        between = BetweenHosts(layout, homes, transport, stretches, pieces[rank], shared.slots, shared.parameters)
+        between = BetweenHosts(
+            layout, homes, transport, stretches, pieces[rank], shared.slots, shared.parameters, edges
+        )
         gradients.when_folded = between.ready
     update = ShardedUpdate(prepared.optimizer, layout, pieces[rank])
     rows = training_rows(job)
@@ -337,7 +348,8 @@ def take_part(
         gradients=gradients,
         reduction=None
         if plan.workers == 1
-        else TreeReduction(layout, homes, rank, pieces[rank], shared.slots, between),
+        else TreeReduction(layout, homes, rank, pieces[rank], shared.slots, between, edges),
+        edges=edges,
         buffers=buffers,
         unchanged=Unchanged(used_parameters(prepared, homes, rank)),
         update=update,

@@ -29,7 +29,7 @@ def outline(job: Job, plan: Plan, prepared: Prepared, whole: Mapping[str, str], 
     num_shards = num_shards_of(job.batch_size, plan.numerics.shards)
     grid, schedules = checked(job, plan, prepared)
     homes = homes_of(prepared, plan)
-    pieces = pieces_of(prepared, homes, hosts)
+    pieces = pieces_of(prepared, plan, homes, hosts)
     entries = prepared.layout.entries
     return Outline(
         str(plan),
@@ -81,7 +81,7 @@ def footprints(
         with hollow(prepared):
             structure = way.of(first_shard(job, plan.numerics.shards))
     homes = homes_of(prepared, plan)
-    pieces = pieces_of(prepared, homes, hosts)
+    pieces = pieces_of(prepared, plan, homes, hosts)
     state = state_per_element(prepared.optimizer)
     return [
         footprint(

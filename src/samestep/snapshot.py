@@ -5,7 +5,7 @@ and the number of steps done *are* the state of the generators and the position 
 """
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ def parts(executor: Executor, *, once: bool = False) -> Iterator[Part]:
             yield Part(label, value, piece.start, whole=False)
         else:
             yield Part(label, value)
+    for label, value, start, is_whole in executor.edges.parts() if executor.edges is not None else ():
+        yield Part(label, value, start, is_whole)
     for name, buffer in zip(executor.buffers.names, executor.buffers.values, strict=True):
         yield Part(f"buffer/{name}", buffer)
     for name, constant in constants(executor):
@@ -126,7 +128,7 @@ def save(executor: Executor, step: int, root: Path, run: str, fingerprint: dict[
 
 
 def _is_state(part: Part) -> bool:
-    return part.label.split("/", 1)[0] in ("tensor", "int", "float")
+    return part.label.split("/", 1)[0] in ("tensor", "int", "float", "edge")
 
 
 def restore(executor: Executor, folder: Path, description: Description) -> None:
@@ -155,8 +157,46 @@ def restore(executor: Executor, folder: Path, description: Description) -> None:
     for (kind, name), value in collected.items():
         parameter, _, state_key = name.rpartition("/")
         executor.update.restore(owned[parameter], kind, state_key, value)
+    if executor.edges is not None:
+        executor.edges.before = StoredEdges([folder / name for name in sorted(description.files)])
     _restore_values(executor, description)
     executor.share_values()
+
+
+class StoredEdges:
+    """The state of a codec's edges in the files of a checkpoint; a host or two may have written the same."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._places: dict[str, dict[int, Path]] = {}  # by label, then start
+        for path in files:
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118 - not a mapping
+                    label, _, start = key.rpartition("@")
+                    if label.startswith("edge/"):
+                        self._places.setdefault(label, {})[int(start)] = path
+
+    def read(self, name: str, start: int, stop: int, *, whole: bool) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for label, places in self._places.items():
+            stem, _, key = label.rpartition("/")
+            if stem != name:
+                continue
+            for first, path in places.items():
+                with safe_open(path, "pt") as file:
+                    stored = file.get_slice(f"{label}@{first}")
+                    if whole:
+                        found[key] = stored[:]
+                        continue
+                    if key not in found:
+                        found[key] = stored[0:0].new_zeros(stop - start)
+                    _fill(found[key], Piece(0, start, stop), stored, first)
+        return found
+
+    def parts(self, *, whole: bool) -> Iterator[tuple[str, Tensor, int, bool]]:
+        for label, places in sorted(self._places.items()):
+            for start, path in sorted(places.items()):
+                with safe_open(path, "pt") as file:
+                    yield label, file.get_tensor(f"{label}@{start}"), start, whole
 
 
 def _fill(target: Tensor, piece: Piece, stored: Any, start: int) -> None:

@@ -34,6 +34,7 @@ class Request:
     slices: int | None = None
     plan_text: str | None = None  # of the file that `plan` names
     numerics: str | None = None
+    codec: str | None = None
     steps: int | None = None
     epochs: int | None = None
     seed: int | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from samestep.codec.parse import parse_codec
 from samestep.errors import PlanRefused
 from samestep.job import Job
 from samestep.launch.request import Request
@@ -20,7 +21,9 @@ from samestep.presets import pipeline_stages, resolved, sliced_stage, slices_tex
 
 def chosen_numerics(request: Request) -> dict[str, Any]:
     """What the command line and the plan file say about the numerics. Raises PlanRefused on a clash."""
-    flags = {name: getattr(request, name) for name in ("seed", "shards", "threads")}
+    flags: dict[str, Any] = {name: getattr(request, name) for name in ("seed", "shards", "threads")}
+    if request.codec is not None:
+        flags["codec"] = normal_codec(request.codec, "--codec")
     said: dict[str, tuple[str, object]] = {f: (f"--{f}", v) for f, v in flags.items() if v is not None}
     sources = []
     if request.numerics is not None:
@@ -41,13 +44,21 @@ def chosen_numerics(request: Request) -> dict[str, Any]:
 
 def with_numerics(job: Job, chosen: dict[str, Any], request: Request) -> Job:
     """The job with what the command line overrides in it."""
-    overrides = {n: v for n, v in chosen.items() if n in ("seed", "shards", "precision", "sync_batchnorm")}
+    overrides = {n: v for n, v in chosen.items() if n in ("seed", "shards", "precision", "sync_batchnorm", "codec")}
     overrides |= {n: v for n in ("steps", "epochs") if (v := getattr(request, n)) is not None}
     if len({"steps", "epochs"} & set(overrides)) == 1:  # a length given on the command line stands alone
         overrides = {"steps": None, "epochs": None} | overrides
     job = dataclasses.replace(job, **overrides)
     job.check()
-    return dataclasses.replace(job, shards=job.resolved_shards())
+    shards, codec = job.resolved_shards(), parse_codec(job.codec, "Job.codec")
+    if codec is not None:
+        codec.check(shards)
+    return dataclasses.replace(job, shards=shards, codec=normal_codec(job.codec, "Job.codec"))
+
+
+def normal_codec(text: str, source: str) -> str:
+    """A codec with every setting spelled out."""
+    return str(parse_codec(text, source) or "none")
 
 
 def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str, model: nn.Module) -> Plan:
@@ -63,6 +74,7 @@ def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str
         sync_batchnorm=job.sync_batchnorm,
         slices=slices_text(stages),
         join=int(chosen.get("join", 0)),
+        codec=job.codec,
         optimizer=optimizer,
         torch=str(torch.__version__),
         isa=torch.backends.cpu.get_cpu_capability(),

@@ -8,12 +8,15 @@
 Only what a host's workers have brought together leaves it; see `stretches.py` for who sends what.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from samestep.parallel.edges import Edges
 from samestep.parallel.home import Holder, Home
 from samestep.parallel.layout import Layout, Piece
 from samestep.parallel.parcels import Parcel, in_parcels
@@ -21,7 +24,7 @@ from samestep.parallel.stretches import Stretch, Stretches
 from samestep.transport.base import Transport
 from samestep.transport.hosts import FREE
 from samestep.transport.links import Links
-from samestep.tree import Node, fold_plan
+from samestep.tree import Node, fold_plan, promoted
 
 Source = tuple[Node, Tensor]  # a partial sum: of which node, 1-D
 VALUES = FREE
@@ -30,11 +33,10 @@ SUMS = FREE + (1 << 20)  # tags of the parcels with values, of those with sums
 
 @dataclass(frozen=True)
 class Joined:
-    """How a host's partial sums become as few as the tree allows: additions (into, other), then what is left where."""
+    """A host's partial sums, and what is left of them when they are as few as the tree allows."""
 
     holders: tuple[Holder, ...]
-    additions: tuple[tuple[int, int], ...]  # positions of holders
-    left: tuple[tuple[Node, int], ...]  # with the position of the holder that has it
+    left: tuple[tuple[Node, int], ...]  # with the position of the holder that has it then
 
 
 def joined(home: Home, host: int, hosts: Sequence[int], num_units: int) -> Joined:
@@ -42,17 +44,12 @@ def joined(home: Home, host: int, hosts: Sequence[int], num_units: int) -> Joine
     nodes, holders = home.published(num_units)
     here = [(n, h) for n, h in zip(nodes, holders, strict=True) if hosts[h[0]] == host]
     plan = fold_plan(tuple(node for node, _ in here), num_units)
-    additions: list[tuple[int, int]] = []
-    stack: list[int] = []
+    positions: dict[int, int] = {}  # of the holder, by slot of the fold
     for position, fold in enumerate(plan.folds):
-        carry = position
-        for slot in fold.into:
-            additions.append((stack[slot], carry))
-            carry = stack[slot]
-        del stack[fold.into[-1] + 1 if fold.into else fold.slot :]
         if not fold.into:
-            stack.append(position)
-    return Joined(tuple(h for _, h in here), tuple(additions), tuple(zip(plan.left, stack, strict=True)))
+            positions[fold.slot] = position
+    left = tuple((node, positions[slot]) for slot, node in enumerate(plan.left))
+    return Joined(tuple(h for _, h in here), left)
 
 
 @dataclass
@@ -62,8 +59,10 @@ class Route:
     outgoing: list[Parcel] = field(default_factory=list)
     needs: dict[int, set[int]] = field(default_factory=dict)  # entries of the parcels that are this worker's alone
     incoming: list[Parcel] = field(default_factory=list)
-    joins: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # added into the first
-    ranges: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # joined elements, per entry
+    prepare: dict[int, list[Callable[[], object]]] = field(default_factory=dict)  # before an entry's sums leave
+    unpack: list[Callable[[], None]] = field(default_factory=list)  # when all has come
+    ranges: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # elements that leave, per entry
+    packed: dict[tuple[int, int, Node], list[Tensor]] = field(default_factory=dict)  # by entry and start
     arrived: dict[tuple[int, Piece], dict[Node, Tensor]] = field(default_factory=dict)  # by host
     read: int = 0  # bytes that other workers computed
 
@@ -80,18 +79,23 @@ class BetweenHosts:
         pieces: Sequence[Piece],
         slots: Sequence[Sequence[Tensor]],
         values: Tensor,
+        edges: Edges | None = None,
     ) -> None:
-        """pieces: what this worker updates."""
+        """pieces: what this worker updates. edges: of the reduction tree, that a codec applies to."""
         assert transport.links is not None, "several hosts have links"
         self._links: Links = transport.links
         self._layout, self._homes, self._transport = layout, homes, transport
-        self._stretches, self._slots, self._values = stretches, slots, values
+        self._stretches, self._slots, self._values, self._edges = stretches, slots, values, edges
+        self._cuts: dict[tuple[int, int], list[int]] = {}  # by sender and entry: where any of its stretches ends
+        for s in stretches.gradients:
+            self._cuts.setdefault((s.sender, s.entry), []).extend((s.start, s.stop))
         self._pieces: dict[int, list[Piece]] = {}  # by name: a tied parameter's pieces serve all its names
         for piece in pieces:
             for entry in (piece.entry, *layout.aliases(piece.entry)):
                 self._pieces.setdefault(entry, []).append(Piece(entry, piece.start, piece.stop))
         self._routes: dict[int, Route] = {}
         self._route = Route()
+        self._alone = {i for i, home in enumerate(homes) if self._near() & {*home.workers} == {transport.rank}}
         self._ready: set[int] = set()
         self._posted: set[int] = set()
 
@@ -106,21 +110,25 @@ class BetweenHosts:
 
     def ready(self, entry: int) -> None:
         """This worker's own gradients of an entry are folded."""
-        self._ready.add(entry)
+        if entry not in self._alone:
+            return
+        self._prepare(entry)
         for number, needs in self._route.needs.items():
             if number not in self._posted and entry in needs and needs <= self._ready:
                 self._post(number)
 
     def finish(self) -> None:
         """Call it when all workers of the host have published."""
-        for into, other in self._route.joins:
-            into.add_(other)
+        for entry in self._route.prepare.keys() - self._ready:
+            self._prepare(entry)
         for number in range(len(self._route.outgoing)):
             if number not in self._posted:
                 self._post(number)
         for parcel in self._route.incoming:
             parcel.unpack()
             self._transport.counted.wired += parcel.nbytes
+        for unpack in self._route.unpack:
+            unpack()
         for parcel in self._route.outgoing:
             parcel.wait()
         self._transport.counted.moved += self._route.read
@@ -139,7 +147,7 @@ class BetweenHosts:
                 found += self._arrived(route, host, Piece(entry, piece.start, piece.stop))
                 continue
             here = joined(home, own, self._transport.hosts, num_shards)
-            if any(a <= piece.start and piece.stop <= b for a, b in route.ranges.get(entry, ())):
+            if self._leaves(route, entry, piece):
                 found += [(node, self._part(here.holders[i], entry, piece)) for node, i in here.left]
                 continue
             for node, holder in zip(*home.published(num_shards), strict=True):
@@ -166,67 +174,117 @@ class BetweenHosts:
         for parcel in outgoing:
             parcel.wait()
 
+    def crossed(self, entry: int, piece: Piece, num_shards: int) -> set[Node]:
+        """Of the `sources`, those that have crossed the edge to their parent."""
+        hosts, own = self._transport.hosts, self._transport.hosts[self._transport.rank]
+        home, leaves = self._homes[entry], self._leaves(self._routes[num_shards], entry, piece)
+        there = [host for host in dict.fromkeys(hosts[rank] for rank in home.workers) if host != own or leaves]
+        return {node for host in there for node, _ in joined(home, host, hosts, num_shards).left}
+
+    def _leaves(self, route: Route, entry: int, piece: Piece) -> bool:
+        """Whether this worker brings a piece together for other hosts too."""
+        return any(start <= piece.start < stop for start, stop in route.ranges.get(entry, ()))
+
+    def _prepare(self, entry: int) -> None:
+        self._ready.add(entry)
+        for operation in self._route.prepare.get(entry, ()):
+            operation()
+
     def _post(self, number: int) -> None:
         self._posted.add(number)
         self._route.outgoing[number].post(self._links)
-
-    def _alone(self, entries: Iterable[int]) -> bool:
-        """Whether no other worker of this host has gradients of these entries."""
-        here = self._near()
-        return all(here.intersection(self._homes[entry].workers) == {self._transport.rank} for entry in entries)
 
     def _near(self) -> set[int]:
         hosts = self._transport.hosts
         return {rank for rank, host in enumerate(hosts) if host == hosts[self._transport.rank]}
 
     def _arrived(self, route: Route, host: int, piece: Piece) -> list[Source]:
-        dtype = self._layout.entries[piece.entry].param.dtype
-        arrived = route.arrived.get((host, piece), {})
-        return [(node, memory.view(dtype)) for node, memory in arrived.items()]
+        return list(route.arrived.get((host, piece), {}).items())
 
     def _route_of(self, num_shards: int) -> Route:
-        rank, hosts = self._transport.rank, self._transport.hosts
-        route = Route()
-        here = {i: joined(home, hosts[rank], hosts, num_shards) for i, home in enumerate(self._homes)}
-        sent = [s for s in self._stretches.gradients if s.sender == rank]
-        for entry in dict.fromkeys(s.entry for s in sent):
-            route.ranges[entry] = merged([(s.start, s.stop) for s in sent if s.entry == entry])
-            how = here[entry]
-            for start, stop in route.ranges[entry]:
-                piece = Piece(entry, start, stop)
-                parts = [self._part(holder, entry, piece) for holder in how.holders]
-                route.joins += [(parts[into], parts[other]) for into, other in how.additions]
-                route.read += sum(
-                    part.numel() * part.element_size()
-                    for part, (holder, _) in zip(parts, how.holders, strict=True)
-                    if holder != rank
-                )
-
-        def outgoing(s: Stretch) -> list[Tensor]:
-            how = here[s.entry]
-            piece = Piece(s.entry, s.start, s.stop)
-            return [self._part(how.holders[i], s.entry, piece).view(torch.uint8) for _, i in how.left]
-
-        def incoming(s: Stretch) -> list[Tensor]:
-            """Its part of the memory for the whole piece, of which other stretches may bring the rest."""
-            size = self._layout.entries[s.entry].param.element_size()
-            piece = next(p for p in self._pieces[s.entry] if p.start <= s.start < p.stop)
-            arrived = route.arrived.setdefault((hosts[s.sender], piece), {})
-            views = []
-            for node, _ in joined(self._homes[s.entry], hosts[s.sender], hosts, num_shards).left:
-                if node not in arrived:
-                    arrived[node] = torch.empty((piece.stop - piece.start) * size, dtype=torch.uint8)
-                views.append(arrived[node][(s.start - piece.start) * size : (s.stop - piece.start) * size])
-            route.read += sum(map(len, views))
-            return views
-
+        rank, route = self._transport.rank, Route()
+        for s in self._stretches.gradients:
+            if s.sender == rank and s.entry not in route.ranges:
+                cuts = sorted(set(self._cuts[rank, s.entry]))
+                mine = [o for o in self._stretches.gradients if o.sender == rank and o.entry == s.entry]
+                inside = [(a, b) for a, b in pairwise(cuts) if any(o.start <= a and b <= o.stop for o in mine)]
+                route.ranges[s.entry] = inside
+                pieces = (Piece(s.entry, a, b) for a, b in inside)
+                route.prepare[s.entry] = [op for piece in pieces for op in self._joining(route, piece, num_shards)]
         gradients = self._stretches.gradients[::-1]  # the last layers' gradients come first
+        incoming = partial(self._incoming, route, num_shards)
+        outgoing = partial(self._outgoing, route, num_shards)
         route.incoming = [parcel for parcel, _ in self._parcels(gradients, SUMS, incoming, sends=False)]
         for number, (parcel, entries) in enumerate(self._parcels(gradients, SUMS, outgoing, sends=True)):
             route.outgoing.append(parcel)
-            if self._alone(entries):
+            if entries <= self._alone:
                 route.needs[number] = entries
         return route
+
+    def _joining(self, route: Route, piece: Piece, num_shards: int) -> Iterator[Callable[[], object]]:
+        """What brings a host's sums of a piece together, each node crossing its edge."""
+        rank, near, entry = self._transport.rank, self._near(), piece.entry
+        published = zip(*self._homes[entry].published(num_shards), strict=True)
+        here = [(node, self._part(h, entry, piece), h[0]) for node, h in published if h[0] in near]
+        plan, slots = fold_plan(tuple(node for node, _, _ in here), num_shards), dict[int, Tensor]()
+
+        def crossing(node: Node, flat: Tensor) -> Iterator[Callable[[], object]]:
+            if self._edges is None or not self._edges.applies_to(node, entry, num_shards):
+                return
+            packed = self._edges.packed_like(piece) if node in plan.left else None
+            if packed is not None:
+                route.packed[entry, piece.start, node] = packed
+            yield partial(self._cross, node, piece, flat, num_shards, packed)
+
+        for (node, flat, holder), fold in zip(here, plan.folds, strict=True):
+            route.read += 0 if holder == rank else flat.nbytes
+            yield from crossing(node, flat)
+            for slot in fold.into:
+                yield partial(slots[slot].add_, flat)
+                flat, node = slots[slot], promoted(Node(node.level + 1, node.index >> 1), num_shards)
+                yield from crossing(node, flat)
+            if not fold.into:
+                slots[fold.slot] = flat
+
+    def _cross(self, node: Node, piece: Piece, flat: Tensor, num_shards: int, packed: list[Tensor] | None) -> None:
+        assert self._edges is not None
+        found = self._edges.cross(node, piece, flat, num_shards)
+        for tensor, kept in zip(found, packed or (), strict=packed is not None):
+            kept.copy_(tensor)
+
+    def _inside(self, s: Stretch) -> Iterator[Piece]:
+        """A stretch, cut wherever another one of its sender's begins or ends."""
+        cuts = sorted(cut for cut in {*self._cuts[s.sender, s.entry]} if s.start <= cut <= s.stop)
+        return (Piece(s.entry, a, b) for a, b in pairwise(cuts))
+
+    def _outgoing(self, route: Route, num_shards: int, s: Stretch) -> list[Tensor]:
+        hosts = self._transport.hosts
+        how = joined(self._homes[s.entry], hosts[s.sender], hosts, num_shards)
+        views: list[Tensor] = []
+        for piece in self._inside(s):
+            for node, i in how.left:
+                packed = route.packed.get((s.entry, piece.start, node))
+                views += map(as_bytes, packed or [self._part(how.holders[i], s.entry, piece)])
+        return views
+
+    def _incoming(self, route: Route, num_shards: int, s: Stretch) -> list[Tensor]:
+        """Parts of the memory for a whole piece, of which other stretches may bring the rest."""
+        hosts, dtype = self._transport.hosts, self._layout.entries[s.entry].param.dtype
+        whole = next(p for p in self._pieces[s.entry] if p.start <= s.start < p.stop)
+        arrived = route.arrived.setdefault((hosts[s.sender], whole), {})
+        views: list[Tensor] = []
+        for piece in self._inside(s):
+            for node, _ in joined(self._homes[s.entry], hosts[s.sender], hosts, num_shards).left:
+                if node not in arrived:
+                    arrived[node] = torch.empty(whole.stop - whole.start, dtype=dtype)
+                flat = arrived[node][piece.start - whole.start : piece.stop - whole.start]
+                packed = [flat]
+                if self._edges is not None and self._edges.applies_to(node, s.entry, num_shards):
+                    packed = self._edges.packed_like(piece)
+                    route.unpack.append(partial(self._edges.unpack, packed, piece, flat))
+                views += map(as_bytes, packed)
+        route.read += sum(map(len, views))
+        return views
 
     def _parcels(
         self, stretches: Sequence[Stretch], tag: int, views_of: Callable[[Stretch], list[Tensor]], *, sends: bool
@@ -243,19 +301,12 @@ class BetweenHosts:
                 yield parcel, {entry for entry, _ in chosen}
 
     def _values_of(self, s: Stretch) -> list[Tensor]:
-        return [self._layout.flat(self._values, s.entry)[s.start : s.stop].view(torch.uint8)]
+        return [as_bytes(self._layout.flat(self._values, s.entry)[s.start : s.stop])]
 
     def _part(self, holder: Holder, entry: int, piece: Piece) -> Tensor:
         rank, slot = holder
         return self._layout.flat(self._slots[rank][slot], entry)[piece.start : piece.stop]
 
 
-def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges without overlap that cover the same, in order."""
-    found: list[tuple[int, int]] = []
-    for start, stop in sorted(ranges):
-        if found and start <= found[-1][1]:
-            found[-1] = found[-1][0], max(stop, found[-1][1])
-        else:
-            found.append((start, stop))
-    return found
+def as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)

@@ -17,6 +17,7 @@ from samestep.loss import Objective, ShardLoss
 from samestep.parallel.between_hosts import BetweenHosts
 from samestep.parallel.buffers import Buffers
 from samestep.parallel.clip import chunk_norms, clip_factor, total_norm
+from samestep.parallel.edges import Edges, Fold
 from samestep.parallel.gradients import Gradients
 from samestep.parallel.home import Home
 from samestep.parallel.layout import Layout, Piece, storage_order
@@ -75,6 +76,7 @@ class Executor:
     next_batch: Callable[[], Any]
     clip_grad_norm: float | None
     allow_nan: bool
+    edges: Edges | None = None  # of the reduction tree that a codec applies to
     network: Network | None = None  # None: the whole model is one segment
     whole: Callable[[], AbstractContextManager[None]] = nullcontext  # inside, sliced layers have their whole weights
 
@@ -89,6 +91,8 @@ class Executor:
         state.batches = {shard: self.next_batch() for shard in own}
         rank = self.transport.rank
         self.gradients.begin_step([h.units_of(rank, sets if h.is_slice else shards) for h in self.homes])
+        if self.edges is not None:
+            self.edges.begin_step(shards)
         if self.between is not None:
             self.between.begin(shards)
 
@@ -127,7 +131,9 @@ class Executor:
         loss = state.losses.pop(shard) if network is None or network.is_last(action.segment) else None
         stage = 0 if network is None else network.stage_of(action.segment)
         own = self.plan.shards_of(self.transport.rank, len(state.rows), stage)
-        self.gradients.begin_shard(shard, local_plan(own, len(state.rows)).folds[shard - own.start])
+        plan = local_plan(own, len(state.rows))
+        edges = None if self.edges is None else Fold(self.edges, plan.left, len(state.rows))
+        self.gradients.begin_shard(shard, plan.folds[shard - own.start], edges)
         objective = None if loss is None else self._seeded(loss, state)
         if network is None:
             assert objective is not None

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from samestep.errors import JobRefused
+from samestep.parallel import edges
 from samestep.parallel.layout import Layout
 from samestep.tree import Fold
 
@@ -34,6 +35,7 @@ class _Arrivals:
     shard: int
     fold: Fold
     present: bytearray
+    edges: edges.Fold | None
     asked: set[int] = field(default_factory=set)
 
 
@@ -59,9 +61,9 @@ class Gradients:
         self._ends = [own.stop for own in units]
         self.present = bytearray(len(self._turn))
 
-    def begin_shard(self, shard: int, fold: Fold) -> None:
-        """From here on, gradients that arrive in this thread are those of `shard`."""
-        self._current.set(_Arrivals(shard, fold, bytearray(len(self._turn))))
+    def begin_shard(self, shard: int, fold: Fold, edges: edges.Fold | None = None) -> None:
+        """From here on, gradients that arrive in this thread are those of `shard`. edges: that a codec applies to."""
+        self._current.set(_Arrivals(shard, fold, bytearray(len(self._turn)), edges))
 
     def place(self, entry: int) -> Tensor | None:
         """Where a kernel may write this entry's gradient of the current shard; once per shard."""
@@ -112,10 +114,14 @@ class Gradients:
                 "to use the same parameters; make forward use all of them, or set sync_batchnorm=False"
             )
         self._turn[entry] += 1
+        edges = arrivals.edges
+        node = None if edges is None else edges.stored(arrivals.shard, entry, grad)
         if not arrivals.fold.into:
             self._store(arrivals.fold.slot, entry, grad)
         for slot in arrivals.fold.into:
             grad = self._at(slot, entry).add_(grad)
+            if edges is not None and node is not None:
+                node = edges.added(node, entry, grad)
         if self.when_folded is not None and self._turn[entry] == self._ends[entry]:
             self.when_folded(entry)
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from samestep.parallel.between_hosts import BetweenHosts, Source
+from samestep.parallel.edges import Edges
 from samestep.parallel.home import Holder, Home
 from samestep.parallel.layout import Layout, Piece
-from samestep.tree import Node, fold_plan
+from samestep.tree import Node, fold_plan, promoted
 
 SUM_CHUNK = 65_536  # elements summed at a time: several operands of a chunk fit in L2
 
@@ -51,10 +52,11 @@ class TreeReduction:
         pieces: Sequence[Piece],
         slots: Sequence[Sequence[Tensor]],
         between: BetweenHosts | None = None,
+        edges: Edges | None = None,
     ) -> None:
         self._layout, self._homes, self._rank = layout, homes, rank
         self._pieces, self._slots = pieces, slots
-        self.between = between
+        self.between, self._edges = between, edges
         self._chunks: dict[int, list[Chunk]] = {}
         self.read: dict[int, int] = {}  # bytes that others computed, per number of shards
 
@@ -63,6 +65,9 @@ class TreeReduction:
 
         All additions but the last overwrite published partial sums, which nobody else reads here.
         """
+        if self._edges is not None:
+            self._sum_over_edges(self._edges, num_shards, scale, num_sets)
+            return
         if num_shards not in self._chunks:
             self.read[num_shards] = 0
             self._chunks[num_shards] = list(self._chunks_of(num_shards, num_sets))
@@ -76,6 +81,35 @@ class TreeReduction:
             if scale != 1.0:
                 chunk.total.mul_(scale)
         for piece in self._pieces:
+            for alias in self._layout.aliases(piece.entry):
+                self.total(piece).add_(self._part((self._rank, 0), alias, piece))
+
+    def _sum_over_edges(self, edges: Edges, num_shards: int, scale: float, num_sets: int) -> None:
+        """The same where a codec applies to some edges: piece by piece, each node crossing its edge."""
+        self.read[num_shards] = 0
+        for piece in self._pieces:
+            for entry in (piece.entry, *self._layout.aliases(piece.entry)):
+                own, is_slice = Piece(entry, piece.start, piece.stop), self._homes[entry].is_slice
+                num_units = num_sets if is_slice else num_shards
+                sources = self._sources(entry, piece, num_units, num_shards)
+                spread = self.between is not None and self.between.is_spread(entry)
+                crossed = self.between.crossed(entry, piece, num_units) if self.between and spread else frozenset()
+                plan = fold_plan(tuple(node for node, _ in sources), num_units)
+                slots: dict[int, Tensor] = {}
+                for (node, tensor), fold in zip(sources, plan.folds, strict=True):
+                    if node not in crossed and not is_slice and edges.applies_to(node, entry, num_units):
+                        edges.cross(node, own, tensor, num_units)
+                    for slot in fold.into:
+                        tensor = slots[slot].add_(tensor)
+                        node = promoted(Node(node.level + 1, node.index >> 1), num_units)
+                        if not is_slice and edges.applies_to(node, entry, num_units):
+                            edges.cross(node, own, tensor, num_units)
+                    if not fold.into:
+                        slots[fold.slot] = tensor
+                total = self._part((self._rank, 0), entry, piece)
+                if slots[0].data_ptr() != total.data_ptr():
+                    total.copy_(slots[0])
+                total.mul_(scale)
             for alias in self._layout.aliases(piece.entry):
                 self.total(piece).add_(self._part((self._rank, 0), alias, piece))
 
