@@ -27,6 +27,7 @@ LAYERS: dict[str, int] = {
     "job": 2,
     "plan": 2,
     "data": 2,
+    "batches": 2,
     "loss": 2,
     "metrics": 2,
     "streams": 2,

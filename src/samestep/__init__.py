@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from samestep.callbacks import JsonLines, TensorBoard
     from samestep.errors import Refused, SamestepError, TrainingFailed
     from samestep.job import Job
+    from samestep.launch.own_loop import Trainer
     from samestep.metrics import Predictions, accuracy
     from samestep.plan import Plan
     from samestep.report import Report
@@ -22,6 +23,7 @@ __all__ = [
     "Report",
     "SamestepError",
     "TensorBoard",
+    "Trainer",
     "TrainingFailed",
     "accuracy",
     "train",
@@ -36,6 +38,7 @@ _HOMES = {
     "Report": "samestep.report",
     "SamestepError": "samestep.errors",
     "TensorBoard": "samestep.callbacks",
+    "Trainer": "samestep.launch.own_loop",
     "TrainingFailed": "samestep.errors",
     "accuracy": "samestep.metrics",
     "train": "samestep.api",

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from samestep.cli import guard_missing, plan_text, split_job
+from samestep.cli import guard_missing, split_job
 from samestep.errors import JobRefused, PlanRefused
-from samestep.launch.environment import is_building, mkl_mode, physical_cores
-from samestep.launch.launcher import Launcher, Watcher
-from samestep.launch.request import Request
+from samestep.launch.environment import is_building, mkl_mode, physical_cores, world
+from samestep.launch.launcher import Launcher, Silent, Watcher
+from samestep.launch.request import Request, plan_text
 from samestep.plan import Plan
 from samestep.report import Report
 
@@ -42,13 +42,16 @@ def train(
     launcher: Launcher | None = None,
     watcher: Watcher | None = None,
 ) -> Report:
-    """Train a job on `workers` worker processes of this machine.
+    """Train a job on `workers` worker processes of this machine, or as one of those that a launcher has started.
 
     job: a function of a module or script that returns a `samestep.Job`, or "file.py:function".
     settings: the function's arguments, plain values.
     The other arguments are those of `samestep train --help`; `plan` may be a `Plan` or a file.
     launcher: a fork server to use again for many runs; by default one is started and stopped.
     watcher: gets every event of the run; by default nothing is shown.
+
+    In a process that torchrun, srun, Ray Train or Kubernetes has started beside others, this call is
+    one worker's part: all of them must make it. Each gets the report, worker 0 also the events and weights.
 
     Workers import the function by name, so a script must guard what it runs with
     `if __name__ == "__main__":`.
@@ -91,6 +94,10 @@ def train(
     request.check()
     if launcher is not None:
         return launcher.run(request, watcher)
+    if (others := world()) is not None and others.size > 1:
+        from samestep.launch.together import train_together  # imports torch
+
+        return train_together(request, others, (watcher or Silent()).see)
     with Launcher() as own:
         return own.run(request, watcher)
 

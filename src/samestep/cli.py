@@ -23,9 +23,9 @@ from samestep.launch.environment import (
 from samestep.launch.launcher import Launcher, Silent
 from samestep.launch.outcome import WorkerError
 from samestep.launch.progress import Progress, summary
-from samestep.launch.request import Request
+from samestep.launch.request import Request, plan_text
 from samestep.outline import Outline
-from samestep.plan import PRESETS, TRANSPORTS
+from samestep.plan import TRANSPORTS
 from samestep.report import Report
 
 PLANNING = (
@@ -185,20 +185,6 @@ def _setting(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise JobRefused(f"--set {text!r} is not NAME=VALUE: write for instance --set lr=0.1")
     return name, value
-
-
-def plan_text(name: str) -> str | None:
-    """What the plan's file says; None for a known plan. Raises PlanRefused when it cannot be read."""
-    if name in PRESETS:
-        return None
-    try:
-        return Path(name).read_text()
-    except OSError:
-        raise PlanRefused(
-            f"--plan {name}: neither a known plan ({', '.join(PRESETS)}) nor a file that can be read"
-        ) from None
-    except UnicodeDecodeError:
-        raise PlanRefused(f"--plan {name} is not text; print(report.plan) shows what a plan looks like") from None
 
 
 def guard_missing() -> JobRefused:

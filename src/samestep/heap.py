@@ -6,6 +6,7 @@ import gc
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGE = 1 << 20  # bytes
+LARGEST = (1 << 31) - 1
 
 
 def before_fork() -> None:
@@ -37,3 +38,11 @@ def keep_compact() -> None:
         libc = ctypes.CDLL(None)
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
             libc.mallopt(option, LARGE)
+
+
+def keep_warm() -> None:
+    """From here on, keep freed memory instead of returning it every step: for a process that was not started so."""
+    with contextlib.suppress(AttributeError):
+        libc = ctypes.CDLL(None)
+        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            libc.mallopt(option, LARGEST)

@@ -30,7 +30,8 @@ class Job:
     scheduler: `scheduler(optimizer)`; stepped once per optimizer step.
     clip_grad_norm: largest 2-norm of the gradient of the whole model.
     data: a tuple of tensors or arrays (memory-mapped too) with rows first, a mapping of them, or a
-        map-style data set. `collate_fn` and `num_loader_workers` serve the latter.
+        map-style data set. `collate_fn` and `num_loader_workers` serve the latter. None: the batches come
+        from a loop of the user's own (`Trainer.step`).
     shuffle, drop_last: as in torch's DataLoader.
     batch_size: rows of the whole batch, over all workers.
     epochs, steps: the length of training; the shorter one holds, one epoch if neither is given.
@@ -48,8 +49,8 @@ class Job:
 
     model: nn.Module | Callable[[], nn.Module]
     optimizer: Callable[[list[nn.Parameter]], optim.Optimizer]
-    data: Any
     batch_size: int
+    data: Any = None
     loss: Callable[..., Any] | None = None
     forward: Callable[..., Any] | None = None
     scheduler: Callable[[optim.Optimizer], Any] | None = None
@@ -94,8 +95,8 @@ class Job:
         as_data = partial(as_rows, seed=self.seed, collate=self.collate_fn, num_loader_workers=0)
         if self.evaluate is not None:
             as_data(self.evaluate, "evaluate")
-        rows = as_data(self.data, "data").num_rows
-        if self.batch_size > rows:
+        rows = None if self.data is None else as_data(self.data, "data").num_rows
+        if rows is not None and self.batch_size > rows:
             raise JobRefused(
                 f"a batch of {self.batch_size} rows is larger than the data set of {rows} rows: "
                 f"set batch_size to at most {rows}"

@@ -115,6 +115,8 @@ def prepare(job: Job, model: nn.Module, initial: Recording | None = None) -> Pre
 
 def first_shard(job: Job, shards: int) -> Any:
     """The rows of the first step's first shard: what the forward is recorded with."""
+    if job.data is None:
+        raise JobRefused("a plan with stages or slices looks at a batch before the first step: give Job.data")
     rows = training_rows(dataclasses.replace(job, num_loader_workers=0))
     epoch, batch = next(iter(job.row_order(rows.num_rows).batches(0)))
     parts = shard_rows(len(batch), num_shards_of(len(batch), shards))
@@ -336,7 +338,7 @@ def take_part(
         )
         gradients.when_folded = between.ready
     update = ShardedUpdate(prepared.optimizer, layout, pieces[rank])
-    rows = training_rows(job)
+    batches = iter(()) if job.data is None else shard_batches(job, plan, rank, training_rows(job), first_step)
     buffers = Buffers(prepared.model, shared.boards)
     return Executor(
         model=prepared.model,
@@ -354,7 +356,7 @@ def take_part(
         unchanged=Unchanged(used_parameters(prepared, homes, rank)),
         update=update,
         scheduler=make_scheduler(job, prepared.optimizer),
-        next_batch=shard_batches(job, plan, rank, rows, first_step).__next__,
+        next_batch=batches.__next__,
         clip_grad_norm=job.clip_grad_norm,
         allow_nan=allow_nan,
         network=network_of(prepared, plan, transport, buffers, lambda param: place_of(param) or (lambda: None)),

@@ -7,11 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from samestep import snapshot
+from samestep.batches import num_rows, rows_of
 from samestep.checkpoint import Description, check_same
 from samestep.data import Rows, as_rows
 from samestep.evaluate import evaluate
 from samestep.job import Job
 from samestep.metrics import Metric, accuracy, is_classification
+from samestep.numerics import num_shards_of, shard_rows
 from samestep.parallel.executor import Executor
 from samestep.parallelize import Prepared, Shared, take_part, training_rows
 from samestep.plan import Plan
@@ -19,7 +21,7 @@ from samestep.step import StepResult, run_step
 from samestep.transport.base import Transport
 
 
-class Trainer:
+class Training:
     """What one worker does with its parts. Every method must be called by all workers alike."""
 
     def __init__(
@@ -35,8 +37,8 @@ class Trainer:
     ) -> None:
         self.job, self.plan = job, plan
         self.step_number = first_step  # optimizer steps done
-        self._order = job.row_order(training_rows(job).num_rows)
-        self.num_steps = job.num_steps(self._order)
+        self._order = None if job.data is None else job.row_order(training_rows(job).num_rows)
+        self.num_steps = 0 if self._order is None else job.num_steps(self._order)
         self.executor: Executor = take_part(job, plan, prepared, shared, transport, first_step, allow_nan=allow_nan)
         self._seen = 0  # one byte per entry of the layout: whether it ever had a gradient
         self._held_out: Rows | None = None
@@ -45,7 +47,23 @@ class Trainer:
 
     def step(self, stop_asked: bool = False) -> StepResult:
         """Train on the next batch."""
-        result = run_step(self.executor, self.step_number, self._order.batch_rows(self.step_number), stop_asked)
+        assert self._order is not None, "the job has data"
+        return self._step(self._order.batch_rows(self.step_number), stop_asked)
+
+    def step_on(self, batch: Any) -> StepResult:
+        """Train on a whole batch, the same on every worker: tensors with rows first, in any nest."""
+        rows = num_rows(batch)
+        parts = shard_rows(rows, num_shards := num_shards_of(rows, self.plan.numerics.shards))
+        own = self.plan.touched(self.executor.transport.rank, num_shards)
+        before = self.executor.next_batch
+        self.executor.next_batch = (rows_of(batch, parts[shard], rows) for shard in own).__next__
+        try:
+            return self._step(rows)
+        finally:
+            self.executor.next_batch = before
+
+    def _step(self, rows: int, stop_asked: bool = False) -> StepResult:
+        result = run_step(self.executor, self.step_number, rows, stop_asked)
         self.step_number += 1
         self._seen |= int.from_bytes(result.present, "little")
         return result
@@ -59,7 +77,7 @@ class Trainer:
     @property
     def evaluation_due(self) -> bool:
         """After every epoch, and at the end."""
-        if self._held_out is None:
+        if self._held_out is None or self._order is None:
             return False
         return self.step_number % self._order.batches_per_epoch == 0 or self.step_number >= self.num_steps
 
@@ -108,7 +126,7 @@ class Trainer:
             "optimizer's parameter groups": [", ".join(names) for names in update.group_names],
             "scheduler": None if scheduler is None else type(scheduler).__name__,
             "batch size": self.job.batch_size,
-            "number of rows": self._order.num_rows,
+            "number of rows": None if self._order is None else self._order.num_rows,
             "shuffle": self.job.shuffle,
             "drop_last": self.job.drop_last,
             "clip_grad_norm": self.job.clip_grad_norm,

@@ -23,10 +23,12 @@ from samestep.parallelize import Prepared, divide, hollow, prepare, training_row
 from samestep.planned import check_memory, checked, footprints
 
 
-def build(request: Request, send: Send, hosts: tuple[int, ...] | None = None) -> tuple[Run, Prepared, nn.Module | None]:
+def build(
+    request: Request, send: Send, hosts: tuple[int, ...] | None = None, made: Job | None = None
+) -> tuple[Run, Prepared, nn.Module | None]:
     """Everything that workers share; for threads also a copy of the model as it was first.
 
-    hosts: the host of every worker, where a launcher has started them.
+    hosts: the host of every worker, where a launcher has started them. made: a job that exists already.
     """
     if request.memory_limit is not None:
         heap.keep_compact()
@@ -35,7 +37,7 @@ def build(request: Request, send: Send, hosts: tuple[int, ...] | None = None) ->
     chosen = chosen_numerics(request)
     seed = chosen.get("seed", 0)
     streams.enter(seed, "job")
-    job = with_numerics(call(load_function(request), request), chosen, request)
+    job = with_numerics(call(load_function(request), request) if made is None else made, chosen, request)
     streams.enter(job.seed, "model")
     initial = None if request.memory_limit is None else recorded(job, request)
     model = job.build_model() if initial is None else initial.model
@@ -82,7 +84,7 @@ def recorded(job: Job, request: Request) -> Recording:
 
 def announcement(run: Run) -> dict[str, Any]:
     job, plan = run.job, run.plan
-    order = job.row_order(training_rows(job).num_rows)
+    order = None if job.data is None else job.row_order(training_rows(job).num_rows)
     return {
         "event": "plan",
         "workers": plan.workers,
@@ -94,10 +96,10 @@ def announcement(run: Run) -> dict[str, Any]:
         "numerics": plan.numerics.line(),
         "plan": str(plan),
         "first_step": run.resumption.step if run.resumption else 0,
-        "num_steps": job.num_steps(order),
+        "num_steps": 0 if order is None else job.num_steps(order),
         "batch_size": job.batch_size,
-        "num_rows": order.num_rows,
-        "batches_per_epoch": order.batches_per_epoch,
+        "num_rows": None if order is None else order.num_rows,
+        "batches_per_epoch": None if order is None else order.batches_per_epoch,
     }
 
 

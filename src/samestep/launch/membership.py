@@ -1,12 +1,13 @@
 """The workers that a launcher has started find one another, and see that they are alike.
 
 Everybody tells a few facts at the run's store and reads everybody else's: who shares a host with whom,
-and whether versions, settings and the job's file are the same. Keys begin with the run's name and its
-epoch, so that what an earlier start left in the store is not read.
+and whether versions, settings and the job's file are the same. Keys begin with the run's name, its
+epoch and the number of the call, so that what an earlier start or call left in the store is not read.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from samestep.errors import PlanRefused, Refused, TrainingFailed
 from samestep.launch.environment import World, host_identity
@@ -30,6 +32,8 @@ OWN = ("run", "folder", "path", "file", "default_workers", "plan")
 
 
 stores: Any = dist  # torch does not list its stores among its public names
+CALLS = itertools.count()
+"""How often this process has trained: the next run reads nothing of the one before."""
 
 
 @dataclass
@@ -57,11 +61,15 @@ class Membership:
 
     def say_cause(self, text: str) -> None:
         """Tell the others why this worker ends; the first one's word counts."""
+        if self.store is None:
+            return
         with contextlib.suppress(RuntimeError):
             self.store.compare_set("cause", "", text)
 
     def cause(self) -> str | None:
         """Why another worker has ended, if it could say so."""
+        if self.store is None:
+            return None
         try:
             self.store.wait(["cause"], timedelta(seconds=1))
             return str(self.store.get("cause").decode())
@@ -78,7 +86,7 @@ class Membership:
 
 def assemble(world: World, request: Request, timeout: float) -> Membership:
     """Wait for all workers. Raises Refused when they are not alike, TrainingFailed when some do not come."""
-    store = stores.PrefixStore(f"samestep {world.run} {world.epoch}", connect(world, timeout))
+    store = stores.PrefixStore(f"samestep {world.run} {world.epoch} {next(CALLS)}", connect(world, timeout))
     store.set(f"facts {world.rank}", json.dumps(facts_of(request)))
     names = [f"facts {rank}" for rank in range(world.size)]
     try:
@@ -96,12 +104,24 @@ def assemble(world: World, request: Request, timeout: float) -> Membership:
     return found
 
 
+def alone(request: Request) -> Membership:
+    """The only worker's: started by hand."""
+    return Membership(
+        World("nobody", 0, 1, "", 0, "", 0, joins_store=False), None, [facts_of(request)], request.timeout
+    )
+
+
 def spelled(ranks: Sequence[int]) -> str:
     return f"worker{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
 def connect(world: World, timeout: float) -> Any:
-    """The store at which the workers meet; worker 0 opens it, on that address alone, if the launcher has none."""
+    """The store at which the workers meet; worker 0 opens it, on that address alone, if there is none yet."""
+    if dist.is_initialized() and dist.get_world_size() == world.size:  # by Ray Train, or the user's script
+        store: Any = distributed_c10d._get_default_store()
+        store = store.clone()  # a connection of its own, with a timeout of its own
+        store.set_timeout(timedelta(seconds=timeout))
+        return store
     opens = world.rank == 0 and not world.joins_store
     end = listening(world) if opens else None
     try:

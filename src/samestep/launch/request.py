@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samestep.errors import CheckpointRefused, Refused
-from samestep.plan import TRANSPORTS
+from samestep.errors import CheckpointRefused, PlanRefused, Refused
+from samestep.plan import PRESETS, TRANSPORTS
 
 NUMBERS = ("workers", "shards", "slices", "threads", "steps", "epochs", "seed", "every")
 
@@ -73,3 +73,17 @@ class Request:
             above = next(path for path in (Path(self.checkpoint), *Path(self.checkpoint).parents) if path.exists())
             if not above.is_dir():
                 raise CheckpointRefused(f"--checkpoint {self.checkpoint}: {above} is a file; name a folder")
+
+
+def plan_text(name: str) -> str | None:
+    """What the plan's file says; None for a known plan. Raises PlanRefused when it cannot be read."""
+    if name in PRESETS:
+        return None
+    try:
+        return Path(name).read_text()
+    except OSError:
+        raise PlanRefused(
+            f"--plan {name}: neither a known plan ({', '.join(PRESETS)}) nor a file that can be read"
+        ) from None
+    except UnicodeDecodeError:
+        raise PlanRefused(f"--plan {name} is not text; print(report.plan) shows what a plan looks like") from None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from samestep.checkpoint import remove_unfinished
 from samestep.digest import Leaves, joint_digest, tensor_leaf
 from samestep.errors import PlanRefused, Refused, SamestepError, TrainingFailed
+from samestep.job import Job
 from samestep.launch.build import build
 from samestep.launch.environment import World, building
 from samestep.launch.membership import Membership, assemble, own_address, stores
@@ -73,8 +74,11 @@ def train_together(request: Request, world: World, see: See) -> Report:
             remove_unfinished(request.checkpoint, request.save, membership.facts[0]["run"])
 
 
-def join(membership: Membership, request: Request, send: Callable[..., None]) -> Joined:
-    """Build what this worker needs, and connect it with the others. All workers must call it."""
+def join(membership: Membership, request: Request, send: Callable[..., None], made: Job | None = None) -> Joined:
+    """Build what this worker needs, and connect it with the others. All workers must call it.
+
+    made: a job that exists already.
+    """
     world, near = membership.world, membership.near
     if request.workers not in (None, world.size):
         raise PlanRefused(
@@ -86,15 +90,17 @@ def join(membership: Membership, request: Request, send: Callable[..., None]) ->
     workers = world.size if request.plan_text is None else None
     request = replace(request, workers=workers, run=membership.facts[0]["run"])
     with building():
-        run, prepared, _ = build(request, send, membership.hosts)
+        run, prepared, _ = build(request, send, membership.hosts, made)
     run.apart = True
+    start = initial_leaves(prepared)
     local, shared = meet(membership, run, prepared)
     if len(near) == world.size:
+        joint_digest(start, local)
         return Joined(membership, run, prepared, shared, local)
     store = stores.PrefixStore("links", membership.store)
     links = gloo_links(store, world.rank, world.size, own_address(world), membership.timeout)
     transport = HostsTransport(world.rank, membership.hosts, local, links, world.epoch)
-    check_same_start(prepared, transport)
+    joint_digest(start, transport)
     return Joined(membership, run, prepared, shared, transport)
 
 
@@ -125,12 +131,14 @@ def near_groups(groups: Mapping[tuple[int, ...], int], near: Sequence[int]) -> d
     return found
 
 
-def check_same_start(prepared: Prepared, transport: Transport) -> None:
-    """Raises Disagreement when the hosts have made different models, for instance from files that differ."""
-    if prepared.initial is None:
-        tensors = [*prepared.model.named_parameters(), *prepared.model.named_buffers()]
-        leaves: Leaves = {f"initial/{name}": tensor_leaf(tensor) for name, tensor in tensors}
-        joint_digest(leaves, transport)
+def initial_leaves(prepared: Prepared) -> Leaves:
+    """What must be equal before the first step: workers may have made different models, for instance unseeded."""
+    if prepared.initial is not None:
+        return {}
+    tensors = [*prepared.model.named_parameters(), *prepared.model.named_buffers()]
+    tensors += [(entry.name, entry.param) for entry in prepared.layout.entries if entry.along is not None]
+    whole = {id(entry.whole) for entry in prepared.layout.entries if entry.along is not None}
+    return {f"initial {name}": tensor_leaf(tensor) for name, tensor in tensors if id(tensor) not in whole}
 
 
 def stop_on_signal(run: Run) -> None:

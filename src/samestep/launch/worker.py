@@ -23,7 +23,7 @@ from samestep.launch.processes import die_with_parent
 from samestep.launch.request import Request
 from samestep.parallelize import Prepared, Shared
 from samestep.plan import Plan
-from samestep.trainer import Trainer
+from samestep.trainer import Training
 from samestep.transport.base import Transport
 from samestep.transport.shared import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
@@ -111,7 +111,7 @@ def work(run: Run, rank: int, prepared: Prepared, shared: Shared, transport: Tra
     try:
         torch.set_num_threads(run.plan.numerics.threads)
         first_step = run.resumption.step if run.resumption else 0
-        trainer = Trainer(
+        trainer = Training(
             run.job, run.plan, prepared, shared, transport, first_step=first_step, allow_nan=run.request.allow_nan
         )
         diary.step = run.done[rank] = first_step
@@ -165,7 +165,7 @@ class Diary:
             self.run.send(telling(error, self.rank, self.step))
 
 
-def train(run: Run, trainer: Trainer, diary: Diary) -> None:
+def train(run: Run, trainer: Training, diary: Diary) -> None:
     """The loop over steps, with what is due between them."""
     root = None if run.request.checkpoint is None else Path(run.request.checkpoint)
     if run.resumption is not None:
@@ -213,14 +213,14 @@ def _callbacks(run: Run, rank: int) -> Iterator[Sequence[Any]]:
                 callback.close()
 
 
-def _warn_unused(run: Run, trainer: Trainer, diary: Diary) -> None:
+def _warn_unused(run: Run, trainer: Training, diary: Diary) -> None:
     names = trainer.without_gradient()
     if names and diary.rank == 0:
         few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         run.tell("warning", text=f"no gradient so far for {few}: forward does not use it, so the optimizer skips it")
 
 
-def finish(run: Run, trainer: Trainer, diary: Diary, metrics: dict[str, float], *, stopped: bool) -> None:
+def finish(run: Run, trainer: Training, diary: Diary, metrics: dict[str, float], *, stopped: bool) -> None:
     """Digest, weights, and how the time went."""
     digest = trainer.digest()
     transport = trainer.executor.transport

@@ -1,0 +1,29 @@
+"""A batch that somebody else has loaded, as rows that can be counted and cut."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from samestep.errors import JobRefused
+
+
+def num_rows(batch: Any) -> int:
+    """Of a batch, from its first tensor. Raises JobRefused when there is none."""
+    sizes = [len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
+    if not sizes:
+        raise JobRefused(f"a batch of type {type(batch).__name__} has no tensor with rows")
+    return sizes[0]
+
+
+def rows_of(batch: Any, rows: range, total: int) -> Any:
+    """Some rows of a batch of `total`. Raises JobRefused when a tensor has another number of rows."""
+
+    def cut(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim():
+            return leaf
+        if len(leaf) != total:
+            raise JobRefused(f"a batch has tensors of {total} and of {len(leaf)} rows: the first dimension is the row")
+        return leaf[rows.start : rows.stop]
+
+    return tree_map(cut, batch)
