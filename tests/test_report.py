@@ -39,7 +39,7 @@ def test_the_last_line_holds_what_was_promised_as_one_line_of_json() -> None:
     assert set(fields) >= PROMISED
     assert fields["assign"] == [3, 1]
     assert fields["seconds_per_step"] is None
-    assert fields["times"][1] == {"compute": 0.9, "communicate": 0.4, "wait": 0.1, "moved": 0, "wired": 0}
+    assert fields["times"][1] == {"compute": 0.9, "communicate": 0.4, "wait": 0.1, "moved": 0, "wired": 0, "framed": 0}
 
 
 def test_the_weights_come_home_and_may_be_read_again() -> None:

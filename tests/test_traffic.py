@@ -2,6 +2,7 @@
 
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,28 @@ def test_a_plan_that_cannot_be_is_refused_by_the_command_too() -> None:
     shown = CliRunner().invoke(main, ["plan", f"{JOBS}:gpt", "--plan", "nobody.toml"])
     assert shown.exit_code == 2
     assert "neither a known plan (data, slices, hybrid, pipeline) nor a file" in shown.stderr
+
+
+PLANS_AND_HOSTS = [
+    *[("cnn", plan, (2, 2), "none") for plan in ("data", "slices", "hybrid", "pipeline")],
+    *[("gpt", plan, (1, 2, 1), "none") for plan in ("data", "slices", "hybrid", "pipeline")],
+    ("cnn", "data", (1, 1), "int8@1"),
+    ("gpt", "data", (1, 2, 1), "int8@1"),
+]
+
+
+@pytest.mark.parametrize(("family", "plan", "hosts", "codec"), PLANS_AND_HOSTS)
+def test_the_bytes_between_hosts_are_those_of_the_plan(
+    family: str, plan: str, hosts: tuple[int, ...], codec: str, launcher: Launcher
+) -> None:
+    """Counted where they arrive. Headers and records, which do not grow with the model, are counted apart."""
+    options = {"plan": plan, "workers": sum(hosts), "hosts": hosts, "codec": codec}
+    counted = []
+    for steps in (1, 2):  # one step alone: the second one's; digest and times at the end are no part of a step
+        report = samestep.train(f"{JOBS}:{family}", transport="threads", steps=steps, launcher=launcher, **options)
+        counted.append([sum(getattr(t, kind) for t in report.times) for kind in ("moved", "wired", "framed")])
+    moved, wired, framed = (b - a for a, b in zip(*counted, strict=True))
+    asked = replace(request(family, plan, sum(hosts)), hosts=hosts, transport="threads", codec=codec)
+    said = launcher.outline(asked)
+    assert sum(said["moved"].values()) == pytest.approx(moved, rel=0.02)
+    assert sum(said["wired"].values()) == pytest.approx(wired - framed, rel=0.02)

@@ -7,16 +7,22 @@ if TYPE_CHECKING:
     from samestep.api import train
     from samestep.callbacks import JsonLines, TensorBoard
     from samestep.errors import Refused, SamestepError, TrainingFailed
+    from samestep.files import Files
     from samestep.job import Job
     from samestep.launch.own_loop import Trainer
     from samestep.metrics import Predictions, accuracy
+    from samestep.ordered import Ordered
+    from samestep.parquet import Parquet
     from samestep.plan import Plan
     from samestep.report import Report
 
 __version__ = "0.1.0"
 __all__ = [
+    "Files",
     "Job",
     "JsonLines",
+    "Ordered",
+    "Parquet",
     "Plan",
     "Predictions",
     "Refused",
@@ -30,8 +36,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Files": "samestep.files",
     "Job": "samestep.job",
     "JsonLines": "samestep.callbacks",
+    "Ordered": "samestep.ordered",
+    "Parquet": "samestep.parquet",
     "Plan": "samestep.plan",
     "Predictions": "samestep.metrics",
     "Refused": "samestep.errors",

@@ -5,30 +5,21 @@ number of shards. Before each `data[i]` the generators are keyed by (seed, epoch
 augmentation depends neither on loader workers nor on who loads.
 """
 
-import ctypes
-import multiprocessing.connection
-import os
-import signal
-import sys
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset
 
 from samestep import streams
+from samestep.columns import Column, RowNumbers, TensorRows
 from samestep.errors import JobRefused
+from samestep.loading import Collate, load
 from samestep.numerics import key
-from samestep.unnamed import share_without_names
-
-RowNumbers = Sequence[int] | Tensor  # a tensor is int64, 1-D
-Collate = Callable[[list[Any]], Any]
+from samestep.ordered import Ordered, OrderedRows
 
 
 @dataclass(frozen=True)
@@ -81,37 +72,6 @@ class Rows(Protocol):
         ...
 
 
-class TensorRows:
-    """Tensors or arrays whose first dimension is the row: one, a tuple, or a mapping by name."""
-
-    def __init__(self, data: Any, what: str = "data") -> None:
-        columns = list(data.values()) if isinstance(data, Mapping) else list(data)
-        if any(column.ndim == 0 for column in columns):
-            raise JobRefused(f"Job.{what} has a column without dimensions: the first dimension must be the row")
-        self.num_rows = len(columns[0])
-        for column in columns[1:]:
-            if len(column) != self.num_rows:
-                raise JobRefused(
-                    f"Job.{what} has columns of {self.num_rows} and {len(column)} rows: "
-                    "every tensor's first dimension must be the row"
-                )
-        self._data = data
-
-    def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
-        for _, rows in requests:
-            index = rows if isinstance(rows, Tensor) else torch.as_tensor(rows)
-            if isinstance(self._data, Mapping):
-                yield {name: _rows_of(column, index) for name, column in self._data.items()}
-            else:
-                yield tuple(_rows_of(column, index) for column in self._data)
-
-
-def _rows_of(column: Any, index: Tensor) -> Tensor:
-    if isinstance(column, Tensor):
-        return column.index_select(0, index)
-    return torch.from_numpy(np.asarray(column[index.numpy()]))
-
-
 class DatasetRows:
     """A map-style data set, through torch's DataLoader."""
 
@@ -122,51 +82,9 @@ class DatasetRows:
         self._num_loader_workers = num_loader_workers
 
     def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
-        # The sampler yields lists of (epoch, row); a data set may be indexed by anything.
+        # Lists of (epoch, row); a data set may be indexed by anything.
         samples = ([(epoch, int(row)) for row in rows] for epoch, rows in requests)
-        loader: DataLoader[Any] = DataLoader(
-            self._data,
-            batch_sampler=cast(Any, samples),
-            collate_fn=self._collate or _collated,
-            num_workers=self._num_loader_workers,
-            worker_init_fn=partial(_begin_loading, os.getpid()),
-            multiprocessing_context="fork" if self._num_loader_workers else None,
-        )
-        return _batches_of(iter(loader)) if self._num_loader_workers else iter(loader)
-
-
-def _batches_of(loader: Any) -> Iterator[Any]:
-    """Names the cause when a loader worker dies while it hands over a batch; torch does at other times."""
-    loader._data_queue = _Handover(loader._data_queue, loader._workers)
-    try:
-        yield from loader
-    except (ConnectionError, EOFError) as error:
-        if str(error).startswith("Caught "):  # the data set's own
-            raise
-        raise RuntimeError(f"a DataLoader worker died: {type(error).__name__}: {error}") from None
-
-
-class _Handover:
-    """The queue from the loader workers, which waits for the end of one that breaks off.
-
-    torch looks whether it has ended at once, finds it alive, and makes ten temporary files to see
-    whether too many are open. The signal of the end then comes in the midst, and leaves one behind.
-    """
-
-    GRACE = 5.0  # seconds that a process may take to end once its sockets are closed
-
-    def __init__(self, queue: Any, loaders: Sequence[Any]) -> None:
-        self._queue, self._loaders = queue, loaders
-
-    def get(self, timeout: float | None = None) -> Any:
-        try:
-            return self._queue.get(timeout=timeout)
-        except (ConnectionError, EOFError):
-            ended = multiprocessing.connection.wait([loader.sentinel for loader in self._loaders], self.GRACE)
-            for loader in self._loaders:
-                if loader.sentinel in ended:
-                    loader.join()
-            raise
+        return load(self._data, samples, self._collate, self._num_loader_workers)
 
 
 class _KeyedRows(Dataset[Any]):
@@ -179,57 +97,10 @@ class _KeyedRows(Dataset[Any]):
         return self._data[row]
 
 
-def _collated(samples: list[Any]) -> Any:
-    """torch's own way, which does not always say that it is shapes that it fails at."""
-    try:
-        return default_collate(samples)
-    except RuntimeError:
-        shapes = sorted({str(_shapes(sample)) for sample in samples})
-        if len(shapes) == 1:
-            raise
-        raise ValueError(
-            f"samples have different shapes, {shapes[0]} and {shapes[1]}: make them equal in the data set, "
-            "or join them in Job.collate_fn"
-        ) from None
-
-
-def _shapes(sample: Any) -> Any:
-    """The shapes of a sample's tensors and arrays, in its own form."""
-    if isinstance(sample, Mapping):
-        return {name: _shapes(part) for name, part in sample.items()}
-    if isinstance(sample, tuple | list):
-        return [_shapes(part) for part in sample]
-    return tuple(sample.shape) if hasattr(sample, "shape") else type(sample).__name__
-
-
-PR_SET_PDEATHSIG = 1
-
-
-def _begin_loading(parent: int, _loader: int) -> None:
-    """In a loader worker. It may be killed at any time, and then must not leave anything behind."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the wish was made
-        os._exit(1)
-    # Tensors are handed over through a socket, which lies in /tmp unless its address is an abstract one.
-    multiprocessing.connection.arbitrary_address = _abstract_address  # type: ignore[attr-defined]
-    sys.excepthook = _show_unless_alone
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
-    share_without_names()
-
-
-def _show_unless_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What the thread behind that socket says when the worker is killed is no news to anyone."""
-    if not isinstance(error, ConnectionError | EOFError):
-        sys.__excepthook__(kind, error, trace)
-
-
-def _abstract_address(_family: str) -> str:
-    return f"\0samestep-{os.getpid()}-{uuid.uuid4().hex}"
-
-
 def as_rows(data: Any, what: str, seed: int, collate: Collate | None, num_loader_workers: int) -> Rows:
     """Make rows of whatever the user gave. Raises JobRefused for what has no rows."""
+    if isinstance(data, Ordered):
+        return OrderedRows(data, what, seed, collate, num_loader_workers)
     columns = _columns(data, what)
     if columns is None:
         rows: Rows = DatasetRows(data, seed, collate, num_loader_workers)
@@ -239,7 +110,7 @@ def as_rows(data: Any, what: str, seed: int, collate: Collate | None, num_loader
             "leave collate_fn out, or give a data set"
         )
     else:
-        rows = TensorRows(columns, what)
+        rows = TensorRows(columns, what, num_loader_workers)
     if rows.num_rows == 0:
         raise JobRefused(f"Job.{what} has no rows: look at how it is loaded" + LEAVE_OUT * (what == "evaluate"))
     return rows
@@ -249,11 +120,11 @@ LEAVE_OUT = ", or leave it out"
 
 
 def _columns(data: Any, what: str) -> Any:
-    """A tuple or dict of tensors and arrays; None for a data set. Raises JobRefused for neither."""
-    if isinstance(data, Tensor | np.ndarray):
+    """A tuple or dict of tensors, arrays and columns on disk; None for a data set. Raises JobRefused for neither."""
+    if isinstance(data, Tensor | np.ndarray | Column):
         data = (data,)
     parts = data.values() if isinstance(data, Mapping) else data if isinstance(data, tuple | list) else []
-    strangers = [type(part).__name__ for part in parts if not isinstance(part, Tensor | np.ndarray)]
+    strangers = [type(part).__name__ for part in parts if not isinstance(part, Tensor | np.ndarray | Column)]
     for part in parts:
         if isinstance(part, np.ndarray) and part.dtype.kind not in "biufc":
             raise JobRefused(
@@ -270,6 +141,7 @@ def _columns(data: Any, what: str) -> Any:
     if isinstance(data, IterableDataset | str | bytes) or not is_map_style:
         raise JobRefused(
             f"Job.{what} is a {type(data).__name__}, whose rows cannot be taken by number: give tensors, arrays, "
-            "or a map-style data set with __len__ and __getitem__"
+            "a map-style data set with __len__ and __getitem__, or declare the order of an iterable one with "
+            "samestep.Ordered(make, num_rows)"
         )
     return None

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn, optim
 
-from samestep.data import Collate, RowOrder, as_rows
+from samestep.data import RowOrder, as_rows
 from samestep.errors import JobRefused
+from samestep.loading import Collate
 from samestep.loss import Objective
 from samestep.metrics import Metric, Predictions
 from samestep.numerics import PRECISIONS, default_shards
+from samestep.ordered import Ordered
 
 Callback = Callable[[int, float, Mapping[str, float]], None]
 """`callback(step, loss, metrics)`: called in worker 0 after every step; `metrics` is empty but after
@@ -29,9 +31,11 @@ class Job:
     optimizer: `optimizer(params)` over the real parameters, a list; it may make groups of them.
     scheduler: `scheduler(optimizer)`; stepped once per optimizer step.
     clip_grad_norm: largest 2-norm of the gradient of the whole model.
-    data: a tuple of tensors or arrays (memory-mapped too) with rows first, a mapping of them, or a
-        map-style data set. `collate_fn` and `num_loader_workers` serve the latter. None: the batches come
-        from a loop of the user's own (`Trainer.step`).
+    data: a tuple of tensors, arrays (memory-mapped too) or `Files` with rows first, a mapping of them, `Parquet`,
+        a map-style data set, or `Ordered` (docs/data.md). None: the batches come from a loop of the user's
+        own (`Trainer.step`).
+    collate_fn: joins samples of a data set.
+    num_loader_workers: processes per worker that load ahead what is not in memory.
     shuffle, drop_last: as in torch's DataLoader.
     batch_size: rows of the whole batch, over all workers.
     epochs, steps: the length of training; the shorter one holds, one epoch if neither is given.
@@ -100,6 +104,11 @@ class Job:
             raise JobRefused(
                 f"a batch of {self.batch_size} rows is larger than the data set of {rows} rows: "
                 f"set batch_size to at most {rows}"
+            )
+        if isinstance(self.data, Ordered) and self.shuffle:
+            raise JobRefused(
+                "Job.data is Ordered, whose rows come in an order of their own, and Job.shuffle is True: set "
+                "shuffle=False (to shuffle, let make do it with a generator seeded by the epoch)"
             )
         shards = self.resolved_shards()
         if shards > self.batch_size:

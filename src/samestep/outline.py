@@ -16,6 +16,7 @@ class Outline:
     parameters: Sequence[int]  # bytes of parameters that each worker computes with
     updated: Sequence[int]  # bytes of parameters that each worker updates
     moved: Mapping[str, int]  # bytes of tensors per step with a full batch, by cause
+    wired: Mapping[str, int]  # those of them that go from host to host
     memory: Sequence[Mapping[str, int]]  # bytes that each worker needs, by what for
     drawing: str
     svg: str
@@ -29,9 +30,15 @@ class Outline:
             f"needs {mega(sum(needs.values()))} ({', '.join(f'{what} {mega(n)}' for what, n in needs.items())})"
             for rank, (used, own, needs) in enumerate(zip(self.parameters, self.updated, self.memory, strict=True))
         ]
-        causes = ", ".join(f"{cause} {mega(nbytes)}" for cause, nbytes in self.moved.items())
-        lines.append(f"moved per step: {mega(sum(self.moved.values()))} ({causes})")
+        lines.append(f"moved per step: {by_cause(self.moved)}")
+        if any(self.wired.values()):
+            lines.append(f"of that between hosts: {by_cause(self.wired)}")
         return "\n".join([*lines, "", self.drawing] if draw else lines)
+
+
+def by_cause(nbytes: Mapping[str, int]) -> str:
+    causes = ", ".join(f"{cause} {mega(count)}" for cause, count in nbytes.items())
+    return f"{mega(sum(nbytes.values()))} ({causes})"
 
 
 def mega(nbytes: int) -> str:

@@ -12,7 +12,7 @@ from samestep.outline import Outline, mega
 from samestep.parallel.footprint import Footprint, footprint, state_per_element
 from samestep.parallel.network import Way
 from samestep.parallel.traffic import traffic
-from samestep.parallelize import Prepared, first_shard, hollow, homes_of, pieces_of
+from samestep.parallelize import Prepared, edges_of, first_shard, hollow, homes_of, pieces_of
 from samestep.plan import Plan
 from samestep.schedule.actions import Schedule
 from samestep.schedule.checker import check
@@ -31,6 +31,9 @@ def outline(job: Job, plan: Plan, prepared: Prepared, whole: Mapping[str, str], 
     homes = homes_of(prepared, plan)
     pieces = pieces_of(prepared, plan, homes, hosts)
     entries = prepared.layout.entries
+    rows = [len(part) for part in shard_rows(job.batch_size, num_shards)]
+    edges = edges_of(plan, prepared.layout)
+    moved, wired = traffic(plan, prepared.structure, prepared.layout, homes, pieces, rows, hosts, edges)
     return Outline(
         str(plan),
         whole,
@@ -39,16 +42,8 @@ def outline(job: Job, plan: Plan, prepared: Prepared, whole: Mapping[str, str], 
             for rank in range(plan.workers)
         ),
         tuple(sum((p.stop - p.start) * entries[p.entry].param.element_size() for p in owned) for owned in pieces),
-        asdict(
-            traffic(
-                plan,
-                prepared.structure,
-                prepared.layout,
-                homes,
-                pieces,
-                [len(part) for part in shard_rows(job.batch_size, num_shards)],
-            )
-        ),
+        asdict(moved),
+        asdict(wired),
         [asdict(found) for found in footprints(job, plan, prepared, schedules, hosts)],
         text_of(grid, schedules),
         svg_of(grid, schedules),

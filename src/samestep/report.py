@@ -12,13 +12,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerTime:
-    """Seconds of one worker over a run, bytes of tensors that it got from others, bytes that came from other hosts."""
+    """Seconds of one worker over a run, bytes of tensors that it got from others.
+
+    wired: bytes that came from other hosts; framed: of these, headers and small records.
+    """
 
     compute: float
     communicate: float
     wait: float
     moved: int = 0
     wired: int = 0
+    framed: int = 0
 
 
 @dataclass(frozen=True)

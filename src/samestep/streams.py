@@ -14,7 +14,7 @@ OTHERS = 4 * (628 + 624) + 16  # bytes of Python's and NumPy's generators in a s
 def enter(*parts: int | str) -> None:
     """Start the stream named by `parts` in torch's, Python's and NumPy's default generators.
 
-    Streams in use: (seed, "model"), (seed, "step", t, shard), (seed, "row", epoch, row),
+    Streams in use: (seed, "model"), (seed, "step", t, shard), (seed, "row", epoch, row), (seed, "order", epoch),
     (seed, "evaluate", t, piece), (seed, "slice", t, set, layer, k).
     """
     value = key(*parts)

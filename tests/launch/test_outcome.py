@@ -38,7 +38,16 @@ STEPS: list[Event] = [
     {"event": "steps", "steps": [[2, 1.5, 0.1]]},
 ]
 TIMES: list[Event] = [
-    {"event": "worker", "rank": rank, "compute": 1.0 + rank, "communicate": 0.5, "wait": 0.25, "moved": 7, "wired": 0}
+    {
+        "event": "worker",
+        "rank": rank,
+        "compute": 1.0 + rank,
+        "communicate": 0.5,
+        "wait": 0.25,
+        "moved": 7,
+        "wired": 0,
+        "framed": 0,
+    }
     for rank in range(3)
 ]
 FINISHED: Event = {

@@ -75,7 +75,16 @@ def test_metrics_and_warnings_have_lines_of_their_own() -> None:
 
 def test_events_that_are_not_for_people_show_nothing() -> None:
     quiet: list[dict[str, Any]] = [
-        {"event": "worker", "rank": 0, "compute": 1.0, "communicate": 1.0, "wait": 1.0, "moved": 0, "wired": 0},
+        {
+            "event": "worker",
+            "rank": 0,
+            "compute": 1.0,
+            "communicate": 1.0,
+            "wait": 1.0,
+            "moved": 0,
+            "wired": 0,
+            "framed": 0,
+        },
         {"event": "failed", "rank": 0, "message": "x"},
     ]
     assert shown(*quiet) == ""

@@ -46,7 +46,12 @@ class Outcome:
                 self.step = event["steps"][-1][0] + 1
             case "worker":
                 self.times[event["rank"]] = WorkerTime(
-                    event["compute"], event["communicate"], event["wait"], event["moved"], event["wired"]
+                    event["compute"],
+                    event["communicate"],
+                    event["wait"],
+                    event["moved"],
+                    event["wired"],
+                    event["framed"],
                 )
             case "finished":
                 self.finished = event

@@ -28,7 +28,8 @@ class Counted:
     """Bytes that one worker got from others."""
 
     moved: int = 0  # of tensors that other workers computed and this one read
-    wired: int = 0  # that came from other hosts, headers and records included
+    wired: int = 0  # that came from other hosts, all in all
+    framed: int = 0  # of these, headers and records
 
 
 class Transport(Protocol):

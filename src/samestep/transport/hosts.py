@@ -28,7 +28,7 @@ from samestep.transport.links import Links, Pending
 from samestep.transport.strides import empty_from, header, payload
 
 RECORDS, SENT, MOVED, FREE = 0, 1, 2, 3  # tags; those from FREE on are for whoever uses the links
-FRAME = 1024  # bytes of a frame: what is short travels in one
+FRAMES = {RECORDS: 1024, SENT: 128, MOVED: 128}  # bytes of a frame, by tag: what is short travels in one
 HEAD = struct.Struct("<QQ")  # epoch, bytes of the record
 UNDERWAY = 1 << 30  # bytes of copies that may be under way; a schedule's bounded buffers stay far below
 
@@ -142,11 +142,12 @@ class HostsTransport:
 
     def _give_bytes(self, record: bytes, peer: int, tag: int) -> None:
         frame = HEAD.pack(self._epoch, len(record)) + record
-        for part in [frame[:FRAME].ljust(FRAME, b"\0"), *([frame[FRAME:]] if len(frame) > FRAME else [])]:
+        size = FRAMES[tag]
+        for part in [frame[:size].ljust(size, b"\0"), *([frame[size:]] if len(frame) > size else [])]:
             self._post(torch.frombuffer(bytearray(part), dtype=torch.uint8), peer, tag)
 
     def _take_bytes(self, peers: Sequence[int], tag: int) -> list[bytes]:
-        frames = [torch.empty(FRAME, dtype=torch.uint8) for _ in peers]
+        frames = [torch.empty(FRAMES[tag], dtype=torch.uint8) for _ in peers]
         self._wait([self._links.expect(frame, peer, tag) for frame, peer in zip(frames, peers, strict=True)])
         found = []
         for frame, peer in zip(frames, peers, strict=True):
@@ -157,14 +158,18 @@ class HostsTransport:
                     f"worker {peer} speaks in epoch {epoch} of the run, worker {self.rank} is in {self._epoch}: "
                     "a worker of an earlier start still runs; stop it"
                 )
-            self.counted.wired += FRAME
-            if (rest := length + HEAD.size - FRAME) > 0:
+            self._count_frame(len(text))
+            if (rest := length + HEAD.size - len(text)) > 0:
                 more = torch.empty(rest, dtype=torch.uint8)
                 self._wait([self._links.expect(more, peer, tag)])
                 text += more.numpy().tobytes()
-                self.counted.wired += rest
+                self._count_frame(rest)
             found.append(text[HEAD.size : HEAD.size + length])
         return found
+
+    def _count_frame(self, nbytes: int) -> None:
+        self.counted.wired += nbytes
+        self.counted.framed += nbytes
 
     def _post(self, flat: Tensor, peer: int, tag: int) -> None:
         self._copies.append((self._links.post(flat, peer, tag), len(flat)))
