@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from samestep.data import DatasetRows, RowOrder, TensorRows, _Handover, as_rows
+from samestep.columns import TensorRows
+from samestep.data import DatasetRows, RowOrder, as_rows
 from samestep.errors import JobRefused
+from samestep.loading import _Handover
 
 orders = st.builds(
     RowOrder,

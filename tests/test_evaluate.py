@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samestep.data import TensorRows
+from samestep.columns import TensorRows
 from samestep.errors import JobRefused
 from samestep.evaluate import evaluate
 from samestep.loss import Objective

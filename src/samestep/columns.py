@@ -44,7 +44,7 @@ class Column(ABC):
         rows = np.arange(*key.indices(len(self))) if isinstance(key, slice) else np.asarray(key)
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
             raise IndexError(f"rows are taken by whole numbers in one dimension, not by {rows.dtype} {rows.shape}")
-        if rows.size and not (0 <= rows.min() and rows.max() < len(self)):
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}, which count from 0")
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)
         parts = np.searchsorted(self._starts, rows, side="right") - 1
@@ -111,7 +111,8 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Kept(Generic[K, V]):

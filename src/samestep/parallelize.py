@@ -89,6 +89,7 @@ class Shared:
     parameters: Tensor
     slots: Sequence[Sequence[Tensor]]  # per worker
     boards: Sequence[Tensor]  # per shard
+    folded: Tensor  # per worker and entry: in which step its gradients were folded last
 
 
 def prepare(job: Job, model: nn.Module, initial: Recording | None = None) -> Prepared:
@@ -287,7 +288,8 @@ def share(
         slots[rank] = [fabric.memory(layout.nbytes) for _ in range(num_published(plan, homes, rank))]
     board = buffer_starts(list(prepared.model.buffers()))[-1]
     boards = [fabric.memory(board) for _ in range(plan.numerics.shards)]
-    return Shared(parameters, slots, boards)
+    folded = fabric.memory(plan.workers * len(layout.entries)).view(plan.workers, len(layout.entries))
+    return Shared(parameters, slots, boards, folded)
 
 
 def bind(prepared: Prepared, shared: Shared) -> None:
@@ -334,7 +336,7 @@ def take_part(
     if transport.links is not None:
         stretches = Stretches(layout, homes, transport.hosts, pieces)
         between = BetweenHosts(
-            layout, homes, transport, stretches, pieces[rank], shared.slots, shared.parameters, edges
+            layout, homes, transport, stretches, pieces[rank], shared.slots, shared.parameters, shared.folded, edges
         )
         gradients.when_folded = between.ready
     update = ShardedUpdate(prepared.optimizer, layout, pieces[rank])

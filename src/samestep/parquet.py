@@ -72,17 +72,19 @@ class Parquet(Mapping[str, Column]):
 
 
 def _headers(paths: Sequence[Path], columns: Sequence[str] | None) -> list[Any]:
-    question = json.dumps({"paths": [*map(str, paths)], "columns": None if columns is None else [*columns]})
-    reader = Path(__file__).with_name("parquet_headers.py")
-    done = subprocess.run(
-        [sys.executable, "-P", str(reader)], input=question, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise JobRefused(f"the process that reads what Parquet files say of themselves failed: {done.stderr}")
-    found = json.loads(done.stdout)
+    found = _told({"paths": [*map(str, paths)], "columns": None if columns is None else [*columns]})
     if isinstance(found, dict):
         raise JobRefused(f"{found['path']} cannot be read: {found['error']}")
     return list(found)
+
+
+def _told(question: dict[str, Any]) -> Any:
+    """What parquet_headers.py answers."""
+    command = [sys.executable, "-P", str(Path(__file__).with_name("parquet_headers.py"))]
+    done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise JobRefused(f"the process that reads what Parquet files say of themselves failed: {done.stderr}")
+    return json.loads(done.stdout)
 
 
 class _Groups:
@@ -116,9 +118,13 @@ class _Groups:
             return np.asarray(found).reshape(self.lengths[number], *row_shape)
         except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
             raise TrainingFailed(
-                f"column {name!r} of row group {group} of {path} cannot be read: {str(error).splitlines()[0]}; mend the "
-                "file, and resume from the last checkpoint"
+                f"column {name!r} of row group {group} of {path} cannot be read: {_line(error)}; mend "
+                "the file, and resume from the last checkpoint"
             ) from None
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip("'").partition("\n")[0]
 
 
 class _ParquetColumn(Column):

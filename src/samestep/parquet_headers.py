@@ -10,6 +10,7 @@ import json
 import sys
 from typing import Any
 
+import numpy
 import pyarrow
 import pyarrow.parquet
 
@@ -42,7 +43,7 @@ def form(name: str, kind: Any) -> list[Any]:
             f"column {name!r} is {kind}, which is no tensor: make numbers or fixed-size lists of numbers of it, or "
             "leave it out with columns="
         )
-    return ["bool" if types.is_boolean(inner) else str(inner).replace("halffloat", "float16"), shape]
+    return [numpy.dtype(inner.to_pandas_dtype()).name, shape]
 
 
 def answer(question: dict[str, Any]) -> Any:

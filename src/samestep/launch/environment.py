@@ -20,6 +20,7 @@ PINNED = {
     "OPENBLAS_NUM_THREADS": "1",
     "NUMEXPR_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow's heap would start a thread when it is imported
     # Workers are CPU workers; a CUDA context does not survive a fork.
     "CUDA_VISIBLE_DEVICES": "",
     # Sets of strings iterate in the same order in every run.

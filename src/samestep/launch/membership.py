@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -34,6 +35,8 @@ OWN = ("run", "folder", "path", "file", "default_workers", "plan")
 stores: Any = dist  # torch does not list its stores among its public names
 CALLS = itertools.count()
 """How often this process has trained: the next run reads nothing of the one before."""
+OPEN: dict[World, Any] = {}
+"""Where this process has met others before: worker 0 still holds that store, and they meet there again."""
 
 
 @dataclass
@@ -122,39 +125,77 @@ def connect(world: World, timeout: float) -> Any:
         store = store.clone()  # a connection of its own, with a timeout of its own
         store.set_timeout(timedelta(seconds=timeout))
         return store
+    if world in OPEN:
+        return OPEN[world]
+    end = time.monotonic() + timeout
+    family, kind, _, _, place = resolved(world, end)
     opens = world.rank == 0 and not world.joins_store
-    end = listening(world) if opens else None
+    door = listening(world, family, kind, place) if opens else None
     try:
-        return stores.TCPStore(
+        if not opens:
+            wait_for_door(family, kind, place, end)
+        OPEN[world] = stores.TCPStore(
             world.address,
             world.port,
             is_master=opens,
             timeout=timedelta(seconds=timeout),
             wait_for_workers=False,
-            master_listen_fd=None if end is None else end.detach(),
+            master_listen_fd=None if door is None else door.detach(),
         )
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise TrainingFailed(
             f"worker {world.rank} on host {socket.gethostname()} found nobody at {world.address}:{world.port} within "
             f"{timeout:g} s ({str(error).splitlines()[0]}): worker 0 must run at that address "
             "(MASTER_ADDR, MASTER_PORT)"
         ) from None
+    return OPEN[world]
 
 
-def listening(world: World) -> socket.socket:
+PAUSE = 0.05  # seconds between attempts
+
+
+def resolved(world: World, end: float) -> tuple[Any, ...]:
+    """What the address stands for. Raises PlanRefused. The name of a new pod may take its time to be known."""
+    while True:
+        try:
+            return socket.getaddrinfo(world.address, world.port, type=socket.SOCK_STREAM)[0]
+        except OSError as error:
+            if world.launcher != "Kubernetes" or time.monotonic() > end:
+                raise PlanRefused(
+                    f"worker {world.rank} on host {socket.gethostname()} does not know the host {world.address} "
+                    f"(MASTER_ADDR), where {world.launcher} lets the workers meet: {error.strerror or error}; set "
+                    "MASTER_ADDR to an address of worker 0's host that every host knows"
+                ) from None
+        time.sleep(PAUSE)
+
+
+def wait_for_door(family: int, kind: int, place: Any, end: float) -> None:
+    """Until somebody listens there; torch's store would print pages of C++ frames meanwhile. Raises OSError."""
+    while True:
+        with socket.socket(family, kind) as knock:
+            knock.settimeout(max(end - time.monotonic(), PAUSE))
+            try:
+                return knock.connect(place)
+            except OSError:
+                if time.monotonic() > end:
+                    raise
+        time.sleep(PAUSE)
+
+
+def listening(world: World, family: int, kind: int, place: Any) -> socket.socket:
     """A socket for the store. Raises PlanRefused when the address is not this host's or the port is taken."""
+    door = socket.socket(family, kind)
     try:
-        family, kind, _, _, place = socket.getaddrinfo(world.address, world.port, type=socket.SOCK_STREAM)[0]
-        end = socket.socket(family, kind)
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        end.bind(place)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(place)
+        door.listen()
     except OSError as error:
+        door.close()
         raise PlanRefused(
             f"worker 0 cannot listen at {world.address}:{world.port} (MASTER_ADDR, MASTER_PORT) on host "
             f"{socket.gethostname()}: {error.strerror or error}; name an address of worker 0's host and a free port"
         ) from None
-    end.listen()
-    return end
+    return door
 
 
 def own_address(world: World) -> str:

@@ -8,6 +8,7 @@
 Only what a host's workers have brought together leaves it; see `stretches.py` for who sends what.
 """
 
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +28,7 @@ from samestep.transport.links import Links
 from samestep.tree import Node, fold_plan, promoted
 
 Source = tuple[Node, Tensor]  # a partial sum: of which node, 1-D
+IN_ORDER = platform.machine() in ("x86_64", "AMD64")  # other processors see a core's writes in order
 VALUES = FREE
 SUMS = FREE + (1 << 20)  # tags of the parcels with values, of those with sums
 
@@ -57,7 +59,7 @@ class Route:
     """What one worker sends and gets in a step with a certain number of shards."""
 
     outgoing: list[Parcel] = field(default_factory=list)
-    needs: dict[int, set[int]] = field(default_factory=dict)  # entries of the parcels that are this worker's alone
+    needs: list[set[int]] = field(default_factory=list)  # the entries in each of them
     incoming: list[Parcel] = field(default_factory=list)
     prepare: dict[int, list[Callable[[], object]]] = field(default_factory=dict)  # before an entry's sums leave
     unpack: list[Callable[[], None]] = field(default_factory=list)  # when all has come
@@ -79,9 +81,11 @@ class BetweenHosts:
         pieces: Sequence[Piece],
         slots: Sequence[Sequence[Tensor]],
         values: Tensor,
+        folded: Tensor,
         edges: Edges | None = None,
     ) -> None:
-        """pieces: what this worker updates. edges: of the reduction tree, that a codec applies to."""
+        """pieces: what this worker updates. folded: (workers, entries) uint8, in memory of the host. edges: of the
+        reduction tree, that a codec applies to."""
         assert transport.links is not None, "several hosts have links"
         self._links: Links = transport.links
         self._layout, self._homes, self._transport = layout, homes, transport
@@ -95,8 +99,10 @@ class BetweenHosts:
                 self._pieces.setdefault(entry, []).append(Piece(entry, piece.start, piece.stop))
         self._routes: dict[int, Route] = {}
         self._route = Route()
-        self._alone = {i for i, home in enumerate(homes) if self._near() & {*home.workers} == {transport.rank}}
-        self._ready: set[int] = set()
+        self._folded, self._step = folded.numpy(), 0
+        near = self._near()
+        self._with = [sorted(near.intersection(home.workers)) for home in homes]  # workers of this host, per entry
+        self._ready: set[int] = set()  # entries whose sums may leave
         self._posted: set[int] = set()
 
     def begin(self, num_shards: int) -> None:
@@ -105,17 +111,28 @@ class BetweenHosts:
         self._route = self._routes[num_shards]
         self._ready.clear()
         self._posted.clear()
+        self._step = self._step % 255 + 1
         for parcel in self._route.incoming:
             parcel.expect(self._links)
 
     def ready(self, entry: int) -> None:
-        """This worker's own gradients of an entry are folded."""
-        if entry not in self._alone:
-            return
-        self._prepare(entry)
-        for number, needs in self._route.needs.items():
-            if number not in self._posted and entry in needs and needs <= self._ready:
-                self._post(number)
+        """This worker's own gradients of an entry are folded. What all workers of the host have folded may leave."""
+        self._folded[self._transport.rank, entry] = self._step
+        for number, needs in enumerate(self._route.needs):
+            if number in self._posted:
+                continue
+            if not all(other in self._ready or self._is_folded(other) for other in needs):
+                return  # parcels leave in the order in which gradients come
+            for other in needs - self._ready:
+                self._prepare(other)
+            self._post(number)
+
+    def _is_folded(self, entry: int) -> bool:
+        """Whether by all workers of this host. Elsewhere than on x86, a mark may be seen before what it stands for."""
+        others = self._with[entry]
+        if len(others) > 1 and not IN_ORDER:
+            return False
+        return bool((self._folded[others, entry] == self._step).all())
 
     def finish(self) -> None:
         """Call it when all workers of the host have published."""
@@ -215,10 +232,9 @@ class BetweenHosts:
         incoming = partial(self._incoming, route, num_shards)
         outgoing = partial(self._outgoing, route, num_shards)
         route.incoming = [parcel for parcel, _ in self._parcels(gradients, SUMS, incoming, sends=False)]
-        for number, (parcel, entries) in enumerate(self._parcels(gradients, SUMS, outgoing, sends=True)):
+        for parcel, entries in self._parcels(gradients, SUMS, outgoing, sends=True):
             route.outgoing.append(parcel)
-            if entries <= self._alone:
-                route.needs[number] = entries
+            route.needs.append(entries)
         return route
 
     def _joining(self, route: Route, piece: Piece, num_shards: int) -> Iterator[Callable[[], object]]:

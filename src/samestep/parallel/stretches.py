@@ -4,8 +4,8 @@ Partial sums are brought together within a host first, in the tree's order; betw
 the tree that a host holds goes once to everyone who updates that stretch:
 
     up to two hosts   every host updates every stretch: each gives its sums to the other
-    three and more    one worker of all owns a stretch: the others give it their sums, and get the
-                      new values back
+    three and more    one worker of all owns a stretch: the other hosts give it their sums, and get
+                      the new values back
 
     host 0                                    host 1
     worker 0 owns [0,k)  -- sums of [0,k) --> worker 2 owns [0,k)
@@ -79,26 +79,28 @@ class Stretches:
         for entry, _ in layout.owners():
             users = {hosts[rank] for name in (entry, *layout.aliases(entry)) for rank in homes[name].workers}
             for host in self._workers:
-                if host not in self._of_entry.get(entry, {}):
+                if host not in self._of_entry.get(entry, {}) or not self._swapped(entry):
                     (self.values if host in users else self.everywhere).extend(self._values(entry, host))
 
+    def _swapped(self, entry: int) -> bool:
+        """Whether each of two hosts updates all of an entry; else one host does, or each of several a part."""
+        return len(by_host(self._homes[entry].workers, self._hosts)) == 2
+
     def _gradients(self, entry: int) -> Iterable[Stretch]:
-        owned = self._of_entry.get(entry, {})
+        owned, swapped = self._of_entry.get(entry, {}), self._swapped(entry)
         for name in (entry, *self._layout.aliases(entry)):
             for host, workers in by_host(self._homes[name].workers, self._hosts).items():
-                foreign = [
-                    (i, *own) for other, pieces in owned.items() if other != host for i, own in enumerate(pieces)
-                ]
-                for i, owner, piece in foreign:
-                    # Several hosts that want the same sums get them from the same worker, which adds them up once.
-                    speaker = workers[(i if len(owned) == 1 else entry) % len(workers)]
+                foreign = [own for other, pieces in owned.items() if other != host for own in pieces]
+                for i, (owner, piece) in enumerate(foreign):
+                    # Two hosts that want the same sums get them from the same worker, which adds them up once.
+                    speaker = workers[(entry if swapped else i) % len(workers)]
                     for sender, start, stop in self._spoken(host, speaker, piece):
                         yield Stretch(sender, owner, name, start, stop)
 
     def _spoken(self, host: int, speaker: int, piece: Piece) -> Iterable[tuple[int, int, int]]:
         """Who of `host` brings its sums of a piece together and sends them: its own owners, else the speaker."""
         own = self._of_entry.get(piece.entry, {}).get(host)
-        if own is None:
+        if own is None or not self._swapped(piece.entry):
             yield speaker, piece.start, piece.stop
             return
         for sender, other in own:
@@ -107,8 +109,9 @@ class Stretches:
                 yield sender, start, stop
 
     def _values(self, entry: int, host: int) -> Iterable[Stretch]:
-        """New values for a host that does not make them itself, from the first one that does."""
-        pieces = next(iter(self._of_entry.get(entry, {}).values()), [])
+        """New values for a host that does not make them itself: of two that make the same, from the first one."""
+        owned = list(self._of_entry.get(entry, {}).items())
+        makers = [pieces for other, pieces in (owned[:1] if self._swapped(entry) else owned) if other != host]
         workers = self._workers[host]
-        for i, (owner, piece) in enumerate(pieces):
+        for i, (owner, piece) in enumerate(own for pieces in makers for own in pieces):
             yield Stretch(owner, workers[i % len(workers)], entry, piece.start, piece.stop)

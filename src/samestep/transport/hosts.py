@@ -15,7 +15,6 @@ cannot be taken for this one's.
 import json
 import struct
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -28,9 +27,8 @@ from samestep.transport.links import Links, Pending
 from samestep.transport.strides import empty_from, header, payload
 
 RECORDS, SENT, MOVED, FREE = 0, 1, 2, 3  # tags; those from FREE on are for whoever uses the links
-FRAMES = {RECORDS: 1024, SENT: 128, MOVED: 128}  # bytes of a frame, by tag: what is short travels in one
+FRAMES = {RECORDS: 1024, SENT: 128, MOVED: 512}  # bytes of a frame, by tag: what is short travels in one
 HEAD = struct.Struct("<QQ")  # epoch, bytes of the record
-UNDERWAY = 1 << 30  # bytes of copies that may be under way; a schedule's bounded buffers stay far below
 
 
 class HostsTransport:
@@ -43,10 +41,15 @@ class HostsTransport:
         self._links = links
         self._local, self._epoch = local, epoch
         self._near = [peer for peer in range(self.size) if hosts[peer] == hosts[rank]]
-        self._copies: deque[tuple[Pending, int]] = deque()
+        self._copies: list[Pending] = []  # what is under way, since the last exchange of all
+        self._older: list[Pending] = []  # and before it
 
     def exchange(self, record: bytes, ranks: Sequence[int] | None = None) -> list[bytes]:
         group = range(self.size) if ranks is None else ranks
+        if ranks is None:
+            # Whoever came to the last exchange has taken what was sent before the one before it.
+            self._wait(self._older)
+            self._older, self._copies = self._copies, []
         near = [peer for peer in group if self.hosts[peer] == self.hosts[self.rank]]
         own = self._exchange_near(record, near)
         if len(near) == len(group):
@@ -74,15 +77,30 @@ class HostsTransport:
         if peer in self._near:
             with self._named():
                 return self._local.receive(self._near.index(peer))
-        return self._take([peer], SENT)[0]
+        return self._take(peer, SENT)
 
     def move(
         self, group: Sequence[int], outgoing: Sequence[tuple[int, Tensor]], sources: Sequence[int]
     ) -> list[Tensor]:
+        """Headers first, then each expects before it posts: gloo then sends both ways at once."""
         near = [peer for peer in group if peer in self._near]
+        gives: dict[int, list[Tensor]] = {}
         for peer, tensor in outgoing:
             if peer not in near:
-                self._give(tensor, peer, MOVED)
+                gives.setdefault(peer, []).append(tensor)
+        far = [peer for peer in sources if peer not in near]
+        for peer, tensors in gives.items():
+            self._give_bytes(joined([header(tensor) for tensor in tensors]), peer, MOVED)
+        writers = list(dict.fromkeys(far))
+        described = {w: parted(text) for w, text in zip(writers, self._take_bytes(writers, MOVED), strict=True)}
+        coming = {writer: [empty_from(text) for text in texts] for writer, texts in described.items()}
+        under_way = [
+            self._links.expect(flat, writer, MOVED) for writer in writers for _, flat in coming[writer] if len(flat)
+        ]
+        for peer, tensors in gives.items():
+            for tensor in tensors:
+                if len(flat := payload(tensor)):
+                    self._post(flat.clone(), peer, MOVED)
         found: list[Tensor] = []
         if len(near) > 1:
             place = self._near.index
@@ -92,8 +110,12 @@ class HostsTransport:
                     [(place(peer), tensor) for peer, tensor in outgoing if peer in near],
                     [place(peer) for peer in sources if peer in near],
                 )
-        from_near, from_far = iter(found), iter(self._take([peer for peer in sources if peer not in near], MOVED))
-        return [next(from_near if peer in near else from_far) for peer in sources]
+        self._wait(under_way)
+        for _, flat in (pair for writer in writers for pair in coming[writer]):
+            self.counted.moved += len(flat)
+            self.counted.wired += len(flat)
+        from_near, from_far = iter(found), {writer: iter(pairs) for writer, pairs in coming.items()}
+        return [next(from_near) if peer in near else next(from_far[peer])[0] for peer in sources]
 
     def close(self) -> None:
         self._links.close()
@@ -124,21 +146,14 @@ class HostsTransport:
         if len(flat):
             self._post(flat.clone(), peer, tag)
 
-    def _take(self, peers: Sequence[int], tag: int) -> list[Tensor]:
-        """The next tensor from each of `peers`; a peer may be named several times."""
-        found: list[Tensor] = []
-        if len(set(peers)) < len(peers):  # its second header comes after the first one's bytes
-            return [self._take([peer], tag)[0] for peer in peers]
-        coming: list[Pending] = []
-        for peer, described in zip(peers, self._take_bytes(peers, tag), strict=True):
-            tensor, flat = empty_from(described)
-            if len(flat):
-                coming.append(self._links.expect(flat, peer, tag))
-            found.append(tensor)
-            self.counted.moved += tensor.numel() * tensor.element_size()
-            self.counted.wired += len(flat)
-        self._wait(coming)
-        return found
+    def _take(self, peer: int, tag: int) -> Tensor:
+        """The next tensor that `peer` gave."""
+        tensor, flat = empty_from(self._take_bytes([peer], tag)[0])
+        if len(flat):
+            self._wait([self._links.expect(flat, peer, tag)])
+        self.counted.moved += tensor.numel() * tensor.element_size()
+        self.counted.wired += len(flat)
+        return tensor
 
     def _give_bytes(self, record: bytes, peer: int, tag: int) -> None:
         frame = HEAD.pack(self._epoch, len(record)) + record
@@ -172,9 +187,7 @@ class HostsTransport:
         self.counted.framed += nbytes
 
     def _post(self, flat: Tensor, peer: int, tag: int) -> None:
-        self._copies.append((self._links.post(flat, peer, tag), len(flat)))
-        while sum(size for _, size in self._copies) > UNDERWAY:
-            self._wait([self._copies.popleft()[0]])
+        self._copies.append(self._links.post(flat, peer, tag))
 
     def _wait(self, coming: Sequence[Pending]) -> None:
         began = time.perf_counter()
