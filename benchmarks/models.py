@@ -93,6 +93,25 @@ def wide_gpt() -> nn.Module:
     return GPT(d=1024)
 
 
+class TiedGPT(GPT):
+    """The head's weight is the embedding's."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.head.weight = self.tokens.weight
+
+
+def words(vocabulary: int = 32_000) -> tuple[Tensor, Tensor]:
+    rows = torch.randint(0, vocabulary, (256, 129))
+    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+def wide_cnn() -> nn.Module:
+    """The CNN with 1,024 hidden features: 8.8 M parameters, of which 8.4 M are in the head's first layer."""
+    layers = list(cnn())[:-3]
+    return nn.Sequential(*layers, nn.Linear(8192, 1024), nn.ReLU(), nn.Linear(1024, 10))
+
+
 MODELS = {
     "mlp": (mlp, lambda: images(784), nn.CrossEntropyLoss(), 128),
     "cnn": (cnn, lambda: images(3, 32, 32), nn.CrossEntropyLoss(), 64),
@@ -102,6 +121,9 @@ MODELS = {
     "gpt-deep": (deep_gpt, texts, token_loss, 16),
     "gpt-deep-32": (deep_gpt, texts, token_loss, 32),
     "gpt-wide": (wide_gpt, texts, token_loss, 8),
+    "gpt-32k": (lambda: GPT(vocabulary=32_000), words, token_loss, 16),
+    "gpt-32k-tied": (lambda: TiedGPT(vocabulary=32_000), words, token_loss, 16),
+    "cnn-wide": (wide_cnn, lambda: images(3, 32, 32), nn.CrossEntropyLoss(), 64),
 }
 """name: model, data, loss, batch size."""
 

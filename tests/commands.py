@@ -6,6 +6,7 @@ on the machine is left alone and does not count.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -122,3 +123,10 @@ def shared_memory() -> set[str]:
         if not (maker and maker[0].isdigit() and psutil.pid_exists(int(maker[0]))):
             names.add(path.name)
     return names
+
+
+def free_port() -> int:
+    """One that nobody listens at now."""
+    with socket.socket() as end:
+        end.bind(("127.0.0.1", 0))
+        return int(end.getsockname()[1])

@@ -120,15 +120,16 @@ class Hosts:
 
     def start_workers(
         self, counts: Sequence[int], command: Sequence[str], port: int = 29_400, env: Mapping[str, str] | None = None,
-        **options: Any,
+        cpu: Sequence[float | None] | None = None, **options: Any,
     ) -> "list[subprocess.Popen[Any]]":  # fmt: skip
-        """`counts[h]` workers on host h, as a launcher that sets torch's variables would."""
+        """`counts[h]` workers on host h, as a launcher that sets torch's variables would. cpu: per host."""
         found, total = [], sum(counts)
         for host, count in zip(self._hosts, counts, strict=True):
             for _ in range(count):
                 world = {"RANK": str(len(found)), "WORLD_SIZE": str(total), "MASTER_ADDR": self._hosts[0].address}
                 every = {**os.environ, **(env or {}), **world, "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-                found.append(host.popen(command, env=every, **options))
+                share = None if cpu is None else cpu[host.number]
+                found.append(host.popen(command, share, env=every, **options))
         return found
 
 

@@ -207,7 +207,8 @@ def _exit_codes() -> Iterator[None]:
     try:
         yield
     except SamestepError as error:
-        print(f"samestep: {error}" if isinstance(error, Refused) else str(error), file=sys.stderr)
+        if not error.is_told:
+            print(f"samestep: {error}" if isinstance(error, Refused) else str(error), file=sys.stderr)
         if isinstance(error, WorkerError) and error.traceback:
             print("\n" + error.traceback.rstrip(), file=sys.stderr)
         sys.exit(error.exit_code)

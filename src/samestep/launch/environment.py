@@ -25,6 +25,8 @@ PINNED = {
     "CUDA_VISIBLE_DEVICES": "",
     # Sets of strings iterate in the same order in every run.
     "PYTHONHASHSEED": "0",
+    # What torch's stores and sockets say while they wait; we say what it means.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     # Keep freed gradients and activations instead of returning them to the system every step.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
@@ -87,9 +89,9 @@ def world_of(env: Mapping[str, str]) -> World | None:
         rank, size, address, port = _said(env, launcher, ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
         store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         return World(launcher, _number(rank), _number(size), address, _number(port), run, epoch, store)
-    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and env.get("SLURM_NTASKS", "1") != "1":
+    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         rank, size, job, nodes = _said(
-            env, "srun", ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_NODELIST"]
+            env, "srun", ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID", "SLURM_STEP_NODELIST"]
         )
         run = f"{job}.{env['SLURM_STEP_ID']}"
         port = env.get("MASTER_PORT", str(SLURM_PORTS[int(job) % len(SLURM_PORTS)]))
@@ -110,7 +112,7 @@ def world_of(env: Mapping[str, str]) -> World | None:
 
 def unused_launcher() -> str | None:
     """A warning, when this process is alone though a launcher stands by."""
-    inside = "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ
+    inside = "SLURM_JOB_ID" in os.environ  # perhaps in its interactive step, which is one task
     if world() is None and inside and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and shutil.which("srun"):
         return (
             f"this job of SLURM has {os.environ['SLURM_NTASKS']} tasks, and this command is none of them: it uses this "
@@ -120,9 +122,9 @@ def unused_launcher() -> str | None:
 
 
 def first_node(nodes: str) -> str:
-    """Of a SLURM list, node[03-07,9],other: node03."""
-    found = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
-    return "".join(part for part in found.groups() if part) if found else nodes
+    """Of a SLURM list, rack[1-2]n[03-07,9],other: rack1n03."""
+    found = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", found[0]) if found else nodes
 
 
 def _said(env: Mapping[str, str], launcher: str, names: list[str]) -> list[str]:

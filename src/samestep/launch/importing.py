@@ -37,6 +37,8 @@ def load_function(request: Request) -> Callable[..., Any]:
 
 def _import_file(file: Path, *, script: bool) -> types.ModuleType:
     name = SCRIPT if script else file.stem
+    if getattr(sys.modules.get(name), "__file__", None) == str(file):
+        del sys.modules[name]  # of an earlier run in this process: this one imports it under its own seed
     if name in sys.modules:
         raise JobRefused(
             f"{file} has the name of a module that is already loaded ({name}), which it would hide: rename the file"

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from samestep.checkpoint import finished
 from samestep.errors import PlanRefused, Refused, TrainingFailed
 from samestep.launch.environment import World, host_identity
 from samestep.launch.request import Request
@@ -79,6 +80,28 @@ class Membership:
         except RuntimeError:
             return None
 
+    def say_built(self, error: str) -> None:
+        """Tell the others that this worker has made the job its own, or why it cannot."""
+        if self.store is not None:
+            self.store.set(f"built {self.world.rank}", error)
+
+    def await_built(self) -> None:
+        """Until all have. Raises TrainingFailed with the reason of one that could not."""
+        if self.store is None:
+            return
+        names = [f"built {rank}" for rank in range(self.world.size)]
+        try:
+            self.store.wait(names, timedelta(seconds=self.timeout))
+        except RuntimeError:
+            missing = [rank for rank, name in enumerate(names) if not self.store.check([name])]
+            raise TrainingFailed(
+                f"worker {self.world.rank} has waited {self.timeout:g} s for {spelled(missing)} to build the job: look "
+                "for what is slow or hangs there; --timeout sets how long to wait"
+            ) from None
+        for rank, name in enumerate(names):
+            if error := self.store.get(name).decode():
+                raise TrainingFailed(f"{self.name(rank)} could not begin: {error}")
+
     def is_first_to_say(self, text: str) -> bool:
         """Whether no other worker has said the same."""
         try:
@@ -102,9 +125,7 @@ def assemble(world: World, request: Request, timeout: float) -> Membership:
             "address; --timeout sets how long to wait"
         ) from None
     facts = [json.loads(store.get(name)) for name in names]
-    found = Membership(world, store, facts, timeout)
-    check_alike(found)
-    return found
+    return Membership(world, store, facts, timeout)
 
 
 def alone(request: Request) -> Membership:
@@ -219,12 +240,20 @@ def facts_of(request: Request) -> dict[str, Any]:
         "torch": torch.__version__,
         "instruction set": torch.backends.cpu.get_cpu_capability(),
         "job's file": None if request.file is None else file_fact(Path(request.file)),
+        "last checkpoint": checkpoint_fact(request),
         **{f"setting {name}": value for name, value in settings.items()},
     }
 
 
 def file_fact(path: Path) -> str:
     return f"{path.name} with hash {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+
+
+def checkpoint_fact(request: Request) -> str | None:
+    """Where this worker would go on: another place on another host is another training."""
+    if request.checkpoint is None or not (found := finished(Path(request.checkpoint))):
+        return None
+    return f"{found[-1].name}: {file_fact(found[-1] / 'checkpoint.json')}"
 
 
 def check_alike(found: Membership) -> None:

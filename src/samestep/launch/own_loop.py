@@ -26,7 +26,7 @@ from samestep.errors import JobRefused, SamestepError
 from samestep.job import Job
 from samestep.launch.environment import mkl_mode, world
 from samestep.launch.importing import call
-from samestep.launch.membership import Membership, alone, assemble
+from samestep.launch.membership import Membership, alone, assemble, check_alike
 from samestep.launch.outcome import telling
 from samestep.launch.request import Request, plan_text
 from samestep.launch.together import explained, join
@@ -52,6 +52,7 @@ class Trainer:
         found = world()
         request = request_for(job, plan, options)
         self._membership: Membership = alone(request) if found is None else assemble(found, request, request.timeout)
+        check_alike(self._membership)
         made = job
         if not isinstance(job, Job):
             streams.enter(request.seed or 0, "job")

@@ -7,19 +7,22 @@ of one host     come to share memory (transport/meeting.py)
 of several      join a process group of torch (transport/group.py)
 """
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from samestep.checkpoint import remove_unfinished
+from samestep.checkpoint import remove_unfinished, temporary_of
 from samestep.digest import Leaves, joint_digest, tensor_leaf
-from samestep.errors import PlanRefused, Refused, SamestepError, TrainingFailed
+from samestep.errors import CheckpointRefused, PlanRefused, Refused, SamestepError, TrainingFailed
 from samestep.job import Job
 from samestep.launch.build import build
 from samestep.launch.environment import World, building
-from samestep.launch.membership import Membership, assemble, own_address, stores
-from samestep.launch.outcome import Event, Outcome, told
+from samestep.launch.membership import Membership, assemble, check_alike, own_address, stores
+from samestep.launch.outcome import Event, Outcome, telling, told
 from samestep.launch.request import Request
 from samestep.launch.worker import Run, work
 from samestep.parallelize import Prepared, Shared, bind, groups_that_meet, share
@@ -58,16 +61,18 @@ def train_together(request: Request, world: World, see: See) -> Report:
 
     membership = assemble(world, request, request.timeout)
     try:
+        check_alike(membership)
         joined = join(membership, request, take)
-        stop_on_signal(joined.run)
         for rank, fact in enumerate(membership.facts):
             if rank != world.rank:
                 take({"event": "up", "rank": rank, "pid": fact["pid"], "threads": joined.run.plan.numerics.threads})
-        work(joined.run, world.rank, joined.prepared, joined.shared, joined.transport)
+        with stopping_on_signal(joined.run):
+            work(joined.run, world.rank, joined.prepared, joined.shared, joined.transport)
         return outcome.conclude()
-    except SamestepError:
+    except SamestepError as error:
         if outcome.failures and outcome.failures[0]["exit"] != Refused.exit_code:
             raise explained(outcome.failures[0], membership) from None
+        error.is_told = not membership.is_first_to_say(str(error))
         raise
     finally:
         if outcome.finished is None:
@@ -89,8 +94,16 @@ def join(membership: Membership, request: Request, send: Callable[..., None], ma
         raise PlanRefused(f"{world.launcher} says where the workers are: leave --transport and --hosts out")
     workers = world.size if request.plan_text is None else None
     request = replace(request, workers=workers, run=membership.facts[0]["run"])
-    with building():
-        run, prepared, _ = build(request, send, membership.hosts, made)
+    try:
+        with building():
+            run, prepared, _ = build(request, send, membership.hosts, made)
+    except BaseException as error:
+        membership.say_built(f"{type(error).__name__}: {error}")
+        if isinstance(error, Exception) and not isinstance(error, SamestepError):
+            raise told(telling(error, None, None)) from None
+        raise
+    membership.say_built("")
+    membership.await_built()
     run.apart = True
     start = initial_leaves(prepared)
     local, shared = meet(membership, run, prepared)
@@ -101,7 +114,27 @@ def join(membership: Membership, request: Request, send: Callable[..., None], ma
     links = gloo_links(store, world.rank, world.size, own_address(world), membership.timeout)
     transport = HostsTransport(world.rank, membership.hosts, local, links, world.epoch)
     joint_digest(start, transport)
+    check_shared_folder(membership, request, transport)
     return Joined(membership, run, prepared, shared, transport)
+
+
+def check_shared_folder(membership: Membership, request: Request, transport: Transport) -> None:
+    """Raises CheckpointRefused where a host does not see what worker 0 writes."""
+    if request.checkpoint is None:
+        return
+    mark = temporary_of(Path(request.checkpoint), request.run)
+    if transport.rank == 0:
+        mark.mkdir(parents=True, exist_ok=True, mode=0o700)
+    transport.exchange(b"")
+    seen = transport.exchange(b"seen" if mark.is_dir() else b"")
+    if transport.rank == 0:
+        mark.rmdir()
+    for rank, answer in enumerate(seen):
+        if not answer:
+            raise CheckpointRefused(
+                f"--checkpoint {request.checkpoint}: {membership.name(rank)} does not see what {membership.name(0)} "
+                "writes there; name a folder that all hosts share, under the same path"
+            )
 
 
 def meet(membership: Membership, run: Run, prepared: Prepared) -> tuple[SharedTransport, Shared]:
@@ -141,10 +174,19 @@ def initial_leaves(prepared: Prepared) -> Leaves:
     return {f"initial {name}": tensor_leaf(tensor) for name, tensor in tensors if id(tensor) not in whole}
 
 
-def stop_on_signal(run: Run) -> None:
+@contextlib.contextmanager
+def stopping_on_signal(run: Run) -> Iterator[None]:
     """SIGTERM and Ctrl-C let a run with checkpoints write a last one; any other ends at once."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _frame: _stop(run, number))
+    if threading.current_thread() is not threading.main_thread():  # of Ray Train, which takes signals itself
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda number, _frame: _stop(run, number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(run: Run, number: int) -> None:

@@ -129,11 +129,14 @@ class HostsTransport:
         """Every other host's records, from the first of its workers in `group`; by worker."""
         others = {host: [peer for peer in group if self.hosts[peer] == host] for host in self._hosts_of(group)}
         del others[self.hosts[self.rank]]
+        posted = len(self._copies)
         for near in others.values():
             self._give_bytes(record, near[0], RECORDS)
         found: dict[int, bytes] = {}
         for near, told in zip(others.values(), self._take_bytes([w[0] for w in others.values()], RECORDS), strict=True):
             found |= zip(near, parted(told), strict=True)
+        self._wait(self._copies[posted:])  # a worker that ends after its last exchange must have told the others
+        del self._copies[posted:]
         return found
 
     def _hosts_of(self, group: Sequence[int]) -> list[int]:

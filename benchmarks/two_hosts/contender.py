@@ -1,0 +1,92 @@
+"""One worker of a contender on two hosts: `python contender.py KIND MODEL OPTION FOLDER`, with RANK and so on set.
+
+plain THREADS          a bare PyTorch loop in one process
+ddp THREADS            DistributedDataParallel over gloo, one process per host
+samestep PLAN:S[:CODEC]    one worker per host, S shards; PLAN is a preset, or
+    data/A,B     with so many shards on each host
+    U@A,B        a pipeline: before A and from B on on host 0, between them on host 1
+    serial       data, and no gradient leaves before backward is done
+    apart        data, and nothing is sent at all (wrong numbers: what a step would take without a network)
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "step_time"))
+
+import torch
+import torch.distributed as dist
+from contender import EVER, loop, optimizer, plain
+from models import MODELS
+from rounds import Turns, until_peer_leaves
+
+import samestep
+from samestep.parallel.between_hosts import BetweenHosts
+from samestep.parallel.reduce import TreeReduction
+
+RANK = int(os.environ.get("RANK", "0"))
+
+
+@until_peer_leaves()
+def ddp(model: str, threads: str, folder: str) -> None:
+    torch.set_num_threads(int(threads))
+    dist.init_process_group("gloo")
+    build, _, _, batch_size = MODELS[model]
+    torch.manual_seed(0)
+    wrapped = torch.nn.parallel.DistributedDataParallel(build())
+    turns = Turns(folder)
+    if RANK == 0:
+        turns.begin()
+    step_done = turns.step if RANK == 0 else lambda: None
+    loop(model, batch_size // dist.get_world_size(), step_done, wrapped)
+
+
+def train(model: str, option: str, folder: str) -> None:
+    plan, shards, *codec = option.split(":", 2)
+    plan, _, assign = plan.partition("/")
+    kind, _, layers = plan.partition("@")
+    if kind == "serial":
+        BetweenHosts.ready = lambda self, entry: None
+    if kind == "apart":
+        for name in ("begin", "ready", "finish"):
+            setattr(BetweenHosts, name, lambda self, *_: None)
+        TreeReduction.sum_pieces = lambda self, num_shards, *_: self.read.setdefault(num_shards, 0)
+    build, data, loss, batch_size = MODELS[model]
+    torch.manual_seed(0)  # of the data
+    job = samestep.Job(
+        model=build, data=data(), loss=loss, optimizer=optimizer, batch_size=batch_size, shards=int(shards),
+        steps=EVER, codec=codec[0] if codec else "none",
+    )  # fmt: skip
+    shares = [int(share) for share in assign.split(",")] if assign else None
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        if kind == "U":
+            file.write(stages(layers.split(","), int(shards)))
+            file.flush()
+        named = {"U": file.name, "serial": "data", "apart": "data"}.get(kind, plan)
+        trainer = samestep.Trainer(job, plan=named, assign=shares, timeout=3600)
+    turns = Turns(folder)
+    steps = trainer.steps()
+    next(steps)
+    if RANK == 0:
+        turns.begin()
+    with contextlib.suppress(samestep.TrainingFailed):  # rank 0 leaves without a word
+        for _ in steps:
+            if RANK == 0:
+                turns.step()
+
+
+def stages(layers: list[str], shards: int) -> str:
+    """A plan's text: host 0, host 1, host 0."""
+    text = f'numerics = "shards={shards}"\norder = "1f1b"\n'
+    for rank, first in zip((0, 1, 0), ["", *layers], strict=True):
+        text += f'[[stage]]\nfirst = "{first}"\nworkers = [{rank}]\nassign = [{shards}]\n'
+    return text
+
+
+if __name__ == "__main__":
+    kind, *rest = sys.argv[1:]
+    {"plain": plain, "ddp": ddp, "samestep": train}[kind](*rest)
