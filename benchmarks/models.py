@@ -107,9 +107,9 @@ def words(vocabulary: int = 32_000) -> tuple[Tensor, Tensor]:
 
 
 def wide_cnn() -> nn.Module:
-    """The CNN with 1,024 hidden features: 8.8 M parameters, of which 8.4 M are in the head's first layer."""
+    """The CNN with 512 hidden features: 4.3 M parameters, of which 4.2 M are in the first layer of its head."""
     layers = list(cnn())[:-3]
-    return nn.Sequential(*layers, nn.Linear(8192, 1024), nn.ReLU(), nn.Linear(1024, 10))
+    return nn.Sequential(*layers, nn.Linear(8192, 512), nn.ReLU(), nn.Linear(512, 10))
 
 
 MODELS = {

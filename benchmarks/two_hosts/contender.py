@@ -4,7 +4,8 @@ plain THREADS          a bare PyTorch loop in one process
 ddp THREADS            DistributedDataParallel over gloo, one process per host
 samestep PLAN:S[:CODEC]    one worker per host, S shards; PLAN is a preset, or
     data/A,B     with so many shards on each host
-    U@A,B        a pipeline: before A and from B on on host 0, between them on host 1
+    U@A,B        a pipeline: before A and from B on on host 0, between them on host 1 (U@A: A and what follows there)
+    sliced@A,B   layers A and B in two slices, everything else data-parallel
     serial       data, and no gradient leaves before backward is done
     apart        data, and nothing is sent at all (wrong numbers: what a step would take without a network)
 """
@@ -63,10 +64,10 @@ def train(model: str, option: str, folder: str) -> None:
     )  # fmt: skip
     shares = [int(share) for share in assign.split(",")] if assign else None
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
-        if kind == "U":
-            file.write(stages(layers.split(","), int(shards)))
+        if kind in ("U", "sliced"):
+            file.write((stages if kind == "U" else slices)(layers.split(","), int(shards)))
             file.flush()
-        named = {"U": file.name, "serial": "data", "apart": "data"}.get(kind, plan)
+        named = {"U": file.name, "sliced": file.name, "serial": "data", "apart": "data"}.get(kind, plan)
         trainer = samestep.Trainer(job, plan=named, assign=shares, timeout=3600)
     turns = Turns(folder)
     steps = trainer.steps()
@@ -82,9 +83,16 @@ def train(model: str, option: str, folder: str) -> None:
 def stages(layers: list[str], shards: int) -> str:
     """A plan's text: host 0, host 1, host 0."""
     text = f'numerics = "shards={shards}"\norder = "1f1b"\n'
-    for rank, first in zip((0, 1, 0), ["", *layers], strict=True):
+    for rank, first in zip((0, 1, 0), ["", *layers], strict=False):
         text += f'[[stage]]\nfirst = "{first}"\nworkers = [{rank}]\nassign = [{shards}]\n'
     return text
+
+
+def slices(layers: list[str], shards: int) -> str:
+    """A plan's text: one stage on both hosts."""
+    text = f'numerics = "shards={shards}"\n[[stage]]\nworkers = [0, 1]\n'
+    text += f"assign = [{shards // 2}, {shards // 2}]\n[stage.slices]\n"
+    return text + "".join(f'"{layer}" = [1, 1]\n' for layer in layers)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,12 @@ from rounds import Contender, Question, ask
 from hosts import Hosts
 
 SCRIPT = Path(__file__).with_name("contender.py")
-ALEXNET, MLP, GPT, TIED = "samestep hybrid:2", "samestep hybrid:2", "samestep hybrid:2", "samestep U@blocks.0,norm:4"
+ALEXNET, MLP, GPT, TIED = (
+    "samestep hybrid:2",
+    "samestep sliced@0,2:2",
+    "samestep U@norm:4",
+    "samestep U@blocks.0,norm:4",
+)
 
 QUESTIONS = {
     "alexnet": Question("alexnet-32", [ALEXNET, "ddp 1", "plain 1"], [(ALEXNET, "ddp 1"), ("plain 1", ALEXNET)], 7, 3),

@@ -12,13 +12,14 @@ import json
 import os
 import platform
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,8 @@ OWN = ("run", "folder", "path", "file", "default_workers", "plan")
 """What may differ between the workers of a run: where things lie on each host. A plan file's text is compared."""
 
 
+T = TypeVar("T")
+A_WORD = 1.0  # seconds in which a worker that ends can say why
 stores: Any = dist  # torch does not list its stores among its public names
 CALLS = itertools.count()
 """How often this process has trained: the next run reads nothing of the one before."""
@@ -63,22 +66,44 @@ class Membership:
     def name(self, rank: int) -> str:
         return f"worker {rank} on host {self.facts[rank]['name']}"
 
-    def say_cause(self, text: str) -> None:
-        """Tell the others why this worker ends; the first one's word counts."""
-        if self.store is None:
-            return
-        with contextlib.suppress(RuntimeError):
-            self.store.compare_set("cause", "", text)
+    def say_end(self, text: str, lost: int | None = None) -> None:
+        """Tell the others why this worker ends, and whom it had lost if that is why."""
+        if self.store is not None:
+            with contextlib.suppress(RuntimeError, TimeoutError):
+                in_time(lambda: self.store.set(f"end {self.world.rank}", json.dumps([text, lost])), A_WORD)
 
-    def cause(self) -> str | None:
-        """Why another worker has ended, if it could say so."""
+    def cause(self, lost: int) -> str | None:
+        """Why a worker ended that this one has lost, if it could say so; if it had lost another one, that one's word."""
         if self.store is None:
             return None
         try:
-            self.store.wait(["cause"], timedelta(seconds=1))
-            return str(self.store.get("cause").decode())
-        except RuntimeError:
-            return None
+            return in_time(lambda: self._last_word(lost), 4 * A_WORD)
+        except (RuntimeError, TimeoutError):
+            if lost == 0 or self.world.joins_store:
+                return None
+            return f"{self.name(0)}, who keeps the store at which the workers meet, does not answer either"
+
+    def leave(self) -> None:
+        """Worker 0 keeps the store: it stays until the others have read why all end, or could have."""
+        if self.store is None:
+            return
+        others = [f"left {rank}" for rank in range(1, self.world.size)]
+        with contextlib.suppress(RuntimeError, TimeoutError):
+            if self.world.rank != 0:
+                in_time(lambda: self.store.set(f"left {self.world.rank}", ""), A_WORD)
+            elif not self.world.joins_store:
+                in_time(lambda: self.store.wait(others, timedelta(seconds=2 * A_WORD)), 3 * A_WORD)
+
+    def _last_word(self, lost: int | None) -> str | None:
+        said, asked = None, {self.world.rank}
+        while lost is not None and lost not in asked:
+            asked.add(lost)
+            try:
+                self.store.wait([f"end {lost}"], timedelta(seconds=A_WORD))
+            except dist.DistStoreError:  # it was killed, or hangs
+                break
+            said, lost = json.loads(self.store.get(f"end {lost}"))
+        return said
 
     def say_built(self, error: str) -> None:
         """Tell the others that this worker has made the job its own, or why it cannot."""
@@ -91,9 +116,9 @@ class Membership:
             return
         names = [f"built {rank}" for rank in range(self.world.size)]
         try:
-            self.store.wait(names, timedelta(seconds=self.timeout))
-        except RuntimeError:
-            missing = [rank for rank, name in enumerate(names) if not self.store.check([name])]
+            in_time(lambda: self.store.wait(names, timedelta(seconds=self.timeout)), self.timeout + A_WORD)
+        except (RuntimeError, TimeoutError):
+            missing = absent(self.store, names)
             raise TrainingFailed(
                 f"worker {self.world.rank} has waited {self.timeout:g} s for {spelled(missing)} to build the job: look "
                 "for what is slow or hangs there; --timeout sets how long to wait"
@@ -105,8 +130,9 @@ class Membership:
     def is_first_to_say(self, text: str) -> bool:
         """Whether no other worker has said the same."""
         try:
-            return bool(self.store.add("said " + hashlib.sha256(text.encode()).hexdigest(), 1) == 1)
-        except RuntimeError:
+            name = "said " + hashlib.sha256(text.encode()).hexdigest()
+            return in_time(lambda: bool(self.store.add(name, 1) == 1), A_WORD)
+        except (RuntimeError, TimeoutError):
             return True
 
 
@@ -116,9 +142,9 @@ def assemble(world: World, request: Request, timeout: float) -> Membership:
     store.set(f"facts {world.rank}", json.dumps(facts_of(request)))
     names = [f"facts {rank}" for rank in range(world.size)]
     try:
-        store.wait(names, timedelta(seconds=timeout))
-    except RuntimeError:
-        missing = [rank for rank, name in enumerate(names) if not store.check([name])]
+        in_time(lambda: store.wait(names, timedelta(seconds=timeout)), timeout + A_WORD)
+    except (RuntimeError, TimeoutError):
+        missing = absent(store, names)
         raise TrainingFailed(
             f"worker {world.rank} has waited {timeout:g} s at {world.address}:{world.port} for {spelled(missing)} of "
             f"{world.size}: see whether {world.launcher} has started all of them, and that every host reaches that "
@@ -133,6 +159,35 @@ def alone(request: Request) -> Membership:
     return Membership(
         World("nobody", 0, 1, "", 0, "", 0, joins_store=False), None, [facts_of(request)], request.timeout
     )
+
+
+def absent(store: Any, names: Sequence[str]) -> list[int]:
+    """Whose word is not in the store; worker 0, when the store does not answer."""
+    try:
+        return in_time(lambda: [rank for rank, name in enumerate(names) if not store.check([name])], A_WORD) or [0]
+    except (RuntimeError, TimeoutError):
+        return [0]
+
+
+def in_time(ask: Callable[[], T], seconds: float) -> T:
+    """What `ask` returns. Raises TimeoutError after so long: a store whose server has stopped is silent for ever."""
+    answers: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+
+    asking = threading.Thread(target=run, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return answers[0]
 
 
 def spelled(ranks: Sequence[int]) -> str:

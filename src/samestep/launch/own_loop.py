@@ -55,12 +55,11 @@ class Trainer:
         check_alike(self._membership)
         made = job
         if not isinstance(job, Job):
+            if not callable(job):
+                kind = type(job).__name__
+                raise JobRefused(f"Trainer was given a {kind}: give a samestep.Job, or a function that makes one")
             streams.enter(request.seed or 0, "job")
             made = call(job, request)
-        if not isinstance(made, Job):
-            raise JobRefused(
-                f"Trainer was given a {type(made).__name__}: give a samestep.Job, or a function that makes one"
-            )
         self._joined = join(self._membership, request, lambda event, *files: None, made)
         run = self._joined.run
         torch.set_num_threads(run.plan.numerics.threads)
@@ -156,7 +155,7 @@ class Trainer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not isinstance(error, SamestepError):
-            self._membership.say_cause(f"{self._membership.name(self.rank)} failed: {type(error).__name__}: {error}")
+            self._membership.say_end(f"{self._membership.name(self.rank)} failed: {type(error).__name__}: {error}")
         self.close()
 
     @contextlib.contextmanager
@@ -172,7 +171,7 @@ class Trainer:
             raise explained(failure, self._membership) from None
         except BaseException as error:
             name = self._membership.name(self.rank)
-            self._membership.say_cause(f"{name} failed at step {self._step_number}: {type(error).__name__}: {error}")
+            self._membership.say_end(f"{name} failed at step {self._step_number}: {type(error).__name__}: {error}")
             self._joined.transport.close()
             raise
 

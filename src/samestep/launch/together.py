@@ -17,11 +17,11 @@ from pathlib import Path
 
 from samestep.checkpoint import remove_unfinished, temporary_of
 from samestep.digest import Leaves, joint_digest, tensor_leaf
-from samestep.errors import CheckpointRefused, PlanRefused, Refused, SamestepError, TrainingFailed
+from samestep.errors import CheckpointRefused, PeerLost, PlanRefused, Refused, SamestepError, TrainingFailed
 from samestep.job import Job
 from samestep.launch.build import build
 from samestep.launch.environment import World, building
-from samestep.launch.membership import Membership, assemble, check_alike, own_address, stores
+from samestep.launch.membership import A_WORD, Membership, assemble, check_alike, in_time, own_address, stores
 from samestep.launch.outcome import Event, Outcome, telling, told
 from samestep.launch.request import Request
 from samestep.launch.worker import Run, work
@@ -106,15 +106,16 @@ def join(membership: Membership, request: Request, send: Callable[..., None], ma
     membership.await_built()
     run.apart = True
     start = initial_leaves(prepared)
-    local, shared = meet(membership, run, prepared)
-    if len(near) == world.size:
-        joint_digest(start, local)
-        return Joined(membership, run, prepared, shared, local)
-    store = stores.PrefixStore("links", membership.store)
-    links = gloo_links(store, world.rank, world.size, own_address(world), membership.timeout)
-    transport = HostsTransport(world.rank, membership.hosts, local, links, world.epoch)
-    joint_digest(start, transport)
-    check_shared_folder(membership, request, transport)
+    with connecting(membership):
+        local, shared = meet(membership, run, prepared)
+        if len(near) == world.size:
+            joint_digest(start, local)
+            return Joined(membership, run, prepared, shared, local)
+        store = stores.PrefixStore("links", membership.store)
+        links = gloo_links(store, world.rank, world.size, own_address(world), membership.timeout)
+        transport = HostsTransport(world.rank, membership.hosts, local, links, world.epoch)
+        joint_digest(start, transport)
+        check_shared_folder(membership, request, transport)
     return Joined(membership, run, prepared, shared, transport)
 
 
@@ -139,13 +140,21 @@ def check_shared_folder(membership: Membership, request: Request, transport: Tra
 
 def meet(membership: Membership, run: Run, prepared: Prepared) -> tuple[SharedTransport, Shared]:
     """Share memory with the workers of this host."""
+    try:
+        return _meet(membership, run, prepared)
+    except PeerLost as error:  # which numbers the workers of the host only
+        raise PeerLost(membership.world.rank, membership.near[error.peer], error.why) from None
+
+
+def _meet(membership: Membership, run: Run, prepared: Prepared) -> tuple[SharedTransport, Shared]:
     near, rank, timeout = membership.near, membership.world.rank, membership.timeout
     number, door = near.index(rank), f"door {membership.hosts[rank]}"
     meeting = None
     if len(near) > 1 and number == 0:
         meeting = Meeting.open(len(near), lambda name: membership.store.set(door, name), timeout)
     elif len(near) > 1:
-        meeting = Meeting.join(membership.store.get(door).decode(), number, len(near))
+        name = in_time(lambda: membership.store.get(door).decode(), timeout + A_WORD)
+        meeting = Meeting.join(name, number, len(near))
     groups = near_groups(groups_that_meet(prepared, run.plan), near)
     fabric = SharedFabric(len(near), groups, 16 if len(run.plan.stages) > 1 else 2, meeting)
     shared = share(prepared, run.plan, fabric, near, fills=number == 0)
@@ -203,9 +212,34 @@ def explained(failure: Event, membership: Membership) -> SamestepError:
     own = membership.name(failure["rank"])
     if not failure["secondary"]:
         what = f"{failure['type']}: {failure['message']}" if failure["message"] else failure["type"]
-        membership.say_cause(f"{own} failed at step {failure['step']}: {what}")
+        membership.say_end(f"{own} failed at step {failure['step']}: {what}")
+        membership.leave()
         return told({**failure, "name": own})
-    cause = membership.cause()
     text = failure["message"].replace(f"worker {failure['rank']} ", f"{own} ", 1)
     text = text.replace(f"worker {failure['peer']}", membership.name(failure["peer"]), 1)
-    return TrainingFailed(f"{text}, at step {failure['step']}" + (f". {cause}" if cause else ""))
+    return lost(f"{text}, at step {failure['step']}", failure["peer"], membership)
+
+
+def lost(text: str, peer: int, membership: Membership) -> TrainingFailed:
+    """For a worker that ends because it has lost another one."""
+    membership.say_end(text, peer)
+    cause = membership.cause(peer)
+    membership.leave()
+    return TrainingFailed(text + (f". {cause}" if cause else ""))
+
+
+@contextlib.contextmanager
+def connecting(membership: Membership) -> Iterator[None]:
+    """What goes wrong between workers before the first step names them and their hosts."""
+    own = membership.name(membership.world.rank)
+    try:
+        yield
+    except PeerLost as error:
+        text = f"{own} lost {membership.name(error.peer)} before the first step: {error.why}"
+        raise lost(text, error.peer, membership) from None
+    except (RuntimeError, TimeoutError) as error:  # torch's
+        raise TrainingFailed(
+            f"{own} could not connect with all others within {membership.timeout:g} s "
+            f"({str(error).splitlines()[0]}): see whether one of them has ended, and whether every host reaches the "
+            "others' ports"
+        ) from None

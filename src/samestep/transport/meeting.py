@@ -8,9 +8,11 @@ it hands out memory and socket pairs as open files; nothing of it has a name tha
 import mmap
 import os
 import secrets
+import selectors
 import socket
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,32 +34,47 @@ class Meeting:
         """For the first process: `tell` the others the door's name, and wait for them."""
         name = f"samestep-{secrets.token_hex(16)}"
         guests: dict[int, socket.socket] = {}
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+        end = time.monotonic() + timeout
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door, selectors.DefaultSelector() as waiting:
             door.bind(f"\0{name}")
             door.listen(size)
-            door.settimeout(timeout)
+            waiting.register(door, selectors.EVENT_READ)
             tell(name)
-            while len(guests) < size - 1:
-                try:
-                    guest, _ = door.accept()
-                except TimeoutError:
-                    missing = sorted(set(range(1, size)) - set(guests))
-                    raise TrainingFailed(
-                        f"workers {missing} of this host (numbered there) have not come within {timeout:g} s"
-                    ) from None
-                _, uid, _ = UCRED.unpack(guest.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-                if uid != os.getuid():
+            try:
+                while missing := sorted(set(range(1, size)) - set(guests)):
+                    left = end - time.monotonic()
+                    ready = waiting.select(left) if left > 0 else []
+                    if not ready:
+                        raise TrainingFailed(
+                            f"workers {missing} of this host (numbered there) have not come within {timeout:g} s"
+                        )
+                    for key, _ in ready:
+                        if key.fileobj is door:
+                            waiting.register(door.accept()[0], selectors.EVENT_READ)
+                        else:
+                            waiting.unregister(key.fileobj)
+                            assert isinstance(key.fileobj, socket.socket), "nothing else was registered"
+                            _let_in(key.fileobj, missing, guests)
+            except BaseException:
+                for guest in guests.values():
                     guest.close()
-                    continue
-                guests[int.from_bytes(guest.recv(4), "little")] = guest
+                raise
+            finally:
+                for key in [*waiting.get_map().values()]:  # who came, and said nothing
+                    if isinstance(key.fileobj, socket.socket):
+                        key.fileobj.close()
         return Meeting(0, size, guests, None)
 
     @staticmethod
     def join(name: str, rank: int, size: int) -> "Meeting":
         """For the others."""
         end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        end.connect(f"\0{name}")
-        end.send(rank.to_bytes(4, "little"))
+        try:
+            end.connect(f"\0{name}")
+            end.send(rank.to_bytes(4, "little"))
+        except OSError:
+            end.close()
+            raise PeerLost(rank, 0) from None
         return Meeting(rank, size, {}, end)
 
     def memory(self, nbytes: int) -> Tensor:
@@ -111,3 +128,17 @@ class Meeting:
                 raise PeerLost(self.rank, 0)
             found += files
         return found
+
+
+def _let_in(guest: socket.socket, missing: Sequence[int], guests: dict[int, socket.socket]) -> None:
+    """Whoever has said something, if it is one of those that are missing."""
+    _, uid, _ = UCRED.unpack(guest.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+    try:
+        word = guest.recv(8)
+    except OSError:
+        word = b""
+    number = int.from_bytes(word, "little")
+    if uid == os.getuid() and len(word) == 4 and number in missing and number not in guests:
+        guests[number] = guest
+    else:
+        guest.close()
