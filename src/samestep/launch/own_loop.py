@@ -53,13 +53,15 @@ class Trainer:
         request = request_for(job, plan, options)
         self._membership: Membership = alone(request) if found is None else assemble(found, request, request.timeout)
         check_alike(self._membership)
-        made = job
-        if not isinstance(job, Job):
-            if not callable(job):
-                kind = type(job).__name__
-                raise JobRefused(f"Trainer was given a {kind}: give a samestep.Job, or a function that makes one")
+        if isinstance(job, Job):
+            made = job
+        elif callable(job):
             streams.enter(request.seed or 0, "job")
             made = call(job, request)
+        else:
+            raise JobRefused(
+                f"Trainer was given a {type(job).__name__}: give a samestep.Job, or a function that makes one"
+            )
         self._joined = join(self._membership, request, lambda event, *files: None, made)
         run = self._joined.run
         torch.set_num_threads(run.plan.numerics.threads)
