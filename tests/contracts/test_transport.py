@@ -1,4 +1,7 @@
-"""One exam per interface: every transport sits it, the next one too. The questions are in transport_exam.py."""
+"""One exam per interface: every transport sits it, the next one too. The questions are in transport_exam.py.
+
+Workers that share a machine sit it on one host, which is theirs, or on several that they pretend to be on.
+"""
 
 import json
 import os
@@ -7,7 +10,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +20,29 @@ import transport_exam as exam
 
 from samestep.launch.environment import PINNED
 from samestep.transport.shared import SharedFabric
+from samestep.transport.thread_hosts import ThreadHosts
 from samestep.transport.threads import ThreadFabric
 
 SIZES = (1, 2, 3)
+LAYOUTS = ((0, 1), (0, 0, 1), (0, 1, 1), (0, 1, 2), (0, 1, 0, 1))  # the host of every worker
 Hall = Callable[..., list[str]]
 
 
-def in_threads(size: int, **request: Any) -> list[str]:
-    """The verdicts of `size` workers that are threads of this process."""
-    fabric = ThreadFabric(size)
-    memory = fabric.memory(exam.MEMORY)
+def in_threads(size: int, hosts: Sequence[int] | None = None, **request: Any) -> list[str]:
+    """The verdicts of `size` workers that are threads of this process. hosts: that they pretend to be on."""
+    fabric = ThreadFabric(size) if hosts is None else ThreadHosts(hosts)
+    fabrics = fabric.fabrics if isinstance(fabric, ThreadHosts) else [fabric]
+    memory = [host.memory(exam.MEMORY) for host in fabrics]
     verdicts = ["never came to an end"] * size
 
     def work(rank: int) -> None:
         try:
+            transport = fabric.endpoint(rank)
+            assert (transport.rank, transport.size) == (rank, size)
             if "question" in request:
-                verdicts[rank] = exam.run_question(fabric, rank, memory, request["question"])
+                verdicts[rank] = exam.run_question(transport, memory[transport.hosts[rank]], request["question"])
             else:
-                verdicts[rank] = exam.lose_the_last(fabric.endpoint(rank), **request)
+                verdicts[rank] = exam.lose_the_last(transport, **request)
         except BaseException:  # noqa: BLE001 - it becomes the verdict
             verdicts[rank] = traceback.format_exc()
 
@@ -64,7 +72,7 @@ def in_processes() -> Iterator[Hall]:
             print(json.dumps({"size": size, **request}), file=hall.stdin, flush=True)
             result = json.loads(hall.stdout.readline())
             assert result["leaked"] == 0, "file descriptors stay open in the process that made the fabric"
-            expected = {"exits": 7, "is killed": -9}.get(request.get("departure", ""), 0)
+            expected = {"exits": 7, "is killed": -9, exam.STOPS: -9}.get(request.get("departure", ""), 0)
             if not any(result["verdicts"]):
                 assert result["statuses"] == [0] * (size - 1) + [expected]
             return result["verdicts"]
@@ -84,10 +92,28 @@ def hall(request: pytest.FixtureRequest) -> Hall:
     return in_threads if request.param == "threads" else request.getfixturevalue("in_processes")
 
 
+def spelled(hosts: tuple[int, ...]) -> str:
+    return "".join(map(str, hosts))
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("question", exam.EXAM)
 def test_the_exam(hall: Hall, question: str, size: int) -> None:
     assert hall(size, question=question) == [""] * size
+
+
+@pytest.mark.parametrize("hosts", LAYOUTS, ids=spelled)
+@pytest.mark.parametrize("question", [*exam.EXAM, *exam.EXAM_OF_LINKS])
+def test_the_exam_of_hosts_that_threads_pretend_to_be_on(question: str, hosts: tuple[int, ...]) -> None:
+    assert in_threads(len(hosts), hosts, question=question) == [""] * len(hosts)
+
+
+@pytest.mark.parametrize("hosts", [(0, 0, 1), (0, 1, 0, 1)], ids=spelled)
+@pytest.mark.parametrize("question", [*exam.EXAM, *exam.EXAM_OF_LINKS])
+def test_the_exam_of_hosts_whose_workers_were_started_apart(
+    in_processes: Hall, question: str, hosts: tuple[int, ...]
+) -> None:
+    assert in_processes(len(hosts), hosts=hosts, question=question) == [""] * len(hosts)
 
 
 @pytest.mark.parametrize("after", [0, 3])
@@ -102,6 +128,32 @@ def test_a_lost_worker_is_noticed_at_once(in_processes: Hall, verb: str, departu
 @pytest.mark.parametrize("verb", exam.VERBS)
 def test_a_thread_that_leaves_is_noticed_at_once(verb: str, size: int, after: int) -> None:
     assert in_threads(size, verb=verb, departure="closes", after=after) == [""] * size
+
+
+@pytest.mark.parametrize("after", [0, 3])
+@pytest.mark.parametrize("hosts", LAYOUTS, ids=spelled)
+@pytest.mark.parametrize("verb", [*exam.VERBS, *exam.VERBS_OF_LINKS])
+def test_a_thread_that_leaves_its_host_is_noticed_at_once(verb: str, hosts: tuple[int, ...], after: int) -> None:
+    verdicts = in_threads(len(hosts), hosts, verb=verb, departure="closes", after=after)
+    assert verdicts == [""] * len(hosts)
+
+
+@pytest.mark.parametrize("hosts", [(0, 0, 1), (0, 1, 1)], ids=spelled)
+@pytest.mark.parametrize("departure", exam.DEPARTURES)
+@pytest.mark.parametrize("verb", [*exam.VERBS, *exam.VERBS_OF_LINKS])
+def test_a_worker_lost_on_another_host_is_noticed_at_once(
+    in_processes: Hall, verb: str, departure: str, hosts: tuple[int, ...]
+) -> None:
+    assert in_processes(3, hosts=hosts, verb=verb, departure=departure, after=2) == [""] * 3
+
+
+@pytest.mark.parametrize("hosts", [(0, 1), (0, 1, 1)], ids=spelled)
+@pytest.mark.parametrize("verb", [*exam.VERBS, *exam.VERBS_OF_LINKS])
+def test_a_worker_that_stops_counts_as_lost_after_the_timeout(
+    in_processes: Hall, verb: str, hosts: tuple[int, ...]
+) -> None:
+    verdicts = in_processes(len(hosts), hosts=hosts, verb=verb, departure=exam.STOPS, after=2, timeout=1.0)
+    assert verdicts == [""] * len(hosts)
 
 
 def test_the_exam_can_be_failed(hall: Hall) -> None:

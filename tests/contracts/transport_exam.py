@@ -1,7 +1,7 @@
 """The exam that every transport sits: what each worker does and checks, whatever carries the bytes.
 
 A question is a function of one worker's transport and of 64 kB of fabric memory that all workers of
-the run see. Every worker of the run answers it; it passes when none raises. Free of pytest, because
+its host see. Every worker of the run answers it; it passes when none raises. Free of pytest, because
 `exam_hall.py` runs it in forked processes.
 """
 
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from samestep import streams
 from samestep.errors import PeerLost
-from samestep.transport.base import Fabric, Transport
+from samestep.transport.base import Transport
+from samestep.transport.hosts import FREE
+from samestep.transport.links import Links
 from samestep.transport.strides import span
 
 MEMORY = 1 << 16  # bytes of fabric memory in every question
@@ -25,11 +27,30 @@ OUTBOX = 9_000  # bytes that a worker gives away in one move; some moves have mo
 
 Question = Callable[[Transport, Tensor], None]
 EXAM: dict[str, Question] = {}
+EXAM_OF_LINKS: dict[str, Question] = {}  # for transports whose workers are on several hosts
 
 
 def question(function: Question) -> Question:
     EXAM[function.__name__] = function
     return function
+
+
+def question_of_links(function: Callable[[Transport, Links], None]) -> Callable[[Transport, Links], None]:
+    def asked(transport: Transport, memory: Tensor) -> None:
+        assert transport.links is not None
+        function(transport, transport.links)
+
+    EXAM_OF_LINKS[function.__name__] = asked
+    return function
+
+
+def near(transport: Transport) -> list[int]:
+    """The workers of the same host: with them memory is shared."""
+    return [rank for rank, host in enumerate(transport.hosts) if host == transport.hosts[transport.rank]]
+
+
+def others(transport: Transport) -> list[int]:
+    return [rank for rank in range(transport.size) if rank != transport.rank]
 
 
 # ---------------------------------------------------------------------------------------- exchange
@@ -70,18 +91,18 @@ def exchange_is_a_barrier(transport: Transport, memory: Tensor) -> None:
     for turn in range(1, 200):
         counters[transport.rank] = turn
         transport.exchange(b"")
-        seen = counters[: transport.size].tolist()
+        seen = counters[near(transport)].tolist()
         assert all(turn <= count <= turn + 1 for count in seen), (turn, seen)
 
 
 @question
 def exchange_among_some_leaves_the_others_alone(transport: Transport, memory: Tensor) -> None:
     """Worker 0 goes on to the joint exchange while the others meet among themselves."""
-    others = range(1, transport.size)
+    some = range(1, transport.size)
     for turn in range(20):
-        if transport.rank in others:
-            found = transport.exchange(f"{transport.rank} {turn}".encode(), others)
-            assert found == [f"{rank} {turn}".encode() for rank in others], found
+        if transport.rank in some:
+            found = transport.exchange(f"{transport.rank} {turn}".encode(), some)
+            assert found == [f"{rank} {turn}".encode() for rank in some], found
         joint = transport.exchange(f"all {transport.rank} {turn}".encode())
         assert joint == [f"all {rank} {turn}".encode() for rank in range(transport.size)], joint
         assert transport.exchange(b"alone", [transport.rank]) == [b"alone"]
@@ -96,7 +117,7 @@ def fence_makes_writes_to_fabric_memory_visible(transport: Transport, memory: Te
     for turn in range(1, 60):
         memory[transport.rank * share : (transport.rank + 1) * share] = (transport.rank + turn) % 251
         transport.fence()
-        for rank in range(transport.size):
+        for rank in near(transport):
             part = memory[rank * share : (rank + 1) * share]
             assert bool((part == (rank + turn) % 251).all()), (turn, rank)
         transport.fence()  # nobody writes before everybody has read
@@ -224,7 +245,7 @@ def tensors_arrive_in_the_order_they_were_sent(transport: Transport, memory: Ten
 @question
 def both_directions_at_once_do_not_block(transport: Transport, memory: Tensor) -> None:
     """Everybody sends just under 1 MiB to everybody before anybody receives."""
-    peers = [peer for peer in range(transport.size) if peer != transport.rank]
+    peers = others(transport)
     for turn in range(5):
         for peer in peers:
             transport.send(numbers((262_143,), torch.float32, key=turn * 10 + transport.rank), peer)
@@ -253,7 +274,7 @@ def an_exchange_between_send_and_receive_mixes_nothing_up(transport: Transport, 
 @question
 def large_tensors_sent_both_ways_before_any_is_received_arrive(transport: Transport, memory: Tensor) -> None:
     """1F1B: one worker sends activations while the other sends gradients."""
-    peers = [peer for peer in range(transport.size) if peer != transport.rank]
+    peers = others(transport)
     for turn in range(3):
         sent = {peer: [numbers((700, 1000 + k), torch.float32, turn * 10 + k) for k in range(4)] for peer in peers}
         for k in range(4):
@@ -273,7 +294,7 @@ def moved(sender: int, reader: int, turn: int, k: int) -> Tensor:
 def move_brings_everybodys_tensors_in_order_and_with_strides(transport: Transport, memory: Tensor) -> None:
     """Different numbers of tensors for different peers, more bytes than an outbox holds among them."""
     group, me = range(transport.size), transport.rank
-    peers = [peer for peer in group if peer != me]
+    peers = others(transport)
     for turn in range(12):
         outgoing = [(peer, moved(me, peer, turn, k)) for k in range(3) for peer in peers if k <= (me + turn) % 3]
         sources = [peer for peer in peers for k in range(3) if k <= (peer + turn) % 3]
@@ -298,7 +319,7 @@ def a_tensor_moved_to_several_is_the_same_for_all(transport: Transport, memory: 
 
 @question
 def what_is_sent_does_not_come_between_what_is_moved(transport: Transport, memory: Tensor) -> None:
-    me, peers = transport.rank, [peer for peer in range(transport.size) if peer != transport.rank]
+    me, peers = transport.rank, others(transport)
     for peer in peers:
         transport.send(torch.tensor([1.0, me]), peer)
     found = transport.move(range(transport.size), [(peer, torch.tensor([2, me])) for peer in peers], peers)
@@ -319,6 +340,117 @@ def groups_that_overlap_move_independently(transport: Transport, memory: Tensor)
         peers = [peer for peer in range(size) if peer != me]
         found_all = transport.move(range(size), [(peer, torch.tensor([me, turn])) for peer in peers], peers)
         assert [t.tolist() for t in found_all] == [[peer, turn] for peer in peers]
+
+
+# ------------------------------------------------------------------------------------------- links
+
+
+def letter(sender: int, receiver: int, tag: int, number: int, nbytes: int) -> Tensor:
+    return numbers((nbytes,), torch.uint8, ((sender * 10 + receiver) * 100 + tag) * 100 + number)
+
+
+def check_letter(found: Tensor, *key: int) -> None:
+    assert torch.equal(found, letter(*key, len(found))), f"sender, receiver, tag, number {key}"
+
+
+@question_of_links
+def messages_of_a_tag_arrive_in_the_order_in_which_they_were_posted(transport: Transport, links: Links) -> None:
+    """Whatever their sizes, and whether or not what is posted comes before what is expected."""
+    sizes, me = [1, 300_000, 7, 1_000, 2_000_000, 64, 64], transport.rank
+    for expects_first in (True, False):
+        letters = {peer: [letter(me, peer, 0, k, size) for k, size in enumerate(sizes)] for peer in others(transport)}
+        boxes = {peer: [torch.empty(size, dtype=torch.uint8) for size in sizes] for peer in others(transport)}
+        coming, going = [], []
+        for posts in (False, True) if expects_first else (True, False):
+            for peer in others(transport):
+                if posts:
+                    going += [links.post(flat, peer, FREE) for flat in letters[peer]]
+                else:
+                    coming += [links.expect(flat, peer, FREE) for flat in boxes[peer]]
+            transport.exchange(b"everybody has done the one before anybody does the other")
+        for pending in (*coming, *going):
+            pending.wait()
+        for peer in others(transport):
+            for k, box in enumerate(boxes[peer]):
+                check_letter(box, peer, me, 0, k)
+
+
+@question_of_links
+def tags_are_queues_of_their_own(transport: Transport, links: Links) -> None:
+    """Posted in one order, expected and waited for in another."""
+    tags, me = [FREE, FREE + 1, FREE + (1 << 20), FREE + 77], transport.rank
+    for turn in range(5):
+        going = [
+            links.post(letter(me, peer, i, turn, 500 * i + 1), peer, tag)
+            for i, tag in enumerate(tags)
+            for peer in others(transport)
+        ]
+        for i, tag in reversed(list(enumerate(tags))):
+            for peer in others(transport):
+                box = torch.empty(500 * i + 1, dtype=torch.uint8)
+                links.expect(box, peer, tag).wait()
+                check_letter(box, peer, me, i, turn)
+        for pending in going:
+            pending.wait()
+
+
+@question_of_links
+def big_messages_both_ways_at_once_do_not_block(transport: Transport, links: Links) -> None:
+    size, me = 5_000_000, transport.rank
+    for turn in range(2):
+        going = [links.post(letter(me, peer, 0, turn, size), peer, FREE) for peer in others(transport)]
+        for peer in others(transport):
+            box = torch.empty(size, dtype=torch.uint8)
+            links.expect(box, peer, FREE).wait()
+            check_letter(box, peer, me, 0, turn)
+        for pending in going:
+            pending.wait()
+
+
+@question_of_links
+def a_buffer_may_be_used_again_when_its_message_is_gone(transport: Transport, links: Links) -> None:
+    me, after, before = transport.rank, (transport.rank + 1) % transport.size, (transport.rank - 1) % transport.size
+    buffer, box = torch.empty(400_000, dtype=torch.uint8), torch.empty(400_000, dtype=torch.uint8)
+    for turn in range(20):
+        coming = links.expect(box, before, FREE)
+        buffer.copy_(letter(me, after, 0, turn, len(buffer)))
+        links.post(buffer, after, FREE).wait()
+        buffer.zero_()
+        coming.wait()
+        check_letter(box, before, me, 0, turn)
+
+
+@question_of_links
+def links_and_verbs_do_not_come_between_one_another(transport: Transport, links: Links) -> None:
+    me, peers = transport.rank, others(transport)
+    for turn in range(5):
+        boxes = {peer: torch.empty(3_000, dtype=torch.uint8) for peer in peers}
+        coming = [links.expect(boxes[peer], peer, FREE) for peer in peers]
+        for peer in peers:
+            transport.send(numbers((2_000,), torch.float32, turn), peer)
+        going = [links.post(letter(me, peer, 0, turn, 3_000), peer, FREE) for peer in peers]
+        found = transport.move(range(transport.size), [(peer, torch.tensor([turn, me])) for peer in peers], peers)
+        assert [t.tolist() for t in found] == [[turn, peer] for peer in peers]
+        assert transport.exchange(bytes([me])) == [bytes([rank]) for rank in range(transport.size)]
+        for pending in (*coming, *going):
+            pending.wait()
+        for peer in peers:
+            check_letter(boxes[peer], peer, me, 0, turn)
+            check_arrived("sent", transport.receive(peer), numbers((2_000,), torch.float32, turn))
+
+
+@question_of_links
+def bytes_from_other_hosts_are_counted(transport: Transport, links: Links) -> None:
+    """What comes from the own host is none of them; of the others' bytes, frames are told apart."""
+    far = [peer for peer in others(transport) if peer not in near(transport)]
+    before = (transport.counted.wired, transport.counted.framed)
+    for peer in others(transport):
+        transport.send(torch.zeros(1_000), peer)
+    for peer in others(transport):
+        transport.receive(peer)
+    wired, framed = transport.counted.wired - before[0], transport.counted.framed - before[1]
+    assert wired - framed == 4_000 * len(far)
+    assert 0 < framed <= 200 * len(far)
 
 
 # ------------------------------------------------------------------------------- what is one's own
@@ -353,19 +485,52 @@ def waiting_is_booked_as_waiting(transport: Transport, memory: Tensor) -> None:
 
 # --------------------------------------------------------------------------------- when one is lost
 
-VERBS: dict[str, Callable[[Transport, int], object]] = {
+Verb = Callable[[Transport, int], object]
+
+
+def and_meet(verb: Verb) -> Verb:
+    """Then the verb need not reach the lost worker by itself, for instance because it is on another host."""
+
+    def performed(transport: Transport, lost: int) -> None:
+        verb(transport, lost)
+        transport.exchange(b"who is there?")
+
+    return performed
+
+
+def move(transport: Transport, lost: int) -> None:
+    peers = others(transport)
+    transport.move(range(transport.size), [(peer, torch.zeros(100)) for peer in peers], peers)
+
+
+def expect(transport: Transport, lost: int) -> None:
+    assert transport.links is not None
+    transport.links.expect(torch.empty(1 << 20, dtype=torch.uint8), lost, FREE).wait()
+
+
+def post(transport: Transport, lost: int) -> None:
+    assert transport.links is not None
+    for _ in range(4):
+        transport.links.post(torch.empty(1 << 23, dtype=torch.uint8), lost, FREE).wait()
+
+
+VERBS: dict[str, Verb] = {
     "exchange": lambda transport, lost: transport.exchange(b"record"),
     "long exchange": lambda transport, lost: transport.exchange(b"record" * 50_000),
-    "fence": lambda transport, lost: transport.fence(),
+    "fence": and_meet(lambda transport, lost: transport.fence()),
     "receive": lambda transport, lost: transport.receive(lost),
-    "send": lambda transport, lost: (transport.send(torch.zeros(1 << 20), lost), transport.fence()),
+    "send": and_meet(lambda transport, lost: transport.send(torch.zeros(1 << 20), lost)),
+    "move": move,
 }
+VERBS_OF_LINKS: dict[str, Verb] = {"expect": expect, "post": and_meet(post)}
+DIRECT = ("receive", "expect")  # only the lost worker is waited for; in others it may be one that has lost it before
 
 DEPARTURES: dict[str, Callable[[Transport], None]] = {
     "closes": lambda transport: transport.close(),
     "exits": lambda transport: os._exit(7),
     "is killed": lambda transport: os.kill(os.getpid(), signal.SIGKILL),
 }
+STOPS = "stops"  # and does not answer any more; noticed by transports that have a timeout
 
 
 def lose_the_last(transport: Transport, verb: str, departure: str, after: int) -> str:
@@ -374,12 +539,18 @@ def lose_the_last(transport: Transport, verb: str, departure: str, after: int) -
     for _ in range(after):
         transport.exchange(b"together")
     if transport.rank == lost:
+        if departure == STOPS:
+            os.kill(os.getpid(), signal.SIGSTOP)
         DEPARTURES[departure](transport)
         return ""
     try:
-        VERBS[verb](transport, lost)
+        (VERBS | VERBS_OF_LINKS)[verb](transport, lost)
     except PeerLost as error:
-        if error.rank != transport.rank or error.peer == transport.rank:
+        named = (lost,) if verb in DIRECT else others(transport)
+        if error.rank != transport.rank or error.peer not in named:
+            return f"worker {transport.rank} says: {error}"
+        why = "it has not answered for" if departure == STOPS else "its connection closed"
+        if error.peer == lost and not error.why.startswith(why):
             return f"worker {transport.rank} says: {error}"
         return ""
     finally:
@@ -387,12 +558,10 @@ def lose_the_last(transport: Transport, verb: str, departure: str, after: int) -
     return f"worker {transport.rank} did not notice that worker {lost} {departure} ({verb})"
 
 
-def run_question(fabric: Fabric, rank: int, memory: Tensor, name: str) -> str:
+def run_question(transport: Transport, memory: Tensor, name: str) -> str:
     """Raises what the worker's check raises."""
-    transport = fabric.endpoint(rank)
     try:
-        assert (transport.rank, transport.size) == (rank, fabric.size)
-        EXAM[name](transport, memory)
+        (EXAM | EXAM_OF_LINKS)[name](transport, memory)
         transport.exchange(b"done")
     finally:
         transport.close()

@@ -73,7 +73,7 @@ class Membership:
                 in_time(lambda: self.store.set(f"end {self.world.rank}", json.dumps([text, lost])), A_WORD)
 
     def cause(self, lost: int) -> str | None:
-        """Why a worker ended that this one has lost, if it could say so; if it had lost another one, that one's word."""
+        """Why a worker ended that this one has lost, if it could say so; had it lost another one, that one's word."""
         if self.store is None:
             return None
         try:
