@@ -35,6 +35,7 @@ OWN = ("run", "folder", "path", "file", "default_workers", "plan")
 
 
 T = TypeVar("T")
+GIVE_UP = 5.0  # seconds by which workers may have been started one after the other
 A_WORD = 1.0  # seconds in which a worker that ends can say why
 stores: Any = dist  # torch does not list its stores among its public names
 CALLS = itertools.count()
@@ -145,6 +146,7 @@ def assemble(world: World, request: Request, timeout: float) -> Membership:
         in_time(lambda: store.wait(names, timedelta(seconds=timeout)), timeout + A_WORD)
     except (RuntimeError, TimeoutError):
         missing = absent(store, names)
+        give_up(world, store, missing)
         raise TrainingFailed(
             f"worker {world.rank} has waited {timeout:g} s at {world.address}:{world.port} for {spelled(missing)} of "
             f"{world.size}: see whether {world.launcher} has started all of them, and that every host reaches that "
@@ -167,6 +169,16 @@ def absent(store: Any, names: Sequence[str]) -> list[int]:
         return in_time(lambda: [rank for rank, name in enumerate(names) if not store.check([name])], A_WORD) or [0]
     except (RuntimeError, TimeoutError):
         return [0]
+
+
+def give_up(world: World, store: Any, missing: Sequence[int]) -> None:
+    """The store is gone with worker 0, where no launcher holds it: the others look first who is missing."""
+    with contextlib.suppress(RuntimeError, TimeoutError):
+        in_time(lambda: store.set(f"gave up {world.rank}", ""), A_WORD)
+        if world.rank == 0 and not world.joins_store:
+            others = [f"gave up {rank}" for rank in range(1, world.size) if rank not in missing]
+            if others:
+                in_time(lambda: store.wait(others, timedelta(seconds=GIVE_UP)), GIVE_UP + A_WORD)
 
 
 def in_time(ask: Callable[[], T], seconds: float) -> T:
