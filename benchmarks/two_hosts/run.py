@@ -30,6 +30,33 @@ QUESTIONS = {
     "mlp": Question("mlp", [MLP, "ddp 1"], [(MLP, "ddp 1")], 9, 20),
     "gpt-untied": Question("gpt-32k", [GPT, "ddp 1"], [(GPT, "ddp 1")], 5, 2),
     "gpt-tied": Question("gpt-32k-tied", [TIED, "ddp 1"], [(TIED, "ddp 1")], 5, 2),
+    "gpt-untied-ways": Question(
+        "gpt-32k",
+        [
+            "samestep sliced@tokens:2",
+            "samestep sliced@tokens:2:bfloat16@0",
+            "samestep data:2:int8@0",
+            "ddp 1",
+            "plain 1",
+        ],
+        [("samestep sliced@tokens:2", "ddp 1"), ("samestep data:2:int8@0", "ddp 1")],
+        4,
+        1,
+    ),
+    "gpt-tied-ways": Question(
+        "gpt-32k-tied",
+        ["samestep data:2", "samestep data:2:int8@0", "ddp 1", "plain 1"],
+        [("samestep data:2", "ddp 1"), ("samestep data:2:int8@0", "ddp 1")],
+        4,
+        1,
+    ),
+    "uneven-gpt": Question(
+        "gpt-deep-32",
+        ["slowed data/4,2:6", "slowed data/3,3:6", "alone data:6"],
+        [("alone data:6", "slowed data/4,2:6")],
+        4,
+        2,
+    ),
     "hidden": Question(
         "cnn-wide",
         ["samestep data:2", "samestep serial:2", "samestep apart:2"],
@@ -38,7 +65,11 @@ QUESTIONS = {
         6,
     ),
     "uneven": Question(
-        "cnn", ["slowed data/4,2:6", "slowed data/3,3:6", "samestep data/3,3:6", "samestep data/4,2:6"], [], 7, 10
+        "cnn",
+        ["slowed data/4,2:6", "slowed data/3,3:6", "alone data:6"],
+        [("alone data:6", "slowed data/4,2:6")],
+        7,
+        10,
     ),
 }
 
@@ -57,9 +88,10 @@ class OnHosts(Contender):
             os.mkfifo(self.folder / name)
         kind, model, *option = self.command
         slowed = kind == "slowed"
-        command = [sys.executable, str(SCRIPT), "samestep" if slowed else kind, model, *option, str(self.folder)]
+        is_ours = kind in ("slowed", "alone")
+        command = [sys.executable, str(SCRIPT), "samestep" if is_ours else kind, model, *option, str(self.folder)]
         options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {"GLOO_SOCKET_IFNAME": "eth"}}
-        if kind == "plain":
+        if kind in ("plain", "alone"):
             self.workers = [self.hosts[0].popen(command, stdin=subprocess.DEVNULL)]
         elif slowed:
             port = next(self.ports)
