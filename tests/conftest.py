@@ -1,11 +1,18 @@
 """What tests share: one fork server for the whole session, so that a run costs no import of torch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+import samestep
 from samestep.launch.launcher import Launcher
+from samestep.plan import Plan
+from samestep.report import Report
+
+GRIDS = Path(__file__).parent / "jobs" / "grids.py"
 
 settings.register_profile("samestep", deadline=None)  # a busy machine is no failure
 settings.load_profile("samestep")
@@ -16,3 +23,28 @@ def launcher() -> Iterator[Launcher]:
     """A fork server; pass it to `samestep.train(..., launcher=launcher)`."""
     with Launcher() as shared:
         yield shared
+
+
+@pytest.fixture(scope="module")
+def train(launcher: Launcher) -> Callable[..., Report]:
+    """`train("gpt", plan="slices")`, a family of jobs/grids.py. Modules with other jobs have their own."""
+
+    def run(family: str, **options: Any) -> Report:
+        return samestep.train(f"{GRIDS}:{family}", launcher=launcher, **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(train: Callable[..., Report]) -> Callable[..., Report]:
+    """The same on one worker, or with a Plan for one, trained once however many tests ask for it."""
+    known: dict[str, Report] = {}
+
+    def run(family: str, **options: Any) -> Report:
+        name = f"{family} {sorted(options.items())}"
+        if name not in known:
+            says_workers = isinstance(options.get("plan"), Plan)
+            known[name] = train(family, **options) if says_workers else train(family, workers=1, **options)
+        return known[name]
+
+    return run

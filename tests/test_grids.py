@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import samestep
 from jobs import grids
 from samestep.errors import Refused
 from samestep.launch.launcher import Launcher
@@ -87,28 +86,6 @@ BOTH = [  # per stage: (workers, shards of each), slices of each; order, recompu
 
 
 @pytest.fixture(scope="module")
-def train(launcher: Launcher) -> Train:
-    def run(family: str, **options: object) -> Report:
-        return samestep.train(f"{JOBS}:{family}", launcher=launcher, **options)  # type: ignore[arg-type]
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def alone(train: Train) -> Callable[..., Report]:
-    """A grid on one worker, trained once."""
-    known: dict[str, Report] = {}
-
-    def run(family: str, plan: Plan | None = None) -> Report:
-        name = f"{family} {plan}"
-        if name not in known:
-            known[name] = train(family, workers=1) if plan is None else train(family, plan=plan)
-        return known[name]
-
-    return run
-
-
-@pytest.fixture(scope="module")
 def numerics(alone: Callable[..., Report]) -> Callable[..., Numerics]:
     def of(family: str, slices: str = "none", join: int = 0) -> Numerics:
         found = parse_line(alone(family).numerics)
@@ -167,7 +144,7 @@ def test_slices_have_one_digest_whoever_computes_them(
     reference = Plan.staged(numbers, [Stage("", (0,), (S,), sliced(layers, (K,)))])
     plan = Plan.staged(numbers, [Stage("", *group, sliced(layers, counts))], transport)
     report = train(family, plan=plan, transport=transport)
-    assert_same(report, alone(family, reference))
+    assert_same(report, alone(family, plan=reference))
     assert report.digest != alone(family).digest
 
 
@@ -186,7 +163,7 @@ def test_stages_of_slices_too(
         for f, names, (group, counts) in zip(firsts, layers, chosen, strict=True)
     ]
     report = train(family, plan=Plan.staged(numbers, stages, transport, order=order), transport=transport)
-    assert_same(report, alone(family, Plan.staged(numbers, reference)))
+    assert_same(report, alone(family, plan=Plan.staged(numbers, reference)))
 
 
 def test_slices_and_join_sets_are_numerics(train: Train) -> None:

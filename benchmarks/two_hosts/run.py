@@ -52,7 +52,7 @@ QUESTIONS = {
     ),
     "uneven-gpt": Question(
         "gpt-deep-32",
-        ["slowed data/4,2:6", "slowed data/3,3:6", "alone data:6"],
+        ["slowed data/4,2:6", "slowed data/3,3:6", "alone data:6", "plain 1"],
         [("alone data:6", "slowed data/4,2:6")],
         4,
         2,
@@ -66,7 +66,7 @@ QUESTIONS = {
     ),
     "uneven": Question(
         "cnn",
-        ["slowed data/4,2:6", "slowed data/3,3:6", "alone data:6"],
+        ["slowed data/4,2:6", "slowed data/3,3:6", "samestep data/4,2:6", "alone data:6"],
         [("alone data:6", "slowed data/4,2:6")],
         7,
         10,
@@ -75,7 +75,12 @@ QUESTIONS = {
 
 
 class OnHosts(Contender):
-    """One worker on each host; a bare loop on the first one alone."""
+    """One worker on each host.
+
+    slowed    samestep, with half the CPU for the second host
+    alone     samestep on the first host only
+    plain     a bare loop there
+    """
 
     ports = itertools.count(29_500)
 
@@ -87,19 +92,14 @@ class OnHosts(Contender):
         for name in ("ask", "answer"):
             os.mkfifo(self.folder / name)
         kind, model, *option = self.command
-        slowed = kind == "slowed"
-        is_ours = kind in ("slowed", "alone")
-        command = [sys.executable, str(SCRIPT), "samestep" if is_ours else kind, model, *option, str(self.folder)]
+        part = "samestep" if kind in ("slowed", "alone") else kind
+        command = [sys.executable, str(SCRIPT), part, model, *option, str(self.folder)]
         options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {"GLOO_SOCKET_IFNAME": "eth"}}
         if kind in ("plain", "alone"):
             self.workers = [self.hosts[0].popen(command, stdin=subprocess.DEVNULL)]
-        elif slowed:
-            port = next(self.ports)
-            self.workers = [
-                *self.hosts.start_workers([1, 1], command, port, **options, cpu=[None, 0.5]),
-            ]
         else:
-            self.workers = self.hosts.start_workers([1, 1], command, next(self.ports), **options)
+            cpu = [None, 0.5 if kind == "slowed" else None]
+            self.workers = self.hosts.start_workers([1, 1], command, next(self.ports), **options, cpu=cpu)
         self.process = self.workers[0]
         self._answers = (self.folder / "answer").open()
         self._asks = (self.folder / "ask").open("w", buffering=1)
