@@ -52,7 +52,7 @@ def test_two_nodes_with_two_tasks_give_one_workers_digest(cluster: slurm.Cluster
 
 
 def test_a_node_whose_name_leads_nowhere_is_refused_at_once(cluster: slurm.Cluster) -> None:
-    ended = cluster.run("srun", "--kill-on-bad-exit", f"--nodelist={slurm.NODES[1]}", "--ntasks=2", *TRAIN, JOB)
+    ended = cluster.run("srun", f"--nodelist={slurm.NODES[1]}", "--ntasks=2", *TRAIN, JOB)
     assert ended.code == 2
     assert f"does not know the host {slurm.NODES[1]} (MASTER_ADDR), where srun lets the workers meet" in ended.err
     assert "; set MASTER_ADDR to an address of worker 0's host" in ended.err
