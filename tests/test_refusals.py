@@ -434,7 +434,7 @@ def test_the_command_refuses_with_one_message_and_exit_code_2(
     assert_says(ended.err, words)
 
 
-@pytest.mark.parametrize("arguments", [["--workers", "two"], ["--fast"], ["--device", "cuda"], ["--transport", "mpi"]])
+@pytest.mark.parametrize("arguments", [["--workers", "two"], ["--fast"], ["--device", "tpu"], ["--transport", "mpi"]])
 def test_words_that_the_command_does_not_know_are_refused_by_usage(tmp_path: Path, arguments: list[str]) -> None:
     ended = Command(tmp_path).run("train", REFUSED, *arguments)
     assert ended.code == 2

@@ -28,6 +28,7 @@ def train(
     hosts: Sequence[int] | None = None,
     threads: int | None = None,
     transport: str | None = None,
+    device: str = "cpu",
     plan: Plan | str = "data",
     numerics: str | None = None,
     codec: str | None = None,
@@ -74,6 +75,7 @@ def train(
         hosts=None if hosts is None else tuple(hosts),
         threads=threads,
         transport=transport,
+        device=device,
         plan="plan" if isinstance(plan, Plan) else str(plan),
         plan_text=str(plan) if isinstance(plan, Plan) else plan_text(str(plan)),
         numerics=numerics,
@@ -94,7 +96,8 @@ def train(
     request.check()
     if launcher is not None:
         return launcher.run(request, watcher)
-    if (others := world()) is not None and others.size > 1:
+    others = world()
+    if device != "cpu" or (others is not None and others.size > 1):
         from samestep.launch.together import train_together  # imports torch
 
         return train_together(request, others, (watcher or Silent()).see)

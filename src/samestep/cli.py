@@ -23,7 +23,7 @@ from samestep.launch.environment import (
 from samestep.launch.launcher import Launcher, Silent
 from samestep.launch.outcome import WorkerError
 from samestep.launch.progress import Progress, summary
-from samestep.launch.request import Request, plan_text
+from samestep.launch.request import DEVICES, Request, plan_text
 from samestep.outline import Outline
 from samestep.plan import TRANSPORTS
 from samestep.report import Report
@@ -49,7 +49,7 @@ PLANNING = (
     click.option("--epochs", type=int, help="Train for so many passes over the data."),
     click.option("--seed", type=int, help="Of everything random. Part of the numbers."),
     click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the job function."),
-    click.option("--device", type=click.Choice(["cpu"]), default="cpu", help="Where to train."),
+    click.option("--device", type=click.Choice(DEVICES), default="cpu", help="Where workers compute, one on each GPU."),
 )
 
 
@@ -78,20 +78,21 @@ def main() -> None:
     "--timeout", type=float, default=300.0, help="Seconds that workers on several hosts wait for one another."
 )
 @click.option("--quiet", is_flag=True, help="No progress, no summary.")
-def train(job: str, settings: tuple[str, ...], device: str, as_json: bool, quiet: bool, **options: Any) -> None:
+def train(job: str, settings: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
     """Train the job that FUNCTION (default: job) in FILE returns."""
     with _exit_codes():
         if is_building():
             raise guard_missing()
         others = world()
-        if others is not None and not is_pinned():
+        apart = others is not None or options["device"] != "cpu"  # not started by a fork server of our own
+        if apart and not is_pinned():
             start_again_pinned()
         request = _request(job, settings, options)
         if (warning := unused_launcher()) is not None:
             print(f"warning: {warning}", file=sys.stderr)
         progress = None if quiet else Progress()
         try:
-            if others is not None:
+            if apart:
                 from samestep.launch.together import train_together  # imports torch
 
                 report = train_together(request, others, (progress or Silent()).see)
@@ -109,7 +110,7 @@ def train(job: str, settings: tuple[str, ...], device: str, as_json: bool, quiet
 @planning_options
 @click.option("--draw", is_flag=True, help="Draw the step: who computes what when.")
 @click.option("--svg", type=click.Path(dir_okay=False), help="Write the drawing as SVG.")
-def plan(job: str, settings: tuple[str, ...], device: str, draw: bool, svg: str | None, **options: Any) -> None:
+def plan(job: str, settings: tuple[str, ...], draw: bool, svg: str | None, **options: Any) -> None:
     """Show the plan that `train` would run with these options, what it moves, and its schedule."""
     with _exit_codes():
         request = _request(job, settings, {**options, "save": None, "checkpoint": None})

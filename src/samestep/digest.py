@@ -21,7 +21,7 @@ Leaves = dict[str, str]
 
 def tensor_leaf(tensor: Tensor) -> str:
     """Hash of a tensor's dtype, shape and elements (row by row, whatever its strides)."""
-    data = tensor.detach().contiguous()
+    data = tensor.detach().cpu().contiguous()
     found = hashlib.sha256(f"{data.dtype} {tuple(data.shape)}".encode())
     found.update(data.view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from samestep import streams
 from samestep.data import Rows
+from samestep.device import to_device
 from samestep.errors import JobRefused
 from samestep.loss import Objective, check_pair
 from samestep.metrics import Metric, Predictions
@@ -41,7 +42,9 @@ def evaluate(
     model.eval()
     with torch.no_grad():
         batches = rows.take((step, pieces[piece]) for piece in mine)
-        for piece, batch in zip(mine, batches, strict=True):
+        device = next(model.parameters()).device
+        for piece, loaded in zip(mine, batches, strict=True):
+            batch = to_device(loaded, device)
             streams.enter(seed, "evaluate", step, piece)
             if objective.has_outputs:
                 check_pair(batch)

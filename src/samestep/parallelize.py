@@ -18,6 +18,7 @@ from torch import Tensor, nn, optim
 from samestep import streams
 from samestep.codec.parse import parse_codec
 from samestep.data import Rows, as_rows
+from samestep.device import move_rest
 from samestep.errors import JobRefused, PlanRefused
 from samestep.job import Job
 from samestep.loss import Objective
@@ -78,8 +79,8 @@ class Prepared:
 
     def drop_wholes(self) -> None:
         for layer in self.sliced.values():
-            for whole, _, _ in layer.wholes():
-                whole.data = torch.zeros(1, dtype=whole.dtype).expand(whole.shape)
+            for whole, _, leaves in layer.wholes():
+                whole.data = torch.zeros(1, dtype=whole.dtype, device=leaves[0].device).expand(whole.shape)
 
 
 @dataclass(frozen=True)
@@ -293,10 +294,12 @@ def share(
 
 
 def bind(prepared: Prepared, shared: Shared) -> None:
-    """Let the model's parameters be views of the shared memory."""
+    """Let the model's parameters be views of the shared memory; what else the model has goes to the same device."""
     layout = prepared.layout
     for i, entry in enumerate(layout.entries):
         entry.param.data = layout.view(shared.parameters, i if entry.tied_to is None else entry.tied_to)
+    prepared.drop_wholes()
+    move_rest(prepared.model, shared.parameters.device)
 
 
 def groups_that_meet(prepared: Prepared, plan: Plan) -> dict[tuple[int, ...], int]:
@@ -320,6 +323,8 @@ def take_part(
     """Worker `transport.rank`'s parts, ready for step `first_step`."""
     rank, layout = transport.rank, prepared.layout
     gradients = Gradients(layout, shared.slots[rank])
+    if isinstance(job.loss, nn.Module):  # may hold the weights of classes
+        job.loss.to(shared.parameters.device)
     entry_of = {id(entry.param): i for i, entry in enumerate(layout.entries)}
 
     def place_of(param: nn.Parameter) -> Place | None:

@@ -181,7 +181,7 @@ def chain_of(model: nn.Module) -> list[str]:
 
 
 def _record(job: Job, model: nn.Module, shards: int, parts: Sequence[str], firsts: Sequence[str] = ()) -> Recording:
-    with untouched_buffers(model), precision_of(job.precision):
+    with untouched_buffers(model), precision_of(job.precision, next(model.parameters()).device):
         return record(model, Objective(job.loss, job.forward).run, first_shard(job, shards), firsts, parts)
 
 

@@ -99,7 +99,7 @@ def save(executor: Executor, step: int, root: Path, run: str, fingerprint: dict[
     owned = (part for part in parts(executor, once=True) if not part.whole or transport.rank == 0 or _is_state(part))
     save_file(
         {
-            f"{part.label}@{part.start}": part.tensor.detach().clone(memory_format=torch.contiguous_format)
+            f"{part.label}@{part.start}": part.tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for part in owned
         },
         path,
@@ -151,7 +151,8 @@ def restore(executor: Executor, folder: Path, description: Description) -> None:
                 elif kind in ("tensor", "int", "float") and name.rpartition("/")[0] in owned:
                     collected[kind, name] = file.get_tensor(key)
                 elif kind == "buffer":
-                    executor.buffers.set(executor.buffers.names.index(name), file.get_tensor(key))
+                    i = executor.buffers.names.index(name)
+                    executor.buffers.set(i, file.get_tensor(key).to(executor.buffers.values[i].device))
                 elif kind == "constant":
                     dict(constants(executor))[name].data.copy_(file.get_tensor(key))
     for (kind, name), value in collected.items():
@@ -220,4 +221,7 @@ def _restore_values(executor: Executor, description: Description) -> None:
 def weights(executor: Executor) -> dict[str, Tensor]:
     """The model's `state_dict`, as independent contiguous tensors."""
     with executor.whole():
-        return {name: dense(value.detach()).contiguous().clone() for name, value in executor.model.state_dict().items()}
+        return {
+            name: dense(value.detach().cpu()).contiguous().clone()
+            for name, value in executor.model.state_dict().items()
+        }

@@ -29,6 +29,7 @@ from samestep.transport.group import gloo_links
 from samestep.transport.hosts import HostsTransport
 from samestep.transport.meeting import Meeting
 from samestep.transport.shared import SharedFabric
+from samestep.transport.staged import StagedLinks
 
 Enter = Callable[[int], tuple[Transport, Tensor]]  # a worker's transport and memory, made in the worker
 stores: Any = dist
@@ -38,8 +39,11 @@ def groups_of(size: int) -> dict[tuple[int, ...], int]:
     return dict.fromkeys([tuple(range(size)), *([(0, 2)] if size > 2 else [])], exam.OUTBOX)
 
 
-def join(rank: int, hosts: tuple[int, ...], folder: str, timeout: float) -> tuple[Transport, Tensor]:
-    """As a worker that was started by itself. folder: where all of them look for one another."""
+def join(rank: int, hosts: tuple[int, ...], folder: str, timeout: float, *, staged: bool) -> tuple[Transport, Tensor]:
+    """As a worker that was started by itself. folder: where all of them look for one another.
+
+    staged: as workers with GPUs, whose tensors are copied before they leave.
+    """
     store = stores.FileStore(f"{folder}/store", len(hosts))
     mates = [peer for peer, host in enumerate(hosts) if host == hosts[rank]]
     number, meeting = mates.index(rank), None
@@ -51,7 +55,7 @@ def join(rank: int, hosts: tuple[int, ...], folder: str, timeout: float) -> tupl
     memory = fabric.memory(exam.MEMORY)
     local = fabric.endpoint(number, timeout)
     links = gloo_links(stores.PrefixStore("links", store), rank, len(hosts), "127.0.0.1", timeout)
-    return HostsTransport(rank, hosts, local, links, epoch=3), memory
+    return HostsTransport(rank, hosts, local, StagedLinks(links) if staged else links, epoch=3), memory
 
 
 def work(enter: Enter, rank: int, request: dict[str, Any]) -> str:
@@ -85,7 +89,8 @@ def sit(request: dict[str, Any]) -> dict[str, list[Any]]:
     if "hosts" in request:
         hosts = tuple(request["hosts"])
         with tempfile.TemporaryDirectory() as folder:
-            return verdicts(lambda rank: join(rank, hosts, folder, request.get("timeout", 60.0)), request)
+            timeout, staged = request.get("timeout", 60.0), request.get("staged", False)
+            return verdicts(lambda rank: join(rank, hosts, folder, timeout, staged=staged), request)
     size = request["size"]
     fabric = SharedFabric(size, groups_of(size))
     memory = fabric.memory(exam.MEMORY)

@@ -116,6 +116,22 @@ def test_the_exam_of_hosts_whose_workers_were_started_apart(
     assert in_processes(len(hosts), hosts=hosts, question=question) == [""] * len(hosts)
 
 
+@pytest.mark.parametrize("hosts", [(0, 1), (0, 1, 2)], ids=spelled)
+@pytest.mark.parametrize("question", [*exam.EXAM, *exam.EXAM_OF_LINKS])
+def test_the_exam_of_workers_whose_tensors_are_staged(
+    in_processes: Hall, question: str, hosts: tuple[int, ...]
+) -> None:
+    """Each with a memory of its own, as on GPUs; here it is the CPU's."""
+    assert in_processes(len(hosts), hosts=hosts, question=question, staged=True) == [""] * len(hosts)
+
+
+@pytest.mark.parametrize("departure", exam.DEPARTURES)
+@pytest.mark.parametrize("verb", [*exam.VERBS, *exam.VERBS_OF_LINKS])
+def test_a_worker_with_staged_tensors_is_missed_at_once(in_processes: Hall, verb: str, departure: str) -> None:
+    asked = {"verb": verb, "departure": departure, "after": 2, "staged": True}
+    assert in_processes(3, hosts=(0, 1, 2), **asked) == [""] * 3
+
+
 @pytest.mark.parametrize("after", [0, 3])
 @pytest.mark.parametrize("departure", exam.DEPARTURES)
 @pytest.mark.parametrize("verb", exam.VERBS)

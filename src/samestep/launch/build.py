@@ -32,6 +32,8 @@ def build(
     """
     if request.memory_limit is not None:
         heap.keep_compact()
+    if request.device != "cpu" and hosts is None:
+        raise PlanRefused(f"--device {request.device}: `samestep plan` and hosted workers look at the CPU only")
     os.chdir(request.folder)
     sys.path[:] = list(request.path)
     chosen = chosen_numerics(request)

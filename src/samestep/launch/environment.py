@@ -21,8 +21,6 @@ PINNED = {
     "NUMEXPR_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow's heap would start a thread when it is imported
-    # Workers are CPU workers; a CUDA context does not survive a fork.
-    "CUDA_VISIBLE_DEVICES": "",
     # Sets of strings iterate in the same order in every run.
     "PYTHONHASHSEED": "0",
     # What torch's stores and sockets say while they wait; we say what it means.
@@ -35,10 +33,20 @@ PINNED = {
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
-def server_environment() -> dict[str, str]:
-    """What the fork server is started with: the user's environment, and what is pinned."""
+def pinned_environment() -> dict[str, str]:
+    """The user's environment, and what is pinned."""
     tunables = [text for text in (os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES) if text]
     return {**os.environ, **PINNED, "GLIBC_TUNABLES": ":".join(tunables)}
+
+
+def server_environment() -> dict[str, str]:
+    """What the fork server is started with. Its workers are CPU workers; a CUDA context does not survive a fork."""
+    return pinned_environment() | {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def let_cublas_repeat() -> None:
+    """cuBLAS gives the same bits again only with a workspace of its own size, set before its first product."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 BUILDING = "SAMESTEP_BUILDING"
@@ -151,7 +159,7 @@ def is_pinned() -> bool:
 
 def start_again_pinned() -> None:
     """Replace this process by the same command in the pinned environment; its launcher sees no difference."""
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], server_environment())
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], pinned_environment())
 
 
 def host_identity() -> str:

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from samestep.checkpoint import finished
+from samestep.device import instruction_set, num_devices
 from samestep.errors import PlanRefused, Refused, TrainingFailed
 from samestep.launch.environment import World, host_identity
 from samestep.launch.request import Request
@@ -55,7 +56,10 @@ class Membership:
 
     @property
     def hosts(self) -> tuple[int, ...]:
-        """The host of every worker, numbered in the order in which they come."""
+        """The host of every worker, numbered in the order in which they come: who shares memory.
+
+        A worker with a GPU shares none.
+        """
         seen = list(dict.fromkeys(fact["host"] for fact in self.facts))
         return tuple(seen.index(fact["host"]) for fact in self.facts)
 
@@ -63,6 +67,18 @@ class Membership:
     def near(self) -> list[int]:
         """The workers of this host."""
         return [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.world.rank]]
+
+    @property
+    def number_on_machine(self) -> int:
+        """How many workers of this worker's machine come before it."""
+        own = self.facts[self.world.rank]["machine"]
+        return sum(fact["machine"] == own for fact in self.facts[: self.world.rank])
+
+    @property
+    def shares_devices(self) -> bool:
+        """Whether on some machine there are more workers than GPUs."""
+        machines = [fact["machine"] for fact in self.facts]
+        return any(machines.count(fact["machine"]) > fact["devices"] for fact in self.facts)
 
     def name(self, rank: int) -> str:
         return f"worker {rank} on host {self.facts[rank]['name']}"
@@ -130,6 +146,8 @@ class Membership:
 
     def is_first_to_say(self, text: str) -> bool:
         """Whether no other worker has said the same."""
+        if self.store is None:
+            return True
         try:
             name = "said " + hashlib.sha256(text.encode()).hexdigest()
             return in_time(lambda: bool(self.store.add(name, 1) == 1), A_WORD)
@@ -298,14 +316,16 @@ def facts_of(request: Request) -> dict[str, Any]:
     """What this worker tells of itself."""
     settings = {name: value for name, value in asdict(request).items() if name not in OWN}
     return {
-        "host": host_identity(),
+        "host": host_identity() if request.device == "cpu" else f"{host_identity()} {os.getpid()}",
+        "machine": host_identity(),
         "name": socket.gethostname(),
         "pid": os.getpid(),
         "run": request.run,
         "samestep": version("samestep"),
         "Python": platform.python_version(),
         "torch": torch.__version__,
-        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "instruction set": instruction_set(request.device),
+        "devices": num_devices(request.device),
         "job's file": None if request.file is None else file_fact(Path(request.file)),
         "last checkpoint": checkpoint_fact(request),
         **{f"setting {name}": value for name, value in settings.items()},
@@ -328,7 +348,7 @@ def check_alike(found: Membership) -> None:
     first = found.facts[0]
     for rank, fact in enumerate(found.facts):
         for name in first:
-            if name not in ("host", "name", "pid", "run") and fact.get(name) != first[name]:
+            if name not in ("host", "machine", "name", "pid", "run", "devices") and fact.get(name) != first[name]:
                 raise Refused(
                     f"{found.name(rank)} has {name} {fact.get(name)}, {found.name(0)} has {first[name]}: "
                     "the bits would differ. Let all hosts have the same"

@@ -26,10 +26,10 @@ from samestep.errors import JobRefused, SamestepError
 from samestep.job import Job
 from samestep.launch.environment import mkl_mode, world
 from samestep.launch.importing import call
-from samestep.launch.membership import Membership, alone, assemble, check_alike
+from samestep.launch.membership import Membership, check_alike
 from samestep.launch.outcome import telling
 from samestep.launch.request import Request, plan_text
-from samestep.launch.together import explained, join
+from samestep.launch.together import explained, gathered, join
 from samestep.plan import Plan
 from samestep.step import StepResult
 from samestep.trainer import Training
@@ -40,7 +40,8 @@ class Trainer:
 
     job: a `Job`, or a function that makes one, called under the job's seed.
     options: of `samestep.train`: plan, shards, slices, assign, threads, numerics, codec, steps, epochs, seed,
-        checkpoint, resume, allow_nan, memory_limit, settings; and timeout, seconds that workers wait for one another.
+        checkpoint, resume, allow_nan, memory_limit, device, settings; and timeout, seconds that workers wait for one
+        another.
     warnings: what differs from the checkpoint that training goes on from.
 
     Every method must be called by all workers alike. Raises Refused when the job or plan cannot be run, or when the
@@ -51,7 +52,7 @@ class Trainer:
         heap.keep_warm()
         found = world()
         request = request_for(job, plan, options)
-        self._membership: Membership = alone(request) if found is None else assemble(found, request, request.timeout)
+        self._membership: Membership = gathered(found, request)
         check_alike(self._membership)
         if isinstance(job, Job):
             made = job
@@ -181,7 +182,7 @@ class Trainer:
 def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[str, Any]) -> Request:
     """Raises Refused for options that there are not, or that cannot be."""
     known = ("shards", "slices", "assign", "threads", "numerics", "codec", "steps", "epochs", "seed", "resume",
-             "checkpoint", "allow_nan", "memory_limit", "settings", "timeout")  # fmt: skip
+             "checkpoint", "allow_nan", "memory_limit", "device", "settings", "timeout")  # fmt: skip
     if strange := sorted(set(options) - set(known)):
         raise JobRefused(f"Trainer has no option {', '.join(strange)}: it takes plan, {', '.join(known)}")
     script = getattr(sys.modules.get("__main__"), "__file__", None)

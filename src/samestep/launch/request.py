@@ -7,6 +7,7 @@ from typing import Any
 from samestep.errors import CheckpointRefused, PlanRefused, Refused
 from samestep.plan import PRESETS, TRANSPORTS
 
+DEVICES = ("cpu", "cuda")
 NUMBERS = ("workers", "shards", "slices", "threads", "steps", "epochs", "seed", "every")
 
 
@@ -30,6 +31,7 @@ class Request:
     assign: tuple[int, ...] | None = None
     threads: int | None = None
     transport: str | None = None
+    device: str = "cpu"
     plan: str = "data"
     slices: int | None = None
     plan_text: str | None = None  # of the file that `plan` names
@@ -62,6 +64,10 @@ class Request:
             raise Refused(f"--timeout {self.timeout!r}: it must be a number of seconds above 0")
         if self.transport not in (None, *TRANSPORTS):
             raise Refused(f"--transport {self.transport!r} is not known: it is one of {', '.join(TRANSPORTS)}")
+        if self.device not in DEVICES:
+            raise Refused(f"--device {self.device!r} is not known: it is one of {', '.join(DEVICES)}")
+        if self.device != "cpu" and self.memory_limit is not None:
+            raise Refused(f"--memory-limit is for the host's memory: leave it or --device {self.device} out")
         if self.save is not None and (not Path(self.save).parent.is_dir() or Path(self.save).is_dir()):
             raise Refused(
                 f"--save {self.save} cannot be written: {Path(self.save).parent} must be a folder, and FILE no folder"

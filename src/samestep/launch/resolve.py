@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from samestep.codec.parse import parse_codec
+from samestep.device import instruction_set
 from samestep.errors import PlanRefused
 from samestep.job import Job
 from samestep.launch.request import Request
@@ -77,7 +78,7 @@ def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str
         codec=job.codec,
         optimizer=optimizer,
         torch=str(torch.__version__),
-        isa=torch.backends.cpu.get_cpu_capability(),
+        isa=instruction_set(request.device),
         mkl=request.mkl,
     )
     check_environment({name: value for name, value in chosen.items() if name not in CHOSEN}, numerics)

@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samestep.checkpoint import remove_unfinished, temporary_of
+from samestep.device import check_device, take_device
 from samestep.digest import Leaves, joint_digest, tensor_leaf
 from samestep.errors import CheckpointRefused, PeerLost, PlanRefused, Refused, SamestepError, TrainingFailed
 from samestep.job import Job
 from samestep.launch.build import build
-from samestep.launch.environment import World, building
-from samestep.launch.membership import A_WORD, Membership, assemble, check_alike, in_time, own_address, stores
+from samestep.launch.environment import World, building, let_cublas_repeat
+from samestep.launch.membership import A_WORD, Membership, alone, assemble, check_alike, in_time, own_address, stores
 from samestep.launch.outcome import Event, Outcome, telling, told
 from samestep.launch.request import Request
 from samestep.launch.worker import Run, work
@@ -30,8 +31,11 @@ from samestep.report import Report
 from samestep.transport.base import Transport
 from samestep.transport.group import gloo_links
 from samestep.transport.hosts import HostsTransport
+from samestep.transport.links import Links
 from samestep.transport.meeting import Meeting
+from samestep.transport.nccl import NcclLinks, has_nccl
 from samestep.transport.shared import SharedFabric, SharedTransport
+from samestep.transport.staged import StagedLinks
 
 See = Callable[[Event, Outcome], None]
 
@@ -47,8 +51,10 @@ class Joined:
     transport: Transport
 
 
-def train_together(request: Request, world: World, see: See) -> Report:
-    """Run to the end, as one of the workers. Raises Refused or TrainingFailed, in every worker its own.
+def train_together(request: Request, world: World | None, see: See) -> Report:
+    """Run to the end, as one of the workers, or without a world as the only one.
+
+    Raises Refused or TrainingFailed, in every worker its own.
 
     see: is shown every event, in worker 0.
     """
@@ -56,10 +62,11 @@ def train_together(request: Request, world: World, see: See) -> Report:
 
     def take(event: Event, *files: int) -> None:
         outcome.take(event, list(files))
-        if world.rank == 0:
+        if world is None or world.rank == 0:
             see(event, outcome)
 
-    membership = assemble(world, request, request.timeout)
+    membership = gathered(world, request)
+    world = membership.world
     try:
         check_alike(membership)
         joined = join(membership, request, take)
@@ -79,12 +86,25 @@ def train_together(request: Request, world: World, see: See) -> Report:
             remove_unfinished(request.checkpoint, request.save, membership.facts[0]["run"])
 
 
+def gathered(world: World | None, request: Request) -> Membership:
+    """All workers, on a device that this host has. Raises Refused or TrainingFailed."""
+    check_device(request.device)
+    if request.device == "cuda":
+        let_cublas_repeat()
+    return alone(request) if world is None else assemble(world, request, request.timeout)
+
+
 def join(membership: Membership, request: Request, send: Callable[..., None], made: Job | None = None) -> Joined:
     """Build what this worker needs, and connect it with the others. All workers must call it.
 
     made: a job that exists already.
     """
     world, near = membership.world, membership.near
+    if request.workers not in (None, 1) and membership.store is None:
+        raise PlanRefused(
+            f"--workers {request.workers}, and this process is alone: start as many, for instance with `torchrun "
+            f"--nproc-per-node {request.workers} -m samestep train ... --device {request.device}`, one for every GPU"
+        )
     if request.workers not in (None, world.size):
         raise PlanRefused(
             f"--workers {request.workers}, and {world.launcher} has started {world.size} processes: leave --workers "
@@ -111,12 +131,22 @@ def join(membership: Membership, request: Request, send: Callable[..., None], ma
         if len(near) == world.size:
             joint_digest(start, local)
             return Joined(membership, run, prepared, shared, local)
-        store = stores.PrefixStore("links", membership.store)
-        links = gloo_links(store, world.rank, world.size, own_address(world), membership.timeout)
-        transport = HostsTransport(world.rank, membership.hosts, local, links, world.epoch)
+        transport = HostsTransport(world.rank, membership.hosts, local, links_of(membership, request), world.epoch)
         joint_digest(start, transport)
         check_shared_folder(membership, request, transport)
     return Joined(membership, run, prepared, shared, transport)
+
+
+def links_of(membership: Membership, request: Request) -> Links:
+    """gloo between CPUs; between GPUs NCCL, or gloo through the host's memory where workers share one."""
+    world, timeout = membership.world, membership.timeout
+    store = stores.PrefixStore("links", membership.store)
+    links = gloo_links(store, world.rank, world.size, own_address(world), timeout)
+    if request.device == "cpu":
+        return links
+    if membership.shares_devices or not has_nccl():
+        return StagedLinks(links)
+    return NcclLinks(links, store, world.size)
 
 
 def check_shared_folder(membership: Membership, request: Request, transport: Transport) -> None:
@@ -156,7 +186,10 @@ def _meet(membership: Membership, run: Run, prepared: Prepared) -> tuple[SharedT
         name = in_time(lambda: membership.store.get(door).decode(), timeout + A_WORD)
         meeting = Meeting.join(name, number, len(near))
     groups = near_groups(groups_that_meet(prepared, run.plan), near)
-    fabric = SharedFabric(len(near), groups, 16 if len(run.plan.stages) > 1 else 2, meeting)
+    device = take_device(run.request.device, membership.number_on_machine)
+    fabric = SharedFabric(
+        len(near), groups, 16 if len(run.plan.stages) > 1 else 2, meeting, None if device.type == "cpu" else device
+    )
     shared = share(prepared, run.plan, fabric, near, fills=number == 0)
     transport = fabric.endpoint(number, timeout)
     transport.fence()  # the initial values are there

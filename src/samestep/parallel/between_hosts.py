@@ -99,7 +99,7 @@ class BetweenHosts:
                 self._pieces.setdefault(entry, []).append(Piece(entry, piece.start, piece.stop))
         self._routes: dict[int, Route] = {}
         self._route = Route()
-        self._folded, self._step = folded.numpy(), 0
+        self._folded, self._step = folded.cpu().numpy(), 0
         near = self._near()
         self._with = [sorted(near.intersection(home.workers)) for home in homes]  # workers of this host, per entry
         self._ready: set[int] = set()  # entries whose sums may leave
@@ -292,7 +292,7 @@ class BetweenHosts:
         for piece in self._inside(s):
             for node, _ in joined(self._homes[s.entry], hosts[s.sender], hosts, num_shards).left:
                 if node not in arrived:
-                    arrived[node] = torch.empty(whole.stop - whole.start, dtype=dtype)
+                    arrived[node] = self._values.new_empty(whole.stop - whole.start, dtype=dtype)
                 flat = arrived[node][piece.start - whole.start : piece.stop - whole.start]
                 packed = [flat]
                 if self._edges is not None and self._edges.applies_to(node, s.entry, num_shards):

@@ -81,7 +81,7 @@ class Buffers:
     def told(self, shard: int, changed: bytes) -> bytes:
         """A shard's changed buffers, for hosts that do not see its board."""
         boards = (self._board(shard, i).view(-1).view(torch.uint8) for i in range(len(changed)) if changed[i])
-        return b"".join(board.numpy().tobytes() for board in boards)
+        return b"".join(board.cpu().numpy().tobytes() for board in boards)
 
     def hear(self, shard: int, changed: bytes, text: bytes, at: int, *, keep: bool) -> int:
         """Take what was `told` from `text`; returns where it ends."""
@@ -90,7 +90,7 @@ class Buffers:
                 stop = at + value.numel() * value.element_size()
                 if keep:
                     flat = torch.frombuffer(bytearray(text[at:stop]), dtype=value.dtype)
-                    self._heard[shard, i] = flat.view(value.shape)
+                    self._heard[shard, i] = flat.to(value.device).view(value.shape)
                 at = stop
         return at
 

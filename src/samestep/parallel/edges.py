@@ -86,14 +86,16 @@ class Edges:
 
     def packed_like(self, piece: Piece) -> list[Tensor]:
         """Tensors of the sizes and types into which a piece is packed."""
-        zeros = torch.zeros(piece.stop - piece.start, dtype=self._layout.entries[piece.entry].param.dtype)
+        zeros = self._layout.entries[piece.entry].param.new_zeros(piece.stop - piece.start, requires_grad=False)
         return [torch.empty_like(tensor) for tensor in self._codec.codec.encode(self._shaped(piece, zeros), {})]
 
     def _state_of(self, edge: Edge) -> State:
         if edge not in self.states:
             self.states[edge] = {}
             if self.before is not None:
-                self.states[edge] = self.before.read(self._name(edge), edge.start, edge.stop, whole=self.wants_whole)
+                stored = self.before.read(self._name(edge), edge.start, edge.stop, whole=self.wants_whole)
+                device = self._layout.entries[edge.entry].param.device
+                self.states[edge] = {name: value.to(device) for name, value in stored.items()}
         return self.states[edge]
 
     def _name(self, edge: Edge) -> str:

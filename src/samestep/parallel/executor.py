@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from samestep import streams
+from samestep.device import to_device
 from samestep.errors import Disagreement, JobRefused, LossNotFinite
 from samestep.loss import Objective, ShardLoss
 from samestep.parallel.between_hosts import BetweenHosts
@@ -85,10 +86,15 @@ class Executor:
         """Per stage, which segments are sliced: what a schedule has to know of the network."""
         return [(False,)] if self.network is None else self.network.structure.sliced
 
+    @property
+    def device(self) -> torch.device:
+        """Where this worker computes."""
+        return self.layout.entries[0].param.device
+
     def load(self, action: actions.Load, state: StepState) -> None:
         shards, sets = len(state.rows), -(-len(state.rows) // self.plan.set_size(len(state.rows)))
         own = self.plan.touched(self.transport.rank, shards)
-        state.batches = {shard: self.next_batch() for shard in own}
+        state.batches = {shard: to_device(self.next_batch(), self.device) for shard in own}
         rank = self.transport.rank
         self.gradients.begin_step([h.units_of(rank, sets if h.is_slice else shards) for h in self.homes])
         if self.edges is not None:
@@ -308,4 +314,4 @@ class Executor:
             state.scale = sum(state.rows) / weight if weight else math.nan
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return precision_of(self.plan.numerics.precision)
+        return precision_of(self.plan.numerics.precision, self.device)

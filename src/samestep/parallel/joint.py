@@ -123,7 +123,7 @@ class Joint:
             )
 
     def _rows(self, grad: Tensor, *, zero: bool) -> Tensor:
-        grad = torch.zeros(grad.shape, dtype=grad.dtype) if zero else grad
+        grad = torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device) if zero else grad
         return self._sliced.column.rows_of_output(grad)
 
     def _columns_of_holders(self, grad: Tensor) -> dict[int, Tensor]:

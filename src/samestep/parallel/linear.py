@@ -50,7 +50,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Large ones go through oneDNN, which is 10-50 % faster than the BLAS behind `F.linear` where rows
     are few, and costs 40 us more per call (benchmarks/linear). The choice depends on shapes alone.
     """
-    large = x.shape[0] * weight.numel() >= LARGE and x.dtype == torch.float32
+    large = x.shape[0] * weight.numel() >= LARGE and x.dtype == torch.float32 and x.device.type == "cpu"
     if large and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return output
@@ -74,7 +74,7 @@ def _forward_of(module: nn.Linear, place: Place) -> Callable[[Tensor], Tensor]:
 def linear_into(x: Tensor, weight: Tensor, bias: Tensor | None, place: Place) -> Tensor:
     """F.linear, whose backward writes the weight's gradient to `place()` where that is possible."""
     plain = weight.dtype == x.dtype and weight.requires_grad and torch.is_grad_enabled()
-    if not plain or torch.is_autocast_enabled("cpu") or x.numel() == 0:
+    if not plain or torch.is_autocast_enabled(x.device.type) or x.numel() == 0:
         return F.linear(x, weight, bias)
     output: Tensor = _LinearInto.apply(x, weight, bias, place)  # type: ignore[no-untyped-call]
     return output

@@ -101,14 +101,15 @@ class Lockstep:
             raise _apart(f"one shard of worker {rank} stopped at {other_places[0]}, another at {what}")
         label = what.encode()
         packed = torch.stack(self._brought).detach().contiguous()
-        record = len(label).to_bytes(2, "little") + label + packed.numpy().tobytes()
+        raw = packed.cpu().numpy()
+        record = len(label).to_bytes(2, "little") + label + raw.tobytes()
         found: list[Tensor] = []
         for peer, other in zip(self._ranks, self._transport.exchange(record, self._ranks), strict=True):
             end = 2 + int.from_bytes(other[:2], "little")
             if other[2:end] != label:
                 raise _apart(f"worker {rank} stopped at {what}, worker {peer} at {other[2:end].decode()}")
-            values = torch.from_numpy(np.frombuffer(other[end:], dtype=packed.numpy().dtype).copy())
-            found += values.view(-1, *packed.shape[1:])
+            values = torch.from_numpy(np.frombuffer(other[end:], dtype=raw.dtype).copy())
+            found += values.to(packed.device).view(-1, *packed.shape[1:])
         return found
 
 

@@ -64,7 +64,7 @@ class Way:
         name = signature(batch)
         if name not in self.known:
             here = streams.leave()
-            with untouched_buffers(self.model), precision_of(self.precision):
+            with untouched_buffers(self.model), precision_of(self.precision, next(self.model.parameters()).device):
                 recording = record(self.model, self.objective.run, batch, self.starts, list(self.sliced))
             streams.resume(here)
             found = cut(recording, self.model, 1 + len(self.starts), self.sliced)
@@ -78,9 +78,9 @@ class Way:
         return self.known[name]
 
 
-def precision_of(name: str) -> AbstractContextManager[Any]:
+def precision_of(name: str, device: torch.device) -> AbstractContextManager[Any]:
     """What forward runs in."""
-    return torch.autocast("cpu", dtype=torch.bfloat16) if name == "bfloat16" else nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16) if name == "bfloat16" else nullcontext()
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class Parcel:
         if len(self.views) == 1:
             return self.views[0]
         if self._packed is None:
-            self._packed = torch.empty(self.nbytes, dtype=torch.uint8)
+            self._packed = torch.empty(self.nbytes, dtype=torch.uint8, device=self.views[0].device)
         return self._packed
 
     def _parts(self, whole: Tensor) -> Iterable[Tensor]:

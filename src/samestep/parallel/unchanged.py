@@ -39,7 +39,7 @@ class Unchanged:
 
 
 def _checksum(param: nn.Parameter) -> int:
-    return zlib.crc32(storage_order(dense(param.detach())).view(torch.uint8).numpy().data)
+    return zlib.crc32(storage_order(dense(param.detach())).view(torch.uint8).cpu().numpy().data)
 
 
 def changed(name: str) -> JobRefused:

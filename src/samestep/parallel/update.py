@@ -115,11 +115,18 @@ class ShardedUpdate:
         """Put back what `state` gave."""
         target = next(target for owned, target in self.targets if owned == piece)
         restored: Any = value.clone()
+        if kind == "elementwise" or self._counts_on_device:
+            restored = restored.to(target.device)
         if kind == "elementwise":
             restored = restored.as_strided(target.shape, target.stride())
         elif kind in ("int", "float"):
             restored = {"int": int, "float": float}[kind](value)
         self.optimizer.state[target][key] = restored
+
+    @property
+    def _counts_on_device(self) -> bool:
+        """Whether the optimizer keeps its step counters with the parameters; most keep them on the CPU."""
+        return any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
 
     def hyperparameters(self) -> list[dict[str, Any]]:
         """Everything in the parameter groups but the parameters."""
@@ -142,6 +149,11 @@ def _cut_state(state: dict[str, Any], entry: Entry, piece: Piece, target: Tensor
         if entry.along is not None:
             dim, start, stop = entry.along
             value = value.narrow(dim, start, stop - start).contiguous()
-        return storage_order(value)[piece.start : piece.stop].clone().as_strided(target.shape, target.stride())
+        return (
+            storage_order(value)[piece.start : piece.stop]
+            .clone()
+            .as_strided(target.shape, target.stride())
+            .to(target.device)
+        )
 
     return {key: cut(value) for key, value in state.items()}

@@ -20,6 +20,8 @@ class Pending(Protocol):
 class Links(Protocol):
     """One worker's links to all others."""
 
+    rank: int
+
     def post(self, flat: Tensor, peer: int, tag: int) -> Pending:
         """Send a contiguous tensor's bytes; leave it unchanged until they are gone."""
         ...

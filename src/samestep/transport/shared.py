@@ -51,10 +51,13 @@ class SharedFabric:
         groups: Mapping[tuple[int, ...], int] | None = None,
         slots: int = SLOTS,
         meeting: Meeting | None = None,
+        device: torch.device | None = None,
     ) -> None:
+        """device: of the memory of a worker that shares it with nobody; what is shared is the CPU's."""
+        assert size == 1 or device is None, "workers that share memory are on the CPU"
         self.size = size
         self.slots = slots
-        self._meeting = meeting
+        self._meeting, self._device = meeting, device
         self._sockets: dict[tuple[int, int], socket.socket] = {}
         self._mailboxes: dict[tuple[int, int], Tensor] = {}
         self._outboxes = {
@@ -75,7 +78,7 @@ class SharedFabric:
 
     def memory(self, nbytes: int) -> Tensor:
         if self.size == 1:
-            return torch.zeros(nbytes, dtype=torch.uint8)
+            return torch.zeros(nbytes, dtype=torch.uint8, device=self._device)
         if self._meeting is not None:
             return self._meeting.memory(nbytes)
         return torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)[:nbytes]

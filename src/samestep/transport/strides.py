@@ -23,8 +23,9 @@ def span(tensor: Tensor) -> int:
 
 
 def header(tensor: Tensor) -> bytes:
+    """dtype, shape, strides, and which kind of memory the receiver is to have it in."""
     name = str(tensor.dtype).removeprefix("torch.")
-    return json.dumps([name, list(tensor.shape), list(tensor.stride())]).encode()
+    return json.dumps([name, list(tensor.shape), list(tensor.stride()), tensor.device.type]).encode()
 
 
 def payload(tensor: Tensor) -> Tensor:
@@ -34,20 +35,20 @@ def payload(tensor: Tensor) -> Tensor:
 
 def empty_from(text: bytes) -> tuple[Tensor, Tensor]:
     """A tensor made after `text` (from `header`), and its span as uint8 to be filled."""
-    dtype, shape, strides, length = _parse(text)
-    flat = torch.empty(length, dtype=dtype)
+    dtype, shape, strides, length, kind = _parse(text)
+    flat = torch.empty(length, dtype=dtype, device=kind)
     return flat.as_strided(shape, strides), flat.view(torch.uint8)
 
 
 def view_from(text: bytes, memory: Tensor) -> Tensor:
     """The tensor described by `text` whose span begins at the first byte of `memory`. Shares memory."""
-    dtype, shape, strides, length = _parse(text)
+    dtype, shape, strides, length, _ = _parse(text)
     flat = memory[: length * dtype.itemsize].view(dtype)
     return flat.as_strided(shape, strides, flat.storage_offset())
 
 
-def _parse(text: bytes) -> tuple[torch.dtype, list[int], list[int], int]:
+def _parse(text: bytes) -> tuple[torch.dtype, list[int], list[int], int, str]:
     fields: list[Any] = json.loads(text)
-    name, shape, strides = fields
+    name, shape, strides, kind = fields
     length = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if 0 not in shape else 0
-    return getattr(torch, name), shape, strides, length
+    return getattr(torch, name), shape, strides, length, kind

@@ -1,0 +1,96 @@
+"""Where a worker computes: on the CPU, or on a GPU of its own.
+
+    cpu     workers of a host share one memory
+    cuda    every worker has its GPU's memory to itself, also where several share the GPU: workers of
+            one machine exchange as workers of several hosts do
+
+Samples, records and random streams of Python and NumPy stay in the host's memory.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samestep.errors import PlanRefused
+
+
+def check_device(kind: str) -> None:
+    """Raises PlanRefused for what this machine has not."""
+    if kind == "cuda" and torch.version.cuda is None:
+        raise PlanRefused(
+            f"--device cuda: torch {torch.__version__} is built without CUDA; install a build with it, or leave "
+            "--device out"
+        )
+    if kind == "cuda" and torch.cuda.device_count() == 0:
+        raise PlanRefused(
+            f"--device cuda: torch {torch.__version__} sees no GPU on this host; see nvidia-smi and "
+            "CUDA_VISIBLE_DEVICES, or leave --device out"
+        )
+
+
+def uses_gpu() -> bool:
+    """Whether this process computes on one."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def num_devices(kind: str) -> int:
+    """GPUs of this host; 0 where the CPU computes."""
+    return torch.cuda.device_count() if kind == "cuda" else 0
+
+
+def instruction_set(kind: str) -> str:
+    """What the bits of a kernel depend on besides torch's version, as one word."""
+    if kind == "cpu":
+        return torch.backends.cpu.get_cpu_capability()
+    found = torch.cuda.get_device_properties(0)
+    return f"{found.name.replace(' ', '_')}/sm_{found.major}{found.minor}/cuda{torch.version.cuda}"
+
+
+def take_device(kind: str, number: int) -> torch.device:
+    """The device of worker `number` of this host. On a GPU, kernels from here on repeat their bits.
+
+    Backward then runs in the thread that called it, as on the CPU, so that shards in lockstep can stop there.
+    """
+    if kind == "cpu":
+        return torch.device("cpu")
+    index = number % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    torch.use_deterministic_algorithms(mode=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.autograd.set_multithreading_enabled(mode=False)
+    return torch.device("cuda", index)
+
+
+def to_device(values: Any, device: torch.device) -> Any:
+    """Tensors in any nest of tuples, lists and mappings, on `device`; what is there already is not copied."""
+    if isinstance(values, Tensor):
+        return values if values.device == device else _pinned(values, device).to(device, non_blocking=True)
+    if isinstance(values, Mapping):
+        moved = {name: to_device(value, device) for name, value in values.items()}
+        return moved if type(values) is dict else type(values)(moved)  # type: ignore[call-arg]
+    if isinstance(values, tuple | list):
+        parts = [to_device(value, device) for value in values]
+        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
+    return values
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy from pinned memory goes on while Python does."""
+    return tensor.pin_memory() if device.type == "cuda" and not tensor.is_pinned() else tensor
+
+
+def move_rest(model: nn.Module, device: torch.device) -> None:
+    """Buffers, and parameters that are not yet there; a tensor with several names stays one."""
+    for param in model.parameters():
+        if param.device != device:
+            param.data = param.data.to(device)
+    moved: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.device != device:
+                module._buffers[name] = moved.setdefault(id(buffer), buffer.to(device))

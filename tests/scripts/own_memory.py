@@ -1,0 +1,27 @@
+"""`samestep train` as a worker with a GPU runs it, with the CPU's memory in the place of the GPU's.
+
+Each worker has a memory of its own, and what it sends is staged in another one.
+"""
+
+import os
+import sys
+
+from samestep.cli import main
+from samestep.launch import membership, together
+from samestep.launch.request import Request
+from samestep.transport.staged import StagedLinks
+
+
+def as_with_a_gpu() -> None:
+    shared, links_of = membership.host_identity, together.links_of
+
+    def links(found: membership.Membership, request: Request) -> StagedLinks:
+        return StagedLinks(links_of(found, request))
+
+    membership.host_identity = lambda: f"{shared()} {os.getpid()}"  # what facts_of tells of a worker with a GPU
+    together.links_of = links
+
+
+if __name__ == "__main__":
+    as_with_a_gpu()
+    main(["train", *sys.argv[1:]])
