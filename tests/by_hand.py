@@ -88,6 +88,9 @@ class ByHand:
     def wait_until_stopped(self, rank: int) -> None:
         wait_until(f"worker {rank} to stop", lambda: self.is_stopped(rank))
 
+    def go_on(self, rank: int) -> None:
+        os.kill(self.started[rank].pid, signal.SIGCONT)
+
     def kill(self, rank: int) -> None:
         os.kill(self.started[rank].pid, signal.SIGKILL)
 

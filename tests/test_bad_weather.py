@@ -173,3 +173,27 @@ def test_a_worker_lost_in_a_step_is_named_by_all_others_of_its_host(tmp_path: Pa
 @pytest.mark.parametrize("how", LOST)
 def test_a_worker_lost_in_a_step_is_named_on_all_hosts(tmp_path: Path, how: str, victim: int, hosts: Hosts) -> None:
     weather(ByHand(tmp_path, (1, 2, 1), hosts), victim, how)
+
+
+@pytest.mark.parametrize("cut", [0, 2])
+def test_a_link_that_goes_down_in_a_step_ends_all_workers_in_time(tmp_path: Path, cut: int, hosts: Hosts) -> None:
+    """No connection closes, both sides only hear nothing any more. Worker 3 waits while the link is taken down."""
+    run = ByHand(tmp_path, (1, 2, 1), hosts)
+    run.start(*mortal(3, "SIGSTOP", "--steps", 9))
+    run.wait_until_stopped(3)
+    hosts[cut].link_down()
+    try:
+        run.go_on(3)
+        ended = run.end()
+    finally:
+        hosts[cut].link_up()
+    for rank, end in ended.items():
+        line = last_line(end)
+        assert end.code == 1, end.err
+        assert re.search(rf"^worker {rank} {ON} lost worker \d {ON}( in \w+\(.*\))?: ", line), line
+    inside = [rank for rank, host in enumerate(run.host_of) if host == cut]
+    for rank in inside:
+        line = last_line(ended[rank])
+        assert re.search(rf"lost worker [^{rank}] {ON}( in \w+\(.*\))?: it has not answered for {TIMEOUT} s", line), (
+            line
+        )
