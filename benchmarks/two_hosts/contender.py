@@ -11,9 +11,11 @@ samestep PLAN:S[:CODEC]    one worker per host, S shards; PLAN is a preset, or
 """
 
 import contextlib
+import json
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,6 +30,7 @@ from rounds import Turns, until_peer_leaves
 import samestep
 from samestep.parallel.between_hosts import BetweenHosts
 from samestep.parallel.reduce import TreeReduction
+from samestep.planned import outline
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -46,7 +49,7 @@ def ddp(model: str, threads: str, folder: str) -> None:
     loop(model, batch_size // dist.get_world_size(), step_done, wrapped)
 
 
-def train(model: str, option: str, folder: str) -> None:
+def train(model: str, option: str, folder: str, *, predicts: bool = False) -> None:
     plan, shards, *codec = option.split(":", 2)
     plan, _, assign = plan.partition("/")
     kind, _, layers = plan.partition("@")
@@ -70,6 +73,10 @@ def train(model: str, option: str, folder: str) -> None:
         named = {"U": file.name, "sliced": file.name, "serial": "data", "apart": "data"}.get(kind, plan)
         trainer = samestep.Trainer(job, plan=named, assign=shares, timeout=3600)
     turns = Turns(folder)
+    if predicts and RANK == 0:
+        joined = trainer._joined
+        said = outline(joined.run.job, trainer.plan, joined.prepared, {}, joined.run.hosts).wired
+        (Path(folder) / "predicted").write_text(json.dumps(said))
     steps = trainer.steps()
     next(steps)
     if RANK == 0:
@@ -97,4 +104,4 @@ def slices(layers: list[str], shards: int) -> str:
 
 if __name__ == "__main__":
     kind, *rest = sys.argv[1:]
-    {"plain": plain, "ddp": ddp, "samestep": train}[kind](*rest)
+    {"plain": plain, "ddp": ddp, "samestep": train, "counted": partial(train, predicts=True)}[kind](*rest)
