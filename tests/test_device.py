@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,24 +85,19 @@ def test_a_model_goes_with_its_buffers_and_a_tensor_with_two_names_stays_one() -
 def test_no_gpu_is_refused_with_the_cure(tmp_path: Path, how: str) -> None:
     words = r"--device cuda: torch \S+ (is built without CUDA|sees no GPU on this host).*leave --device out"
     train = ("train", f"{JOB}:mlp", "--device", "cuda")
-    if how in ("train", "Trainer"):
-        start = {"train": lambda: samestep.train(f"{JOB}:mlp", device="cuda"), "Trainer": own_loop}[how]
-        with pytest.raises(Refused, match=words):
-            start()
-        return
-    ended = Command(tmp_path).run(*train) if how == "command" else torchrun(tmp_path, 2, "-m", "samestep", *train)
-    assert ended.code == (2 if how == "command" else 1), ended.err  # torchrun's own
+    own = f"import sys; sys.path.append({str(JOB.parent)!r}); import grids, samestep; "
+    calls = {
+        "train": f"samestep.train({f'{JOB}:mlp'!r}, device='cuda')",
+        "Trainer": "samestep.Trainer(grids.mlp, device='cuda')",
+    }
+    if how == "torchrun":
+        ended = torchrun(tmp_path, 2, "-m", "samestep", *train)
+    elif how == "command":
+        ended = Command(tmp_path).run(*train)
+    else:
+        ended = Command(tmp_path).run("-c", own + calls[how], module=None)
+    assert ended.code == (2 if how == "command" else 1), ended.err  # torchrun's own, Python's own
     assert re.search(words, ended.err)
-
-
-def own_loop() -> None:
-    sys.path.insert(0, str(JOB.parent))
-    try:
-        from grids import mlp  # type: ignore[import-not-found]
-
-        samestep.Trainer(mlp, device="cuda")
-    finally:
-        sys.path.remove(str(JOB.parent))
 
 
 @pytest.mark.parametrize(

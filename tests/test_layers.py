@@ -15,6 +15,7 @@ SRC = Path(samestep.__file__).parent
 LAYERS: dict[str, int] = {
     "errors": 0,
     # what everybody uses and what knows nobody
+    "device": 1,
     "numerics": 1,
     "tree": 1,
     "plain": 1,

@@ -7,7 +7,8 @@
 Samples, records and random streams of Python and NumPy stay in the host's memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,6 +65,13 @@ def take_device(kind: str, number: int) -> torch.device:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.autograd.set_multithreading_enabled(mode=False)
     return torch.device("cuda", index)
+
+
+def same_device() -> Callable[[], None]:
+    """For a thread that begins: call there what this returns. torch's current GPU is one per thread."""
+    if not uses_gpu():
+        return lambda: None
+    return partial(torch.cuda.set_device, torch.cuda.current_device())
 
 
 def to_device(values: Any, device: torch.device) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samestep.device import same_device
 from samestep.errors import Disagreement
 from samestep.parallel.buffers import Buffers
 from samestep.transport.base import Transport
@@ -35,7 +36,7 @@ class Lockstep:
 
     def __init__(self, transport: Transport, ranks: Sequence[int], buffers: Buffers, threads: int) -> None:
         self._transport, self._ranks, self._buffers, self._threads = transport, ranks, buffers, threads
-        self._baton = Baton()
+        self._baton, self._use_device = Baton(), same_device()
         self._turn = 0
         self._brought: list[Tensor] = []
         self._places: list[str] = []  # where the shards stopped that have brought something
@@ -76,6 +77,7 @@ class Lockstep:
 
     def _run_shard(self, index: int, shard: Callable[[], None]) -> None:
         torch.set_num_threads(self._threads)
+        self._use_device()
         _current.set(self)
         self._baton.take(lambda: self._turn == index or self._failure is not None)
         try:
