@@ -91,11 +91,17 @@ def train(job: str, settings: tuple[str, ...], as_json: bool, quiet: bool, **opt
         if (warning := unused_launcher()) is not None:
             print(f"warning: {warning}", file=sys.stderr)
         progress = None if quiet else Progress()
+
+        def show(error: SamestepError) -> None:
+            if progress is not None:
+                progress.close()  # else its bar goes over it
+            show_error(error)
+
         try:
             if apart:
                 from samestep.launch.together import train_together  # imports torch
 
-                report = train_together(request, others, (progress or Silent()).see)
+                report = train_together(request, others, (progress or Silent()).see, show)
             else:
                 with Launcher() as launcher:
                     report = launcher.run(request, progress or Silent())
@@ -202,16 +208,25 @@ def _show(report: Report, *, as_json: bool, quiet: bool) -> None:
         print(json.dumps(report.as_json()), flush=True)
 
 
+def show_error(error: SamestepError) -> None:
+    """One line first, then one traceback, if there is any; once."""
+    if error.is_shown:
+        return
+    if not error.is_told:
+        print(f"samestep: {error}" if isinstance(error, Refused) else str(error), file=sys.stderr)
+    if isinstance(error, WorkerError) and error.traceback:
+        print("\n" + error.traceback.rstrip(), file=sys.stderr)
+    sys.stderr.flush()
+    error.is_shown = True
+
+
 @contextlib.contextmanager
 def _exit_codes() -> Iterator[None]:
-    """One line first, then one traceback, if there is any; the exit code of the error."""
+    """What went wrong is shown; the exit code of the error."""
     try:
         yield
     except SamestepError as error:
-        if not error.is_told:
-            print(f"samestep: {error}" if isinstance(error, Refused) else str(error), file=sys.stderr)
-        if isinstance(error, WorkerError) and error.traceback:
-            print("\n" + error.traceback.rstrip(), file=sys.stderr)
+        show_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped before training", file=sys.stderr)

@@ -17,6 +17,7 @@ class SamestepError(Exception):
     """Root of the family. `exit_code` is what the command line returns."""
 
     exit_code = 1
+    is_shown = False  # whoever gave the command has seen it
     is_told = False  # another worker has said the same; a terminal that shows all of them needs it once
 
 

@@ -38,6 +38,7 @@ from samestep.transport.shared import SharedFabric, SharedTransport
 from samestep.transport.staged import StagedLinks
 
 See = Callable[[Event, Outcome], None]
+Show = Callable[[SamestepError], None]
 
 
 @dataclass
@@ -51,12 +52,13 @@ class Joined:
     transport: Transport
 
 
-def train_together(request: Request, world: World | None, see: See) -> Report:
+def train_together(request: Request, world: World | None, see: See, show: Show = lambda error: None) -> Report:
     """Run to the end, as one of the workers, or without a world as the only one.
 
     Raises Refused or TrainingFailed, in every worker its own.
 
     see: is shown every event, in worker 0.
+    show: is given a failure of this worker's own before the others hear of it: then they end, and a launcher all.
     """
     outcome = Outcome()
 
@@ -78,7 +80,7 @@ def train_together(request: Request, world: World | None, see: See) -> Report:
         return outcome.conclude()
     except SamestepError as error:
         if outcome.failures and outcome.failures[0]["exit"] != Refused.exit_code:
-            raise explained(outcome.failures[0], membership) from None
+            raise explained(outcome.failures[0], membership, show) from None
         error.is_told = not membership.is_first_to_say(str(error))
         raise
     finally:
@@ -240,14 +242,16 @@ def _stop(run: Run, number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def explained(failure: Event, membership: Membership) -> SamestepError:
+def explained(failure: Event, membership: Membership, show: Show = lambda error: None) -> SamestepError:
     """A worker's failure, for those who see only this worker: names hosts, and what another worker has said."""
     own = membership.name(failure["rank"])
     if not failure["secondary"]:
         what = f"{failure['type']}: {failure['message']}" if failure["message"] else failure["type"]
+        error = told({**failure, "name": own})
+        show(error)
         membership.say_end(f"{own} failed at step {failure['step']}: {what}")
         membership.leave()
-        return told({**failure, "name": own})
+        return error
     text = failure["message"].replace(f"worker {failure['rank']} ", f"{own} ", 1)
     text = text.replace(f"worker {failure['peer']}", membership.name(failure["peer"]), 1)
     return lost(f"{text}, at step {failure['step']}", failure["peer"], membership)

@@ -23,14 +23,14 @@ from samestep.parallel.layout import Layout, Piece
 from samestep.parallel.parcels import Parcel, in_parcels
 from samestep.parallel.stretches import Stretch, Stretches
 from samestep.transport.base import Transport
-from samestep.transport.hosts import FREE
+from samestep.transport.hosts import FREE, KIND
 from samestep.transport.links import Links
 from samestep.tree import Node, fold_plan, promoted
 
 Source = tuple[Node, Tensor]  # a partial sum: of which node, 1-D
 IN_ORDER = platform.machine() in ("x86_64", "AMD64")  # other processors see a core's writes in order
 VALUES = FREE
-SUMS = FREE + (1 << 20)  # tags of the parcels with values, of those with sums
+SUMS = FREE + KIND  # tags of the parcels with values, of those with sums
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from samestep.transport.links import Links, Pending
 from samestep.transport.strides import empty_from, header, payload
 
 RECORDS, SENT, MOVED, FREE = 0, 1, 2, 3  # tags; those from FREE on are for whoever uses the links
+KIND = 1 << 20  # tags that each kind of message has for itself there
 FRAMES = {RECORDS: 1024, SENT: 128, MOVED: 512}  # bytes of a frame, by tag: what is short travels in one
 HEAD = struct.Struct("<QQ")  # epoch, bytes of the record
 

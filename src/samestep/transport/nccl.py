@@ -16,9 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from samestep.transport.group import GroupLinks, Message
+from samestep.transport.hosts import FREE, KIND
 from samestep.transport.links import Pending
-
-KIND = 1 << 20  # tags that are so far apart are of different kinds
 
 
 def has_nccl() -> bool:
@@ -49,7 +48,7 @@ class NcclLinks:
 
     def _group(self, tag: int, *, upward: bool) -> Any:
         """Of a kind of message, towards higher or lower workers. Made when first needed; both ends do."""
-        kind = (tag if tag < 3 else 3 + (tag - 3) // KIND), upward
+        kind = (tag if tag < FREE else FREE + (tag - FREE) // KIND), upward
         if kind not in self._groups:
             nccl: Any = dist.ProcessGroupNCCL
             options = nccl.Options()
