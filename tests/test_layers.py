@@ -41,6 +41,7 @@ LAYERS: dict[str, int] = {
     "callbacks": 2,
     "report": 2,
     "outline": 2,
+    "prediction": 2,
     "transport": 2,
     # the techniques
     "parallel": 4,

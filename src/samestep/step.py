@@ -43,7 +43,7 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
         except PeerLost as lost:
             lost.during = lost.during or str(action)
             raise
-        book(timesheet, action)
+        book(timesheet, number, action)
     return StepResult(number, state.loss, state.stop, state.present)
 
 
@@ -84,8 +84,8 @@ COMMUNICATION = (
 )
 
 
-def book(timesheet: Timesheet, action: actions.Action) -> None:
+def book(timesheet: Timesheet, step: int, action: actions.Action) -> None:
     if isinstance(action, COMMUNICATION):
-        timesheet.communicated()
+        timesheet.communicated(step, action)
     else:
-        timesheet.computed()
+        timesheet.computed(step, action)

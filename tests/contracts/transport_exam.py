@@ -478,7 +478,7 @@ def random_streams_are_every_workers_own(transport: Transport, memory: Tensor) -
 def waiting_is_booked_as_waiting(transport: Transport, memory: Tensor) -> None:
     transport.timesheet.start()
     transport.fence()
-    transport.timesheet.communicated()
+    transport.timesheet.communicated(0, None)
     assert transport.timesheet.communicate >= 0.0
     assert transport.timesheet.wait >= 0.0
 

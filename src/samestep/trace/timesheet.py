@@ -1,7 +1,10 @@
-"""How long a worker computed, communicated and waited: seconds per kind, summed over a run."""
+"""How long a worker computed, communicated and waited: seconds per kind, summed over a run, and action by action."""
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
+
+from samestep.trace.ring import Ring
 
 
 @dataclass
@@ -11,6 +14,7 @@ class Timesheet:
     compute: float = 0.0  # seconds
     communicate: float = 0.0
     wait: float = 0.0
+    ring: Ring = field(default_factory=Ring)
     _mark: float = field(default_factory=time.perf_counter)
     _waited: float = 0.0  # since the last mark
 
@@ -20,16 +24,17 @@ class Timesheet:
     def start(self) -> None:
         self._mark, self._waited = time.perf_counter(), 0.0
 
-    def computed(self) -> None:
+    def computed(self, step: int, action: Any) -> None:
         """Book the time since the last mark as computation, less what was spent waiting."""
-        self.compute += self._lap()
+        self.compute += self._lap(step, action)
 
-    def communicated(self) -> None:
-        self.communicate += self._lap()
+    def communicated(self, step: int, action: Any) -> None:
+        self.communicate += self._lap(step, action)
 
-    def _lap(self) -> float:
+    def _lap(self, step: int, action: Any) -> float:
         now = time.perf_counter()
-        spent, self._mark = now - self._mark, now
+        began, self._mark = self._mark, now
         waited, self._waited = self._waited, 0.0
         self.wait += waited
-        return spent - waited
+        self.ring.add(step, action, began, now, waited)
+        return now - began - waited
