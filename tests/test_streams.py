@@ -30,8 +30,9 @@ def test_streams_of_other_names_are_other_streams() -> None:
         assert len(set(column)) == len(names)
 
 
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
 @pytest.mark.parametrize("odd", [False, True], ids=["even", "odd"])
-def test_a_stream_goes_on_elsewhere_as_if_it_had_not_been_left(odd: bool) -> None:
+def test_a_stream_goes_on_as_if_it_had_not_been_left(odd: bool, elsewhere: bool) -> None:
     """`odd`: Gaussians come in pairs, and the second of a pair waits in the generator."""
 
     def gaussians() -> list[float]:
@@ -45,16 +46,17 @@ def test_a_stream_goes_on_elsewhere_as_if_it_had_not_been_left(odd: bool) -> Non
     expected = gaussians() + draws() + gaussians()
     streams.enter(8, "step", 2, 5)
     draws()
-    sent = torch.empty(state.numel(), dtype=torch.uint8).copy_(state)
+    packed = streams.pack(state)
+    sent = streams.unpack(torch.empty(packed.numel(), dtype=torch.uint8).copy_(packed)) if elsewhere else state
     streams.resume(sent)
     assert gaussians() + draws() + gaussians() == expected
-    assert torch.equal(sent, state), "a state may be resumed again, by a recomputation"
+    assert streams.same(sent, state), "a state may be resumed again, by a recomputation"
 
 
 def test_leaving_a_stream_draws_nothing() -> None:
     streams.enter(7, "step", 1, 0)
     first = streams.leave()
-    assert torch.equal(streams.leave(), first)
+    assert streams.same(streams.leave(), first)
     found = draws()
     streams.enter(7, "step", 1, 0)
     assert draws() == found

@@ -1,6 +1,8 @@
 """Random streams, keyed by what is computed and never by who computes it."""
 
 import random
+import struct
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +11,8 @@ from torch import Tensor
 from samestep.device import uses_gpu
 from samestep.numerics import key
 
-OTHERS = 4 * (628 + 624) + 16  # bytes of Python's and NumPy's generators in a state
+WORDS, GAUSS = struct.Struct("<628I"), struct.Struct("<dd")
+OTHERS = WORDS.size + 4 * 624 + GAUSS.size  # bytes of Python's and NumPy's generators in a packed state
 
 
 def enter(*parts: int | str) -> None:
@@ -26,27 +29,52 @@ def enter(*parts: int | str) -> None:
     np.random.seed(value)
 
 
-def leave() -> Tensor:
-    """Where the generators stand, as bytes: what `resume` needs, on whichever worker."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+class State(NamedTuple):
+    """Where the generators stand, as they say it themselves."""
+
+    torch: Tensor
+    gpu: Tensor | None
+    python: tuple[Any, ...]
+    numpy: tuple[Any, ...]
+
+
+def leave() -> State:
+    """Where the generators stand: what `resume` needs."""
+    gpu = torch.cuda.get_rng_state() if uses_gpu() else None
+    return State(torch.get_rng_state(), gpu, random.getstate(), tuple(np.random.get_state(legacy=True)))
+
+
+def resume(state: State) -> None:
+    """Go on where `leave` was called; as often as one likes."""
+    torch.set_rng_state(state.torch)
+    if state.gpu is not None:
+        torch.cuda.set_rng_state(state.gpu)
+    random.setstate(state.python)
+    np.random.set_state(state.numpy)
+
+
+def same(a: State, b: State) -> bool:
+    return torch.equal(pack(a), pack(b))
+
+
+def pack(state: State) -> Tensor:
+    """The state as bytes, to resume it on another worker. It takes longer than to leave and to resume."""
+    version, words, gauss = state.python
+    name, keys, position, has_gauss, cached = state.numpy
     assert (version, name) == (3, "MT19937")
-    numbers = [*words, position, has_gauss, gauss is not None]
-    packed = np.array(numbers, dtype=np.uint32).tobytes() + np.asarray(keys, dtype=np.uint32).tobytes()
-    packed += np.array([cached, gauss or 0.0]).tobytes()
-    device = [torch.cuda.get_rng_state()] if uses_gpu() else []
-    return torch.cat([torch.get_rng_state(), torch.frombuffer(bytearray(packed), dtype=torch.uint8), *device])
+    numbers = (*words, position, has_gauss, gauss is not None)
+    packed = WORDS.pack(*numbers) + np.asarray(keys, dtype=np.uint32).tobytes() + GAUSS.pack(cached, gauss or 0.0)
+    own = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+    return torch.cat([state.torch, own, *([] if state.gpu is None else [state.gpu])])
 
 
-def resume(state: Tensor) -> None:
-    """Go on where `leave` was called."""
-    own = torch.get_rng_state().numel()
-    torch.set_rng_state(state[:own].clone())
-    if uses_gpu():
-        torch.cuda.set_rng_state(state[own + OTHERS :].clone())
-    packed = state[own : own + OTHERS].numpy().tobytes()
-    numbers = np.frombuffer(packed, dtype=np.uint32, count=628 + 624)
-    cached, gauss = np.frombuffer(packed, dtype=np.float64, offset=4 * (628 + 624))
-    words, (position, has_gauss, has_own) = numbers[:625], (int(n) for n in numbers[625:628])
-    random.setstate((3, tuple(map(int, words)), float(gauss) if has_own else None))
-    np.random.set_state(("MT19937", numbers[628:], position, has_gauss, float(cached)))
+def unpack(packed: Tensor) -> State:
+    """What `pack` was given."""
+    size = torch.get_rng_state().numel()
+    own = packed[size : size + OTHERS].numpy().tobytes()
+    *words, position, has_gauss, has_own = WORDS.unpack_from(own)
+    keys = np.frombuffer(own, dtype=np.uint32, count=624, offset=WORDS.size).copy()
+    cached, gauss = GAUSS.unpack_from(own, WORDS.size + keys.nbytes)
+    gpu = packed[size + OTHERS :].clone() if uses_gpu() else None
+    python = 3, tuple(words), gauss if has_own else None
+    return State(packed[:size].clone(), gpu, python, ("MT19937", keys, position, has_gauss, cached))

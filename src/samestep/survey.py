@@ -93,8 +93,8 @@ def cutting_points(recording: Recording, layers: Sequence[str], model: nn.Module
             called.setdefault(call.what, []).append(number)
     once = {name: numbers[0] for name, numbers in called.items() if len(numbers) == 1}
     free = [n for n, at in once.items() if not any(first[p] < at <= last[p] for p in first)]
-    used = [n for n in sorted(free, key=once.__getitem__) if any(at < once[n] for at in first.values())]
-    return used  # a first stage without weights is no stage
+    # A first stage without weights is no stage.
+    return [n for n in sorted(free, key=once.__getitem__) if any(at < once[n] for at in first.values())]
 
 
 def recorded(job: Job, model: nn.Module, shards: int, starts: Sequence[str], cuts: Sequence[str] = ()) -> Recording:

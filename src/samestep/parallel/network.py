@@ -37,10 +37,10 @@ class Passage:
     cut: Cut
     values: dict[int, Tensor]  # what later segments take, without graph
     needs: set[int] = field(default_factory=set)  # the values that need a gradient
-    rng: Tensor | None = None  # where the shard's random streams stand
+    rng: streams.State | None = None  # where the shard's random streams stand
     grads: Gradients = field(default_factory=dict)
     cells: dict[int, Cell] = field(default_factory=dict)
-    before: dict[int, tuple[dict[int, Tensor], Tensor | None]] = field(default_factory=dict)  # to compute again
+    before: dict[int, tuple[dict[int, Tensor], streams.State | None]] = field(default_factory=dict)  # to compute again
 
     def keep(self, number: int) -> None:
         """Forget the values that nothing after segment `number` wants."""
@@ -201,14 +201,14 @@ class Network:
         assert passage.rng is not None, "a shard that leaves a stage has been through it"
         needs = torch.tensor([value in passage.needs for value in crossing], dtype=torch.uint8)
         values = [passage.values[value] for value in crossing]
-        self.bundles.send(peer, Name(False, shard, stage), torch.cat([needs, passage.rng]), values)
+        self.bundles.send(peer, Name(False, shard, stage), torch.cat([needs, streams.pack(passage.rng)]), values)
         passage.values = {v: t for v, t in passage.values.items() if v < passage.cut.num_inputs}
 
     def receive(self, shard: int, stage: int, peer: int, batch: Any, rows: int) -> None:
         passage = self.begin(shard, stage + 1, batch, rows)
         crossing = passage.cut.crossings[stage]
         note, values = self.bundles.receive(peer, Name(False, shard, stage))
-        needs, passage.rng = note[: len(crossing)], note[len(crossing) :]
+        needs, passage.rng = note[: len(crossing)], streams.unpack(note[len(crossing) :])
         passage.values |= zip(crossing, values, strict=True)
         passage.needs |= {value for value, needed in zip(crossing, needs.tolist(), strict=True) if needed}
 

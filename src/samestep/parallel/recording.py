@@ -311,7 +311,7 @@ class _Recorder(TorchFunctionMode):
                 f"forward switches autocast before {before} (at {_place()}), and a cut forward does not: "
                 'use Job(precision="bfloat16"), or cut elsewhere'
             )
-        if not torch.equal(streams.leave(), self._streams):
+        if not streams.same(streams.leave(), self._streams):
             raise JobRefused(
                 f"forward moves a random generator before {before} (at {_place()}) and outside of torch's functions, "
                 "and a cut forward would not: draw with torch.rand, or in a module of its own"

@@ -133,7 +133,7 @@ def _crossing_bytes(structure: Cut, stage: int, scale: float) -> int:
     crossing = structure.crossings[stage]
     there = sum(structure.nbytes[value] for value in crossing)
     back = sum(structure.nbytes[value] for value in crossing if value in structure.floats)
-    return round((there + back) * scale) + streams.leave().numel() + 2 * (HEAD.size + len(crossing))
+    return round((there + back) * scale) + streams.pack(streams.leave()).numel() + 2 * (HEAD.size + len(crossing))
 
 
 def _region_bytes(
