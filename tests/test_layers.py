@@ -24,9 +24,12 @@ LAYERS: dict[str, int] = {
     "schedule": 1,
     "heap": 1,
     "unnamed": 1,
+    "units": 1,
     # what, with what, who; and the bytes between them
     "job": 2,
     "plan": 2,
+    "machine": 2,
+    "cluster": 2,
     "data": 2,
     "columns": 2,
     "files": 2,
