@@ -29,6 +29,7 @@ LAYERS: dict[str, int] = {
     "job": 2,
     "plan": 2,
     "machine": 2,
+    "linktimes": 2,
     "cluster": 2,
     "data": 2,
     "columns": 2,
@@ -60,6 +61,7 @@ LAYERS: dict[str, int] = {
     "trainer": 6,
     # the one door
     "launch": 8,
+    "doctor": 8,
     "commands": 8,
     "cli": 8,
     "api": 8,

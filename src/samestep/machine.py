@@ -61,6 +61,11 @@ class Host:
             _above_0("memory_bandwidth", self.memory_bandwidth, "a number of bytes/s")
 
 
+def rounded(value: float, digits: int = 3) -> float:
+    """What was measured, with as many digits as can mean something."""
+    return float(f"{value:.{digits}g}")
+
+
 def _at_least_0(name: str, value: float, what: str) -> None:
     if not 0 <= value < float("inf"):
         raise ClusterRefused(f"{name} = {value}: it must be {what}, 0 or more")
