@@ -125,7 +125,7 @@ def test_an_assignment_is_a_list_of_numbers(text: str, assign: tuple[int, ...]) 
     assert parse_assign(text) == assign
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["doctor", "--help"], ["--version"]])
 def test_help_answers_without_torch(arguments: list[str]) -> None:
     program = (
         "import sys, samestep.cli\n"

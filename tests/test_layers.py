@@ -24,9 +24,13 @@ LAYERS: dict[str, int] = {
     "schedule": 1,
     "heap": 1,
     "unnamed": 1,
+    "units": 1,
     # what, with what, who; and the bytes between them
     "job": 2,
     "plan": 2,
+    "machine": 2,
+    "linktimes": 2,
+    "cluster": 2,
     "data": 2,
     "columns": 2,
     "files": 2,
@@ -61,6 +65,7 @@ LAYERS: dict[str, int] = {
     "trainer": 6,
     # the one door
     "launch": 8,
+    "doctor": 8,
     "commands": 8,
     "cli": 8,
     "api": 8,

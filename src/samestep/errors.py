@@ -1,10 +1,11 @@
 """The family of exceptions. Every message names both sides, the place and the way out.
 
 SamestepError                exit code
-  Refused                        2      the job, plan, command or checkpoint cannot be run
+  Refused                        2      the job, plan, cluster, command or checkpoint cannot be run
     JobRefused
     PlanRefused
     CheckpointRefused
+    ClusterRefused
   TrainingFailed                 1      it went wrong while training
     LossNotFinite
     Disagreement                        workers that must agree do not
@@ -37,6 +38,10 @@ class PlanRefused(Refused):
 
 class CheckpointRefused(Refused):
     """A checkpoint is damaged, or belongs to another job or other numerics."""
+
+
+class ClusterRefused(Refused):
+    """A cluster file cannot be read, or what it describes is no cluster."""
 
 
 class TrainingFailed(SamestepError):

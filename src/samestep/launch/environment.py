@@ -168,6 +168,47 @@ def host_identity() -> str:
     return f"{boot} {Path('/proc/self/ns/net').stat().st_ino} {Path('/proc/self/ns/ipc').stat().st_ino}"
 
 
+SHOWN = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OMP_PROC_BIND"),
+    *("OMP_PLACES", "OMP_WAIT_POLICY", "KMP_AFFINITY", "KMP_BLOCKTIME", "GOMP_CPU_AFFINITY", "ATEN_CPU_CAPABILITY"),
+    *("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "LD_PRELOAD"),
+    *("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "PYTHONHASHSEED"),
+    *("CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"),
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"),
+    *("SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+    *("SLURM_CPUS_PER_TASK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    *("PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK"),
+)
+"""Variables whose values a bug report may show: numbers and modes, no names, addresses or keys of anybody."""
+
+LAUNCHERS = {
+    "torchrun": "TORCHELASTIC_RUN_ID",
+    "SLURM": "SLURM_JOB_ID",
+    "Open MPI": "OMPI_COMM_WORLD_RANK",
+    "Ray": "RAY_JOB_ID",
+    "Kubernetes": "KUBERNETES_SERVICE_HOST",
+    "Kubernetes' trainer": "PET_NNODES",
+}
+"""Launchers, and a variable that each sets for what it starts."""
+
+STARTERS = ("torchrun", "srun", "mpirun", "ray", "kubectl")
+
+
+def shown_variables(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Of the environment, what may be shown."""
+    return {name: env[name] for name in SHOWN if name in env}
+
+
+def launchers_seen(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Who has started this process, as far as its environment tells."""
+    return tuple(launcher for launcher, name in LAUNCHERS.items() if name in env)
+
+
+def starters_found() -> tuple[str, ...]:
+    """The launchers' commands that there are on this machine."""
+    return tuple(name for name in STARTERS if shutil.which(name))
+
+
 def mkl_mode() -> str:
     """MKL's reproducibility mode, which is numerics."""
     return os.environ.get("MKL_CBWR", "default")

@@ -1,0 +1,76 @@
+"""What the kernel's control groups allow this process: CPU time and memory, version 1 and 2.
+
+A limit holds for a group and all below it, so the least one on the way up counts. A container often sees
+its own group as the root, and /proc/self/cgroup names a path that is not there: then what is above it is read.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+N = TypeVar("N", int, float)
+
+NO_LIMIT = 1 << 60  # version 1 writes a number near 2**63 for "none"
+
+
+@dataclass(frozen=True)
+class ControlGroup:
+    """version: 1, 2, or None where there are no control groups. cores: of CPU time. memory: bytes."""
+
+    version: int | None = None
+    cores: float | None = None
+    memory: int | None = None
+
+
+def control_group(root: Path = Path("/")) -> ControlGroup:
+    """The limits of this process; what cannot be read is no limit."""
+    paths = dict(_paths(_text(root / "proc/self/cgroup")))
+    top = root / "sys/fs/cgroup"
+    if (top / "cgroup.controllers").is_file():
+        groups = list(_upwards(top, paths.get("", "/")))
+        cores = [_quota(*_text(group / "cpu.max").partition(" ")[::2]) for group in groups]
+        memory = [_number(_text(group / "memory.max")) for group in groups]
+        return ControlGroup(2, _least(cores), _least(memory))
+    cpu = list(_upwards(top / "cpu", paths.get("cpu", "/")))
+    cores = [_quota(_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")) for group in cpu]
+    memories = _upwards(top / "memory", paths.get("memory", "/"))
+    memory = [_number(_text(group / "memory.limit_in_bytes")) for group in memories]
+    version = 1 if (top / "cpu").is_dir() or (top / "memory").is_dir() else None
+    return ControlGroup(version, _least(cores), _least([m for m in memory if m is not None and m < NO_LIMIT]))
+
+
+def _paths(text: str) -> Iterator[tuple[str, str]]:
+    """Lines "4:cpu,cpuacct:/a/b" as (controller, path); version 2 has the controller ""."""
+    for line in text.splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        yield from ((controller, path) for controller in controllers.split(","))
+
+
+def _upwards(top: Path, path: str) -> Iterator[Path]:
+    inside = PurePosixPath(path.lstrip("/"))
+    for group in (inside, *inside.parents):
+        if ".." not in group.parts:
+            yield top / group
+
+
+def _quota(quota: str, period: str) -> float | None:
+    """Cores: microseconds of CPU time per microseconds of time; "max" and -1 are none."""
+    allowed, of = _number(quota), _number(period)
+    return allowed / of if allowed is not None and of and allowed > 0 else None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.strip().lstrip("-").isdigit() else None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _least(values: Iterable[N | None]) -> N | None:
+    return min((value for value in values if value is not None), default=None)
