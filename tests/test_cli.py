@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import samestep
 from commands import Command, Ended
-from samestep.cli import parse_assign, split_job
+from samestep.commands.options import parse_assign, split_job
 from samestep.launch.launcher import Launcher
 from samestep.plan import Plan
 

@@ -58,6 +58,7 @@ LAYERS: dict[str, int] = {
     "trainer": 6,
     # the one door
     "launch": 8,
+    "commands": 8,
     "cli": 8,
     "api": 8,
     "__init__": 8,

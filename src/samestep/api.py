@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from samestep.cli import guard_missing, split_job
+from samestep.commands.options import guard_missing, split_job
 from samestep.errors import JobRefused, PlanRefused
 from samestep.launch.environment import is_building, mkl_mode, physical_cores, world
 from samestep.launch.launcher import Launcher, Silent, Watcher

@@ -1,0 +1,33 @@
+"""How a command ends: what went wrong is shown once, and the exit code says what it was."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from samestep.errors import Interrupted, Refused, SamestepError
+from samestep.launch.outcome import WorkerError
+
+
+def show_error(error: SamestepError) -> None:
+    """One line first, then one traceback, if there is any; once."""
+    if error.is_shown:
+        return
+    if not error.is_told:
+        print(f"samestep: {error}" if isinstance(error, Refused) else str(error), file=sys.stderr)
+    if isinstance(error, WorkerError) and error.traceback:
+        print("\n" + error.traceback.rstrip(), file=sys.stderr)
+    sys.stderr.flush()
+    error.is_shown = True
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """What went wrong is shown; the exit code of the error."""
+    try:
+        yield
+    except SamestepError as error:
+        show_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped before training", file=sys.stderr)
+        sys.exit(Interrupted.exit_code)
