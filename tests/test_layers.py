@@ -43,12 +43,15 @@ LAYERS: dict[str, int] = {
     "outline": 2,
     "prediction": 2,
     "transport": 2,
+    # who should do what: thinking about numbers
+    "planner": 3,
     # the techniques
     "parallel": 4,
     # plan + job -> this worker's part; the state of a run
     "parallelize": 5,
     "presets": 5,
     "planned": 5,
+    "survey": 5,
     "checkpoint": 5,
     "snapshot": 5,
     "digest": 5,

@@ -1,3 +1,5 @@
+import itertools
+
 from samestep.trace.ring import Ring
 from samestep.trace.timesheet import Timesheet
 
@@ -19,5 +21,5 @@ def test_every_lap_is_an_event_and_events_do_not_overlap() -> None:
         sheet.communicated(number, "send")
     events = list(sheet.ring)
     assert len(events) == 20
-    assert all(a.stop == b.start for a, b in zip(events, events[1:], strict=False))
+    assert all(a.stop == b.start for a, b in itertools.pairwise(events))
     assert sum(event.busy for event in events) <= events[-1].stop - events[0].start + 1e-9

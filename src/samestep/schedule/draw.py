@@ -63,7 +63,7 @@ class Bar:
 
 def bars_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -> tuple[Bar, ...]:
     """What all workers compute, when: as soon as its inputs are there."""
-    outcome = simulate(grid, schedules, cost=times.of, latency=times.latency)
+    outcome = simulate(grid, schedules, cost=lambda _, action: times.of(action), latency=times.latency)
     stage_of = places(grid).stage_of
     return tuple(
         Bar(rank, kind_of(action), stage_of[getattr(action, "segment", 0)], shards_of(action), span.start, span.stop)

@@ -9,6 +9,9 @@ first. At a meeting (sliced segments; Agree to Publish) all who belong to it wai
 
 What a worker does next depends on its own list alone, so the outcome does not depend on the order in which
 the simulation visits the workers; without a capacity, neither do the times. It takes time linear in the actions.
+
+Messages of a channel follow one another: each occupies it for its `transfer`. A meeting lasts as long as it
+takes its slowest member. Reduce, MergeBuffers and Update come after Agree and before Publish, and wait for nobody.
 """
 
 from collections import deque
@@ -35,7 +38,7 @@ from samestep.schedule.grid import Grid
 from samestep.schedule.places import places
 
 TAIL = (Agree, Reduce, MergeBuffers, Clip, Update, Publish)
-MEETINGS = (SliceForward, SliceBackward, *TAIL)
+MEETINGS = (SliceForward, SliceBackward, Agree, Clip, Publish)
 
 Name = tuple[type, int, int]  # what a receive asks for: activation or gradient, shard, stage
 
@@ -64,7 +67,10 @@ class Outcome:
     in_flight: dict[tuple[int, int], int]  # per channel (from, to), the most messages that were untaken
 
 
-def free(action: Action) -> float:
+Cost = Callable[[int, Action], float]  # of a worker's action
+
+
+def free(rank: int, action: Action) -> float:
     """The cost of an action where time does not matter."""
     return 0.0
 
@@ -73,11 +79,16 @@ def simulate(
     grid: Grid,
     schedules: Sequence[Schedule],
     capacity: int | None = None,
-    cost: Callable[[Action], float] = free,
+    cost: Cost = free,
     latency: float = 0.0,
+    transfer: Cost = free,
 ) -> Outcome:
-    """Run the lists of all workers until none can go on."""
-    world = World(grid, schedules, capacity, cost, latency)
+    """Run the lists of all workers until none can go on.
+
+    cost: seconds that a worker is busy with an action. transfer: seconds that a sent message takes from its
+    channel. latency: seconds after which it is there.
+    """
+    world = World(grid, schedules, capacity, cost, latency, transfer)
     while world.awake:
         world.advance(world.awake.popleft())
     waits = {rank: world.wait_of(rank) for rank in range(len(schedules)) if world.action_of(rank) is not None}
@@ -90,16 +101,19 @@ class World:
         grid: Grid,
         schedules: Sequence[Schedule],
         capacity: int | None,
-        cost: Callable[[Action], float],
+        cost: Cost,
         latency: float,
+        transfer: Cost,
     ) -> None:
-        self.schedules, self.capacity, self.cost, self.latency = schedules, capacity, cost, latency
+        self.schedules, self.capacity = schedules, capacity
+        self.cost, self.latency, self.transfer = cost, latency, transfer
         where = places(grid)
         self.groups = [grid.stages[stage].workers for stage in where.stage_of]  # per segment
         self.everyone = tuple(range(len(schedules)))
         self.spans: list[list[Span]] = [[] for _ in schedules]
         self.clock = [0.0] * len(schedules)
         self.channels: dict[tuple[int, int], dict[Name, float]] = {}  # untaken messages, when they arrive
+        self.occupied: dict[tuple[int, int], float] = {}  # until when a channel is busy with messages
         self.in_flight: dict[tuple[int, int], int] = {}
         self.arrived: dict[Action, list[int]] = {}  # who is at a meeting already
         self.awake = deque(self.everyone)
@@ -121,19 +135,21 @@ class World:
             return self.receive(rank, action)
         if isinstance(action, MEETINGS):
             return self.meet(rank, action)
-        self.finish(rank, action, self.clock[rank])
+        self.finish(rank, action, self.clock[rank], self.cost(rank, action))
         return True
 
-    def finish(self, rank: int, action: Action, start: float) -> None:
-        self.clock[rank] = start + self.cost(action)
+    def finish(self, rank: int, action: Action, start: float, cost: float) -> None:
+        self.clock[rank] = start + cost
         self.spans[rank].append(Span(start, self.clock[rank]))
 
     def send(self, rank: int, action: Send | SendGradient) -> bool:
         channel = self.channels.setdefault((rank, action.peer), {})
         if self.capacity is not None and len(channel) >= self.capacity:
             return False
-        self.finish(rank, action, self.clock[rank])
-        channel[name_of(action)] = self.clock[rank] + self.latency
+        self.finish(rank, action, self.clock[rank], self.cost(rank, action))
+        begin = max(self.clock[rank], self.occupied.get((rank, action.peer), 0.0))
+        self.occupied[rank, action.peer] = begin + self.transfer(rank, action)
+        channel[name_of(action)] = self.occupied[rank, action.peer] + self.latency
         self.in_flight[rank, action.peer] = max(len(channel), self.in_flight.get((rank, action.peer), 0))
         self.awake.append(action.peer)
         return True
@@ -143,7 +159,7 @@ class World:
         arrival = channel.pop(name_of(action), None)
         if arrival is None:
             return False
-        self.finish(rank, action, max(self.clock[rank], arrival))
+        self.finish(rank, action, max(self.clock[rank], arrival), self.cost(rank, action))
         self.awake.append(action.peer)
         return True
 
@@ -154,9 +170,9 @@ class World:
         if len(arrived) < len(group):
             return False
         del self.arrived[action]
-        start = max(self.clock[member] for member in group)
+        start, cost = max(self.clock[member] for member in group), max(self.cost(member, action) for member in group)
         for member in group:
-            self.finish(member, action, start)
+            self.finish(member, action, start, cost)
             if member != rank:
                 self.awake.append(member)
         return True
