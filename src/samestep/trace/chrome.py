@@ -11,13 +11,12 @@ How long an action waited is known, not when; the wait is drawn at its beginning
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from samestep.schedule.actions import Action, Receive, ReceiveGradient, Send, SendGradient
+from samestep.schedule.actions import Receive, ReceiveGradient, Send, SendGradient
 from samestep.trace.names import category_of, name_of
 from samestep.trace.ring import Event
-from samestep.trace.worker_trace import WorkerTrace, fields_of
+from samestep.trace.worker_trace import Message, WorkerTrace, fields_of, message_of
 
 Slice = dict[str, Any]
-Message = tuple[int, bool, int, int, int, int]  # step, whether forward, shard, stage, from, to
 
 COLOURS = {"wait": "grey", "communicate": "thread_state_iowait"}  # of Chrome's own names
 
@@ -101,15 +100,6 @@ def messages(traces: Sequence[WorkerTrace], kinds: tuple[type, ...]) -> Iterator
         for event in trace.events:
             if isinstance(event.action, kinds):
                 yield trace, event
-
-
-def message_of(rank: int, event: Event) -> Message:
-    """What a send and its receive have in common."""
-    action: Action = event.action
-    assert isinstance(action, Send | SendGradient | Receive | ReceiveGradient)
-    is_sent = isinstance(action, Send | SendGradient)
-    ends = (rank, action.peer) if is_sent else (action.peer, rank)
-    return event.step, isinstance(action, Send | Receive), action.shard, action.stage, *ends
 
 
 def times_of(event: Event, origin: float) -> tuple[int, int, int]:

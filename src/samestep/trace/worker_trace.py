@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
-from samestep.schedule.actions import Action
+from samestep.schedule.actions import Action, Receive, ReceiveGradient, Send, SendGradient
 from samestep.trace.ring import Event, Ring
+
+Message = tuple[int, bool, int, int, int, int]  # step, whether forward, shard, stage, from, to
 
 CLASSES: Mapping[str, type] = {kind.__name__: kind for kind in get_args(Action)}
 
@@ -81,3 +83,11 @@ def action_of(name: str, said: Mapping[str, Any]) -> Action:
         values["shards"] = range(shards[0], shards[-1] + 1) if is_range else tuple(shards)
     action: Action = kind(**values)
     return action
+
+
+def message_of(rank: int, event: Event) -> Message:
+    """What a send and its receive, of worker `rank`, have in common."""
+    action: Action = event.action
+    assert isinstance(action, Send | SendGradient | Receive | ReceiveGradient)
+    ends = (rank, action.peer) if isinstance(action, Send | SendGradient) else (action.peer, rank)
+    return event.step, isinstance(action, Send | Receive), action.shard, action.stage, *ends
