@@ -24,7 +24,7 @@ STEPS = 20
 @click.option(
     "--timeout", type=float, default=300.0, help="Seconds that workers on several hosts wait for one another."
 )
-@click.option("--quiet", is_flag=True, help="No progress, no summary.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def trace(job: str, settings: tuple[str, ...], out: str, quiet: bool, **options: Any) -> None:
     """Train some steps (default: 20), write who did what when, and say what to change."""
     with exit_codes():
@@ -33,7 +33,7 @@ def trace(job: str, settings: tuple[str, ...], out: str, quiet: bool, **options:
         steps = traced_steps(out, options["steps"])
         report = run(job, settings, {**options, "save": None, "checkpoint": None, "trace_steps": steps}, quiet=quiet)
         if report is not None:
-            write_trace(report, out, sys.stdout, quiet=quiet)
+            write_trace(report, out, sys.stdout)
 
 
 def traced_steps(file: str | None, steps: int | None) -> int | None:
@@ -47,9 +47,9 @@ def traced_steps(file: str | None, steps: int | None) -> int | None:
     return STEPS if steps is None else steps
 
 
-def write_trace(report: Report, file: str, stream: TextIO, *, quiet: bool) -> None:
-    """The file, and the summary on `stream`. A run that had no steps left has nothing to show."""
+def write_trace(report: Report, file: str, stream: TextIO | None) -> None:
+    """The file, and the summary on `stream`, if there is one. A run that had no steps left has nothing to show."""
     Path(file).write_text(json.dumps(chrome_trace(report.traces)))
-    if not quiet and all(trace.events for trace in report.traces):
+    if stream is not None and all(trace.events for trace in report.traces):
         print(summary(report.traces, report.prediction), file=stream)
         print(f"{file}: open it at ui.perfetto.dev or chrome://tracing", file=stream)

@@ -43,7 +43,7 @@ def train(
         if report is not None:
             _show(report, as_json=as_json, quiet=quiet)
             if trace is not None:
-                write_trace(report, trace, sys.stderr, quiet=quiet)
+                write_trace(report, trace, None if quiet else sys.stderr)
 
 
 def _show(report: Report, *, as_json: bool, quiet: bool) -> None:
