@@ -63,6 +63,8 @@ LAYERS: dict[str, int] = {
     # a training step on one screen, and the loop around it
     "step": 6,
     "trainer": 6,
+    # what a run was like
+    "diagnose": 7,
     # the one door
     "launch": 8,
     "doctor": 8,

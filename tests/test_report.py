@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from samestep.prediction import PARTS, Prediction
 from samestep.report import Report, WorkerTime
 
 REPORT = Report(
@@ -40,6 +41,16 @@ def test_the_last_line_holds_what_was_promised_as_one_line_of_json() -> None:
     assert fields["assign"] == [3, 1]
     assert fields["seconds_per_step"] is None
     assert fields["times"][1] == {"compute": 0.9, "communicate": 0.4, "wait": 0.1, "moved": 0, "wired": 0, "framed": 0}
+
+
+def test_a_prediction_is_graded() -> None:
+    prediction = Prediction(0.25, 0.2, 0.3, dict.fromkeys(PARTS, 0.0), [], [])
+    graded = dataclasses.replace(REPORT, seconds_per_step=0.2, prediction=prediction).as_json()
+    assert (graded["predicted_seconds_per_step"], graded["prediction_error"]) == (0.25, pytest.approx(0.25))
+    unmeasured = dataclasses.replace(REPORT, prediction=prediction).as_json()
+    assert (unmeasured["predicted_seconds_per_step"], unmeasured["prediction_error"]) == (0.25, None)
+    unasked = REPORT.as_json()
+    assert (unasked["predicted_seconds_per_step"], unasked["prediction_error"]) == (None, None)
 
 
 def test_the_weights_come_home_and_may_be_read_again() -> None:

@@ -36,6 +36,16 @@ def test_three_workers_give_one_workers_digest_and_one_report(tmp_path: Path, di
     assert ended.err.count("3 workers (processes)") == 1
 
 
+def test_worker_0_writes_the_trace_of_all(tmp_path: Path) -> None:
+    ended = torchrun(tmp_path, 2, "-m", "samestep", "trace", JOB, "--steps", 4, "--out", tmp_path / "trace.json")
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("4 steps, ")
+    assert ended.out.count("the slowest is worker") == 1
+    found = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    steps = {(event["tid"], event["args"]["step"]) for event in found if event["ph"] == "X"}
+    assert steps == {(rank, step) for rank in range(2) for step in range(4)}
+
+
 def test_a_restart_after_a_kill_goes_on_from_the_checkpoint(tmp_path: Path, digest: str) -> None:
     """The second start finds in torchrun's store what the first one left there."""
     job = (JOBS / "mortal.py", "--set", "victim=1", "--set", "how=SIGKILL")

@@ -40,6 +40,7 @@ def train(
     every: int | None = None,
     resume: bool = False,
     allow_nan: bool = False,
+    trace_steps: int | None = None,
     launcher: Launcher | None = None,
     watcher: Watcher | None = None,
 ) -> Report:
@@ -48,6 +49,7 @@ def train(
     job: a function of a module or script that returns a `samestep.Job`, or "file.py:function".
     settings: the function's arguments, plain values.
     The other arguments are those of `samestep train --help`; `plan` may be a `Plan` or a file.
+    trace_steps: the report's `traces` hold the last so many steps, action by action.
     launcher: a fork server to use again for many runs; by default one is started and stopped.
     watcher: gets every event of the run; by default nothing is shown.
 
@@ -88,6 +90,7 @@ def train(
         every=every,
         resume=resume,
         allow_nan=allow_nan,
+        trace_steps=trace_steps,
         want_weights=memory_limit is None,
         folder=str(Path.cwd()),
         path=tuple(sys.path),

@@ -4,6 +4,7 @@ import click
 
 from samestep.commands.doctor import doctor
 from samestep.commands.plan import plan
+from samestep.commands.trace import trace
 from samestep.commands.train import train
 
 
@@ -13,7 +14,7 @@ def main() -> None:
     """Run an ordinary PyTorch training step on many workers: the same step, bit for bit."""
 
 
-for command in (train, plan, doctor):
+for command in (train, plan, trace, doctor):
     main.add_command(command)
 
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from samestep.prediction import Prediction
+from samestep.trace.worker_trace import WorkerTrace
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -32,6 +35,8 @@ class Report:
     losses: the batch's loss of every step of this run, before the update.
     seconds_per_step: median after the first three steps; None when there were fewer than four.
     metrics: of the last evaluation; empty without held-out data.
+    prediction: the planner's, made before the run; None when nobody made one.
+    traces: per worker, the last steps action by action, when they were asked for.
     """
 
     digest: str
@@ -47,6 +52,15 @@ class Report:
     rows_per_second: float | None
     times: Sequence[WorkerTime]
     weights_file: int | None = field(default=None, repr=False)
+    prediction: Prediction | None = None
+    traces: Sequence[WorkerTrace] = field(default=(), repr=False)
+
+    @property
+    def prediction_error(self) -> float | None:
+        """Predicted over measured seconds per step, less one; None without either."""
+        if self.prediction is None or self.seconds_per_step is None:
+            return None
+        return self.prediction.seconds / self.seconds_per_step - 1
 
     def state_dict(self) -> "dict[str, Tensor]":
         """The trained weights, under the names that the model's `load_state_dict` takes."""
@@ -72,6 +86,8 @@ class Report:
             "steps": self.steps,
             "rows_per_second": self.rows_per_second,
             "times": [vars(time) for time in self.times],
+            "predicted_seconds_per_step": None if self.prediction is None else self.prediction.seconds,
+            "prediction_error": self.prediction_error,
         }
 
     def __del__(self) -> None:

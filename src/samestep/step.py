@@ -73,19 +73,9 @@ METHODS = {
     actions.Publish: "publish",
 }
 
-COMMUNICATION = (
-    actions.Send,
-    actions.Receive,
-    actions.SendGradient,
-    actions.ReceiveGradient,
-    actions.Agree,
-    actions.Reduce,
-    actions.Publish,
-)
-
 
 def book(timesheet: Timesheet, step: int, action: actions.Action) -> None:
-    if isinstance(action, COMMUNICATION):
+    if isinstance(action, actions.COMMUNICATION):
         timesheet.communicated(step, action)
     else:
         timesheet.computed(step, action)

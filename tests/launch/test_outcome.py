@@ -1,6 +1,8 @@
 """What became of a run, from its events alone: every strange order without a process."""
 
 import contextlib
+import json
+import os
 import random
 from typing import Any
 
@@ -20,7 +22,11 @@ from samestep.errors import (
 )
 from samestep.launch import wire
 from samestep.launch.outcome import LONGEST_TEXT, Event, Outcome, WorkerError, telling, told
+from samestep.prediction import PARTS, Prediction
 from samestep.report import WorkerTime
+from samestep.schedule.actions import Forward
+from samestep.trace import ring
+from samestep.trace.worker_trace import WorkerTrace, encoded
 
 PLAN: Event = {
     "event": "plan",
@@ -98,6 +104,29 @@ def test_a_run_without_trouble_is_a_report() -> None:
     assert (report.steps, report.seconds_per_step, report.rows_per_second) == (3, 0.5, 128.0)
     assert report.times[2] == WorkerTime(3.0, 0.5, 0.25, 7)
     assert report.metrics == {"accuracy": 0.9}
+
+
+def test_the_planners_prediction_comes_home_with_the_report() -> None:
+    prediction = Prediction(0.4, 0.3, 0.5, dict.fromkeys(PARTS, 0.0), [{"Forward": 0.1}], [5])
+    plan = json.loads(json.dumps({**PLAN, "prediction": prediction.as_json()}))
+    report = outcome(plan, *UP, *STEPS, *TIMES, FINISHED).conclude()
+    assert report.prediction == prediction
+    assert report.prediction_error == pytest.approx(-0.2)
+    assert outcome({**PLAN, "prediction": None}, *TIMES, FINISHED).conclude().prediction is None
+
+
+def test_traces_come_home_in_the_order_of_ranks_and_their_files_are_closed() -> None:
+    told, files = outcome(PLAN, *UP, *STEPS, *TIMES, FINISHED), []
+    for rank in (2, 0, 1):
+        files.append(os.memfd_create("trace"))
+        os.write(files[-1], encoded(WorkerTrace(rank, 0, (ring.Event(3, Forward(rank), 1.0, 2.0, 0.5),))))
+        told.take({"event": "trace", "rank": rank}, [files[-1]])
+    assert [(trace.rank, trace.events[0].action) for trace in told.conclude().traces] == [
+        (rank, Forward(rank)) for rank in range(3)
+    ]
+    for file in files:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(file)
 
 
 def test_too_few_steps_give_no_speed() -> None:

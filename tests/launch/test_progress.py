@@ -1,3 +1,4 @@
+import dataclasses
 import io
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 from samestep.launch import progress
 from samestep.launch.outcome import Event, Outcome
 from samestep.launch.progress import Progress, spelled, summary
+from samestep.prediction import PARTS, Prediction
 from samestep.report import Report, WorkerTime
 
 PLAN: Event = {
@@ -133,6 +135,14 @@ def test_the_summary_has_quality_speed_and_where_the_time_went() -> None:
         "worker 1: computed 9.0 s, communicated 1.5 s, waited 1.2 s",
         "digest ab12",
     ]
+
+
+def test_the_summary_grades_a_prediction() -> None:
+    prediction = Prediction(0.01, 0.009, 0.012, dict.fromkeys(PARTS, 0.0), [], [])
+    lines = summary(dataclasses.replace(REPORT, prediction=prediction)).splitlines()
+    assert lines[1] == "predicted 10 ms per step, measured 12.5 ms: -20.0%, outside the interval 9 to 12"
+    unmeasured = dataclasses.replace(REPORT, prediction=prediction, seconds_per_step=None)
+    assert "predicted" not in summary(unmeasured)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,11 @@ from typing import Any
 
 import click
 
-from samestep.commands.ending import exit_codes, show_error
-from samestep.commands.options import guard_missing, make_request, planning_options
-from samestep.errors import SamestepError
-from samestep.launch.environment import is_building, is_pinned, start_again_pinned, unused_launcher, world
-from samestep.launch.launcher import Launcher, Silent
-from samestep.launch.progress import Progress, summary
+from samestep.commands.ending import exit_codes
+from samestep.commands.options import planning_options
+from samestep.commands.running import run
+from samestep.commands.trace import traced_steps, write_trace
+from samestep.launch.progress import summary
 from samestep.report import Report
 
 
@@ -22,43 +21,29 @@ from samestep.report import Report
 @click.option("--every", type=int, metavar="N", help="A checkpoint every N steps, not only at the end.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint, on any number of workers.")
 @click.option("--allow-nan", is_flag=True, help="Go on when a loss is NaN or infinite.")
+@click.option("--trace", type=click.Path(dir_okay=False), metavar="FILE", help="Write who did what when, for Perfetto.")
+@click.option("--trace-steps", type=int, metavar="N", help="Of the last N steps. Default: 20.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as the last line of stdout.")
 @click.option(
     "--timeout", type=float, default=300.0, help="Seconds that workers on several hosts wait for one another."
 )
 @click.option("--quiet", is_flag=True, help="No progress, no summary.")
-def train(job: str, settings: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+def train(
+    job: str,
+    settings: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    trace: str | None,
+    trace_steps: int | None,
+    **options: Any,
+) -> None:
     """Train the job that FUNCTION (default: job) in FILE returns."""
     with exit_codes():
-        if is_building():
-            raise guard_missing()
-        others = world()
-        apart = others is not None or options["device"] != "cpu"  # not started by a fork server of our own
-        if apart and not is_pinned():
-            start_again_pinned()
-        request = make_request(job, settings, options)
-        if (warning := unused_launcher()) is not None:
-            print(f"warning: {warning}", file=sys.stderr)
-        progress = None if quiet else Progress()
-
-        def show(error: SamestepError) -> None:
-            if progress is not None:
-                progress.close()  # else its bar goes over it
-            show_error(error)
-
-        try:
-            if apart:
-                from samestep.launch.together import train_together  # imports torch
-
-                report = train_together(request, others, (progress or Silent()).see, show)
-            else:
-                with Launcher() as launcher:
-                    report = launcher.run(request, progress or Silent())
-        finally:
-            if progress is not None:
-                progress.close()
-        if others is None or others.rank == 0:
+        report = run(job, settings, {**options, "trace_steps": traced_steps(trace, trace_steps)}, quiet=quiet)
+        if report is not None:
             _show(report, as_json=as_json, quiet=quiet)
+            if trace is not None:
+                write_trace(report, trace, None if quiet else sys.stderr)
 
 
 def _show(report: Report, *, as_json: bool, quiet: bool) -> None:

@@ -77,9 +77,7 @@ class Launcher:
         if outcome.outline_file is None:
             outcome.conclude()
             raise AssertionError("a leader tells an outline or an error")
-        with os.fdopen(outcome.outline_file, "rb") as file:
-            file.seek(0)
-            found: dict[str, Any] = json.load(file)
+        found: dict[str, Any] = json.loads(wire.content(outcome.outline_file))
         return found
 
     def _listen(self, request: Request, watcher: Watcher) -> Outcome:

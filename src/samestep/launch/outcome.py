@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from samestep.errors import Interrupted, PeerLost, Refused, SamestepError, TrainingFailed
+from samestep.launch import wire
+from samestep.prediction import Prediction
 from samestep.report import Report, WorkerTime
+from samestep.trace.worker_trace import decoded
 
 Event = dict[str, Any]
 
@@ -31,6 +34,7 @@ class Outcome:
     failures: list[Event] = field(default_factory=list)
     gone: list[Event] = field(default_factory=list)
     interrupted: bool = False
+    traces: dict[int, bytes] = field(default_factory=dict)
     weights_file: int | None = None
     outline_file: int | None = None
 
@@ -53,6 +57,8 @@ class Outcome:
                     event["wired"],
                     event["framed"],
                 )
+            case "trace":
+                self.traces[event["rank"]] = wire.content(files[0])
             case "finished":
                 self.finished = event
                 self.weights_file = files[0] if files else None
@@ -69,7 +75,7 @@ class Outcome:
         if error is not None:
             raise error
         assert self.finished is not None
-        seconds = self.finished["seconds_per_step"]
+        seconds, predicted = self.finished["seconds_per_step"], self.plan.get("prediction")
         return Report(
             digest=self.finished["digest"],
             losses=self.losses,
@@ -84,6 +90,8 @@ class Outcome:
             rows_per_second=self.plan["batch_size"] / seconds if seconds else None,
             times=[self.times[rank] for rank in sorted(self.times)],
             weights_file=self.weights_file,
+            prediction=None if predicted is None else Prediction(**predicted),
+            traces=[decoded(self.traces[rank]) for rank in sorted(self.traces)],
         )
 
     def _error(self) -> SamestepError | None:

@@ -122,6 +122,8 @@ def summary(report: Report) -> str:
     speed = "" if report.rows_per_second is None else f", {report.rows_per_second:,.0f} rows/s"
     step = "" if report.seconds_per_step is None else f" ({report.seconds_per_step * 1e3:.2f} ms per step)"
     lines.append(f"done: {report.steps} steps, {quality}{speed}{step}")
+    if report.prediction is not None and report.seconds_per_step is not None:
+        lines.append(report.prediction.graded(report.seconds_per_step))
     for rank, spent in enumerate(report.times):
         lines.append(
             f"worker {rank}: computed {spent.compute:.1f} s, communicated {spent.communicate:.1f} s, "

@@ -8,7 +8,7 @@ from samestep.errors import CheckpointRefused, PlanRefused, Refused
 from samestep.plan import PRESETS, TRANSPORTS
 
 DEVICES = ("cpu", "cuda")
-NUMBERS = ("workers", "shards", "slices", "threads", "steps", "epochs", "seed", "every")
+NUMBERS = ("workers", "shards", "slices", "threads", "steps", "epochs", "seed", "every", "trace_steps")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Request:
     resume: bool = False
     allow_nan: bool = False
     want_weights: bool = False
+    trace_steps: int | None = None  # at the end, tell the last so many steps action by action
     memory_limit: int | None = None  # bytes per worker
     timeout: float = 300.0  # seconds that workers started apart wait for one another
     hosts: tuple[int, ...] | None = None  # workers on each host; one host when it is None
@@ -59,7 +60,7 @@ class Request:
         for name in NUMBERS:
             value, least = getattr(self, name), 0 if name == "seed" else 1
             if value is not None and (type(value) is not int or value < least):
-                raise Refused(f"--{name} {value!r}: it must be a whole number of at least {least}")
+                raise Refused(f"--{name.replace('_', '-')} {value!r}: it must be a whole number of at least {least}")
         if not self.timeout > 0:
             raise Refused(f"--timeout {self.timeout!r}: it must be a number of seconds above 0")
         if self.transport not in (None, *TRANSPORTS):

@@ -2,6 +2,7 @@
 
 import array
 import json
+import os
 import socket
 from typing import Any
 
@@ -23,6 +24,13 @@ def send(end: socket.socket, message: dict[str, Any], *files: int) -> None:
         raise ValueError(f"{len(packet):,} bytes are more than the {LONGEST:,} of a message")
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
     end.sendmsg([packet], rights)
+
+
+def content(file: int) -> bytes:
+    """What lies in a file that came with a message. It is closed."""
+    with os.fdopen(file, "rb") as opened:
+        opened.seek(0)
+        return opened.read()
 
 
 def receive(end: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:

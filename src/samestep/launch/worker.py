@@ -8,7 +8,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ from samestep.launch.processes import die_with_parent
 from samestep.launch.request import Request
 from samestep.parallelize import Prepared, Shared
 from samestep.plan import Plan
+from samestep.trace.clock import offsets, stamped
+from samestep.trace.worker_trace import WorkerTrace, encoded, last_steps
 from samestep.trainer import Training
 from samestep.transport.base import Transport
 from samestep.transport.shared import SharedFabric
@@ -233,6 +235,8 @@ def finish(run: Run, trainer: Training, diary: Diary, metrics: dict[str, float],
         if (other := json.loads(text))["rank"] != diary.rank:
             run.tell("worker", **other)
     run.tell("worker", **own)
+    if run.request.trace_steps is not None:
+        tell_trace(run, transport, run.request.trace_steps)
     diary.flush()
     weights = b""
     if run.request.save is not None or run.request.want_weights:
@@ -253,6 +257,20 @@ def finish(run: Run, trainer: Training, diary: Diary, metrics: dict[str, float],
         checkpoint=run.request.checkpoint is not None,
         seconds_per_step=statistics.median(timed) if timed else None,
     )
+
+
+def tell_trace(run: Run, transport: Transport, steps: int) -> None:
+    """The last steps, action by action. Of workers that were started apart, worker 0 tells all, on its own clock."""
+    host = run.hosts[transport.rank]
+    trace = WorkerTrace(transport.rank, host, last_steps(transport.timesheet.ring, steps))
+    if not run.apart:
+        run.tell("trace", in_memory(encoded(trace)), rank=trace.rank)
+        return
+    offset = offsets(stamped(transport.exchange), run.hosts)[host]
+    own = encoded(replace(trace, clock_error=offset.error), -offset.seconds)
+    for rank, text in enumerate(transport.exchange(own)):
+        if transport.rank == 0:
+            run.tell("trace", in_memory(text), rank=rank)
 
 
 def _write(path: Path, content: bytes, run: str) -> None:

@@ -140,3 +140,6 @@ Action = (
     | Publish
 )
 Schedule = tuple[Action, ...]
+
+COMMUNICATION = (Send, Receive, SendGradient, ReceiveGradient, Agree, Reduce, Publish)
+"""The actions that move bytes between workers; all others compute."""

@@ -40,3 +40,8 @@ class Ring:
 
     def __len__(self) -> int:
         return len(self._events)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it may have forgotten some."""
+        return len(self._events) == self._events.maxlen

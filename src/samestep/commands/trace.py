@@ -1,0 +1,55 @@
+"""`samestep trace`, and what `samestep train --trace` has of it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from samestep.commands.ending import exit_codes
+from samestep.commands.options import planning_options
+from samestep.commands.running import run
+from samestep.diagnose.summary import summary
+from samestep.errors import Refused
+from samestep.report import Report
+from samestep.trace.chrome import chrome_trace
+
+STEPS = 20
+
+
+@click.command()
+@planning_options
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="The file to write, for ui.perfetto.dev.")
+@click.option(
+    "--timeout", type=float, default=300.0, help="Seconds that workers on several hosts wait for one another."
+)
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def trace(job: str, settings: tuple[str, ...], out: str, quiet: bool, **options: Any) -> None:
+    """Train some steps (default: 20), write who did what when, and say what to change."""
+    with exit_codes():
+        if options["steps"] is None and options["epochs"] is None:
+            options["steps"] = STEPS
+        steps = traced_steps(out, options["steps"])
+        report = run(job, settings, {**options, "save": None, "checkpoint": None, "trace_steps": steps}, quiet=quiet)
+        if report is not None:
+            write_trace(report, out, sys.stdout)
+
+
+def traced_steps(file: str | None, steps: int | None) -> int | None:
+    """How many steps to trace. Raises Refused, before anybody trains, for a file that cannot be written."""
+    if file is None:
+        if steps is not None:
+            raise Refused(f"--trace-steps {steps} says how much of the run to trace: say where to with --trace FILE")
+        return None
+    if not Path(file).parent.is_dir() or Path(file).is_dir():
+        raise Refused(f"{file} cannot be written: {Path(file).parent} must be a folder, and FILE no folder")
+    return STEPS if steps is None else steps
+
+
+def write_trace(report: Report, file: str, stream: TextIO | None) -> None:
+    """The file, and the summary on `stream`, if there is one. A run that had no steps left has nothing to show."""
+    Path(file).write_text(json.dumps(chrome_trace(report.traces)))
+    if stream is not None and all(trace.events for trace in report.traces):
+        print(summary(report.traces, report.prediction), file=stream)
+        print(f"{file}: open it at ui.perfetto.dev or chrome://tracing", file=stream)
