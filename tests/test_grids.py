@@ -47,6 +47,10 @@ PIPELINES = [  # (workers, shards of each) per stage, order, depth, recomputatio
     ([((0, 1), (5, 3)), ((1, 2), (1, 7))], "1f1b", 1, False, "threads"),
     ([((0,), (S,)), ((1, 2, 3), (1, 6, 1)), ((4, 5), (4, 4))], "gpipe", 1, False, "processes"),
     ([(tuple(range(7)), (2, 1, 1, 1, 1, 1, 1)), ((7,), (S,))], "1f1b", 1, True, "threads"),
+    ([((0,), (S,)), ((1,), (S,))], "zero-bubble", 1, False, "processes"),
+    ([((0,), (S,)), ((1,), (S,)), ((2,), (S,))], "zero-bubble", 2, True, "threads"),
+    ([((0,), (S,)), ((1,), (S,)), ((0,), (S,))], "zero-bubble", 1, False, "threads"),
+    ([((0, 1), (5, 3)), ((1, 2), (1, 7)), ((3,), (S,))], "zero-bubble", 1, False, "processes"),
 ]
 
 SLICINGS = [  # (workers, shards of each), slices of each; transport
@@ -82,6 +86,7 @@ BOTH = [  # per stage: (workers, shards of each), slices of each; order, recompu
         "threads",
     ),
     ([(((3, 2, 1, 0), (1, 1, 1, 5)), (1, 1, 1, 1)), (((0,), (S,)), (4,))], "1f1b", False, "threads"),
+    ([(((0, 1), (5, 3)), (3, 1)), (((1, 2), (0, 8)), (3, 1))], "zero-bubble", False, "threads"),
 ]
 
 

@@ -169,7 +169,10 @@ def test_shards_are_joined_where_layers_are_sliced() -> None:
         (two("assign = [4]\n[stage.slices]\nhead = [true]"), "my.plan: stage 1: head = .* whole numbers"),
         (two("assign = [4]\n[stage.slices]\nhead = [2, 2]"), "stage 1 gives the slices 2,2 of head to the workers 1:"),
         (two("assign = [4]\n[stage.slices]\nhead = [0]"), "stage 1 gives the slices 0 of head"),
-        (two().replace("[[stage]]", 'order = "zigzag"\n[[stage]]', 1), r"'zigzag' \(known: 1f1b, gpipe, interleaved\)"),
+        (
+            two().replace("[[stage]]", 'order = "zigzag"\n[[stage]]', 1),
+            r"'zigzag' \(known: 1f1b, gpipe, interleaved, zero-bubble\)",
+        ),
         (two().replace("[[stage]]", "order = [1, 2]\n[[stage]]", 1), "my.plan: order = .*is no str"),
         (
             two().replace("shards=4", "shards=4 sync_batchnorm=true"),
