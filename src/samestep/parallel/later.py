@@ -5,7 +5,7 @@
     later.make()                any time later: the gradients are made, and handed to autograd
 
 A weight that was used several times gets its gradients together and in the order in which they would have
-come: autograd adds them in that order, and the weight's hooks run as ever. Whoever leaves a gradient keeps
+come: autograd adds them in that order. Whoever leaves a gradient keeps
 what it is made from: of a Linear its input and its output's gradient.
 """
 
@@ -52,6 +52,11 @@ def leaving(later: Later | None) -> Iterator[None]:
         yield
     finally:
         _leaving.reset(token)
+
+
+def can_wait(weight: Tensor) -> bool:
+    """Whether nobody asks for a weight's gradient in backward itself. Hooks do: they would be called with None."""
+    return weight.is_leaf and not weight._backward_hooks
 
 
 def later_here() -> Later | None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samestep.parallel.later import later_here
+from samestep.parallel.later import can_wait, later_here
 
 LARGE = 1 << 23  # multiplications from which oneDNN pays
 Place = Callable[[], Tensor | None]
@@ -41,7 +41,7 @@ class _LinearInto(torch.autograd.Function):
         times = F.linear if again else product
         grad_x = times(rows, weight.t(), None).view(x.shape) if needs_x else None
         later, inputs = None if again else later_here(), x.reshape(-1, weight.shape[1])
-        if later is not None and weight.is_leaf and (ctx.bias is None or ctx.bias.is_leaf):
+        if later is not None and can_wait(weight) and (ctx.bias is None or can_wait(ctx.bias)):
             if needs_weight:
                 later.leave(weight, partial(_of_weight, rows, inputs.detach(), ctx.place))
             if needs_bias:
