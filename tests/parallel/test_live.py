@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from samestep.numerics import Numerics
 from samestep.parallel.cut import Cut, cut
+from samestep.parallel.later import Later, leaving
+from samestep.parallel.linear import write_weight_gradients_once
 from samestep.parallel.live import _Worker, activations
 from samestep.parallel.recording import record
 from samestep.plan import Plan, Stage
@@ -75,6 +77,21 @@ def test_weight_gradients_that_come_later_keep_inputs_and_gradients() -> None:
     # Of the one in c's backward the same, and the gradient that goes back; one more may have arrived.
     assert second == pytest.approx(3 + 3 + 1, abs=1.0)
     assert second == pytest.approx(peaks(stages, "1f1b")[1] + 3, abs=0.1)
+
+
+def test_what_is_left_is_what_a_recording_counts() -> None:
+    """Of Linears inside a module that is called whole, too."""
+    model, x = nn.Sequential(Model(), nn.Tanh()), torch.randn(ROWS, 100)
+    recording = record(model, lambda m, b: m(b[0]).sum(), (x,), [], [])
+    counted = [left for call in recording.calls for left in call.later]
+    write_weight_gradients_once(model, lambda param: lambda: None)
+    later = Later()
+    with leaving(later):
+        model(x).sum().backward()
+    weights = [makes[0].args for weight, makes in later._left.values() if weight.dim() == 2]  # type: ignore[attr-defined]
+    assert sum(nbytes for _, nbytes in counted) == sum(rows.nbytes for rows, _, _ in weights)
+    assert sum(storage.nbytes for storage, _ in counted) == sum(inputs.nbytes for _, inputs, _ in weights)
+    assert len(counted) == 4
 
 
 def test_what_is_kept_and_left_is_counted_once() -> None:

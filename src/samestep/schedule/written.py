@@ -34,7 +34,8 @@ def parse_order(order: str | Sequence[str], grid: Grid, source: str = "order") -
     return tuple(parse_line(line, grid, rank, source) for rank, line in enumerate(lines))
 
 
-def stages_split(order: Sequence[str]) -> frozenset[int]:
+@cache
+def stages_split(order: tuple[str, ...]) -> frozenset[int]:
     """The stages of which an order has weight gradients apart."""
     return frozenset(int(match[2]) for line in order for match in TOKEN.finditer(line) if match[1] == "W")
 
