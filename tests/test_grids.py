@@ -12,6 +12,10 @@ from samestep.launch.launcher import Launcher
 from samestep.numerics import Numerics, parse_line
 from samestep.plan import Plan, Stage
 from samestep.report import Report
+from samestep.schedule.greedy import greedy_order
+from samestep.schedule.grid import Grid, StageGrid
+from samestep.schedule.race import Pace
+from samestep.schedule.written import spell_order
 
 JOBS = Path(__file__).parent / "jobs" / "grids.py"
 S = grids.SHARDS
@@ -47,6 +51,10 @@ PIPELINES = [  # (workers, shards of each) per stage, order, depth, recomputatio
     ([((0, 1), (5, 3)), ((1, 2), (1, 7))], "1f1b", 1, False, "threads"),
     ([((0,), (S,)), ((1, 2, 3), (1, 6, 1)), ((4, 5), (4, 4))], "gpipe", 1, False, "processes"),
     ([(tuple(range(7)), (2, 1, 1, 1, 1, 1, 1)), ((7,), (S,))], "1f1b", 1, True, "threads"),
+    ([((0,), (S,)), ((1,), (S,))], "zero-bubble", 1, False, "processes"),
+    ([((0,), (S,)), ((1,), (S,)), ((2,), (S,))], "zero-bubble", 2, True, "threads"),
+    ([((0,), (S,)), ((1,), (S,)), ((0,), (S,))], "zero-bubble", 1, False, "threads"),
+    ([((0, 1), (5, 3)), ((1, 2), (1, 7)), ((3,), (S,))], "zero-bubble", 1, False, "processes"),
 ]
 
 SLICINGS = [  # (workers, shards of each), slices of each; transport
@@ -82,6 +90,7 @@ BOTH = [  # per stage: (workers, shards of each), slices of each; order, recompu
         "threads",
     ),
     ([(((3, 2, 1, 0), (1, 1, 1, 5)), (1, 1, 1, 1)), (((0,), (S,)), (4,))], "1f1b", False, "threads"),
+    ([(((0, 1), (5, 3)), (3, 1)), (((1, 2), (0, 8)), (3, 1))], "zero-bubble", False, "threads"),
 ]
 
 
@@ -222,6 +231,34 @@ def test_an_order_may_be_written_by_hand(train: Train, tmp_path: Path) -> None:
     file = tmp_path / "plan.toml"
     file.write_text(by_hand(ORDER))
     assert train("mlp", plan=str(file)).digest == train("mlp", shards=4, workers=1).digest
+
+
+def test_gradients_of_weights_may_be_written_by_hand(train: Train, tmp_path: Path) -> None:
+    """Of one stage only."""
+    file = tmp_path / "plan.toml"
+    file.write_text(by_hand(ORDER.replace("B1.3", "B1.3 W1.0 W1.1 W1.2 W1.3")))
+    assert train("mlp", plan=str(file)).digest == train("mlp", shards=4, workers=1).digest
+
+
+GREEDY = [  # workers per stage, of each stage forward, backward, weight; caps, whether backwards are split, transport
+    ([(0,), (1,), (2,)], [(1, 2, 0), (3, 6, 0), (1, 1, 0)], [3, 3, 3], False, "processes"),
+    ([(0,), (1,), (0,)], [(1, 2, 2), (3, 3, 3), (1, 1, 0)], [4, 4], True, "threads"),
+    ([(0,), (1,), (2,)], [(2, 1, 1), (5, 3, 3), (1, 1, 1)], None, True, "processes"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(GREEDY)))
+@pytest.mark.parametrize("family", ["mlp", "cnn", "gpt"])
+def test_orders_that_were_found_for_uneven_stages(
+    family: str, case: int, train: Train, alone: Callable[..., Report], numerics: Callable[..., Numerics]
+) -> None:
+    """Found once, written into the plan; the short batch at the end of an epoch runs its part of it."""
+    workers, paces, caps, split, transport = GREEDY[case]
+    grid = Grid(S, 1, tuple(StageGrid(group, (S,), (False,), split=split) for group in workers))
+    order = spell_order(greedy_order(grid, [Pace(*pace) for pace in paces], 1, caps))
+    stages = two_stages(family, *((group, (S,)) for group in workers))
+    plan = Plan.staged(numerics(family), stages, transport, order=order)
+    assert_same(train(family, plan=plan, transport=transport), alone(family))
 
 
 def stage(text: str) -> str:

@@ -38,6 +38,22 @@ def test_uneven_hosts(train: Train, alone: Train, family: str, hosts: tuple[int,
     assert train(family, assign=assign, **on(*hosts)).digest == alone(family).digest
 
 
+@pytest.mark.parametrize("options", [{}, {"codec": "int8@0,1"}, {"numerics": "precision=bfloat16"}], ids=str)
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
+def test_weight_gradients_that_come_later_on_two_hosts(
+    family: str, options: dict[str, str], train: Train, alone: Train, tmp_path: Path
+) -> None:
+    """Each stage on workers of both; in bfloat16 nothing is left for later, and the order is the same."""
+    file = tmp_path / "plan.toml"
+    found = alone(family, **options)
+    file.write_text(
+        f'numerics = "{found.numerics}"\norder = "zero-bubble"\n[[stage]]\nworkers = [0, 1]\nassign = [5, 3]\n'
+        f'[[stage]]\nfirst = "head"\nworkers = [2, 1]\nassign = [2, 6]\n'
+    )
+    many = train(family, plan=str(file), hosts=(1, 2), transport="threads")
+    assert (many.digest, many.losses) == (found.digest, found.losses)
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_checkpoint_moves_between_hosts(train: Train, alone: Train, tmp_path: Path, plan: str) -> None:
     one = alone("gpt", plan=plan)

@@ -107,7 +107,7 @@ def stages_of(draw: st.DrawFn, shards: int) -> list[Stage]:
 
 @given(data=st.data(), shards=st.integers(1, 9), depth=st.integers(1, 4))
 def test_the_text_of_a_plan_with_stages_is_the_plan(data: st.DataObject, shards: int, depth: int) -> None:
-    lines = st.lists(st.sampled_from(["F0.0 B0.0", "", "F1.0"]), min_size=1).map(tuple)
+    lines = st.lists(st.sampled_from(["F0.0 B0.0", "", "F1.0", "F0.0 B0.0 W0.0"]), min_size=1).map(tuple)
     order = data.draw(st.sampled_from(ORDERS) | lines)
     stages = data.draw(stages_of(shards))
     plan = Plan.staged(
@@ -144,6 +144,21 @@ def test_a_person_may_leave_out_what_has_a_default() -> None:
     assert plan.stages == (Stage("", (0,), (4,)), Stage("head", (1,), (4,)))
 
 
+def test_a_stage_splits_its_backwards_where_its_order_says_so() -> None:
+    lines = ("F0.0 B0.0", "F1.0 B1.0 W1.0")
+    split = {
+        order: [Plan.staged(Numerics(shards=1), TWO, order=order).splits_backward(p) for p in range(2)]
+        for order in ("1f1b", "zero-bubble", lines)
+    }
+    assert split == {"1f1b": [False, False], "zero-bubble": [True, True], lines: [False, True]}
+    plan = Plan.staged(Numerics(shards=1), TWO, order=lines)
+    assert [stage.split for stage in plan.grid(1, [(False,)] * 2).stages] == [False, True]
+    assert not Plan(Numerics(shards=1), (1,), order="zero-bubble").splits_backward(0), "a whole network is not cut"
+
+
+TWO = [Stage("", (0,), (1,)), Stage("head", (1,), (1,))]
+
+
 def test_shards_are_joined_where_layers_are_sliced() -> None:
     sliced = Plan.staged(Numerics(shards=8), [Stage("", (0,), (8,), (("head", (2,)),))])
     assert [sliced.set_size(shards) for shards in (8, 6)] == [8, 6]
@@ -169,7 +184,10 @@ def test_shards_are_joined_where_layers_are_sliced() -> None:
         (two("assign = [4]\n[stage.slices]\nhead = [true]"), "my.plan: stage 1: head = .* whole numbers"),
         (two("assign = [4]\n[stage.slices]\nhead = [2, 2]"), "stage 1 gives the slices 2,2 of head to the workers 1:"),
         (two("assign = [4]\n[stage.slices]\nhead = [0]"), "stage 1 gives the slices 0 of head"),
-        (two().replace("[[stage]]", 'order = "zigzag"\n[[stage]]', 1), r"'zigzag' \(known: 1f1b, gpipe, interleaved\)"),
+        (
+            two().replace("[[stage]]", 'order = "zigzag"\n[[stage]]', 1),
+            r"'zigzag' \(known: 1f1b, gpipe, interleaved, zero-bubble\)",
+        ),
         (two().replace("[[stage]]", "order = [1, 2]\n[[stage]]", 1), "my.plan: order = .*is no str"),
         (
             two().replace("shards=4", "shards=4 sync_batchnorm=true"),

@@ -12,12 +12,13 @@ from typing import Any
 from samestep.errors import PlanRefused
 from samestep.numerics import Numerics, parse_line
 from samestep.schedule.grid import Grid, StageGrid
+from samestep.schedule.written import stages_split
 
 TRANSPORTS = ("processes", "threads")
 
 
 PRESETS = ("data", "slices", "hybrid", "pipeline")
-ORDERS = ("1f1b", "gpipe", "interleaved")
+ORDERS = ("1f1b", "gpipe", "interleaved", "zero-bubble")
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,17 @@ class Plan:
     def grid(self, num_shards: int, sliced: Sequence[tuple[bool, ...]]) -> Grid:
         """The step as schedules see it; `sliced[p]` tells which segments of stage p are."""
         stages = self.stages or (Stage("", tuple(range(self.workers)), self.assign),)
-        grids = [StageGrid(s.workers, s.assign, kinds, s.recompute) for s, kinds in zip(stages, sliced, strict=True)]
+        grids = [
+            StageGrid(s.workers, s.assign, kinds, s.recompute, self.splits_backward(number))
+            for number, (s, kinds) in enumerate(zip(stages, sliced, strict=True))
+        ]
         return Grid(num_shards, self.set_size(num_shards), tuple(grids))
+
+    def splits_backward(self, stage: int) -> bool:
+        """Whether the gradients of a stage's weights come later than that of its input."""
+        if isinstance(self.order, str):
+            return self.order == "zero-bubble" and bool(self.stages)
+        return stage in stages_split(self.order)
 
     def set_size(self, num_shards: int) -> int:
         """Shards per join set: one when nothing joins them."""

@@ -58,6 +58,7 @@ METHODS = {
     actions.Forward: "forward",
     actions.Recompute: "recompute",
     actions.Backward: "backward",
+    actions.BackwardWeight: "backward_weight",
     actions.SliceForward: "slice_forward",
     actions.SliceBackward: "slice_backward",
     actions.Send: "send",

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from samestep.numerics import Numerics
 from samestep.parallel.cut import Cut, cut
-from samestep.parallel.live import activations
+from samestep.parallel.later import Later, leaving
+from samestep.parallel.linear import write_weight_gradients_once
+from samestep.parallel.live import _Worker, activations
 from samestep.parallel.recording import record
 from samestep.plan import Plan, Stage
 from samestep.schedule.passes import schedule_of
@@ -65,6 +67,42 @@ def test_gpipe_keeps_all_shards_and_1f1b_as_many_as_stages_follow() -> None:
     first, second = peaks(stages, "1f1b")
     assert first == pytest.approx(3 * 2 + PASSING)
     assert second == pytest.approx(2 * 1 + PASSING, abs=1.0), "one more may have arrived"
+
+
+def test_weight_gradients_that_come_later_keep_inputs_and_gradients() -> None:
+    stages = [Stage("", (0,), (SHARDS,)), Stage("c", (1,), (SHARDS,))]
+    first, second = peaks(stages, "zero-bubble")
+    assert first == pytest.approx(3 * 2 + PASSING), "made at once; what ReLU made last is gone when gradients stay"
+    # One set behind: of that, the inputs of c and d and the gradient of c's output (d's is narrow).
+    # Of the one in c's backward the same, and the gradient that goes back; one more may have arrived.
+    assert second == pytest.approx(3 + 3 + 1, abs=1.0)
+    assert second == pytest.approx(peaks(stages, "1f1b")[1] + 3, abs=0.1)
+
+
+def test_what_is_left_is_what_a_recording_counts() -> None:
+    """Of Linears inside a module that is called whole, too."""
+    model, x = nn.Sequential(Model(), nn.Tanh()), torch.randn(ROWS, 100)
+    recording = record(model, lambda m, b: m(b[0]).sum(), (x,), [], [])
+    counted = [left for call in recording.calls for left in call.later]
+    write_weight_gradients_once(model, lambda param: lambda: None)
+    later = Later()
+    with leaving(later):
+        model(x).sum().backward()
+    weights = [makes[0].args for weight, makes in later._left.values() if weight.dim() == 2]  # type: ignore[attr-defined]
+    assert sum(nbytes for _, nbytes in counted) == sum(rows.nbytes for rows, _, _ in weights)
+    assert sum(storage.nbytes for storage, _ in counted) == sum(inputs.nbytes for _, inputs, _ in weights)
+    assert len(counted) == 4
+
+
+def test_what_is_kept_and_left_is_counted_once() -> None:
+    """In the end nothing is held."""
+    stages = [Stage("", (0,), (SHARDS,)), Stage("c", (1,), (SHARDS,), (), True)]
+    plan, found = Plan.staged(Numerics(shards=SHARDS), stages, order="zero-bubble"), structure(stages)
+    for rank in range(2):
+        worker = _Worker(plan, rank, found, SHARDS)
+        for action in schedule_of(plan.grid(SHARDS, found.sliced), "zero-bubble", rank, clip=False):
+            worker.do(action)
+        assert worker.ledger.now == 0
 
 
 def test_recomputation_keeps_what_the_stage_takes() -> None:

@@ -9,6 +9,7 @@ from random import Random
 from samestep.schedule.actions import (
     Action,
     Backward,
+    BackwardWeight,
     Forward,
     Receive,
     ReceiveGradient,
@@ -35,16 +36,17 @@ class Desk:
         self.gradients: set[tuple[int, int]] = set()  # of the output of a segment
         self.kept: set[tuple[int, int]] = set()
         self.graphs: set[tuple[int, int]] = set()
+        self.later: set[tuple[int, int]] = set()  # gradients of weights that are still to be made
         self.loaded = False
-        self.folded: dict[int, int] = {}  # per segment: the last shard whose gradient was added
+        self.folded: dict[tuple[int, bool], int] = {}  # per segment, in B or W: the last shard that was added
 
     def demand(self, there: bool) -> None:
         if not there:
             raise Missing
 
-    def fold(self, shard: int, segment: int) -> None:
-        self.demand(self.folded.get(segment, -1) < shard)
-        self.folded[segment] = shard
+    def fold(self, shard: int, segment: int, late: bool = False) -> None:
+        self.demand(self.folded.get((segment, late), -1) < shard)
+        self.folded[segment, late] = shard
 
 
 class Performance:
@@ -98,6 +100,10 @@ class Performance:
             self.box(action.peer, rank).remove(self.name(action))
             cell = action.shard, grid.segments_of(action.stage)[-1]
             (desk.outputs if isinstance(action, Receive) else desk.gradients).add(cell)
+        elif isinstance(action, BackwardWeight):
+            desk.demand((action.shard, action.segment) in desk.later)
+            desk.later.remove((action.shard, action.segment))
+            desk.fold(action.shard, action.segment, late=True)
         elif isinstance(action, Forward | Backward | Recompute):
             self.compute(desk, action)
         elif isinstance(action, SliceForward | SliceBackward):
@@ -123,6 +129,8 @@ class Performance:
             desk.kept.remove(cell)
             desk.fold(*cell)
             desk.gradients.add(before)
+            if self.grid.stages[self.stage_of[action.segment]].split:
+                desk.later.add(cell)
 
     def slice(self, desk: Desk, rank: int, action: SliceForward | SliceBackward) -> None:
         own = self.grid.stages[self.stage_of[action.segment]].shards_of(rank, self.grid.num_shards)
@@ -151,4 +159,5 @@ def performs(grid: Grid, schedules: Sequence[Schedule], capacity: int, random: R
     except Missing:
         return False
     ended = all(performance.action(rank) is None for rank in range(len(schedules)))
-    return ended and not any(performance.boxes.values()) and not any(desk.graphs for desk in performance.desks)
+    kept = any(desk.graphs or desk.later for desk in performance.desks)
+    return ended and not any(performance.boxes.values()) and not kept

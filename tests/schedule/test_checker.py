@@ -14,6 +14,7 @@ from samestep.schedule.actions import (
     Action,
     Agree,
     Backward,
+    BackwardWeight,
     Clip,
     Forward,
     Load,
@@ -38,6 +39,7 @@ from samestep.schedule.simulate import TAIL
 PAIR = straight(2, 2)
 REDO = straight(2, 2, recompute=True)
 ALONE = straight(1, 3)
+LATER = straight(2, 3, split=True)
 JOINT = Grid(4, 2, (StageGrid((0, 1), (4, 0), SLICED),))
 
 
@@ -241,6 +243,31 @@ BROKEN: dict[str, tuple[Grid, str, Edit, str]] = {
     "a recomputation of what was kept": (
         *(PAIR, "1f1b", put(0, Recompute(0, 0), Backward(0, 0))),
         "Recompute(shard=0, segment=0) is not worker 0's: the plan has no such action for anybody",
+    ),
+    "gradients of weights are never made": (
+        *(LATER, "zero-bubble", drop(1, BackwardWeight(2, 1))),
+        "worker 1 never does BackwardWeight(shard=2, segment=1): its backward leaves gradients of weights for later, "
+        "and the update would lack them; add it",
+    ),
+    "gradients of weights come before their backward": (
+        *(LATER, "zero-bubble", exchange(1, BackwardWeight(0, 1), Backward(0, 1))),
+        "BackwardWeight(shard=0, segment=1) comes before Backward(shard=0, segment=1)",
+    ),
+    "gradients of weights are not in shard order": (
+        *(LATER, "zero-bubble", exchange(1, BackwardWeight(1, 1), BackwardWeight(2, 1))),
+        "BackwardWeight(shard=1, segment=1) comes after BackwardWeight(shard=2, segment=1): gradients are added in",
+    ),
+    "gradients of weights come twice": (
+        *(LATER, "zero-bubble", put(1, BackwardWeight(0, 1), BackwardWeight(2, 1))),
+        "BackwardWeight(shard=0, segment=1) comes twice",
+    ),
+    "gradients of weights come after they were read": (
+        *(LATER, "zero-bubble", move(1, Agree(), BackwardWeight(2, 1))),
+        "Agree() comes before worker 1, action 16, BackwardWeight(shard=2, segment=1): gradients are complete",
+    ),
+    "gradients of weights that were not left": (
+        *(PAIR, "1f1b", put(0, BackwardWeight(0, 0), Agree())),
+        "BackwardWeight(shard=0, segment=0) is not worker 0's: the plan has no such action for anybody; remove it",
     ),
     "a worker without shards stays away from a meeting": (
         *(JOINT, "1f1b", drop(1, SliceForward(range(2), 1))),

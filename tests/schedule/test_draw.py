@@ -45,6 +45,13 @@ def test_recomputation_as_text() -> None:
     assert drawn(straight(1, 2, recompute=True), "1f1b") == ["worker 0   F0 R0 B0 B0 F1 R1 B1 B1"]
 
 
+def test_weight_gradients_as_text() -> None:
+    assert drawn(straight(2, 2, split=True), "zero-bubble") == [
+        "worker 0   F0 F1 .  B0 W0 B1 W1",
+        "worker 1   .  F0 B0 F1 B1 W0 W1",
+    ]
+
+
 def test_a_meeting_waits_for_the_last() -> None:
     """Worker 0 has two shards of the first set, worker 1 none."""
     assert drawn(JOINT, "gpipe", Times(1, 1)) == [
@@ -109,8 +116,8 @@ def test_the_picture_needs_nothing_from_outside() -> None:
 
 @pytest.mark.parametrize("stages", [1, 2, 8, 32])
 def test_colours_differ(stages: int) -> None:
-    colours = {colour(stage, stages, kind) for stage in range(stages) for kind in "FB"}
-    assert len(colours) == 2 * stages
+    colours = {colour(stage, stages, kind) for stage in range(stages) for kind in "FBW"}
+    assert len(colours) == 3 * stages
 
 
 def luminance(colour_: str) -> float:
@@ -124,7 +131,8 @@ def test_names_can_be_read_on_their_colours(stages: int) -> None:
     """A contrast of 4.5, which WCAG asks of small text."""
     for stage in range(stages):
         assert 1.05 / (luminance(colour(stage, stages, "B")) + 0.05) >= 4.5
-        assert (luminance(colour(stage, stages, "F")) + 0.05) / (luminance("#1a1a1a") + 0.05) >= 4.5
+        for kind in "FW":
+            assert (luminance(colour(stage, stages, kind)) + 0.05) / (luminance("#1a1a1a") + 0.05) >= 4.5
 
 
 def test_the_length_is_that_of_the_longest_worker() -> None:

@@ -9,6 +9,7 @@ from samestep.errors import PlanRefused
 from samestep.schedule.actions import (
     Agree,
     Backward,
+    BackwardWeight,
     Clip,
     Forward,
     Load,
@@ -53,6 +54,14 @@ def test_a_sliced_stage_as_drawn() -> None:
         SendGradient(1, 0, 2),
         *END,
     )
+
+
+def test_weight_gradients_are_the_shards_own() -> None:
+    """Of the dense segments; a sliced one makes its own in its backward."""
+    grid = Grid(2, 2, (StageGrid((0, 1), (2, 0), SLICED, split=True),))
+    first, second = schedules_of(grid, "zero-bubble")
+    assert first[-len(END) - 4 : -len(END)] == tuple(BackwardWeight(s, p) for p in (2, 0) for s in (0, 1))
+    assert not any(isinstance(action, BackwardWeight) for action in second)
 
 
 def test_a_worker_without_shards_performs_its_slices() -> None:

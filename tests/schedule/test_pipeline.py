@@ -105,7 +105,7 @@ def test_a_worker_without_shards_takes_part_where_a_segment_is_sliced() -> None:
 
 @pytest.mark.parametrize(("name", "order"), ORDERS.items())
 def test_the_picture_of_an_order_is_what_it_does(name: str, order: object) -> None:
-    grid = straight(2, 4, 2) if name == "interleaved" else straight(4, 4)
+    grid = straight(2, 4, 2) if name == "interleaved" else straight(4, 4, split=name == "zero-bubble")
     picture = [line for line in (inspect.getdoc(order) or "").splitlines() if line.startswith("worker ")]
     drawn = text_of(grid, schedules_of(grid, name)).splitlines()
     assert len(picture) == len(drawn)
@@ -118,7 +118,7 @@ def test_every_worker_does_all_its_part_in_increasing_order(grid: Grid, order: s
     for rank in range(grid.num_workers):
         line = list(ORDERS[order](grid, rank, depth))
         assert sorted(map(str, line)) == sorted(map(str, works_of(grid, rank)))
-        for kind in "FB":
+        for kind in "FBW":
             for stage in range(len(grid.stages)):
                 indices = [work.set_index for work in line if (work.kind, work.stage) == (kind, stage)]
                 assert indices == sorted(indices)
@@ -148,6 +148,24 @@ def test_the_bubble_of_gpipe_and_1f1b(p: int, m: int, f: int, b: int) -> None:
     for order in ("gpipe", "1f1b"):
         bars = bars_of(straight(p, m), schedules_of(straight(p, m), order), Times(f, b))
         assert length_of(bars) - m * (f + b) == (p - 1) * (f + b)
+
+
+@pytest.mark.parametrize(("p", "m"), [(1, 1), (2, 4), (4, 4), (4, 11), (8, 32)])
+def test_weight_gradients_fill_the_bubble_with_the_memory_of_1f1b(p: int, m: int) -> None:
+    """ZB-H1, F = B = W: (p - 1)(F + B - W) for (p - 1)(F + B + W), and at most p sets on any worker."""
+    grid = straight(p, m, split=True)
+    schedules = schedules_of(grid, "zero-bubble")
+    assert length_of(bars_of(grid, schedules)) - 3 * m == p - 1
+    assert length_of(bars_of(straight(p, m), schedules_of(straight(p, m), "1f1b"))) - 3 * m == 3 * (p - 1)
+    assert [kept.activations for kept in check(grid, schedules, capacity=1).peaks] == [min(m, p)] * p
+
+
+@given(any_grid(), st.integers(1, 3))
+def test_whole_backwards_and_weight_gradients_apart_are_in_one_order(grid: Grid, depth: int) -> None:
+    """Zero-bubble is 1f1b with gradients of weights in between, wherever there are any."""
+    for rank in range(grid.num_workers):
+        whole, parts = (list(ORDERS[name](grid, rank, depth)) for name in ("1f1b", "zero-bubble"))
+        assert [work for work in whole if work.kind != "W"] == [work for work in parts if work.kind != "W"]
 
 
 @pytest.mark.parametrize(("p", "v", "m"), [(2, 2, 4), (4, 2, 4), (4, 2, 8), (3, 4, 9), (4, 4, 16), (8, 4, 32)])

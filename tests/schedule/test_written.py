@@ -1,5 +1,7 @@
 """Orders that a person writes."""
 
+from dataclasses import replace
+
 import pytest
 from grids import DENSE, any_grid, schedules_of, straight, works
 from hypothesis import given
@@ -9,7 +11,8 @@ from samestep.errors import PlanRefused
 from samestep.schedule.checker import check
 from samestep.schedule.grid import Grid, StageGrid
 from samestep.schedule.pipeline import ORDERS
-from samestep.schedule.written import parse_order, spell_order
+from samestep.schedule.work import works_of
+from samestep.schedule.written import parse_order, spell_order, stages_split, written_order
 
 GOOD = ("F0.0 F0.1 B0.0 B0.1", "F1.0 B1.0 F1.1 B1.1")
 SPLIT = Grid(2, 1, (StageGrid((0, 1), (1, 1), DENSE),))
@@ -47,6 +50,38 @@ def test_a_text_has_a_line_per_worker() -> None:
 def test_what_is_wrong_is_named(lines: tuple[str, ...], words: str) -> None:
     with pytest.raises(PlanRefused, match=words):
         parse_order(lines, straight(2, 2))
+
+
+def test_a_stage_with_weight_gradients_has_them_for_every_set() -> None:
+    lines = ("F0.0 F0.1 B0.0 B0.1", "F1.0 B1.0 F1.1 B1.1 W1.0 W1.1")
+    assert stages_split(lines) == {1}
+    assert stages_split(GOOD) == frozenset()
+    grid = with_split(straight(2, 2), {1})
+    check(grid, schedules_of(grid, parse_order(lines, grid)), capacity=1)
+    for line, words in [
+        ("F1.0 B1.0 F1.1 B1.1 W1.0", "worker 1 has no W1.1: add what is missing"),
+        ("F1.0 W1.0 B1.0 F1.1 B1.1 W1.1", "'W1.0' comes before B1.0: weights' gradients follow their backward"),
+        ("F1.0 B1.0 F1.1 B1.1 W1.1 W1.0", "position 4, 'W1.1' comes before W1.0.*in shard order"),
+        ("W0.0 F1.0 B1.0 F1.1 B1.1 W1.0 W1.1", "'W0.0': stage 0 makes its weights' gradients in B; remove it"),
+    ]:
+        with pytest.raises(PlanRefused, match=words):
+            parse_order((lines[0], line), grid)
+
+
+@given(any_grid(), st.sampled_from(sorted(ORDERS)), st.data())
+def test_what_a_short_batch_lacks_is_left_out(grid: Grid, order: str, data: st.DataObject) -> None:
+    """And what is left can be run: the checker says so."""
+    lines, shards = tuple(works(grid, order)), data.draw(st.integers(1, grid.num_shards))
+    short = replace(grid, num_shards=shards)
+    read = written_order(lines, short, grid.num_shards)
+    assert [sorted(map(str, line)) for line in read] == [
+        sorted(map(str, works_of(short, rank))) for rank in range(grid.num_workers)
+    ]
+    check(short, schedules_of(short, read), capacity=1000)
+
+
+def with_split(grid: Grid, stages: set[int]) -> Grid:
+    return replace(grid, stages=tuple(replace(here, split=p in stages) for p, here in enumerate(grid.stages)))
 
 
 def test_a_set_that_is_another_replicas() -> None:

@@ -139,7 +139,8 @@ class Executor:
         own = self.plan.shards_of(self.transport.rank, len(state.rows), stage)
         plan = local_plan(own, len(state.rows))
         edges = None if self.edges is None else Fold(self.edges, plan.left, len(state.rows))
-        self.gradients.begin_shard(shard, plan.folds[shard - own.start], edges)
+        later = self.plan.splits_backward(stage)
+        self.gradients.begin_shard(shard, plan.folds[shard - own.start], edges, may_wait=later)
         objective = None if loss is None else self._seeded(loss, state)
         if network is None:
             assert objective is not None
@@ -148,10 +149,19 @@ class Executor:
             state.changed[shard] = self.buffers.end_shard(shard)
         else:
             network.backward(shard, action.segment, objective)
-            self.gradients.end_shard(network.entries[action.segment])
+            if later:
+                self.gradients.pause_shard(action.segment)
+            else:
+                self.gradients.end_shard(network.entries[action.segment])
             self.buffers.forget(network.buffers[action.segment])  # forward may have run again in backward
         if loss is not None:
             state.facts[shard] = (loss.sum, loss.weight, loss.is_mean)
+
+    def backward_weight(self, action: actions.BackwardWeight, state: StepState) -> None:
+        assert self.network is not None
+        self.gradients.resume_shard(action.shard, action.segment)
+        self.network.backward_weight(action.shard, action.segment)
+        self.gradients.end_shard(self.network.entries[action.segment])
 
     def send(self, action: actions.Send, state: StepState) -> None:
         assert self.network is not None

@@ -10,7 +10,8 @@ tree's order says, at once, while it is in cache:
 
 Slots that a worker publishes lie in fabric memory, where the owners of the pieces read them; a
 gradient is written there once, by the kernel itself where it can (see `linear.py`). The other slots
-keep the tensors that autograd made.
+keep the tensors that autograd made. Where gradients of weights are left for later (`later.py`), a shard's
+gradients come in two parts; each parameter's are folded in shard order all the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from samestep.errors import JobRefused
 from samestep.parallel import edges
+from samestep.parallel.later import later_here
 from samestep.parallel.layout import Layout
 from samestep.tree import Fold
 
@@ -36,6 +38,8 @@ class _Arrivals:
     fold: Fold
     present: bytearray
     edges: edges.Fold | None
+    may_wait: bool = False  # for the same parameter's gradient of an earlier shard
+    waiting: dict[int, Tensor] = field(default_factory=dict)  # by entry
     asked: set[int] = field(default_factory=set)
 
 
@@ -48,6 +52,7 @@ class Gradients:
         self._loose: dict[int, list[Tensor | None]] = {}
         # None outside backward: a gradient that forward takes for itself is no shard's gradient yet.
         self._current: ContextVar[_Arrivals | None] = ContextVar("arrivals", default=None)
+        self._paused: dict[tuple[int, int], _Arrivals] = {}  # by shard and segment
         self._turn = [0] * len(layout.entries)  # the next shard expected, per entry
         self._ends = list(self._turn)  # one after the last
         self.when_folded: Callable[[int], None] | None = None  # called when an entry's last gradient is folded
@@ -61,14 +66,31 @@ class Gradients:
         self._ends = [own.stop for own in units]
         self.present = bytearray(len(self._turn))
 
-    def begin_shard(self, shard: int, fold: Fold, edges: edges.Fold | None = None) -> None:
-        """From here on, gradients that arrive in this thread are those of `shard`. edges: that a codec applies to."""
-        self._current.set(_Arrivals(shard, fold, bytearray(len(self._turn)), edges))
+    def begin_shard(self, shard: int, fold: Fold, edges: edges.Fold | None = None, *, may_wait: bool = False) -> None:
+        """From here on, gradients that arrive in this thread are those of `shard`. edges: that a codec applies to.
+        may_wait: the shard will be paused, and gradients of earlier ones may still be missing."""
+        self._current.set(_Arrivals(shard, fold, bytearray(len(self._turn)), edges, may_wait))
+
+    def pause_shard(self, segment: int) -> None:
+        """The rest of the shard's gradients of a segment come later."""
+        arrivals = self._current.get()
+        assert arrivals is not None, "a shard begins before it pauses"
+        self._current.set(None)
+        self._paused[arrivals.shard, segment] = arrivals
+
+    def resume_shard(self, shard: int, segment: int) -> None:
+        """Those of earlier shards are all there."""
+        arrivals = self._paused.pop((shard, segment))
+        self._current.set(arrivals)
+        for entry, grad in arrivals.waiting.items():
+            self._fold(entry, grad, arrivals)
 
     def place(self, entry: int) -> Tensor | None:
         """Where a kernel may write this entry's gradient of the current shard; once per shard."""
         arrivals = self._current.get()
         if arrivals is None or arrivals.fold.into or arrivals.fold.slot >= len(self._fixed) or entry in arrivals.asked:
+            return None
+        if self._turn[entry] != arrivals.shard:  # an earlier shard's may still lie there
             return None
         arrivals.asked.add(entry)
         return self._fixed[arrivals.fold.slot][entry].detach()
@@ -91,6 +113,7 @@ class Gradients:
     def drop(self) -> None:
         """Free the gradients that are not in fabric memory."""
         self._loose.clear()
+        self._paused.clear()
 
     def _hook(self, entry: int, param: Tensor) -> None:
         grad, arrivals = param.grad, self._current.get()
@@ -102,9 +125,18 @@ class Gradients:
                 f"the gradient of {self._layout.entries[entry].name} is sparse, samestep adds dense ones: "
                 "build its layer with sparse=False"
             )
+        later = later_here()
+        if later is not None and later.has(param):
+            raise JobRefused(
+                f"{self._layout.entries[entry].name} is used by its Linear and by other code of its stage, and its "
+                'gradient cannot be made in two parts: use order = "1f1b", or call the layer itself in both places'
+            )
         arrivals.present[entry] = 1
         self.present[entry] = 1
-        self._fold(entry, grad, arrivals)
+        if arrivals.may_wait and self._turn[entry] != arrivals.shard:
+            arrivals.waiting[entry] = grad
+        else:
+            self._fold(entry, grad, arrivals)
 
     def _fold(self, entry: int, grad: Tensor, arrivals: _Arrivals) -> None:
         if self._turn[entry] != arrivals.shard:

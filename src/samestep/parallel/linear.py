@@ -3,15 +3,19 @@
 Autograd makes the gradient in fresh memory and somebody then copies or adds it. A matrix product can
 write with `out=` instead: same kernel, same bits, a third of the memory traffic. What the
 kernel wrote is handed to autograd as the gradient, so hooks, tied uses and repeated calls keep their
-meaning; the slot recognises its own memory and does not copy.
+meaning; the slot recognises its own memory and does not copy. The product may also be left for later
+(`later.py`): it is the same one then.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from samestep.parallel.later import can_wait, later_here
 
 LARGE = 1 << 23  # multiplications from which oneDNN pays
 Place = Callable[[], Tensor | None]
@@ -23,7 +27,7 @@ class _LinearInto(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, place: Place) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.place = place
+        ctx.bias, ctx.place = bias, place
         rows = product(x.reshape(-1, weight.shape[1]), weight, bias)
         # `data` is no view to autograd, which forbids changing a view in place here: ReLU(inplace=True) follows often.
         return rows.view(*x.shape[:-1], weight.shape[0]).data
@@ -36,12 +40,25 @@ class _LinearInto(torch.autograd.Function):
         again = torch.is_grad_enabled()  # create_graph=True: all this is differentiated once more
         times = F.linear if again else product
         grad_x = times(rows, weight.t(), None).view(x.shape) if needs_x else None
-        grad_weight = None
-        if needs_weight:
-            inputs, place = x.reshape(-1, weight.shape[1]), None if again else ctx.place()
-            grad_weight = torch.mm(rows.t(), inputs) if place is None else torch.mm(rows.t(), inputs, out=place)
-        grad_bias = rows.sum(0) if needs_bias else None
-        return grad_x, grad_weight, grad_bias, None
+        later, inputs = None if again else later_here(), x.reshape(-1, weight.shape[1])
+        if later is not None and can_wait(weight) and (ctx.bias is None or can_wait(ctx.bias)):
+            if needs_weight:
+                later.leave(weight, partial(_of_weight, rows, inputs.detach(), ctx.place))
+            if needs_bias:
+                later.leave(ctx.bias, partial(rows.sum, 0))
+            return grad_x, None, None, None
+        grad_weight = _of_weight(rows, inputs, _nowhere if again else ctx.place) if needs_weight else None
+        return grad_x, grad_weight, rows.sum(0) if needs_bias else None, None
+
+
+def _of_weight(rows: Tensor, inputs: Tensor, place: Place) -> Tensor:
+    """dW = gᵀ x; rows: g, (rows, out), inputs: x, (rows, in)."""
+    out = place()
+    return torch.mm(rows.t(), inputs) if out is None else torch.mm(rows.t(), inputs, out=out)
+
+
+def _nowhere() -> None:
+    """No place: the gradient itself will be differentiated."""
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -2,7 +2,8 @@
 
     Forward(0)   what its calls keep for backward, and the values that later segments or the cut want
     Send(0)      the values are gone
-    Backward(0)  for a moment, the gradients around one call too; then what was kept is gone
+    Backward(0)  for a moment, the gradients around one call too; then what was kept is gone, except
+                 what gradients of weights are made from that are left for later: inputs, outputs' gradients
 
 Memory that several calls and values share counts once. A sliced segment has its own: the rows of all
 shards of the set, of what lies between its layers the worker's slices.
@@ -63,6 +64,7 @@ class _Worker:
     ledger: _Ledger = field(default_factory=_Ledger)
     _passing: dict[tuple[int, int], Held] = field(default_factory=dict)  # values, by shard and stage
     _cells: dict[tuple[int, int], Held] = field(default_factory=dict)  # by shard (sliced: first of a set) and segment
+    _left: dict[tuple[int, int], Held] = field(default_factory=dict)  # for gradients of weights, to be made later
     _before: dict[tuple[int, int], Held] = field(default_factory=dict)  # to compute again
 
     def do(self, action: actions.Action) -> None:
@@ -75,8 +77,13 @@ class _Worker:
         elif isinstance(action, actions.Backward):
             segment = self.cut.segments[action.segment]
             self._pass(action.shard, segment.stage + 1, {})
-            self.ledger.pass_by(max(map(self._around, segment.calls), default=0))
-            self.ledger.drop(self._cells.pop((action.shard, action.segment)))
+            if self.plan.splits_backward(segment.stage):
+                self._leave(action.shard, segment, action.segment)
+            else:
+                self.ledger.pass_by(max(map(self._around, segment.calls), default=0))
+                self.ledger.drop(self._cells.pop((action.shard, action.segment)))
+        elif isinstance(action, actions.BackwardWeight):
+            self.ledger.drop(self._left.pop((action.shard, action.segment)))
         elif isinstance(action, actions.SliceForward):
             self._slice_forward(action.shards, action.segment)
         elif isinstance(action, actions.SliceBackward):
@@ -103,6 +110,22 @@ class _Worker:
             self._keep(shard, number, saved)
         self._pass(shard, stage, self._values(shard, self._wanted(number)))
 
+    def _leave(self, shard: int, segment: Segment, number: int) -> None:
+        """Backward call by call, from the last: what one kept is gone where its Linears do not leave it for later."""
+        kept = [self._kept(shard, call) for call in segment.calls]
+        for held in kept:
+            self.ledger.hold(held)
+        self.ledger.drop(self._cells.pop((shard, number)))
+        left = self._left[shard, number] = {}
+        for call, held in zip(reversed(segment.calls), reversed(kept), strict=True):
+            new: Held = {(shard, storage.number): storage.nbytes for storage, _ in call.later}
+            new |= {("gradient", shard, number, len(left) + i): nbytes for i, (_, nbytes) in enumerate(call.later)}
+            self.ledger.pass_by(self._around(call))
+            self.ledger.hold({thing: nbytes for thing, nbytes in new.items() if thing not in left})
+            self.ledger.pass_by(self._gradients(call.takes))
+            self.ledger.drop(held)
+            left |= new
+
     def _slice_forward(self, shards: range, number: int) -> None:
         stage = self.cut.segments[number].stage
         self._keep(shards.start, number, self._sliced(shards, number))
@@ -122,7 +145,10 @@ class _Worker:
         self.ledger.hold(held)
 
     def _saved(self, shard: int, segment: Segment) -> Held:
-        return {(shard, storage.number): storage.nbytes for call in segment.calls for storage in call.keeps}
+        return {thing: nbytes for call in segment.calls for thing, nbytes in self._kept(shard, call).items()}
+
+    def _kept(self, shard: int, call: Call) -> Held:
+        return {(shard, storage.number): storage.nbytes for storage in call.keeps}
 
     def _values(self, shard: int, values: Iterable[int]) -> Held:
         storages = [self.cut.storages[value] for value in values if value >= self.cut.num_inputs or value < 0]
@@ -135,8 +161,11 @@ class _Worker:
 
     def _around(self, call: Call) -> int:
         """The gradients of what a call makes and of what it takes."""
-        values = {*call.makes, *call.takes} & self.cut.floats
-        return sum(self.cut.nbytes[value] for value in values if value >= self.cut.num_inputs)
+        return self._gradients({*call.makes, *call.takes})
+
+    def _gradients(self, values: Iterable[int]) -> int:
+        made = {value for value in self.cut.floats.intersection(values) if value >= self.cut.num_inputs}
+        return sum(self.cut.nbytes[value] for value in made)
 
     def _sliced(self, shards: range, number: int) -> Held:
         """Inputs are kept whole by whoever has slices, what lies between in slices."""

@@ -22,6 +22,7 @@ from samestep.parallel.bundles import Bundles, Name
 from samestep.parallel.cell import Cell, Gradients
 from samestep.parallel.cut import Cut, Segment, cut
 from samestep.parallel.joint import Joint, Meeting, meeting_of
+from samestep.parallel.later import Later, leaving
 from samestep.parallel.recording import Value, batch_tensors, record, signature
 from samestep.parallel.slices import SlicedRegion
 from samestep.plan import Plan
@@ -109,6 +110,9 @@ class Network:
     buffers: Sequence[Sequence[int]]  # per segment: the buffers that live there
     recompute_stages: Sequence[bool]
     passages: dict[tuple[int, int], Passage] = field(default_factory=dict)  # by shard and stage
+    later: dict[tuple[int, int], Later] = field(
+        default_factory=dict
+    )  # weight gradients to be made, by shard and segment
     joint: dict[tuple[int, int], Joint] = field(default_factory=dict)  # by first shard of a set and segment
 
     @property
@@ -180,11 +184,19 @@ class Network:
         stage = self.stage_of(number)
         self.hand_back(shard, stage)
         passage = self.passages[shard, stage]
-        passage.cells.pop(number).backward(passage.grads, objective)
+        later = Later() if self.plan.splits_backward(stage) else None
+        with leaving(later):
+            passage.cells.pop(number).backward(passage.grads, objective)
+        if later is not None:
+            self.later[shard, number] = later
+
+    def backward_weight(self, shard: int, number: int) -> None:
+        self.later.pop((shard, number)).make()
 
     def clear(self) -> None:
         """At the end of a step."""
         self.passages.clear()
+        self.later.clear()
 
     def hand_back(self, shard: int, stage: int) -> None:
         """Take over the gradients from the same worker's passage through the next stage."""

@@ -87,6 +87,7 @@ class Call:
     is_guard: bool = False
     asked: tuple[torch.Size | None, ...] = ()  # of what it makes: shapes on which forward may have decided
     keeps: tuple[Storage, ...] = ()  # what it keeps for its backward, besides the model's own state
+    later: tuple[tuple[Storage, int], ...] = ()  # per Linear that may leave its product for later: input, bytes of y
 
     @property
     def takes(self) -> frozenset[int]:
@@ -169,8 +170,14 @@ class _Recorder(TorchFunctionMode):
     def watching(self) -> Iterator[None]:
         plain = nn.Module.__call__
 
+        def noting(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            result = plain(module, *args, **kwargs)
+            if type(module) is nn.Linear and _may_leave(module):
+                self._kept.leave(args[0] if args else kwargs["input"], result)
+            return result
+
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return self._module(module, plain, args, kwargs)
+            return self._module(module, noting, args, kwargs)
 
         plain_apply: Any = vars(torch.autograd.Function)["apply"]
 
@@ -266,6 +273,7 @@ class _Recorder(TorchFunctionMode):
             self._note_asked(what, arguments)
             return result  # a shape, a type: frozen with the Python code around it
         stage = len(self.recording.entered)
+        keeps, later = self._kept.take()
         call = Call(
             what,
             arguments,
@@ -275,7 +283,8 @@ class _Recorder(TorchFunctionMode):
             _place(),
             result if is_guard else None,
             is_guard,
-            keeps=self._kept.take(),
+            keeps=keeps,
+            later=later,
         )
         _check_plain(call)
         self.recording.calls.append(call)
@@ -344,14 +353,19 @@ class _Kept:
         self._state = {tensor.untyped_storage().data_ptr() for tensor in state}
         self._numbers: dict[int, int] = {}
         self._now: dict[Storage, None] = {}
+        self._left: list[tuple[Storage, int]] = []
 
     def counting(self) -> torch.autograd.graph.saved_tensors_hooks:
         return torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
 
-    def take(self) -> tuple[Storage, ...]:
-        """What was kept since it was last asked."""
-        found, self._now = tuple(self._now), {}
+    def take(self) -> tuple[tuple[Storage, ...], tuple[tuple[Storage, int], ...]]:
+        """What was kept, and what Linears may leave for later, since it was last asked."""
+        found = tuple(self._now), tuple(self._left)
+        self._now, self._left = {}, []
         return found
+
+    def leave(self, x: Tensor, y: Tensor) -> None:
+        self._left.append((self.storage(x), y.numel() * y.element_size()))
 
     def storage(self, tensor: Tensor) -> Storage:
         memory = tensor.untyped_storage()
@@ -361,6 +375,11 @@ class _Kept:
         if tensor.untyped_storage().data_ptr() not in self._state:
             self._now[self.storage(tensor)] = None
         return tensor.detach()  # an operation that keeps its own output would otherwise keep itself for ever
+
+
+def _may_leave(linear: nn.Linear) -> bool:
+    """Whether backward could leave the gradient of its weight for later (`linear.py`)."""
+    return linear.weight.requires_grad and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 def _autocast() -> tuple[bool, torch.dtype]:

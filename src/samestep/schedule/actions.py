@@ -31,6 +31,16 @@ class Recompute:
 
 @dataclass(frozen=True)
 class Backward:
+    """In a stage that splits its backwards, the gradients of weights that can come later are left for later."""
+
+    shard: int
+    segment: int = 0
+
+
+@dataclass(frozen=True)
+class BackwardWeight:
+    """The gradients of weights that the backward of a shard through a dense segment left for later."""
+
     shard: int
     segment: int = 0
 
@@ -125,6 +135,7 @@ Action = (
     | Forward
     | Recompute
     | Backward
+    | BackwardWeight
     | SliceForward
     | SliceBackward
     | Send

@@ -15,6 +15,7 @@ from samestep.errors import PlanRefused
 from samestep.schedule.actions import (
     Action,
     Backward,
+    BackwardWeight,
     Clip,
     Forward,
     Lockstep,
@@ -37,7 +38,8 @@ from samestep.schedule.simulate import MEETINGS, TAIL, Outcome, Wait, simulate
 class Peak:
     """The most that was kept at once, in shards times segments; a sliced segment keeps its whole set.
 
-    Of a stage that recomputes, `activations` are those being recomputed and `inputs` what that starts from.
+    Where weights' gradients come later, a segment is kept until then. Of a stage that recomputes, `activations`
+    are those being recomputed and `inputs` what that starts from.
     """
 
     activations: int = 0
@@ -146,6 +148,8 @@ def purpose(action: Action) -> str:
         return f"worker {action.peer} would wait for it"
     if isinstance(action, Recompute):
         return "its stage keeps no activations, so the backward has nothing to start from"
+    if isinstance(action, BackwardWeight):
+        return "its backward leaves gradients of weights for later, and the update would lack them"
     if hasattr(action, "peer"):
         return f"worker {action.peer} sends it, and nobody would take it"
     return "every shard goes once forward and once backward through every segment"
@@ -155,7 +159,7 @@ def refuse_early(rank: int, schedule: Schedule, where: Places) -> None:
     """Refuse what comes before something it needs, and backwards that are not in shard order."""
     position_of = {action: position for position, action in parts(schedule, where)}
     order = {action: number for number, (_, action) in enumerate(parts(schedule, where))}
-    last: dict[int, tuple[int, Action]] = {}  # per segment: the last backward
+    last: dict[tuple[type, int], tuple[int, Action]] = {}  # per kind and segment: the last backward
     for position, action in parts(schedule, where):
         for needed in needs(where, rank, action):
             if order[needed] > order[action]:
@@ -163,15 +167,15 @@ def refuse_early(rank: int, schedule: Schedule, where: Places) -> None:
                     f"{at(rank, position, action)} comes before {needed}, action {position_of[needed]}, "
                     "which it needs: exchange them"
                 )
-        if isinstance(action, Backward | SliceBackward):
-            number = action.shard if isinstance(action, Backward) else action.shards.start
-            before, other = last.get(action.segment, (-1, action))
+        if isinstance(action, Backward | BackwardWeight | SliceBackward):
+            number = action.shards.start if isinstance(action, SliceBackward) else action.shard
+            before, other = last.get((type(action), action.segment), (-1, action))
             if before > number:
                 raise PlanRefused(
                     f"{at(rank, position, action)} comes after {other}: gradients are added in shard order, "
                     "so the lower shards go backward first; exchange them"
                 )
-            last[action.segment] = number, action
+            last[type(action), action.segment] = number, action
 
 
 def refuse_other_end(rank: int, schedule: Schedule, clip: bool) -> None:
@@ -233,7 +237,8 @@ def peak_of(where: Places, schedule: Schedule, stages: Sequence[int]) -> Peak:
         segment: int = getattr(action, "segment", -1)
         if segment < 0 or where.stage_of[segment] not in stages:
             continue
-        redo = where.grid.stages[where.stage_of[segment]].recompute
+        here = where.grid.stages[where.stage_of[segment]]
+        redo = here.recompute
         if isinstance(action, SliceForward | SliceBackward):
             kept += len(action.shards) if isinstance(action, SliceForward) else -len(action.shards)
         elif isinstance(action, Forward):
@@ -241,7 +246,9 @@ def peak_of(where: Places, schedule: Schedule, stages: Sequence[int]) -> Peak:
         elif isinstance(action, Recompute):
             kept += 1
         elif isinstance(action, Backward):
-            kept, inputs = kept - 1, inputs - redo
+            kept, inputs = kept - (not here.split), inputs - redo
+        elif isinstance(action, BackwardWeight):
+            kept -= 1
         most, most_inputs = max(most, kept), max(most_inputs, inputs)
     return Peak(most, most_inputs)
 

@@ -3,6 +3,8 @@
     worker 0   F0 F1 .  .  B0 B0 B1 B1         F forward, B backward, R recomputation, of a shard
     worker 1   .  F0 B0 B0 F1 B1 B1 .          F1.0 where workers hold several stages: stage 1, shard 0
 
+W where a backward comes in two parts: B for the input's gradient, W for the weights'.
+
 A cell of the text is one unit of time. The end of the step takes no time here.
 """
 
@@ -15,6 +17,7 @@ from math import ceil
 from samestep.schedule.actions import (
     Action,
     Backward,
+    BackwardWeight,
     Forward,
     Lockstep,
     Recompute,
@@ -26,11 +29,12 @@ from samestep.schedule.grid import Grid
 from samestep.schedule.places import places
 from samestep.schedule.simulate import simulate
 
-COMPUTING = (Forward, Backward, Recompute, SliceForward, SliceBackward, Lockstep)
+COMPUTING = (Forward, Backward, BackwardWeight, Recompute, SliceForward, SliceBackward, Lockstep)
 
 UNIT, ROW, LEFT, TOP, GAP = 30, 30, 84, 40, 4  # pixels: a unit of time, a worker, margins, between workers
 
-LEGEND = (("F", "forward"), ("B", "backward"), ("R", "recomputation"))
+LIGHTNESS = {"B": 0.28, "FB": 0.28, "W": 0.91}
+LEGEND = (("F", "forward"), ("B", "backward"), ("W", "weight gradient"), ("R", "recomputation"))
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,16 @@ class Times:
     forward: float = 1
     backward: float = 2
     latency: float = 0
+    weight: float = 1  # the part of a dense backward that may come later
 
-    def of(self, action: Action) -> float:
+    def of(self, action: Action, split: bool = False) -> float:
+        """split: of a stage that splits its backwards."""
         if isinstance(action, Forward | Recompute | SliceForward):
             return self.forward
         if isinstance(action, Backward | SliceBackward):
-            return self.backward
+            return self.backward - self.weight if split and isinstance(action, Backward) else self.backward
+        if isinstance(action, BackwardWeight):
+            return self.weight
         return len(action.shards) * (self.forward + self.backward) if isinstance(action, Lockstep) else 0
 
 
@@ -54,7 +62,7 @@ class Bar:
     """A stretch of computing."""
 
     worker: int
-    kind: str  # F, B, R; FB where shards go in lockstep
+    kind: str  # F, B, W, R; FB where shards go in lockstep
     stage: int
     shards: str
     start: float
@@ -63,8 +71,13 @@ class Bar:
 
 def bars_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -> tuple[Bar, ...]:
     """What all workers compute, when: as soon as its inputs are there."""
-    outcome = simulate(grid, schedules, cost=lambda _, action: times.of(action), latency=times.latency)
     stage_of = places(grid).stage_of
+    split = {segment for segment, stage in enumerate(stage_of) if grid.stages[stage].split}
+
+    def cost(_: int, action: Action) -> float:
+        return times.of(action, getattr(action, "segment", -1) in split)
+
+    outcome = simulate(grid, schedules, cost=cost, latency=times.latency)
     return tuple(
         Bar(rank, kind_of(action), stage_of[getattr(action, "segment", 0)], shards_of(action), span.start, span.stop)
         for rank, schedule in enumerate(schedules)
@@ -78,6 +91,8 @@ def kind_of(action: Action) -> str:
         return "FB"
     if isinstance(action, Recompute):
         return "R"
+    if isinstance(action, BackwardWeight):
+        return "W"
     return "F" if isinstance(action, Forward | SliceForward) else "B"
 
 
@@ -116,7 +131,7 @@ def text_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -
 
 
 def svg_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times(), title: str = "Schedule of a step") -> str:
-    """The same as a picture: a colour per stage, dark for backwards, hatched for recomputations."""
+    """The same as a picture: a colour per stage, dark for backwards, pale for their W, hatched for recomputations."""
     bars = bars_of(grid, schedules, times)
     right = LEFT + UNIT * ceil(length_of(bars))
     legend_top = TOP + ROW * len(schedules) + 12
@@ -200,7 +215,7 @@ def swatch(grid: Grid, kind: str, stage: int, words: str, x: float, y: float) ->
 
 def colour(stage: int, num_stages: int, kind: str) -> str:
     """A hue per stage, far from one another; light enough for dark ink, or dark enough for white."""
-    red, green, blue = hls_to_rgb(0.58 + stage / num_stages, 0.28 if kind in ("B", "FB") else 0.78, 0.62)
+    red, green, blue = hls_to_rgb(0.58 + stage / num_stages, LIGHTNESS.get(kind, 0.78), 0.62)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 

@@ -5,6 +5,7 @@
     SendGradient | Backward ... SliceBackward ... Backward | Receive-    backwards, to its right and above
                                                              Gradient
 
+Of a stage that splits its backwards, a dense Backward also has its BackwardWeight, which nothing needs.
 All of it is among the actions of one worker; what another one must have done comes with a message or a meeting.
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from samestep.schedule.actions import (
     Action,
     Backward,
+    BackwardWeight,
     Forward,
     Load,
     Receive,
@@ -49,6 +51,8 @@ def computing(where: Places, stage: int, own: tuple[int, ...]) -> Iterator[Actio
             yield Backward(shard, segment)
             if where.grid.stages[stage].recompute:
                 yield Recompute(shard, segment)
+            if where.grid.stages[stage].split:
+                yield BackwardWeight(shard, segment)
 
 
 def exchanging(where: Places, stage: int, own: tuple[int, ...], rank: int) -> Iterator[Action]:
@@ -76,6 +80,8 @@ def needs(where: Places, rank: int, action: Action) -> Iterator[Action]:
         redo = where.grid.stages[where.stage_of[action.segment]].recompute
         yield (Recompute if redo else Forward)(action.shard, action.segment)
         yield from gradient_of(where, rank, action.shard, action.segment)
+    elif isinstance(action, BackwardWeight):
+        yield Backward(action.shard, action.segment)
     elif isinstance(action, SliceBackward):
         yield SliceForward(action.shards, action.segment)
         for shard in where.own(rank, where.stage_of[action.segment], action.shards):

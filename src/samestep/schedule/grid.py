@@ -19,6 +19,7 @@ class StageGrid:
     assign: tuple[int, ...]  # consecutive shards of each worker of the group
     sliced: tuple[bool, ...]  # per segment, in order; the first and the last are dense
     recompute: bool = False
+    split: bool = False  # whether weight gradients come later than input gradients
 
     def shards_of(self, rank: int, num_shards: int) -> range:
         """The shards that worker `rank` computes here, of a step that has `num_shards`; empty for strangers."""

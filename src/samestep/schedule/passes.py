@@ -8,16 +8,21 @@
 
         ReceiveGradient(1) | [Recompute(1)] Backward(1) | SliceBackward(0..1) | ... | SendGradient(1)
 
+W1.0 of a stage that splits its backwards makes the gradients of weights that Backward left, as it went:
+
+        BackwardWeight(1) | BackwardWeight(1)        of the later dense segment, of the earlier one
+
 A stage that is followed by another one of the same worker sends nothing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from samestep.errors import PlanRefused
 from samestep.schedule.actions import (
     Action,
     Agree,
     Backward,
+    BackwardWeight,
     Clip,
     Forward,
     Load,
@@ -38,7 +43,7 @@ from samestep.schedule.actions import (
 from samestep.schedule.grid import Grid
 from samestep.schedule.pipeline import order_named
 from samestep.schedule.places import Places, places
-from samestep.schedule.work import Work, Works
+from samestep.schedule.work import Kind, Work, Works
 
 
 def schedule_of(
@@ -85,7 +90,7 @@ def tail(clip: bool) -> Iterator[Action]:
 def lowered(grid: Grid, works: Iterable[Work], rank: int) -> Iterator[Action]:
     where = places(grid)
     for work in works:
-        yield from (forward if work.kind == "F" else backward)(where, work, rank)
+        yield from PASSES[work.kind](where, work, rank)
 
 
 def forward(where: Places, work: Work, rank: int) -> Iterator[Action]:
@@ -117,6 +122,20 @@ def backward(where: Places, work: Work, rank: int) -> Iterator[Action]:
             yield Backward(shard, segment)
     for shard, peer in strangers(where, own, stage - 1, rank):
         yield SendGradient(shard, stage - 1, peer)
+
+
+def backward_weight(where: Places, work: Work, rank: int) -> Iterator[Action]:
+    own = where.own(rank, work.stage, where.sets[work.set_index])
+    for segment in reversed(where.segments[work.stage]):
+        if not where.sliced[segment]:
+            yield from (BackwardWeight(shard, segment) for shard in own)
+
+
+PASSES: dict[Kind, Callable[[Places, Work, int], Iterator[Action]]] = {
+    "F": forward,
+    "B": backward,
+    "W": backward_weight,
+}
 
 
 def strangers(where: Places, own: Iterable[int], stage: int, rank: int) -> Iterator[tuple[int, int]]:

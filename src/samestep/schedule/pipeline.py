@@ -11,15 +11,20 @@ the chunks are reversed. Each order is a choice of two numbers:
     interleaved   one set per group of workers,     the same with 2 d
                   or slightly more
 
+    zero-bubble   1f1b, and gradients of weights as many sets later as the worker keeps fewer of them
+
 Sets are in increasing order for each worker and stage, forwards and backwards: gradients are added in shard
 order.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import accumulate
 
 from samestep.errors import PlanRefused
 from samestep.schedule.grid import Grid
-from samestep.schedule.turns import line_up
+from samestep.schedule.places import places
+from samestep.schedule.turns import line_up, with_weights
 from samestep.schedule.work import Work, chunks, chunks_held
 
 
@@ -66,10 +71,27 @@ def interleaved(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
         yield from line_up(grid, equal_rounds(len(grid.sets), len(groups)), 2 * depth)[rank]
 
 
+def zero_bubble(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
+    """Backward in two parts, where stages split it: the weights' gradients (W) fill what 1f1b leaves idle.
+
+    worker 0   F0 F1 F2 F3 .  .  .  B0 W0 B1 W1 B2 W2 B3 W3
+    worker 1   .  F0 F1 F2 .  .  B0 F3 B1 W0 B2 W1 B3 W2 W3
+    worker 2   .  .  F0 F1 .  B0 F2 B1 F3 B2 W0 B3 W1 W2 W3
+    worker 3   .  .  .  F0 B0 F1 B1 F2 B2 F3 B3 W0 W1 W2 W3
+
+    The bubble shrinks from (p-1)(F+B+W) to (p-1)(F+B-W), and no worker keeps more than the first one in 1f1b,
+    p sets: worker r's W is r sets behind its B (ZB-H1 of Qi et al., Zero Bubble Pipeline Parallelism, 2024).
+    """
+    lines = line_up(unsplit(grid), (1,) * len(grid.sets), depth)
+    most = [most_kept(line) for line in lines]
+    yield from with_weights(places(grid), rank, lines[rank], max(most) - most[rank])
+
+
 ORDERS: dict[str, Callable[[Grid, int, int], Iterator[Work]]] = {
     "gpipe": gpipe,
     "1f1b": one_f_one_b,
     "interleaved": interleaved,
+    "zero-bubble": zero_bubble,
 }
 """Orders by the names that plans use."""
 
@@ -84,3 +106,13 @@ def equal_rounds(count: int, least: int) -> tuple[int, ...]:
     """Sizes of as many rounds of at least `least` as `count` sets make, the larger ones first."""
     rounds = max(1, count // least)
     return tuple(count // rounds + (i < count % rounds) for i in range(rounds))
+
+
+def unsplit(grid: Grid) -> Grid:
+    """The same with whole backwards."""
+    return replace(grid, stages=tuple(replace(stage, split=False) for stage in grid.stages))
+
+
+def most_kept(works: Iterable[Work]) -> int:
+    """The most sets that are between forward and backward at once, in a worker's list of whole backwards."""
+    return max(accumulate(1 if work.kind == "F" else -1 for work in works), default=0)

@@ -11,16 +11,17 @@ else a forward, as long as it is not further ahead than in turn:
 
 In both, if all have come to wait for one another, the earliest work that can be done goes ahead, for all who
 take part in it. What has been taken is in an order that the step allows, and every worker has its part of
-it, so no grid can deadlock.
+it, so no grid can deadlock. Nobody waits for the gradients of weights: here they follow their backward at once.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import chain, islice, product
 
 from samestep.schedule.grid import Grid
 from samestep.schedule.places import Places, places
-from samestep.schedule.work import Kind, Work, Works, chunks
+from samestep.schedule.work import Kind, Work, Works, chunks, weights_of
 
 DURATION: dict[Kind, int] = {"F": 1, "B": 2}  # where an order follows time
 
@@ -34,7 +35,19 @@ def line_up(grid: Grid, rounds: tuple[int, ...], per_chunk: int | None) -> tuple
     step = turns.in_turn if classical else turns.as_possible
     while step() or turns.let_earliest_pass():
         pass
-    return tuple(tuple(worker.taken) for worker in turns.workers)
+    return tuple(tuple(with_weights(turns.where, worker.rank, worker.taken)) for worker in turns.workers)
+
+
+def with_weights(where: Places, rank: int, works: Sequence[Work], later: int = 0) -> Iterator[Work]:
+    """A worker's forwards and backwards, and the gradients of weights `later` backwards after their own."""
+    waiting: deque[Work] = deque()
+    for work in works:
+        yield work
+        if work.kind == "B":
+            waiting.extend(weights_of(where, rank, work.stage, work.set_index))
+            if len(waiting) > later:
+                yield waiting.popleft()
+    yield from waiting
 
 
 def dealt_in_turn(grid: Grid) -> bool:

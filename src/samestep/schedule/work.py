@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from samestep.schedule.grid import Grid
-from samestep.schedule.places import places
+from samestep.schedule.places import Places, places
 
-Kind = Literal["F", "B"]
+Kind = Literal["F", "B", "W"]
 
 
 @dataclass(frozen=True)
 class Work:
-    """A set of shards through a stage: what one worker does of it."""
+    """A set of shards through a stage: what one worker does of it.
+
+    F is its forward, B its backward. In a stage that splits its backwards, B ends with the gradient of the
+    stage's input, and W makes the weights' gradients, any time later.
+    """
 
     kind: Kind
     stage: int
@@ -39,6 +43,13 @@ def works_of(grid: Grid, rank: int) -> Iterator[Work]:
             if where.takes_part(rank, stage, shards):
                 yield Work("F", stage, index)
                 yield Work("B", stage, index)
+                yield from weights_of(where, rank, stage, index)
+
+
+def weights_of(where: Places, rank: int, stage: int, index: int) -> Works:
+    """What a worker's backward of a set leaves for later: its own shards' gradients of weights, or nothing."""
+    has_some = where.grid.stages[stage].split and where.own(rank, stage, where.sets[index])
+    return (Work("W", stage, index),) if has_some else ()
 
 
 def chunks(grid: Grid) -> tuple[range, ...]:

@@ -2,17 +2,22 @@
 
 order = ["F0.0 F0.1 B0.0 B0.1",      F<stage>.<set> is a forward, B<stage>.<set> a backward
          "F1.0 B1.0 F1.1 B1.1"]
+
+A stage of which any line has a W<stage>.<set> splits its backwards: there B ends with the input's gradient, and
+W, any time later, makes those of the weights. Every set then has its W at that stage.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 
 from samestep.errors import PlanRefused
 from samestep.schedule.grid import Grid
 from samestep.schedule.work import Kind, Work, Works, works_of
 
-TOKEN = re.compile(r"([FB])(\d+)\.(\d+)")
+TOKEN = re.compile(r"([FBW])(\d+)\.(\d+)")
+KINDS: dict[str, Kind] = {"F": "F", "B": "B", "W": "W"}
 
 
 def parse_order(order: str | Sequence[str], grid: Grid, source: str = "order") -> tuple[Works, ...]:
@@ -29,7 +34,14 @@ def parse_order(order: str | Sequence[str], grid: Grid, source: str = "order") -
     return tuple(parse_line(line, grid, rank, source) for rank, line in enumerate(lines))
 
 
-def written_order(order: Sequence[str], grid: Grid, num_shards: int) -> tuple[Works, ...]:
+@cache
+def stages_split(order: tuple[str, ...]) -> frozenset[int]:
+    """The stages of which an order has weight gradients apart."""
+    return frozenset(int(match[2]) for line in order for match in TOKEN.finditer(line) if match[1] == "W")
+
+
+@cache
+def written_order(order: tuple[str, ...], grid: Grid, num_shards: int) -> tuple[Works, ...]:
     """The order of a step that may have fewer shards than the one it was written for: what it lacks is left out."""
     full = replace(grid, num_shards=num_shards)
     return tuple(
@@ -65,9 +77,8 @@ def parse_line(line: str, grid: Grid, rank: int, source: str) -> Works:
 def parse_token(token: str, where: str) -> Work:
     match = TOKEN.fullmatch(token)
     if match is None:
-        raise PlanRefused(f"{where} is no work: write F<stage>.<set> or B<stage>.<set>, such as F0.1")
-    kind: Kind = "F" if match[1] == "F" else "B"
-    return Work(kind, int(match[2]), int(match[3]))
+        raise PlanRefused(f"{where} is no work: write F<stage>.<set>, B<stage>.<set> or W<stage>.<set>, such as F0.1")
+    return Work(KINDS[match[1]], int(match[2]), int(match[3]))
 
 
 def refuse_foreign(work: Work, grid: Grid, rank: int, expected: dict[Work, None], where: str) -> None:
@@ -79,6 +90,8 @@ def refuse_foreign(work: Work, grid: Grid, rank: int, expected: dict[Work, None]
     if work.set_index >= len(grid.sets):
         raise PlanRefused(f"{where} names set {work.set_index}; the sets are 0 to {len(grid.sets) - 1}")
     group = ", ".join(map(str, grid.stages[work.stage].workers))
+    if work.kind == "W" and not grid.stages[work.stage].split:
+        raise PlanRefused(f"{where}: stage {work.stage} makes its weights' gradients in B; remove it")
     if rank in grid.stages[work.stage].workers:
         raise PlanRefused(f"{where}: worker {rank} has no shard of set {work.set_index} at this stage; remove it")
     raise PlanRefused(f"{where}: stage {work.stage} is worker {group}'s; move it there")
@@ -88,11 +101,11 @@ def must_precede(work: Work) -> Iterator[Work]:
     """What this worker must have done before, as far as it has part in it."""
     if work.set_index > 0:
         yield Work(work.kind, work.stage, work.set_index - 1)
-    if work.kind == "B":
-        yield Work("F", work.stage, work.set_index)
+    if work.kind != "F":
+        yield Work("F" if work.kind == "B" else "B", work.stage, work.set_index)
 
 
 def reason(work: Work, earlier: Work) -> str:
     if work.kind != earlier.kind:
-        return "a backward follows its forward"
+        return "a backward follows its forward" if work.kind == "B" else "weights' gradients follow their backward"
     return "a stage takes its sets in increasing order, so that gradients are added in shard order"
