@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from samestep.parallel.executor import Executor
 from samestep.schedule import actions
 from samestep.schedule.actions import (
+    COMMUNICATION,
     Action,
     Agree,
     Backward,
@@ -25,7 +26,7 @@ from samestep.schedule.actions import (
 )
 from samestep.schedule.grid import Grid, StageGrid
 from samestep.schedule.passes import schedule_of
-from samestep.step import COMMUNICATION, METHODS
+from samestep.step import METHODS
 
 MEETINGS = (Agree, Reduce, MergeBuffers, Clip, Update, Publish)
 

@@ -29,7 +29,7 @@ paces = st.builds(Pace, st.integers(0, 9), st.integers(0, 18), st.integers(0, 9)
 def length(grid: Grid, order: str | tuple[Works, ...], paces: Sequence[Pace], latency: float = 0.0) -> float:
     """By the simulator of actions, which knows nothing of races. Segments are stages, sets are shards."""
 
-    def cost(action: Action) -> float:
+    def cost(_: int, action: Action) -> float:
         kind = {Forward: "F", Backward: "B", BackwardWeight: "W"}.get(type(action))
         return paces[action.segment].of(kind) if kind else 0.0  # type: ignore[union-attr, arg-type]
 
