@@ -1,0 +1,131 @@
+"""How long every action of a plan keeps its worker busy: measured costs, put together for the plan's segments."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from samestep.cluster import Cluster
+from samestep.planner.costs import Costs, Pair, Table
+from samestep.planner.placing import Part, Placed
+from samestep.schedule import actions
+from samestep.schedule.actions import Action
+from samestep.tree import local_plan
+
+WEIGHTS_SHARE = 0.5  # of a Linear's backward is the product that a split backward leaves for later
+
+
+class Busy:
+    """Busy seconds of every action of one plan; what waits for wires is in `wires.py`."""
+
+    def __init__(self, placed: Placed, costs: Costs, cluster: Cluster, num_shards: int) -> None:
+        self.placed, self.plan, self.chain, self.costs = placed, placed.plan, placed.chain, costs
+        self.num_shards = num_shards
+        self.hosts = cluster.hosts_of_workers()[: self.plan.workers]
+        self.speeds = cluster.speeds[: self.plan.workers]
+        self.cell = costs.cell
+        self._dense: dict[tuple[int, int], Pair] = {}
+        self._tables = {n: costs.table(n) for n in {self.hosts.count(host) for host in self.hosts}}
+
+    def table(self, rank: int) -> Table:
+        return self._tables[self.hosts.count(self.hosts[rank])]
+
+    def skew(self, rank: int) -> float:
+        """What workers wait for one another because no two steps take the same time."""
+        if self.plan.workers == 1:
+            return 0.0
+        table = self.table(rank) if self.table(rank).workers > 1 else self.costs.together
+        own = [len(self.plan.shards_of(rank, self.num_shards, stage)) for stage in range(len(self.placed.stages))]
+        return table.skew * max(own) * (table.whole.forward + table.whole.backward) / self.speeds[rank]
+
+    def seconds(self, rank: int, action: Action) -> float:
+        return self._busy(rank, action) / self.speeds[rank]
+
+    def dense(self, segment: int, table: Table) -> Pair:
+        """A shard through a dense segment, its gradients not added to others'."""
+        key = segment, table.workers
+        if key not in self._dense:
+            self._dense[key] = table.whole if self.placed.is_uncut else self._summed(self.placed.parts[segment], table)
+        return self._dense[key]
+
+    def _summed(self, part: Part, table: Table) -> Pair:
+        pieces = [table.units[i] for i in part.units] + [table.rests[i] for i in part.rests]
+        found = Pair(sum(p.forward for p in pieces), sum(p.backward for p in pieces))
+        merged = max(0, len(part.units) - 1)  # cells that the probe had for themselves
+        least = Pair(*(max(getattr(p, name) for p in pieces) if pieces else 0.0 for name in ("forward", "backward")))
+        return Pair(
+            max(least.forward, found.forward - merged * self.cell.forward),
+            max(least.backward, found.backward - merged * self.cell.backward),
+        )
+
+    def _busy(self, rank: int, action: Action) -> float:
+        table = self.table(rank)
+        if isinstance(action, actions.Load):
+            return table.load * len(self.plan.touched(rank, self.num_shards))
+        if isinstance(action, actions.Forward | actions.Recompute):
+            return self.dense(action.segment, table).forward
+        if isinstance(action, actions.Backward):
+            return self._backward(rank, action, table)
+        if isinstance(action, actions.BackwardWeight):
+            return WEIGHTS_SHARE * self.dense(action.segment, table).backward
+        if isinstance(action, actions.SliceForward | actions.SliceBackward):
+            return self._region(rank, action, table)
+        if isinstance(action, actions.Send | actions.SendGradient):
+            return self.costs.passing.send + self.costs.passing.send_byte * self.placed.crossing(action)
+        if isinstance(action, actions.Receive | actions.ReceiveGradient):
+            return self.costs.passing.receive + self.costs.passing.receive_byte * self.placed.crossing(action)
+        return self._tail(rank, action, table)
+
+    def _backward(self, rank: int, action: actions.Backward, table: Table) -> float:
+        part = self.placed.parts[action.segment]
+        own = self.plan.shards_of(rank, self.num_shards, part.stage)
+        adds = len(local_plan(own, self.num_shards).folds[action.shard - own.start].into)
+        nbytes = sum(self.chain.units[i].parameters for i in part.units)
+        whole = self.dense(action.segment, table).backward
+        first = 1 - WEIGHTS_SHARE if self.plan.splits_backward(part.stage) else 1.0
+        return first * whole + adds * nbytes * table.add
+
+    def _region(self, rank: int, action: actions.SliceForward | actions.SliceBackward, table: Table) -> float:
+        """Measured with some slices on a worker; each more or less costs as much as one does a worker alone."""
+        part = self.placed.parts[action.segment]
+        assert part.region is not None
+        own = part.slices[self.placed.stages[part.stage].workers.index(rank)]
+        name = "forward" if isinstance(action, actions.SliceForward) else "backward"
+        slope: float = getattr(self.costs.slope(part.region), name)
+        measured: float = getattr(table.regions[part.region], name)
+        share = len(action.shards) / self.num_shards
+        return max(0.0, measured + (own - table.own[part.region]) * slope) * share
+
+    def _tail(self, rank: int, action: Action, table: Table) -> float:
+        if isinstance(action, actions.Reduce):
+            return sum(owned * nodes * table.reduce for owned, nodes in self.owned[rank])
+        if isinstance(action, actions.Update):
+            return sum(owned for owned, _ in self.owned[rank]) * table.update
+        fixed = {actions.Agree: table.agree, actions.MergeBuffers: table.merge, actions.Clip: table.clip}
+        return table.publish if isinstance(action, actions.Publish) else fixed.get(type(action), 0.0)
+
+    @cached_property
+    def owned(self) -> list[list[tuple[float, int]]]:
+        """Per worker: bytes of parameters that it updates, and how many partial sums of them it reads."""
+        found: list[list[tuple[float, int]]] = [[] for _ in range(self.plan.workers)]
+        for number, stage in enumerate(self.placed.stages):
+            here = [part for part in self.placed.parts if part.stage == number]
+            whole = sum(self.chain.units[i].parameters for part in here for i in part.units)
+            held = [self.plan.shards_of(rank, self.num_shards, number) for rank in stage.workers]
+            nodes = sum(len(local_plan(own, self.num_shards).left) for own in held)
+            for rank in stage.workers:
+                share = self._sharing(stage.workers, rank)
+                found[rank].append((whole / share, nodes if len(stage.workers) > 1 else 0))
+            for part in here:
+                self._add_slices(part, stage.workers, found)
+        return found
+
+    def _sharing(self, workers: Sequence[int], rank: int) -> int:
+        """Among how many workers the update of a group is dealt out: two hosts each make it, more share it."""
+        hosts = {self.hosts[worker] for worker in workers}
+        near = [worker for worker in workers if self.hosts[worker] == self.hosts[rank]]
+        return len(near) if len(hosts) == 2 else len(workers)
+
+    def _add_slices(self, part: Part, workers: Sequence[int], found: list[list[tuple[float, int]]]) -> None:
+        if part.region is not None:
+            nbytes = self.chain.regions[part.region].parameters
+            for rank, count in zip(workers, part.slices, strict=True):
+                found[rank].append((nbytes * count / sum(part.slices), 0))
