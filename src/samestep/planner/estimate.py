@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from samestep.cluster import Cluster
 from samestep.numerics import num_shards_of
 from samestep.plan import Plan
-from samestep.planner.chain import Chain
 from samestep.planner.busy import Busy
+from samestep.planner.chain import Chain
 from samestep.planner.costs import Costs
 from samestep.planner.placing import place
 from samestep.planner.wires import Wires
