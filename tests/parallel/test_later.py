@@ -99,6 +99,18 @@ def test_two_parts_of_a_backward_fold_to_the_same_gradient(
     assert sorted(folded) == list(range(len(layout.entries)))
 
 
+def test_no_kernel_writes_where_an_earlier_shards_gradient_may_still_lie() -> None:
+    gradients, layout = prepared(net(), 2)
+    gradients.begin_step([range(4)] * len(layout.entries))
+    folds = local_plan(range(4), 4).folds
+    assert [bool(fold.into) for fold in folds] == [False, True, False, True]
+    gradients.begin_shard(0, folds[0], may_wait=True)
+    assert gradients.place(0) is not None
+    gradients.pause_shard(0)
+    gradients.begin_shard(2, folds[2], may_wait=True)
+    assert gradients.place(0) is None
+
+
 def test_what_is_left_is_no_gradient_yet_and_keeps_nothing_else() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 1))
     write_weight_gradients_once(model, lambda param: lambda: None)
