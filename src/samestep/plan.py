@@ -241,6 +241,11 @@ def parse_stages(tables: Sequence[Mapping[str, Any]], source: str) -> tuple[Stag
     )
 
 
+def slices_text(stages: Sequence[Stage]) -> str:
+    """What the numerics say about slices."""
+    return ",".join(f"{layer}:{sum(counts)}" for stage in stages for layer, counts in stage.slices) or "none"
+
+
 def equal_shares(shards: int, workers: int) -> tuple[int, ...]:
     """As equal as can be, the larger shares first."""
     return tuple(shards // workers + (w < shards % workers) for w in range(workers))

@@ -133,11 +133,6 @@ def resolved(stages: Sequence[Stage], job: Job, model: nn.Module, shards: int, s
     return tuple(found)
 
 
-def slices_text(stages: Sequence[Stage]) -> str:
-    """What the numerics say about slices."""
-    return ",".join(f"{layer}:{sum(counts)}" for stage in stages for layer, counts in stage.slices) or "none"
-
-
 def pipeline_stages(job: Job, model: nn.Module, shards: int, workers: int) -> tuple[Stage, ...]:
     """At most as many stages as there are parts with parameters; further workers replicate the heaviest."""
     parts = chain_of(model)

@@ -217,3 +217,16 @@ def mkl_mode() -> str:
 def physical_cores() -> int:
     """Physical cores that this process may use."""
     return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+
+
+def cache_folder() -> Path:
+    """Where what was measured on this machine is kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "samestep"
+
+
+def processor() -> str:
+    """Name and number of the cores that this process may use."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"

@@ -22,10 +22,9 @@ from samestep.job import Job
 from samestep.launch.probe import Probe, Sample, forked, probe, read_json, write_json
 from samestep.launch.processes import die_with_parent
 from samestep.numerics import Numerics
-from samestep.plan import Plan, Stage, equal_shares
+from samestep.plan import Plan, Stage, equal_shares, slices_text
 from samestep.planner.chain import Chain
 from samestep.planner.costs import Costs, Pair, Passing, Table
-from samestep.presets import slices_text
 from samestep.transport.shared import SharedFabric
 from samestep.tree import local_plan
 

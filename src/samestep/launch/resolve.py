@@ -16,8 +16,8 @@ from samestep.errors import PlanRefused
 from samestep.job import Job
 from samestep.launch.request import Request
 from samestep.numerics import CHOSEN, Numerics, check_environment, parse_line
-from samestep.plan import OPTIONS, Plan, Stage, equal_shares, parse_fields, parse_stages, spell
-from samestep.presets import pipeline_stages, resolved, sliced_stage, slices_text
+from samestep.plan import OPTIONS, Plan, Stage, equal_shares, parse_fields, parse_stages, slices_text, spell
+from samestep.presets import pipeline_stages, resolved, sliced_stage
 
 
 def chosen_numerics(request: Request) -> dict[str, Any]:

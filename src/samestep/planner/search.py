@@ -1,0 +1,347 @@
+"""Which plan is fastest: candidates of every kind, each estimated by simulating its own schedule.
+
+    one process    everything on one worker
+    data           shards by the greedy rule, on 1, 2, ... all workers
+    slices         regions whole or sliced: a descent over groups of like regions, from none, all, and the
+                   fully connected ones (Krizhevsky 2014)
+    pipeline       stages by exact dynamic programming (partition.py), every order; replicated and interleaved
+
+Numerics are given: shards, threads, K. Where K is none, layers stay as the numerics say. The search is
+deterministic: the same chain, costs and cluster give the same plan.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from samestep.cluster import Cluster
+from samestep.errors import PlanRefused
+from samestep.numerics import Numerics
+from samestep.plan import Plan, Stage, equal_shares, slices_text
+from samestep.planner.chain import Chain, Region
+from samestep.planner.costs import Costs
+from samestep.planner.estimate import Estimate, estimate
+from samestep.planner.partition import partition
+from samestep.planner.rows import Chain as Layers
+from samestep.planner.rows import Replication, Row, ring
+from samestep.planner.shares import shares
+from samestep.planner.stages import NothingFits, Partition, Span
+from samestep.schedule.greedy import greedy_order
+from samestep.schedule.race import Pace
+from samestep.schedule.written import spell_order
+
+TIE = 0.01  # plans that differ by less are equal, and the simpler one is taken
+ORDERS = ("1f1b", "gpipe", "zero-bubble")
+KINDS = ("one process", "data", "uneven", "hybrid", "slices", "pipeline", "mixed")  # the simpler ones first
+NARROW = 64  # workers up to which written orders and slices are tried
+ROUNDS = 3  # of a descent over groups of regions
+
+
+@dataclass(frozen=True)
+class Freedom:
+    """What the search may choose."""
+
+    workers: tuple[int, ...]  # how many workers of the cluster, the first ones
+    may_slice: bool = False  # K is given: which layers are cut into K slices is the plan's
+    may_cut: bool = True  # into stages
+    recompute: bool = False
+    memory: float = math.inf  # bytes of each worker
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan with its estimate."""
+
+    kind: str  # of KINDS
+    estimate: Estimate
+
+    @property
+    def plan(self) -> Plan:
+        return self.estimate.plan
+
+    @property
+    def seconds(self) -> float:
+        return self.estimate.seconds
+
+    @property
+    def name(self) -> str:
+        """Short, and the same for the same plan."""
+        plan = self.plan
+        if not plan.stages:
+            return "one process" if plan.workers == 1 else f"data {','.join(map(str, plan.assign))}"
+        if len(plan.stages) == 1:
+            return f"{self.kind} on {plan.workers} ({len(plan.stages[0].slices)} layers)"
+        groups = "|".join(",".join(map(str, stage.workers)) for stage in plan.stages)
+        order = plan.order if isinstance(plan.order, str) else "list-scheduled"
+        again = " recomputed" if any(stage.recompute for stage in plan.stages) else ""
+        return f"{self.kind} {groups} {order}{again}"
+
+
+def search(
+    chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, freedom: Freedom, transport: str = "processes"
+) -> list[Candidate]:
+    """All candidates, the best first; of equally good ones the simplest. Raises PlanRefused when there is none."""
+    found: dict[str, Candidate] = {}
+    for plan in candidates(chain, costs, cluster, numerics, freedom):
+        try:
+            estimated = estimate(replace(plan, transport=transport), chain, costs, cluster)
+        except PlanRefused:
+            continue
+        found.setdefault(str(plan), Candidate(kind_of(plan), estimated))
+    if not found:
+        raise PlanRefused(f"no plan for {chain.shards} shards on {freedom.workers} workers: allow fewer workers")
+    return ranked(found.values())
+
+
+def ranked(found: Iterable[Candidate]) -> list[Candidate]:
+    """By time; the simplest of those that tie with the best comes first."""
+    by_time = sorted(found, key=lambda one: (one.seconds, simplicity(one), one.name))
+    ties = [one for one in by_time if one.seconds <= by_time[0].seconds * (1 + TIE)]
+    pick = min(ties, key=lambda one: (simplicity(one), one.seconds))
+    return [pick, *(one for one in by_time if one is not pick)]
+
+
+def simplicity(one: Candidate) -> tuple[int, int]:
+    return KINDS.index(one.kind), one.plan.workers
+
+
+def kind_of(plan: Plan) -> str:
+    sliced = [layer for stage in plan.stages for layer, _ in stage.slices]
+    if plan.workers == 1:
+        return "one process"
+    if len(plan.stages) > 1:
+        return "mixed" if sliced else "pipeline"
+    if sliced:
+        return "slices"
+    return "data" if max(plan.assign) - min(plan.assign) <= 1 else "uneven"
+
+
+def candidates(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, freedom: Freedom) -> Iterator[Plan]:
+    for workers in freedom.workers:
+        here = cluster.first(workers)
+        if workers <= chain.shards:
+            yield from data_plans(chain, costs, here, numerics)
+        if freedom.may_slice and chain.regions and workers <= NARROW:
+            yield from sliced_plans(chain, costs, here, numerics)
+        if freedom.may_cut and workers > 1 and len(chain.units) > 1 and chain.why_uncut is None:
+            yield from pipelines(chain, costs, here, numerics, freedom)
+
+
+def data_plans(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
+    even = equal_shares(chain.shards, cluster.workers)
+    yield Plan(numerics, even)
+    dealt = by_speed(chain, costs, cluster)
+    if dealt != even and min(dealt) > 0:
+        yield Plan(numerics, dealt)
+
+
+def by_speed(chain: Chain, costs: Costs, cluster: Cluster) -> tuple[int, ...]:
+    """Shards by the greedy rule, from what a shard takes on each worker."""
+    hosts = cluster.hosts_of_workers()
+
+    def finishing(rank: int) -> Callable[[int], float]:
+        table = costs.table(hosts.count(hosts[rank]))
+        seconds = (table.whole.forward + table.whole.backward) / cluster.speeds[rank]
+        return lambda count: count * seconds
+
+    return shares(chain.shards, [finishing(rank) for rank in range(cluster.workers)])
+
+
+# Slices: regions of the same signature are chosen together.
+
+
+def sliced_plans(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
+    groups = like_regions(chain)
+    connected = frozenset(i for i, group in enumerate(groups) if not _is_convolution(chain, group))
+    seen: set[frozenset[int]] = set()
+    for start in dict.fromkeys([frozenset(range(len(groups))), connected, frozenset({heaviest(chain, groups)})]):
+        if start:
+            plan = sliced_plan(chain, costs, cluster, numerics, groups, start)
+            yield plan
+            yield from descent(chain, costs, cluster, numerics, groups, start, seen)
+
+
+def heaviest(chain: Chain, groups: Sequence[Sequence[int]]) -> int:
+    """The group with the most bytes of weights."""
+    sizes = [sum(chain.regions[i].parameters for i in group) for group in groups]
+    return max(range(len(groups)), key=sizes.__getitem__)
+
+
+def descent(
+    chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, groups: Sequence[Sequence[int]],
+    chosen: frozenset[int], seen: set[frozenset[int]],
+) -> Iterator[Plan]:  # fmt: skip
+    """Flip one group at a time while it helps; the last plan is no worse than any neighbour."""
+
+    def seconds(of: frozenset[int]) -> float:
+        return estimate(sliced_plan(chain, costs, cluster, numerics, groups, of), chain, costs, cluster).seconds
+
+    best = seconds(chosen)
+    for _ in range(ROUNDS):
+        before = best
+        for group in range(len(groups)):
+            other = chosen ^ {group}
+            if not other or other in seen:
+                continue
+            seen.add(other)
+            if (found := seconds(other)) < best:
+                best, chosen = found, other
+        yield sliced_plan(chain, costs, cluster, numerics, groups, chosen)
+        if best >= before:
+            break
+
+
+def sliced_plan(
+    chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, groups: Sequence[Sequence[int]],
+    chosen: frozenset[int],
+) -> Plan:  # fmt: skip
+    """One stage, the regions of the chosen groups in slices that are dealt out by speed."""
+    workers = cluster.workers
+    own = by_speed(chain, costs, cluster) if workers <= chain.shards else equal_shares(chain.shards, workers)
+    sliced = sorted(i for group in chosen for i in groups[group])
+    slices = tuple(
+        (layer, dealt_slices(chain.regions[i], cluster)) for i in sliced for layer in chain.regions[i].layers
+    )
+    stage = Stage("", tuple(range(workers)), own, slices)
+    return Plan.staged(replace(numerics, slices=slices_text([stage])), [stage])
+
+
+def dealt_slices(region: Region, cluster: Cluster) -> tuple[int, ...]:
+    """A slice costs a worker the same whichever it is, so they are dealt like shards."""
+    return shares(region.slices, paced(cluster.speeds))
+
+
+def paced(speeds: Iterable[float]) -> list[Callable[[int], float]]:
+    """The finishing times of workers that differ in speed only."""
+
+    def curve(speed: float) -> Callable[[int], float]:
+        return lambda count: count / speed
+
+    return [curve(speed) for speed in speeds]
+
+
+def like_regions(chain: Chain) -> list[list[int]]:
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, region in enumerate(chain.regions):
+        groups.setdefault(tuple(chain.units[i].signature for i in region.units), []).append(number)
+    return list(groups.values())
+
+
+def _is_convolution(chain: Chain, group: Sequence[int]) -> bool:
+    return chain.units[chain.regions[group[0]].units[0]].signature.startswith("Conv")
+
+
+# Pipelines.
+
+
+def pipelines(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, freedom: Freedom) -> Iterator[Plan]:
+    found = partition(layers_of(chain, costs, cluster), row_of(cluster, freedom), chain.shards, _reduction(cluster))
+    if isinstance(found, NothingFits):
+        return
+    for split in split_choices(found):
+        stages = stages_of(split, chain, cluster, numerics)
+        for order in ORDERS:
+            yield Plan.staged(numerics, stages, order=order)
+        if cluster.workers <= NARROW:
+            yield from list_scheduled(Plan.staged(numerics, stages), chain, costs, cluster)
+        if freedom.recompute:
+            yield Plan.staged(numerics, [replace(stage, recompute=True) for stage in stages])
+    yield from interleaved(chain, costs, cluster, numerics)
+
+
+def split_choices(found: Partition) -> list[tuple[Span, ...]]:
+    every = [found.best, *found.runners_up]
+    return [split.stages for split in every if len(split.stages) > 1][:4]
+
+
+def layers_of(chain: Chain, costs: Costs, cluster: Cluster) -> Layers:
+    """The chain in the terms of the dynamic programme, a microbatch being a shard."""
+    table = costs.table(max(map(cluster.hosts_of_workers().count, set(cluster.hosts_of_workers()))))
+    state = 2 + chain.state  # values, gradients, and what the optimizer keeps
+    crossing = [unit.crossing for unit in chain.units[1:]] + [0]
+    return Layers(
+        tuple(pair.forward for pair in table.units),
+        tuple(pair.backward for pair in table.units),
+        tuple(float(unit.parameters) for unit in chain.units),
+        tuple(unit.parameters * state for unit in chain.units),
+        tuple(float(unit.keeps) for unit in chain.units),
+        tuple(map(float, crossing)),
+    )
+
+
+def row_of(cluster: Cluster, freedom: Freedom) -> Row:
+    links = [cluster.link(a, b) for a, b in pairwise(range(cluster.workers))]
+    return Row(
+        cluster.speeds,
+        (freedom.memory,) * cluster.workers,
+        tuple(link.bandwidth for link in links),
+        tuple(link.latency for link in links),
+    )
+
+
+def _reduction(cluster: Cluster) -> Replication:
+    links = [cluster.link(a, b) for a, b in pairwise(range(cluster.workers))]
+    return ring(min(link.bandwidth for link in links), max(link.latency for link in links))
+
+
+def stages_of(spans: Sequence[Span], chain: Chain, cluster: Cluster, numerics: Numerics) -> list[Stage]:
+    found = []
+    for number, span in enumerate(spans):
+        ranks = tuple(span.workers)
+        own = shares(numerics.shards, paced([cluster.speeds[rank] for rank in ranks]))
+        found.append(Stage(chain.units[span.first].name if number else "", ranks, own))
+    return found
+
+
+def list_scheduled(plan: Plan, chain: Chain, costs: Costs, cluster: Cluster) -> Iterator[Plan]:
+    """The order that a list scheduler finds for these stages' own times."""
+    even = estimate(plan, chain, costs, cluster)
+    paces = paces_of(even, plan)
+    order = greedy_order(even.grid, paces, max(latencies(cluster), default=0.0))
+    yield replace(plan, order=spell_order(order))
+
+
+def paces_of(found: Estimate, plan: Plan) -> list[Pace]:
+    """Seconds of a set through each stage: the longest of its actions there, summed over segments."""
+    paces = []
+    for stage in range(len(plan.stages)):
+        segments = found.grid.segments_of(stage)
+        totals: Mapping[str, float] = {
+            kind: sum(_longest(found, kind, segment) for segment in segments) for kind in ("Forward", "Backward")
+        }
+        paces.append(Pace(totals["Forward"], totals["Backward"]))
+    return paces
+
+
+def _longest(found: Estimate, kind: str, segment: int) -> float:
+    times = [
+        span.stop - span.start
+        for schedule, spans in zip(found.schedules, found.outcome.spans, strict=True)
+        for action, span in zip(schedule, spans, strict=True)
+        if type(action).__name__ == kind and getattr(action, "segment", -1) == segment
+    ]
+    return max(times, default=0.0)
+
+
+def latencies(cluster: Cluster) -> list[float]:
+    return [cluster.link(a, b).latency for a, b in pairwise(range(cluster.workers))]
+
+
+def interleaved(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
+    """Two stages on every worker, in turn (Narayanan et al. 2021, section 2.2)."""
+    workers, chunks = cluster.workers, 2 * cluster.workers
+    if len(chain.units) < chunks or workers > NARROW:
+        return
+    layers = layers_of(chain, costs, cluster)
+    row = Row.equal(chunks, min(cluster.link(a, b).bandwidth for a, b in pairwise(range(workers))))
+    found = partition(layers, row, numerics.shards, ring(1e12))
+    if isinstance(found, NothingFits):
+        return
+    for split in (found.best, *found.runners_up):
+        if len(split.stages) == chunks:
+            stages = [
+                Stage(chain.units[span.first].name if i else "", (i % workers,), (numerics.shards,))
+                for i, span in enumerate(split.stages)
+            ]
+            yield Plan.staged(numerics, stages, order="interleaved")
