@@ -17,7 +17,7 @@ from samestep.schedule.written import stages_split
 TRANSPORTS = ("processes", "threads")
 
 
-PRESETS = ("data", "slices", "hybrid", "pipeline")
+PRESETS = ("auto", "data", "slices", "hybrid", "pipeline")
 ORDERS = ("1f1b", "gpipe", "interleaved", "zero-bubble")
 
 

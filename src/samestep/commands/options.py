@@ -22,11 +22,12 @@ PLANNING = (
     click.option("--transport", type=click.Choice(TRANSPORTS), help="Default: processes. Threads are for tests."),
     click.option(
         "--plan",
-        default="data",
-        metavar="data|slices|hybrid|pipeline|FILE",
-        help="Who computes what: a plan's name or file.",
+        default=None,
+        metavar="auto|data|slices|hybrid|pipeline|FILE",
+        help="Who computes what: a plan's name or file. Default: auto.",
     ),
     click.option("--slices", type=int, metavar="K", help="Slices per sliced layer. Part of the numbers. Default: 4."),
+    click.option("--profile", type=click.Path(dir_okay=False), help="Where what was measured is kept."),
     click.option("--memory-limit", metavar="SIZE", help="What a worker may need at most, for instance 800MB."),
     click.option("--numerics", metavar="LINE", help='A line that another run printed, "seed=0 shards=4 ...".'),
     click.option("--codec", metavar="NAME@LEVELS", help='Compress gradients, "int8@2". Part of the numbers.'),
@@ -36,6 +37,9 @@ PLANNING = (
     click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the job function."),
     click.option("--device", type=click.Choice(DEVICES), default="cpu", help="Where workers compute, one on each GPU."),
 )
+
+
+GIVEN = ("assign", "hosts", "memory_limit", "plan")  # what is not passed on as it is
 
 
 def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,7 +52,7 @@ def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def make_request(job: str, settings: tuple[str, ...], options: dict[str, Any]) -> Request:
     """The command line as a request. Raises Refused for what can be seen without torch."""
     file, function = split_job(job)
-    for name in ("save", "checkpoint"):
+    for name in ("save", "checkpoint", "profile"):
         if options[name] is not None:
             options[name] = str(Path(options[name]).absolute())
     request = Request(
@@ -61,11 +65,13 @@ def make_request(job: str, settings: tuple[str, ...], options: dict[str, Any]) -
         hosts=None if options["hosts"] is None else parse_assign(options["hosts"], "--hosts"),
         memory_limit=None if options["memory_limit"] is None else parse_size(options["memory_limit"]),
         default_workers=physical_cores(),
-        plan_text=plan_text(options["plan"]),
+        plan=options["plan"] or "auto",
+        plan_is_asked=options["plan"] is not None,
+        plan_text=plan_text(options["plan"] or "auto"),
         folder=str(Path.cwd()),
         path=tuple(sys.path),
         mkl=mkl_mode(),
-        **{name: value for name, value in options.items() if name not in ("assign", "hosts", "memory_limit")},
+        **{name: value for name, value in options.items() if name not in GIVEN},
     )
     request.check()
     return request

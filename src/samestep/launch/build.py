@@ -13,6 +13,7 @@ from samestep import heap, streams
 from samestep.checkpoint import finished, read_description
 from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
 from samestep.job import Job
+from samestep.launch.deciding import decided
 from samestep.launch.importing import call, load_function
 from samestep.launch.request import Request
 from samestep.launch.resolve import chosen_numerics, hosts_of, make_plan, with_numerics
@@ -43,6 +44,10 @@ def build(
     streams.enter(job.seed, "model")
     initial = None if request.memory_limit is None else recorded(job, request)
     model = job.build_model() if initial is None else initial.model
+    decision = None
+    if request.plan == "auto":
+        request, decision = decided(request, job, model, chosen, hosts)
+        chosen = chosen_numerics(request)
     pristine = copy.deepcopy(model) if request.transport == "threads" else None
     prepared = prepare(job, model, initial)
     with hollow(prepared):
@@ -62,7 +67,7 @@ def build(
     resumption = find_checkpoint(request)
     done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
     run = Run(job, plan, request, send, resumption, done, hosts)
-    send(announcement(run))
+    send(announcement(run) | {"prediction": None if decision is None else decision.prediction.as_json()})
     return run, prepared, pristine
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import re
 import shutil
 import sys
@@ -230,3 +231,8 @@ def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def machine_name() -> str:
+    """The host's name, as far as a cluster file can write it."""
+    return re.sub(r"[^\w.-]", "-", platform.node()) or "host"

@@ -202,6 +202,7 @@ def _pass(fabric: SharedFabric, rank: int, file: int, parent: int) -> None:
             laps.append(time.perf_counter() - began)
         seconds.append(statistics.median(a + b for a, b in zip(laps[2::2], laps[3::2], strict=True)) / 2)
     write_json(file, seconds)
+    transport.fence()  # the last tensor's receiver still has a word for its sender
     transport.close()
 
 

@@ -4,6 +4,7 @@ A profile lies in the user's cache, under a name made of the layers and of what 
 `--profile` says.
 """
 
+import copy
 import os
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ def _profile(
     die_with_parent(parent)
     torch.set_num_threads(1)
     try:
-        chain = survey(job, prepare(job, model), num_slices)
+        chain = survey(job, prepare(job, copy.deepcopy(model)), num_slices)
         ground = ground_of(numerics, min(workers, chain.shards))
         path = cache_folder() / f"{profiles.key(ground, chain)}.json" if file is None else Path(file)
         found = profiles.read(path)

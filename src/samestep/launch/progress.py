@@ -5,6 +5,7 @@ import time
 from typing import TextIO
 
 from samestep.launch.outcome import Event, Outcome
+from samestep.prediction import Prediction
 from samestep.report import Report
 
 PLAIN_EVERY = 5.0  # seconds between plain lines
@@ -50,6 +51,8 @@ class Progress:
             f"{plan['num_steps']} steps of {plan['batch_size']} rows"
         )
         self._line(f"numerics: {plan['numerics']}")
+        if plan.get("prediction"):
+            self._line(f"predicted: {Prediction(**plan['prediction']).text()}")
         if plan["first_step"]:
             self._line(f"going on after step {plan['first_step']}")
 

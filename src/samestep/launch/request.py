@@ -32,7 +32,9 @@ class Request:
     threads: int | None = None
     transport: str | None = None
     device: str = "cpu"
-    plan: str = "data"
+    plan: str = "auto"
+    plan_is_asked: bool = False  # whether somebody named it
+    profile: str | None = None  # file to read what was measured from, or to keep it in
     slices: int | None = None
     plan_text: str | None = None  # of the file that `plan` names
     numerics: str | None = None

@@ -102,7 +102,7 @@ def _stages(
             )
         source = f"--plan {request.plan}"
         return resolved(parse_stages(fields["stage"], source), job, model, shards, source)
-    if request.plan == "data":
+    if request.plan in ("auto", "data"):
         if request.slices is not None:
             raise PlanRefused("--slices needs a plan that slices layers: add --plan hybrid or --plan slices")
         return ()

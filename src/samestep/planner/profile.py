@@ -66,7 +66,7 @@ class Profile:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise PlanRefused(
-                f"{source} is no profile ({type(error).__name__}: {error}): remove it, `samestep plan` measures a new one"
+                f"{source} is no profile ({type(error).__name__}: {error}): remove it, `samestep plan` makes another"
             ) from None
 
     def check(self, wanted: Ground, source: str) -> None:

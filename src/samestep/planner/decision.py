@@ -1,0 +1,40 @@
+"""What the planner decided: the ranked candidates, and on what it stood. All of it values; nothing was run."""
+
+from dataclasses import dataclass
+
+from samestep.cluster import Cluster
+from samestep.numerics import Numerics
+from samestep.planner.confidence import interval
+from samestep.planner.profile import Profile
+from samestep.planner.search import Candidate, Freedom, search
+from samestep.prediction import Prediction
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The best candidate comes first."""
+
+    profile: Profile
+    cluster: Cluster
+    numerics: Numerics
+    freedom: Freedom
+    ranking: tuple[Candidate, ...]
+
+    @property
+    def pick(self) -> Candidate:
+        return self.ranking[0]
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.prediction_of(self.pick)
+
+    def prediction_of(self, one: Candidate) -> Prediction:
+        low, high = interval(one.seconds, one.kind, self.profile.costs.together.spread)
+        found = one.estimate
+        return Prediction(one.seconds, low, high, found.parts, list(found.actions), (), 0, found.wired)
+
+
+def decide(profile: Profile, cluster: Cluster, numerics: Numerics, freedom: Freedom) -> Decision:
+    """Raises PlanRefused when no plan can be found."""
+    ranking = search(profile.chain, profile.costs, cluster, numerics, freedom)
+    return Decision(profile, cluster, numerics, freedom, tuple(ranking))
