@@ -15,8 +15,10 @@ from samestep.cluster import Cluster
 from samestep.errors import PlanRefused
 from samestep.job import Job
 from samestep.launch.environment import machine_name
+from samestep.launch.locking import locked
 from samestep.launch.profiling import profiled
 from samestep.launch.request import Request
+from samestep.launch.resolve import threads_of
 from samestep.machine import Host, Link, rounded
 from samestep.numerics import Numerics
 from samestep.parallelize import training_rows
@@ -33,7 +35,8 @@ def decided(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]
     found = profile_for(request, job, model, chosen)
     if found is None:
         return dataclasses.replace(request, plan="data"), None
-    return settled(request, decide_on(request, job, chosen, found, this_machine(found, most_of(request, job))))
+    most = most_of(request, numerics_for(request, job, chosen))
+    return settled(request, decide_on(request, job, chosen, found, this_machine(found, most)))
 
 
 def settled(request: Request, decision: Decision) -> tuple[Request, Decision]:
@@ -46,36 +49,47 @@ def profile_for(request: Request, job: Job, model: nn.Module, chosen: dict[str, 
     """None where a plan is not looked for."""
     if reason_to_leave(request, job) is not None:
         return None
-    numerics, most = numerics_for(job, chosen), most_of(request, job)
-    return profiled(job, model, numerics, most, request.slices, request.profile, request.function)
+    numerics = numerics_for(request, job, chosen)
+    most = most_of(request, numerics)
+    slices = num_slices(numerics.slices) or request.slices
+    return profiled(job, model, numerics, most, slices, request.profile, request.function)
 
 
 def decide_on(
     request: Request, job: Job, chosen: dict[str, Any], profile: Profile, cluster: Cluster, counts: Sequence[int] = ()
 ) -> Decision:
     """counts: how many workers there may be; default: as the request says. Raises PlanRefused."""
-    numerics = numerics_for(job, chosen)
+    numerics = numerics_for(request, job, chosen)
     freedom = freedom_of(request, cluster.workers, numerics, counts)
     return decide(profile, cluster, numerics, freedom)
 
 
-def numerics_for(job: Job, chosen: dict[str, Any]) -> Numerics:
+def numerics_for(request: Request, job: Job, chosen: dict[str, Any]) -> Numerics:
     """What is given, before it is known what the optimizer and the processor are."""
     return Numerics(
         seed=job.seed,
         shards=job.resolved_shards(),
-        threads=int(chosen.get("threads", 1)),
+        threads=threads_of(chosen, request),
         precision=job.precision,
         sync_batchnorm=job.sync_batchnorm,
+        slices=str(chosen.get("slices") or locked(request.locked).get("slices", "none")),
         join=int(chosen.get("join", 0)),
         codec=job.codec,
     )
 
 
-def most_of(request: Request, job: Job) -> int:
-    """The workers of this machine that a plan may use."""
-    most = request.default_workers if request.workers is None else request.workers
-    return min(most, job.resolved_shards()) if request.workers is None and request.slices is None else most
+def most_of(request: Request, numerics: Numerics) -> int:
+    """The workers of this machine that a plan may use: those asked for, else as many as have cores."""
+    if request.workers is not None:
+        return request.workers
+    most = max(1, request.default_workers // numerics.threads)
+    return most if request.slices is not None else min(most, numerics.shards)
+
+
+def num_slices(slices: str) -> int | None:
+    """K, of a line such as fc1:4,fc2:4; the largest, since layers with fewer outputs have fewer."""
+    counts = [int(part.rpartition(":")[2]) for part in slices.split(",") if ":" in part]
+    return max(counts, default=None)
 
 
 def reason_to_leave(request: Request, job: Job) -> str | None:

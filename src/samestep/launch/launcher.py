@@ -81,6 +81,11 @@ class Launcher:
         found: str | None = self._told(replace(request, only_profile=True))
         return found
 
+    def tuned(self, request: Request) -> dict[str, Any]:
+        """The fields of the `Tuned` numerics of a job on this host. Raises Refused."""
+        found: dict[str, Any] = self._told(replace(request, tune=True))
+        return found
+
     def _told(self, request: Request) -> Any:
         outcome = self._listen(request, Silent())
         if outcome.outline_file is None:

@@ -28,6 +28,7 @@ from samestep.launch.environment import building
 from samestep.launch.outcome import telling
 from samestep.launch.processes import die_on_word_from, flush_output, leave, num_threads
 from samestep.launch.request import Request
+from samestep.launch.tuning import tuned
 from samestep.launch.worker import LOST_A_PEER, Run, in_memory, run_threads, run_worker
 from samestep.parallel.stretches import by_host
 from samestep.parallelize import Prepared, bind, divide, groups_that_meet, prepare, share
@@ -49,6 +50,9 @@ def lead(message: dict[str, Any], events: socket.socket) -> int:
     try:
         if request.only_profile:
             tell_profile(request, events)
+            return 0
+        if request.tune:
+            tell_tuned(request, events)
             return 0
         if request.only_outline:
             describe(request, events)
@@ -90,6 +94,13 @@ def tell_profile(request: Request, events: socket.socket) -> None:
         streams.enter(job.seed, "model")
         found = profile_for(request, job, job.build_model(), chosen)
     wire.send(events, {"event": "outline"}, in_memory(json.dumps(None if found is None else found.text()).encode()))
+
+
+def tell_tuned(request: Request, events: socket.socket) -> None:
+    """Choose the numerics for this host, and train nothing."""
+    with die_on_word_from(events), building():
+        found = asdict(tuned(request))
+    wire.send(events, {"event": "outline"}, in_memory(json.dumps(found).encode()))
 
 
 def refuse_threads() -> None:
