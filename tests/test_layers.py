@@ -61,6 +61,7 @@ LAYERS: dict[str, int] = {
     "trainer": 6,
     # the one door
     "launch": 8,
+    "bench": 8,
     "commands": 8,
     "cli": 8,
     "api": 8,

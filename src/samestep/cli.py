@@ -2,6 +2,7 @@
 
 import click
 
+from samestep.commands.bench import bench
 from samestep.commands.plan import plan
 from samestep.commands.train import train
 
@@ -12,7 +13,7 @@ def main() -> None:
     """Run an ordinary PyTorch training step on many workers: the same step, bit for bit."""
 
 
-for command in (train, plan):
+for command in (train, plan, bench):
     main.add_command(command)
 
 
