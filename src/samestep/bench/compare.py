@@ -3,27 +3,21 @@
 from collections.abc import Callable, Sequence
 
 from samestep.bench.contestants import AGAIN, Contestant, maker, pick_of
-from samestep.bench.rounds import Contender, Pace, Say, race
+from samestep.bench.rounds import Pace, Say, race
+from samestep.bench.seat import Contender
 from samestep.bench.verdict import Verdict, verdict_of
-from samestep.errors import Interrupted
 from samestep.launch.request import Request
 
 
 def compare(
     contestants: Sequence[Contestant], request: Request, pace: Pace, *, warm_heap: bool = False, say: Say
 ) -> Verdict:
-    """Measure them in rounds, our pick twice (the first contestant, where none is ours).
-
-    Raises Interrupted when the user stops it; nothing is left behind.
-    """
+    """Measure them in rounds, our pick twice (the first contestant, where none is ours)."""
     pick = pick_of(contestants)
     reference = contestants[0] if pick is None else pick
     makers: dict[str, Callable[[], Contender]] = {
         one.name: maker(one, request, warm_heap=warm_heap) for one in contestants
     }
     makers[reference.name + AGAIN] = makers[reference.name]
-    try:
-        found = race(makers, pace, say)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped before the comparison was done") from None
+    found = race(makers, pace, say)
     return verdict_of(contestants, found, reference.name, pick)

@@ -4,12 +4,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from samestep.bench.part import OURS, Part
-from samestep.bench.rounds import Contender, python
+from samestep.bench.part import OURS, PEERS, Part
+from samestep.bench.seat import Contender, python
 from samestep.errors import PlanRefused, Refused
 from samestep.launch.environment import bare_environment, own_environment
 from samestep.launch.launcher import Launcher
 from samestep.launch.request import Request
+from samestep.plan import Plan
 
 AGAIN = " (again)"  # the reference's second copy
 
@@ -53,8 +54,6 @@ def outlined(launcher: Launcher, request: Request) -> str:
 
 
 def _workers_in(contestant: Contestant) -> int:
-    from samestep.plan import Plan
-
     assert contestant.plan_text is not None
     return Plan.parse(contestant.plan_text).workers
 
@@ -62,7 +61,8 @@ def _workers_in(contestant: Contestant) -> int:
 def peers(workers: int, cores: int) -> list[Contestant]:
     """PyTorch's own ways, with one thread and with all in one process, and with as many workers as we have at most."""
     names = [f"plain {threads}" for threads in sorted({1, cores})]
-    return [Contestant(name) for name in [*names, *(f"{kind} {workers}" for kind in ("ddp", "fsdp2", "tp", "pp"))]]
+    names += [f"{kind} {workers}" for kind in PEERS if kind != "plain" and workers > 1]
+    return [Contestant(name) for name in names]
 
 
 def chosen(contestants: Sequence[Contestant], only: Sequence[str]) -> list[Contestant]:

@@ -7,7 +7,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from samestep.bench.loop import Loop, trainable
-from samestep.bench.rounds import DoesNotApply
+from samestep.bench.seat import DoesNotApply
 from samestep.job import Job
 from samestep.numerics import shard_rows
 from samestep.presets import chain_of
@@ -29,7 +29,8 @@ def sharded(model: nn.Module, workers: int) -> nn.Module:
     mesh = init_device_mesh("cpu", (workers,))
     for name in chain_of(model):
         fully_shard(model.get_submodule(name), mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def _over_all(weight: Tensor) -> Tensor:

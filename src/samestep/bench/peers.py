@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from samestep import streams
 from samestep.bench.ours import as_compared
 from samestep.bench.part import Part
-from samestep.bench.rounds import DoesNotApply
+from samestep.bench.seat import DoesNotApply
 from samestep.bench.turns import Pipes, Turns, take_turns
 from samestep.errors import SamestepError
 from samestep.job import Job
@@ -38,9 +39,12 @@ WAITS = datetime.timedelta(days=1)  # the others have their turns meanwhile
 
 
 class Way(Protocol):
-    """One worker's part of a way to train. note: what a reader of the table should know."""
+    """One worker's part of a way to train."""
 
-    note: str
+    @property
+    def note(self) -> str:
+        """What a reader of the table should know."""
+        ...
 
     def step(self, batch: Any) -> Tensor:
         """Train on a batch. Returns this worker's part of the batch's loss: the parts add up to it. 0-dim."""
@@ -54,7 +58,7 @@ def run_peer(part: Part, pipes: Pipes) -> None:
         sys.exit(_told(pipes, lambda: train(part, 0, pipes)))
     store = os.memfd_create("store")
     parent = os.getpid()
-    ranks = [_fork(lambda rank=rank: _rank(part, rank, pipes, store, parent)) for rank in range(part.size)]
+    ranks = [_fork(partial(_rank, part, rank, pipes, store, parent)) for rank in range(part.size)]
     ended = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in ranks]
     sys.exit(max(map(abs, ended)))
 
@@ -75,7 +79,9 @@ def _rank(part: Part, rank: int, pipes: Pipes, store: int, parent: int) -> int:
     torch.set_num_threads(1)
 
     def work() -> None:
-        meeting = dist.FileStore(f"/proc/self/fd/{store}", part.size)
+        meeting = dist.FileStore(  # type: ignore[attr-defined]
+            f"/proc/self/fd/{store}", part.size
+        )
         dist.init_process_group("gloo", store=meeting, rank=rank, world_size=part.size, timeout=WAITS)
         train(part, rank, pipes)
         dist.destroy_process_group()
@@ -96,11 +102,16 @@ def _told(pipes: Pipes, work: Callable[[], None]) -> int:
         traceback.print_exc()
         if "closed by peer" in str(error) or "reset by peer" in str(error):
             return 1
-        text = str(error).strip().splitlines()
-        Turns(pipes).say(failed=f"{type(error).__name__}: {text[0]}" if text else type(error).__name__)
+        Turns(pipes).say(failed=one_line(error))
     else:
         return 0
     return 1
+
+
+def one_line(error: BaseException) -> str:
+    """Of what PyTorch may spread over pages."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 
 
 def train(part: Part, rank: int, pipes: Pipes) -> None:
@@ -180,5 +191,3 @@ def _sum(loss: Tensor, workers: int) -> float:
     if workers > 1:
         dist.all_reduce(whole)
     return float(whole)
-
-

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, SplitPoint, pipeline
 
 from samestep.bench.loop import Update, trainable
-from samestep.bench.rounds import DoesNotApply
+from samestep.bench.seat import DoesNotApply
 from samestep.errors import Refused
 from samestep.job import Job
 from samestep.parallel.network import precision_of

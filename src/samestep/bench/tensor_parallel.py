@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from samestep.bench.loop import Loop, trainable
-from samestep.bench.rounds import DoesNotApply
+from samestep.bench.seat import DoesNotApply
 from samestep.job import Job
 
 ELEMENTWISE = (
@@ -36,6 +36,13 @@ def pairs_of(model: nn.Module) -> list[tuple[str, str]]:
     return found
 
 
+def features_of(model: nn.Module, pair: tuple[str, str]) -> int:
+    """Between the two layers."""
+    first = model.get_submodule(pair[0])
+    assert isinstance(first, nn.Linear)
+    return first.out_features
+
+
 class TensorParallel(Loop):
     """Raises DoesNotApply when there is no pair, or none whose features can be dealt out."""
 
@@ -43,9 +50,9 @@ class TensorParallel(Loop):
         pairs = pairs_of(model)
         if not pairs:
             raise DoesNotApply("no two Linear layers follow one another in a Sequential")
-        even = [pair for pair in pairs if model.get_submodule(pair[0]).out_features % workers == 0]
+        even = [pair for pair in pairs if features_of(model, pair) % workers == 0]
         if not even:
-            features = model.get_submodule(pairs[0][0]).out_features
+            features = features_of(model, pairs[0])
             raise DoesNotApply(f"the {features} features of {pairs[0][0]} cannot be dealt to {workers} workers evenly")
         styles: dict[str, ParallelStyle] = {}
         for first, second in even:

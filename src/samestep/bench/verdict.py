@@ -101,9 +101,7 @@ def verdict_of(
         ratio = None if measured is None or best is None else ratio_of(medians[one.name], medians[best.name])
         tie = ratio is not None and ratio.value <= 1 + noise
         reason = reason_of(found[one.name], one.name in medians)
-        lines.append(
-            Line(one.name, measured, ratio, one.predicted_seconds, reason, found[one.name].losses, tie)
-        )
+        lines.append(Line(one.name, measured, ratio, one.predicted_seconds, reason, found[one.name].losses, tie))
     lines.sort(key=lambda line: (line.seconds is None, line.seconds.value if line.seconds else 0.0))
 
     def regret(of: Sequence[Contestant]) -> Regret | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from samestep.commands.ending import exit_codes
+from samestep.commands.ending import exit_codes, stopping
 from samestep.commands.options import PLANNING, make_request
 from samestep.launch.environment import physical_cores
 from samestep.launch.request import Request
@@ -69,8 +69,9 @@ def _verdict(request: Request, pace: Any, only: str, *, warm_heap: bool, say: Ca
     from samestep.bench.compare import compare
     from samestep.bench.contestants import chosen, own_contestants, peers
 
-    say("planning")
-    workers = request.workers or request.default_workers
-    everybody = [*own_contestants(request), *peers(workers, physical_cores())]
-    names = [name.strip() for name in only.split(",") if name.strip()]
-    return compare(chosen(everybody, names), request, pace, warm_heap=warm_heap, say=say)
+    with stopping("stopped before the comparison was done"):
+        say("planning")
+        workers = request.workers or request.default_workers
+        everybody = [*own_contestants(request), *peers(workers, physical_cores())]
+        names = [name.strip() for name in only.split(",") if name.strip()]
+        return compare(chosen(everybody, names), request, pace, warm_heap=warm_heap, say=say)
