@@ -10,6 +10,7 @@ speak gloo over the loopback interface; they meet in a file without a name, so t
 
 import contextlib
 import datetime
+import importlib
 import os
 import sys
 import traceback
@@ -51,14 +52,18 @@ class Way(Protocol):
         ...
 
 
+Build = Callable[[Job, nn.Module, int, int], Way]
+
+
 def run_peer(part: Part, pipes: Pipes) -> None:
     """Until this process is told to end."""
+    build = builder_of(part.kind)
     if part.kind == "plain":
         torch.set_num_threads(part.size)
-        sys.exit(_told(pipes, lambda: train(part, 0, pipes)))
+        sys.exit(_told(pipes, partial(train, build, part, 0, pipes)))
     store = os.memfd_create("store")
     parent = os.getpid()
-    ranks = [_fork(partial(_rank, part, rank, pipes, store, parent)) for rank in range(part.size)]
+    ranks = [_fork(partial(_rank, build, part, rank, pipes, store, parent)) for rank in range(part.size)]
     ended = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in ranks]
     sys.exit(max(map(abs, ended)))
 
@@ -74,7 +79,7 @@ def _fork(work: Callable[[], int]) -> int:
     return pid
 
 
-def _rank(part: Part, rank: int, pipes: Pipes, store: int, parent: int) -> int:
+def _rank(build: Build, part: Part, rank: int, pipes: Pipes, store: int, parent: int) -> int:
     die_with_parent(parent)
     torch.set_num_threads(1)
 
@@ -83,7 +88,7 @@ def _rank(part: Part, rank: int, pipes: Pipes, store: int, parent: int) -> int:
             f"/proc/self/fd/{store}", part.size
         )
         dist.init_process_group("gloo", store=meeting, rank=rank, world_size=part.size, timeout=WAITS)
-        train(part, rank, pipes)
+        train(build, part, rank, pipes)
         dist.destroy_process_group()
 
     return _told(pipes, work)
@@ -114,13 +119,13 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 
 
-def train(part: Part, rank: int, pipes: Pipes) -> None:
+def train(build: Build, part: Part, rank: int, pipes: Pipes) -> None:
     """Take a worker's turns. Worker 0 hears how many steps are wanted and passes it on."""
     job = job_of(part.request)
     streams.enter(job.seed, "model")
     model = job.build_model()
     workers = 1 if part.kind == "plain" else part.size
-    way = way_of(part.kind, job, model, rank, workers)
+    way = build(job, model, rank, workers)
     batches = batches_of(job, own_rows(job, rank, workers) if part.kind in ("ddp", "fsdp2") else None)
     first = _sum(way.step(next(batches)), workers)
     turns = Turns(pipes) if rank == 0 else None
@@ -136,23 +141,27 @@ def train(part: Part, rank: int, pipes: Pipes) -> None:
         take_turns(lambda: _passed_on(turns, workers), lambda: way.step(next(batches)), answer)
 
 
-def way_of(kind: str, job: Job, model: nn.Module, rank: int, workers: int) -> Way:
-    """Raises DoesNotApply, with the reason."""
+def builder_of(kind: str) -> Build:
+    """What makes a way of a job, a model, a rank and a number of workers; it raises DoesNotApply with the reason.
+
+    All that its workers import is imported here, once, before they are forked.
+    """
+    importlib.import_module("torch._dynamo")  # optimizers do at their first step
     if kind == "plain":
         from samestep.bench.loop import Loop
 
-        return Loop.plain(job, model)
+        return lambda job, model, rank, workers: Loop.plain(job, model)
     if kind in ("ddp", "fsdp2"):
         from samestep.bench.dealt import dealt
 
-        return dealt(kind, job, model, rank, workers)
+        return partial(dealt, kind)
     if kind == "tp":
         from samestep.bench.tensor_parallel import TensorParallel
 
-        return TensorParallel(job, model, workers)
+        return TensorParallel
     from samestep.bench.pipelined import Pipelined
 
-    return Pipelined(job, model, rank, workers)
+    return Pipelined
 
 
 def job_of(request: Request) -> Job:

@@ -46,7 +46,7 @@ def features_of(model: nn.Module, pair: tuple[str, str]) -> int:
 class TensorParallel(Loop):
     """Raises DoesNotApply when there is no pair, or none whose features can be dealt out."""
 
-    def __init__(self, job: Job, model: nn.Module, workers: int) -> None:
+    def __init__(self, job: Job, model: nn.Module, rank: int, workers: int) -> None:
         pairs = pairs_of(model)
         if not pairs:
             raise DoesNotApply("no two Linear layers follow one another in a Sequential")
