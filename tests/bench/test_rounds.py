@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import samestep
-from samestep.bench.rounds import Pace, order_of, race
+from samestep.bench.rounds import WARM, Pace, order_of, race
 from samestep.bench.seat import Contender, DoesNotApply, Failed
-from samestep.bench.turns import WARM
 
 SOURCES = Path(samestep.__file__).parents[1]
 
@@ -26,7 +25,7 @@ turns, asked = Turns(Pipes(*sys.argv[2:])), 0
 turns.say(ready=True, loss=sys.stdin.read())
 while steps := turns.wait():
     asked += 1
-    turns.say(seconds=[0.0] * (steps - 1) + [float(steps)], loss=asked)
+    turns.say(seconds=[0.0] * (steps - 1) + [steps / 1000], loss=asked)
 """
 REFUSING = COUNTING.replace("ready=True", "refused='the moon is full', ready=True")
 FAILING = COUNTING.replace("asked += 1", "print('dust in the works', file=sys.stderr); sys.exit(7)")
@@ -49,8 +48,8 @@ def test_a_contender_hears_its_message_and_answers_with_the_steps_that_count() -
     before = open_files()
     one = contender(COUNTING, "a message")
     assert one.come_up() == {"ready": True, "loss": "a message"}
-    assert one.turn(3) == ([0.0, 0.0, float(3 + WARM)], 1)
-    assert one.turn(1) == ([float(1 + WARM)], 2)
+    assert one.turn(3, warm=2) == ([0.0, 0.0, 0.005], 1)
+    assert one.turn(1) == ([0.001], 2)
     one.stop()
     assert not psutil.pid_exists(one.process.pid)
     assert open_files() == before
@@ -59,7 +58,7 @@ def test_a_contender_hears_its_message_and_answers_with_the_steps_that_count() -
 def test_everybody_gets_as_many_rounds_of_as_many_steps() -> None:
     before = open_files()
     found = race(makers(COUNTING, COUNTING, COUNTING), Pace(60.0, rounds=4, steps=1))
-    assert [one.medians for one in found.values()] == [[1.0 + WARM] * 4] * 3
+    assert [one.medians for one in found.values()] == [[(1 + WARM) / 1000] * 4] * 3
     assert [one.losses for one in found.values()] == [["0", 1, 2, 3, 4, 5]] * 3  # coming up, a trial, the rounds
     assert open_files() == before
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from samestep.bench.seat import ANSWERS_IN, Contender, DoesNotApply, Failed
-from samestep.bench.turns import WARM
 
 
 @dataclass
@@ -54,6 +53,10 @@ class Pace:
         return done < self.FEWEST or longest < left
 
 
+WARM = 2  # steps at the head of a turn that do not count: the others' data are still in the caches, and the other
+# workers of this contender may have begun the first one while worker 0 waited for its turn
+LONG = 0.1  # seconds of a step that makes caches warm by itself
+
 Say = Callable[[str], None]
 
 
@@ -77,18 +80,19 @@ class Race:
                 self.found[name].losses.append(up["loss"])
                 self.found[name].note = up.get("note", "")
         for name in list(self._running):
-            self._usual[name] = self._turn(name, 1, ANSWERS_IN) or 0.0
+            self._usual[name] = self._turn(name, 1, 0) or 0.0
 
     def run(self, pace: Pace, seconds: float) -> None:
         """Rounds, for so many seconds."""
         deadline = time.monotonic() + seconds
         steps = pace.steps_of([self._usual[name] for name in self._running], seconds)
+        warm = {name: 1 if usual > LONG else WARM for name, usual in self._usual.items()}
         done, longest = 0, 0.0
         while self._running and pace.goes_on(done, longest, deadline - time.monotonic()):
             began = time.monotonic()
             self._say(f"round {done + 1}, {steps} steps each")
             for name in order_of(list(self._running), done):
-                median = self._turn(name, steps, ANSWERS_IN + 20 * self._usual[name] * (steps + WARM))
+                median = self._turn(name, steps, warm[name])
                 self.found[name].medians += [] if median is None else [median]
             done, longest = done + 1, max(longest, time.monotonic() - began)
 
@@ -98,10 +102,11 @@ class Race:
         for contender in self._running.values():
             contender.stop()
 
-    def _turn(self, name: str, steps: int, patience: float) -> float | None:
+    def _turn(self, name: str, steps: int, warm: int) -> float | None:
         """The median of a turn; None when the contender dropped out."""
+        patience = ANSWERS_IN + 20 * self._usual.get(name, 0.0) * (steps + warm)
         with self._dropping_out(name):
-            seconds, loss = self._running[name].turn(steps, patience)
+            seconds, loss = self._running[name].turn(steps, warm, patience)
             self.found[name].losses.append(loss)
             return statistics.median(seconds)
         return None

@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from samestep.bench.turns import WARM
-
 UP_IN = 300.0  # seconds until a contender that does not come up has failed
 ANSWERS_IN = 60.0  # seconds until one that was asked for steps has, if its steps were not known to be as long
 ENDS_IN = 10.0  # seconds that one may take to end
@@ -64,12 +62,12 @@ class Contender:
         self._theirs = []
         return found
 
-    def turn(self, steps: int, patience: float = ANSWERS_IN) -> tuple[list[float], float]:
-        """Seconds of each of so many steps after the warm ones, and the loss of the last. Raises Failed."""
+    def turn(self, steps: int, warm: int = 0, patience: float = ANSWERS_IN) -> tuple[list[float], float]:
+        """Seconds of each of so many steps after `warm` others, and the loss of the last. Raises Failed."""
         with contextlib.suppress(BrokenPipeError):  # its end tells more
-            os.write(self._ask, json.dumps({"steps": steps + WARM}).encode() + b"\n")
+            os.write(self._ask, json.dumps({"steps": steps + warm}).encode() + b"\n")
         found = self._hear(patience)
-        return found["seconds"][WARM:], found["loss"]
+        return found["seconds"][warm:], found["loss"]
 
     def _hear(self, patience: float) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._line(time.monotonic() + patience, patience))

@@ -13,9 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-WARM = 2  # steps at the head of a turn that do not count: the others' data are still in the caches, and the other
-# workers of this contender may have begun the first one while worker 0 waited for its turn
-
 
 @dataclass(frozen=True)
 class Pipes:
