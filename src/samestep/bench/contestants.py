@@ -31,16 +31,15 @@ def own_contestants(request: Request) -> list[Contestant]:
     """
     most = request.workers or request.default_workers
     with Launcher() as launcher:
-        first = Contestant(f"{OURS} data", outlined(launcher, replace(request, workers=request.workers)))
+        first = Contestant(f"{OURS} data", outlined(launcher, request))
         workers = _workers_in(first)
         found = [replace(first, name=f"{OURS} data {workers}")]
         asked = [("data", count) for count in range(1, workers)]
-        asked += [(plan, most) for plan in ("pipeline",) if most > 1]
+        asked += [("pipeline", most)] if most > 1 else []
         asked += [(plan, most) for plan in ("slices", "hybrid") if request.slices is not None]
         for plan, count in asked:
             try:
-                slices = request.slices if plan in ("slices", "hybrid") else None
-                text = outlined(launcher, replace(request, plan=plan, workers=count, slices=slices))
+                text = outlined(launcher, replace(request, plan=plan, workers=count))
             except Refused:
                 continue  # a preset that this model has no use for
             if text not in [one.plan_text for one in found]:
@@ -50,7 +49,8 @@ def own_contestants(request: Request) -> list[Contestant]:
 
 def outlined(launcher: Launcher, request: Request) -> str:
     """The text of the plan that a request makes. Raises Refused."""
-    return str(launcher.outline(replace(request, slices=request.slices if request.plan != "data" else None))["plan"])
+    slices = request.slices if request.plan in ("slices", "hybrid") else None
+    return str(launcher.outline(replace(request, slices=slices))["plan"])
 
 
 def _workers_in(contestant: Contestant) -> int:
