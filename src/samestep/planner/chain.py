@@ -37,7 +37,7 @@ class Chain:
         if len(set(lengths.values())) > 1 or not self.forward:
             raise PlanRefused(f"a chain needs one value of each kind for every layer, and has {lengths}")
         for name, values in vars(self).items():
-            _check_all(name, values, 0 <= min(values) and max(values) < math.inf, "0 or more, and finite")
+            _check_all(name, values, min(values) >= 0 and max(values) < math.inf, "0 or more, and finite")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Row:
                 f"{count} speeds, {len(self.memory)} memory limits, {len(self.bandwidths)} bandwidths and "
                 f"{len(self.latencies)} latencies: give a limit for each worker, and a link between neighbours"
             )
-        _check_all("speeds", self.speeds, 0 < min(self.speeds) and max(self.speeds) < math.inf, "above 0, and finite")
+        _check_all("speeds", self.speeds, min(self.speeds) > 0 and max(self.speeds) < math.inf, "above 0, and finite")
         _check_all("memory", self.memory, min(self.memory) > 0, "above 0")
         _check_all("bandwidths", self.bandwidths, min(self.bandwidths, default=1) > 0, "above 0")
         _check_all("latencies", self.latencies, min(self.latencies, default=0) >= 0, "0 or more")
@@ -101,13 +101,14 @@ class ChainCosts:
         total = sum(self._speeds(workers))
         kinds = {(speed / total, limit) for speed, limit in zip(self._speeds(workers), memory, strict=True)}
         full = [(self._state + held * share * self._kept) / limit for share, limit in sorted(kinds)]
-        return np.maximum.reduce(full) + self._no_stage
+        fullest: Floats = np.maximum.reduce(full) + self._no_stage
+        return fullest
 
     def crossing(self, worker: int) -> Floats:
         link = worker - 1
-        each = self.row.latencies[link] + self._crossing / self.row.bandwidths[link]
+        each: Floats = self.row.latencies[link] + self._crossing / self.row.bandwidths[link]
         each[-1] = 0.0
-        return 2 * self.microbatches * each
+        return each * float(2 * self.microbatches)
 
     def _speeds(self, workers: range) -> tuple[float, ...]:
         return self.row.speeds[workers.start : workers.stop]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from samestep.planner.stages import Costs, Floats, Span, Split
 
+
 def best_splits(costs: Costs, max_stages: int) -> list[Split]:
     """The best split for each number of stages that fits, fewest stages first; bottlenecks in seconds."""
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from samestep.planner.stages import Costs, Floats, Span, Split
 
 PRECISION = 1e-6
-COARSE = 1e-3  # for the runners-up and for the memory that would be enough
+COARSE = 1e-3  # for the runners-up
+ROUGH = 1e-2  # for the memory that would be enough
 MOST_RUNNERS_UP = 32  # stages
 
 
@@ -41,13 +42,14 @@ def fewest_splits(costs: Costs, sizes: Sequence[int], max_stages: int) -> list[S
 
 
 def least_memory(costs: Costs, sizes: Sequence[int], max_stages: int) -> Split:
-    """The split that fits the least memory (within COARSE above it); its `bottleneck` is the fullest worker's fullness.
+    """A split that fits little memory, for when nothing fits; its `bottleneck` is the fullness of its fullest worker.
 
-    For when nothing fits.
+    Every split of the allowed sizes that fits ROUGH less is fuller than this one when each stage is taken to keep
+    the next power of two of microbatches; so the memory named is enough, and may be more than the least.
     """
     low, high = 1.0, 2.0
     found = None
-    while found is None or high > low * (1 + COARSE):
+    while found is None or high > low * (1 + ROUGH):
         tried = high if found is None else math.sqrt(low * high)
         split = _Search(costs, sizes, max_stages, room=tried).least(None, math.inf)
         if split is None:
@@ -73,7 +75,9 @@ class _Search:
         self.between = costs.crossing(1) if self.workers > 1 else np.zeros(self.cuts + 1)
         self.levels = min(max_stages, self.cuts, self.workers)
         self.depth = min(costs.deepest, self.levels)
-        self.fitting = [self._fitting(costs, level, room) for level in range(1, self.depth + 1)]
+        kept = [level if room == 1 else min(self.depth, _power_from(level)) for level in range(1, self.depth + 1)]
+        fitting = {level: self._fitting(costs, level, room) for level in sorted(set(kept))}
+        self.fitting = [fitting[level] for level in kept]
 
     def _pick(self, matrix: Floats) -> Floats:
         picked: Floats = np.broadcast_to(matrix, (self.cuts + 1, self.cuts + 1))[self.first, self.last]
@@ -122,6 +126,11 @@ class _Search:
         kinds = [int(np.searchsorted(self.sizes, len(span.workers))) for span in spans]
         stages = max(float(self.seconds[kind, pair]) for kind, pair in zip(kinds, at, strict=True))
         return max(stages, *(float(self.between[span.first]) for span in spans[1:]), 0.0)
+
+
+def _power_from(count: int) -> int:
+    """The smallest power of two that is no less."""
+    return 1 << (count - 1).bit_length()
 
 
 class _Table:

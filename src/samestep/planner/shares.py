@@ -29,7 +29,9 @@ def shares(num_shards: int, finishing: Sequence[Callable[[int], float]]) -> tupl
     for dealt in range(num_shards):
         end, rank = ends[0]
         if end == float("inf"):
-            raise PlanRefused(f"the workers can take {dealt} shards, the step has {num_shards}: no plan places the rest")
+            raise PlanRefused(
+                f"the workers can take {dealt} shards, the step has {num_shards}: no plan places the rest"
+            )
         counts[rank] += 1
         heapreplace(ends, (finishing[rank](counts[rank] + 1), rank))
     return tuple(counts)
@@ -80,7 +82,9 @@ def state_shares(speeds: Sequence[float], rooms: Sequence[float]) -> tuple[float
     full: set[int] = set()
     while True:
         left = 1 - sum(rooms[rank] for rank in full)
-        pace = left / sum(speed for rank, speed in enumerate(speeds) if rank not in full) if len(full) < len(speeds) else 0
+        pace = (
+            left / sum(speed for rank, speed in enumerate(speeds) if rank not in full) if len(full) < len(speeds) else 0
+        )
         over = {rank for rank in range(len(speeds)) if rank not in full and pace * speeds[rank] > rooms[rank]}
         if not over:
             return tuple(rooms[rank] if rank in full else pace * speed for rank, speed in enumerate(speeds))
