@@ -10,7 +10,7 @@ import random
 import statistics
 import time
 
-from samestep.planner.chain import Chain, Row, ring
+from samestep.planner.rows import Chain, Row, ring
 from samestep.planner.partition import partition
 from samestep.planner.stages import NothingFits, Partition
 

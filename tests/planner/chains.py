@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 from hypothesis import strategies as st
 
-from samestep.planner.chain import Chain, ChainCosts, Replication, Row, free, ring
+from samestep.planner.rows import Chain, ChainCosts, Replication, Row, free, ring
 from samestep.planner.stages import Floats, Span
 
 amounts = st.integers(0, 20).map(float)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from samestep.planner.chain import Chain, ChainCosts, Replication, Row
+from samestep.planner.rows import Chain, ChainCosts, Replication, Row
 from samestep.planner.dense import best_splits, emptiest_split, work
 from samestep.planner.fewest import fewest_splits, least_memory
 from samestep.planner.stages import Costs, Floats, NothingFits, Partition, Span, Split
