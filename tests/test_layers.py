@@ -42,6 +42,7 @@ LAYERS: dict[str, int] = {
     "report": 2,
     "outline": 2,
     "transport": 2,
+    "planner": 3,
     # the techniques
     "parallel": 4,
     # plan + job -> this worker's part; the state of a run
