@@ -26,13 +26,13 @@ from samestep.planner.transformer import (
     layer_parameters,
 )
 
-PASSES = 4 / 3
-"""How often forward moves each byte that it keeps: written once, and read in part by the next kernel. Backward, which
-reads it and moves a gradient of its size in and out, twice as often. An estimate: the fitted bandwidth takes its error."""
-LOGIT_BYTES = 30
-"""Moved per logit: two bytes forward and back, and the loss in four: a copy, maximum, exponential, sum, gradient."""
-UPDATE_BYTES = 30
-"""Moved per parameter by Adam in mixed precision: gradient 2 + 4, master copy and two moments 2 x 12 less what is kept."""
+# Passes over the device's memory, estimated by counting kernels. A fitted bandwidth takes the error of all three.
+PASSES = 4 / 3  # of each byte that forward keeps: written once, read in part by what follows; backward twice as often
+LOGIT_BYTES = 30  # per logit: two bytes there and back; the loss in four bytes: copy, maximum, exponential, gradient
+UPDATE_BYTES = 30  # per parameter, Adam in mixed precision: gradient 2 + 2, master copy and moments 12 + 12, value 2
+
+
+WHOLE = Slicing()
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Spread:
 
     rows: int
     microbatches: int
-    slicing: Slicing = Slicing()
+    slicing: Slicing = WHOLE
     copies: int = 1
     stages: int = 1
     chunks: int = 1
