@@ -13,6 +13,7 @@ from samestep import streams
 from samestep.errors import JobRefused, Refused
 from samestep.job import Job
 from samestep.loss import Objective
+from samestep.parallel.bundles import HEAD
 from samestep.parallel.cut import Cut, Segment, cut, parameters_of
 from samestep.parallel.footprint import state_per_element
 from samestep.parallel.network import precision_of, untouched_buffers
@@ -122,6 +123,7 @@ def first_layer(segment: Segment, model: nn.Module) -> str:
 def unit_of(name: str, found: Cut, number: int, model: nn.Module, work: float) -> Unit:
     segment = found.segments[number]
     crossing = found.crossings[number - 1] if number else ()
+    there, back = heads(len(crossing)) if number else (0, 0)
     params = {p: model.get_parameter(p) for call in segment.calls for p in parameters_of(call, model)}
     kept = {storage for call in segment.calls for storage in call.keeps}
     own = [call for call in segment.calls if call.what == name]
@@ -132,12 +134,18 @@ def unit_of(name: str, found: Cut, number: int, model: nn.Module, work: float) -
         f"{kind} {shapes}",
         sum(p.numel() * p.element_size() for p in params.values()),
         len(params),
-        sum(found.nbytes[v] for v in crossing),
-        sum(found.nbytes[v] for v in crossing if v in found.floats),
+        there + sum(found.nbytes[v] for v in crossing),
+        back + sum(found.nbytes[v] for v in crossing if v in found.floats),
         sum(storage.nbytes for storage in kept),
         sum(found.nbytes[v] for call in own for v in call.makes),
         work,
     )
+
+
+def heads(tensors: int) -> tuple[int, int]:
+    """Bytes that come along with the tensors of a cut, there and back: names, and where the random streams stand."""
+    names = HEAD.size + tensors
+    return names + streams.pack(streams.leave()).numel(), names
 
 
 def regions_of(
