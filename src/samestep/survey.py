@@ -5,6 +5,7 @@ not possible (a layer's weights used on both sides, a change in place that reach
 a network that cannot be recorded at all is one unit.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
@@ -34,13 +35,15 @@ def survey(job: Job, prepared: Prepared, num_slices: int | None = None) -> Chain
     elementwise = is_elementwise(prepared.optimizer)
     with hollow(prepared):
         try:
+            if job.sync_batchnorm:
+                raise JobRefused("sync_batchnorm needs all shards of a step at once in every layer")
             recording, found = finest(job, model, shards)
             units = units_of(recording, found, model)
             why_whole = {name: why for name, why in sliceable(job, model, shards).items() if why is not None}
             if elementwise:
                 regions = regions_of(job, model, shards, why_whole, [u.name for u in units], num_slices)
-        except Refused as refused:
-            why_uncut, units = str(refused), (uncut(model),)
+        except Exception as error:  # noqa: BLE001 - it need not fail where nothing is recorded; if it does, probes tell
+            why_uncut, units, regions = str(error) or type(error).__name__, (uncut(model),), ()
     state = state_per_element(prepared.optimizer)
     return Chain(units, regions, why_whole, why_uncut, shards, job.batch_size, state, elementwise)
 
@@ -49,7 +52,8 @@ def uncut(model: nn.Module) -> Unit:
     """The whole model as one unit."""
     params = list(model.parameters())
     nbytes = sum(p.numel() * p.element_size() for p in params)
-    return Unit("", "whole model", nbytes, len(params), 0, 0, 0, 0, 0.0)
+    digest = hashlib.sha256(str(model).encode()).hexdigest()[:12]
+    return Unit("", f"whole model {digest}", nbytes, len(params), 0, 0, 0, 0, 0.0)
 
 
 def finest(job: Job, model: nn.Module, shards: int) -> tuple[Recording, Cut]:
