@@ -57,13 +57,13 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     streams.enter(job.seed, "model")
     model = job.build_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    state, files = streams.leave(), len(os.listdir("/proc/self/fd"))
+    state, files = streams.leave(), len(list(Path("/proc/self/fd").iterdir()))
     probe(job, Plan(Numerics(shards=8), (4, 4)), model, 0.0)
     assert streams.same(streams.leave(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(param.grad is None for param in model.parameters())
     assert list(tmp_path.iterdir()) == []
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
