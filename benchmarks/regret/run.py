@@ -177,11 +177,8 @@ def main() -> None:
         found = results[-1]
         print(f"{name}: pick {found['pick']}, best {found['best']}, regret {found['regret']:.1%}", file=sys.stderr)
         for plan in found["plans"]:
-            print(
-                f"    {plan['name']:40} predicted {plan['predicted'] * 1e3:8.2f}  measured {plan['measured'] * 1e3:8.2f}"
-                f"  {plan['error']:+.1%}",
-                file=sys.stderr,
-            )
+            times = f"predicted {plan['predicted'] * 1e3:8.2f}  measured {plan['measured'] * 1e3:8.2f}"
+            print(f"    {plan['name']:40} {times}  {plan['error']:+.1%}", file=sys.stderr)
     print(json.dumps(summary(results)))
 
 
