@@ -11,13 +11,13 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-sys.path.insert(0, str(HERE.parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 import numpy as np
 from groups import GROUPS, Group
@@ -30,6 +30,7 @@ from samestep.launch.environment import mkl_mode, physical_cores
 from samestep.launch.launcher import Launcher
 from samestep.launch.request import Request
 
+HERE = Path(__file__).resolve().parent
 PORTS = itertools.count(29_600)
 TURN = 0.6  # seconds of a turn, about
 
@@ -129,8 +130,6 @@ def judged(name: str, found: list[dict[str, Any]], medians: dict[str, list[float
 
 
 def run(name: str, group: Group, rounds: int, commit: str) -> dict[str, Any]:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         hosts = None if group.rate is None else Hosts(2, rate=group.rate).__enter__()
