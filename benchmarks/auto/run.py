@@ -12,8 +12,6 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-
 from samestep.bench.compare import compare
 from samestep.bench.contestants import Contestant, peers
 from samestep.bench.part import OURS
@@ -23,6 +21,7 @@ from samestep.launch.environment import mkl_mode, physical_cores
 from samestep.launch.launcher import Launcher
 from samestep.launch.request import Request
 
+HERE = Path(__file__).resolve().parent
 SUITE = ("mlp", "mlp-small", "cnn", "alexnet", "resnet", "gpt", "lstm", "bag")
 WITHOUT = ("pp",)  # not asked for here; it splits few of these models
 
