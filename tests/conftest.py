@@ -1,5 +1,6 @@
 """What tests share: one fork server for the whole session, so that a run costs no import of torch."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ GRIDS = Path(__file__).parent / "jobs" / "grids.py"
 
 settings.register_profile("samestep", deadline=None)  # a busy machine is no failure
 settings.load_profile("samestep")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Profiles are kept here while tests run, and not where the user has his own."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ not possible (a layer's weights used on both sides, a change in place that reach
 a network that cannot be recorded at all is one unit.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
@@ -13,6 +14,7 @@ from samestep import streams
 from samestep.errors import JobRefused, Refused
 from samestep.job import Job
 from samestep.loss import Objective
+from samestep.parallel.bundles import HEAD
 from samestep.parallel.cut import Cut, Segment, cut, parameters_of
 from samestep.parallel.footprint import state_per_element
 from samestep.parallel.network import precision_of, untouched_buffers
@@ -33,13 +35,15 @@ def survey(job: Job, prepared: Prepared, num_slices: int | None = None) -> Chain
     elementwise = is_elementwise(prepared.optimizer)
     with hollow(prepared):
         try:
+            if job.sync_batchnorm:
+                raise JobRefused("sync_batchnorm needs all shards of a step at once in every layer")
             recording, found = finest(job, model, shards)
             units = units_of(recording, found, model)
             why_whole = {name: why for name, why in sliceable(job, model, shards).items() if why is not None}
             if elementwise:
                 regions = regions_of(job, model, shards, why_whole, [u.name for u in units], num_slices)
-        except Refused as refused:
-            why_uncut, units = str(refused), (uncut(model),)
+        except Exception as error:  # noqa: BLE001 - it need not fail where nothing is recorded; if it does, probes tell
+            why_uncut, units, regions = str(error) or type(error).__name__, (uncut(model),), ()
     state = state_per_element(prepared.optimizer)
     return Chain(units, regions, why_whole, why_uncut, shards, job.batch_size, state, elementwise)
 
@@ -48,7 +52,8 @@ def uncut(model: nn.Module) -> Unit:
     """The whole model as one unit."""
     params = list(model.parameters())
     nbytes = sum(p.numel() * p.element_size() for p in params)
-    return Unit("", "whole model", nbytes, len(params), 0, 0, 0, 0, 0.0)
+    digest = hashlib.sha256(str(model).encode()).hexdigest()[:12]
+    return Unit("", f"whole model {digest}", nbytes, len(params), 0, 0, 0, 0, 0.0)
 
 
 def finest(job: Job, model: nn.Module, shards: int) -> tuple[Recording, Cut]:
@@ -122,6 +127,7 @@ def first_layer(segment: Segment, model: nn.Module) -> str:
 def unit_of(name: str, found: Cut, number: int, model: nn.Module, work: float) -> Unit:
     segment = found.segments[number]
     crossing = found.crossings[number - 1] if number else ()
+    there, back = heads(len(crossing)) if number else (0, 0)
     params = {p: model.get_parameter(p) for call in segment.calls for p in parameters_of(call, model)}
     kept = {storage for call in segment.calls for storage in call.keeps}
     own = [call for call in segment.calls if call.what == name]
@@ -132,12 +138,18 @@ def unit_of(name: str, found: Cut, number: int, model: nn.Module, work: float) -
         f"{kind} {shapes}",
         sum(p.numel() * p.element_size() for p in params.values()),
         len(params),
-        sum(found.nbytes[v] for v in crossing),
-        sum(found.nbytes[v] for v in crossing if v in found.floats),
+        there + sum(found.nbytes[v] for v in crossing),
+        back + sum(found.nbytes[v] for v in crossing if v in found.floats),
         sum(storage.nbytes for storage in kept),
         sum(found.nbytes[v] for call in own for v in call.makes),
         work,
     )
+
+
+def heads(tensors: int) -> tuple[int, int]:
+    """Bytes that come along with the tensors of a cut, there and back: names, and where the random streams stand."""
+    names = HEAD.size + tensors
+    return names + streams.pack(streams.leave()).numel(), names
 
 
 def regions_of(

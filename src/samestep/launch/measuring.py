@@ -37,8 +37,12 @@ def measure(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, worker
     """Costs with these numerics, alone and with `workers` workers at once. Raises what a worker raised."""
     workers = max(1, min(workers, chain.shards))
     alone = table(job, chain, numerics, model, 1)
-    together = alone if workers == 1 else table(job, chain, numerics, model, workers)
-    return Costs(alone, together, passing() if workers > 1 else Passing(0.0, 0.0, 0.0, 0.0))
+    if workers == 1:
+        return Costs(alone, alone, Passing(0.0, 0.0, 0.0, 0.0))
+    together = table(job, chain, numerics, model, workers)
+    # Workers with a shard each add nothing, and one alone reads nobody's sums: each table knows what the other lacks.
+    alone, together = replace(alone, reduce=together.reduce), replace(together, add=together.add or alone.add)
+    return Costs(alone, together, passing())
 
 
 def table(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, workers: int) -> Table:
@@ -96,13 +100,24 @@ def table_of(chain: Chain, workers: int, uncut: Probe, finest: Probe | None, sli
         0.0 if workers == 1 else one("Reduce") / (own * nodes),
         one("Update") / own,
         gap_of(uncut.samples[0]),
-        0.0 if workers == 1 else waited_per_step(uncut) / computing,
+        waited_per_step(uncut) / computing if workers > 1 and computing else 0.0,
         spread_of(steps),
     )
 
 
 def dense(found: Probe, segment: int, shares: Sequence[int], nbytes: int) -> tuple[Pair, float]:
-    """A shard through a dense segment; and what adding a byte of its gradient to another shard's takes."""
+    """A shard through a dense segment; and what adding a byte of its gradient to another shard's takes.
+
+    Shards in lockstep go forward and backward in one action, adding as they go: all of it counts as backward.
+    """
+    if found.plan.numerics.sync_batchnorm:
+        each = [
+            s.busy / share
+            for rows, share in zip(found.samples, shares, strict=True)
+            for s in rows
+            if s.action == "Lockstep"
+        ]
+        return Pair(0.0, median(each)), 0.0
     adds: dict[int, int] = {}  # by shard
     at = 0
     for share in shares:
@@ -148,14 +163,14 @@ def median(values: Iterable[float]) -> float:
 
 
 def step_seconds(samples: Sequence[Sample]) -> list[float]:
-    """From the begin of a step to that of the next one."""
-    begins = [s.start for s in samples if s.action == "Load"]
-    return [b - a for a, b in itertools.pairwise(begins)]
+    """From the begin of a step's first action to the end of its last one."""
+    steps = itertools.groupby(samples, key=lambda s: s.step)
+    return [max(s.stop for s in own) - min(s.start for s in own) for own in (list(rows) for _, rows in steps)]
 
 
 def gap_of(samples: Sequence[Sample]) -> float:
     pairs = itertools.pairwise(samples)
-    return median(b.start - a.stop for a, b in pairs if b.action == "Load")
+    return median(b.start - a.stop for a, b in pairs if b.action == "Load" and b.step == a.step + 1)
 
 
 def waited_per_step(found: Probe) -> float:

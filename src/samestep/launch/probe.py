@@ -12,7 +12,8 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from samestep.errors import SamestepError, TrainingFailed
 from samestep.job import Job
 from samestep.launch.outcome import telling, told
 from samestep.launch.processes import die_with_parent, flush_output, leave
-from samestep.parallelize import Prepared, Shared, bind, divide, groups_that_meet, prepare, share
+from samestep.parallelize import Prepared, Shared, bind, divide, groups_that_meet, prepare, share, training_rows
 from samestep.plan import Plan
 from samestep.trace.ring import Event
 from samestep.trainer import Training
@@ -69,6 +70,7 @@ def probe(job: Job, plan: Plan, model: nn.Module, seconds: float, least_steps: i
     Raises what a worker raised: a Refused, or TrainingFailed with its traceback. The model is left as it is.
     """
     prepared = divide(job, plan, prepare(job, copy.deepcopy(model)))
+    names = {id(module): name for name, module in prepared.model.named_modules()}
     slots = 16 if len(plan.stages) > 1 else 2
     fabric = SharedFabric(plan.workers, groups_that_meet(prepared, plan), slots)
     shared = share(prepared, plan, fabric)
@@ -76,7 +78,7 @@ def probe(job: Job, plan: Plan, model: nn.Module, seconds: float, least_steps: i
     heap.before_fork()
     files = [os.memfd_create("samestep-probe") for _ in range(plan.workers)]
     workers = [
-        forked(partial(_work, job, plan, prepared, shared, fabric, rank, seconds, least_steps, files[rank]))
+        forked(partial(_work, job, plan, prepared, shared, fabric, rank, seconds, least_steps, files[rank], names))
         for rank in range(plan.workers)
     ]
     fabric.close()
@@ -124,24 +126,52 @@ def read_json(file: int) -> Any:
 
 def _work(
     job: Job, plan: Plan, prepared: Prepared, shared: Shared, fabric: SharedFabric, rank: int, seconds: float,
-    least_steps: int, file: int, parent: int,
+    least_steps: int, file: int, names: Mapping[int, str], parent: int,
 ) -> None:  # fmt: skip
     die_with_parent(parent)
     transport = fabric.endpoint(rank)
     step = 0
     try:
         torch.set_num_threads(plan.numerics.threads)
-        training = Training(job, plan, prepared, shared, transport)
-        began, stop, last = time.perf_counter(), False, training.num_steps
-        while not stop and step < last:
-            enough = step + 1 >= WARM + least_steps and time.perf_counter() - began > seconds
+        # Times do not depend on what the numbers are, and --allow-nan is the run's to judge.
+        training = Training(job, plan, prepared, shared, transport, allow_nan=True)
+        full = FullSteps(job)
+        began, stop, done = time.perf_counter(), False, 0
+        while not stop and step < training.num_steps:
+            done += step in full
+            enough = done >= WARM + least_steps and time.perf_counter() - began > seconds
             stop = training.step(enough).stop
             step += 1
-        write_json(file, [row_of(event) for event in transport.timesheet.ring if event.step >= min(WARM, step - 1)])
+        counted = set(counting([at for at in range(step) if at in full]))
+        write_json(file, [row_of(event) for event in transport.timesheet.ring if event.step in counted])
     except BaseException as error:  # noqa: BLE001 - told to who asked for the probe
-        write_json(file, telling(error, rank, step))
+        write_json(file, telling(error, rank, step) | blame(error, names))
     finally:
         transport.close()
+
+
+class FullSteps:
+    """The steps of a job whose batch is whole: an epoch's last one may have fewer rows, and costs less."""
+
+    def __init__(self, job: Job) -> None:
+        self.order, self.rows = job.row_order(training_rows(job).num_rows), job.batch_size
+
+    def __contains__(self, step: int) -> bool:
+        return self.order.batch_rows(step) == self.rows
+
+
+def counting(full: Sequence[int]) -> Sequence[int]:
+    """Of the steps with a whole batch those that count: all but the warm ones, of very short jobs the last one."""
+    return full[WARM:] or full[-1:]
+
+
+def blame(error: BaseException, names: Mapping[int, str]) -> dict[str, str]:
+    """Who failed, by the name of the innermost module whose forward was at work; nothing when there was none."""
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(module := frame.f_locals.get("self"), nn.Module):
+            found = names.get(id(module)) or found
+    return {"name": f"layer {found}"} if found else {}
 
 
 def row_of(event: Event) -> tuple[Any, ...]:

@@ -4,7 +4,9 @@ A profile lies in the user's cache, under a name made of the layers and of what 
 `--profile` says.
 """
 
+import contextlib
 import copy
+import dataclasses
 import os
 from functools import partial
 from pathlib import Path
@@ -17,14 +19,17 @@ from samestep.errors import PlanRefused, SamestepError, TrainingFailed
 from samestep.job import Job
 from samestep.launch.environment import cache_folder, processor
 from samestep.launch.measuring import measure
-from samestep.launch.outcome import WorkerError, telling, told
+from samestep.launch.outcome import WorkerError, telling
 from samestep.launch.probe import forked, read_json, write_json
 from samestep.launch.processes import die_with_parent
 from samestep.numerics import Numerics
-from samestep.parallelize import prepare
+from samestep.parallel.update import implementation
+from samestep.parallelize import Prepared, prepare
 from samestep.planner import profile as profiles
+from samestep.planner.chain import Chain
+from samestep.planner.costs import Costs
 from samestep.planner.profile import Ground, Profile
-from samestep.survey import survey
+from samestep.survey import survey, uncut
 
 
 def profiled(
@@ -32,19 +37,24 @@ def profiled(
 ) -> Profile:
     """workers: that work at once on this machine. num_slices: K, where layers may be sliced.
 
-    Raises PlanRefused when the job cannot be measured: something in it raises, or `file` holds another ground's.
+    Raises PlanRefused when the job cannot be measured: something in it raises; or when `file` holds another job's
+    profile, or one of another ground.
     """
     result = os.memfd_create("samestep-profile")
     child = forked(partial(_profile, job, model, numerics, workers, num_slices, file, name, result))
     os.waitpid(child, 0)
     found = read_json(result)
+    if found is None:
+        raise refusal(TrainingFailed("the process that measured it ended"))
     if not isinstance(found, str):
-        raise refusal(TrainingFailed("the process that measured it ended") if found is None else told(found))
+        raise PlanRefused(found["message"])
     return Profile.parse(found, "the profile just made")
 
 
-def refusal(error: SamestepError) -> PlanRefused:
+def refusal(error: BaseException) -> PlanRefused:
     """Training would fail too: the error says where. Somebody who only plans wants one message."""
+    if isinstance(error, PlanRefused):
+        return error
     place = error.traceback.strip().splitlines()[-3:-1] if isinstance(error, WorkerError) else []
     where = f" ({' '.join(line.strip() for line in place)})" if place else ""
     return PlanRefused(f"the job cannot be measured: {error}{where}; mend it, or name a plan (--plan data)")
@@ -57,20 +67,64 @@ def _profile(
     die_with_parent(parent)
     torch.set_num_threads(1)
     try:
-        chain = survey(job, prepare(job, copy.deepcopy(model)), num_slices)
-        ground = ground_of(numerics, min(workers, chain.shards))
-        path = cache_folder() / f"{profiles.key(ground, chain)}.json" if file is None else Path(file)
-        found = profiles.read(path)
-        if found is not None and file is not None:
-            found.check(ground, f"--profile {file}")
-        if found is None or found.chain != chain:
-            found = Profile(ground, chain, measure(job, chain, numerics, model, workers), name)
-            profiles.write(found, path)
+        prepared = prepare(job, copy.deepcopy(model))
+        chain = survey(job, prepared, num_slices)
+        ground = ground_of(job, prepared, numerics, min(workers, chain.shards))
+        found = kept(ground, chain, file)
+        if found is None:
+            measured = measured_as_far_as_can_be(job, chain, numerics, model, workers)
+            found = Profile(ground, *measured, name, profiles.key(ground, chain))
+            keep(found, file)
         write_json(result, found.text())
     except BaseException as error:  # noqa: BLE001 - told to who asked for the profile
-        write_json(result, telling(error, None, None))
+        write_json(result, telling(refusal(error), None, None))
 
 
-def ground_of(numerics: Numerics, workers: int) -> Ground:
-    machine = f"{processor()}, {instruction_set('cpu')}"
-    return Ground(machine, str(torch.__version__), numerics.threads, numerics.shards, numerics.precision, workers)
+def kept(ground: Ground, chain: Chain, file: str | None) -> Profile | None:
+    """The profile that was made before. Raises PlanRefused for one that cannot be read, or is another's."""
+    key = profiles.key(ground, chain)
+    found = profiles.read(cache_folder() / f"{key}.json" if file is None else Path(file))
+    if found is not None:
+        found.check(ground, key, f"--profile {file}" if file else f"{cache_folder()}/{key}.json")
+    return found
+
+
+def keep(found: Profile, file: str | None) -> None:
+    """Raises PlanRefused where `file` cannot be written. A cache that cannot be written is none."""
+    if file is None:
+        with contextlib.suppress(OSError):
+            profiles.write(found, cache_folder() / f"{found.of}.json")
+        return
+    try:
+        profiles.write(found, Path(file))
+    except OSError as error:
+        raise PlanRefused(f"--profile {file} cannot be written: {error}; name another file") from None
+
+
+def measured_as_far_as_can_be(
+    job: Job, chain: Chain, numerics: Numerics, model: nn.Module, workers: int
+) -> tuple[Chain, Costs]:
+    """What cannot be run in parts is measured as a whole; when that fails too, the failure is the job's own."""
+    try:
+        return chain, measure(job, chain, numerics, model, workers)
+    except SamestepError as error:
+        if len(chain.units) == 1 and not chain.regions:
+            raise
+        whole = dataclasses.replace(chain, units=(uncut(model),), regions=(), why_uncut=str(error))
+        return whole, measure(job, whole, numerics, model, workers)
+
+
+def ground_of(job: Job, prepared: Prepared, numerics: Numerics, workers: int) -> Ground:
+    return Ground(
+        f"{processor()}, {instruction_set('cpu')}",
+        str(torch.__version__),
+        numerics.threads,
+        numerics.shards,
+        numerics.precision,
+        workers,
+        implementation(prepared.optimizer),
+        numerics.codec,
+        job.clip_grad_norm is not None,
+        numerics.sync_batchnorm,
+        f"{type(job.data).__name__}, {job.num_loader_workers} loader workers",
+    )

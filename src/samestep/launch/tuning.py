@@ -1,10 +1,8 @@
 """`samestep plan --tune-numerics`: run a step in several ways on this machine, and choose its numerics."""
 
 import dataclasses
-import itertools
 import os
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +12,7 @@ from samestep import streams
 from samestep.job import Job
 from samestep.launch.build import job_of
 from samestep.launch.deciding import decision_on
+from samestep.launch.measuring import step_seconds
 from samestep.launch.outcome import telling, told
 from samestep.launch.probe import forked, probe, read_json, write_json
 from samestep.launch.processes import die_with_parent
@@ -96,8 +95,4 @@ def step(job: Job, model: nn.Module, shards: int, workers: int, threads: int) ->
     )
     cut = dataclasses.replace(job, shards=shards)
     found = probe(cut, Plan(numerics, equal_shares(shards, workers)), model, SECONDS, least_steps=3)
-    return median_step([sample.start for sample in found.samples[0] if sample.action == "Load"])
-
-
-def median_step(begins: Sequence[float]) -> float:
-    return statistics.median(b - a for a, b in itertools.pairwise(begins))
+    return statistics.median(step_seconds(found.samples[0]))

@@ -64,6 +64,8 @@ class Busy:
             return self.dense(action.segment, table).forward
         if isinstance(action, actions.Backward):
             return self._backward(rank, action, table)
+        if isinstance(action, actions.Lockstep):
+            return len(action.shards) * (table.whole.forward + table.whole.backward)
         if isinstance(action, actions.BackwardWeight):
             return WEIGHTS_SHARE * self.dense(action.segment, table).backward
         if isinstance(action, actions.SliceForward | actions.SliceBackward):

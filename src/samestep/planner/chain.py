@@ -21,8 +21,8 @@ class Unit:
     signature: str  # kind, sizes of weights and input: the same for repeated blocks
     parameters: int  # bytes of weights
     entries: int  # registered parameters
-    crossing: int  # bytes that cross a cut before this unit, forward; 0 before the first one
-    crossing_back: int  # bytes of gradients that cross it backward
+    crossing: int  # bytes that cross a cut before this unit, forward, heads and random streams too; 0 before the first
+    crossing_back: int  # bytes of gradients that cross it backward, heads too
     keeps: int  # bytes kept for backward
     makes: int  # bytes of what the layer itself gives: its activations
     work: float  # multiplications of the forward

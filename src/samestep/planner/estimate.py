@@ -63,8 +63,10 @@ def estimate(plan: Plan, chain: Chain, costs: Costs, cluster: Cluster) -> Estima
     num_shards = num_shards_of(chain.batch_size, plan.numerics.shards)
     grid = plan.grid(num_shards, placed.sliced)
     order = plan.order if isinstance(plan.order, str) else parse_order(plan.order, grid)
-    clip = costs.alone.clip > 0
-    schedules = tuple(schedule_of(grid, order, rank, depth=plan.depth, clip=clip) for rank in range(plan.workers))
+    clip, lockstep = costs.alone.clip > 0, plan.numerics.sync_batchnorm
+    schedules = tuple(
+        schedule_of(grid, order, rank, depth=plan.depth, clip=clip, lockstep=lockstep) for rank in range(plan.workers)
+    )
     busy = Busy(placed, costs, cluster, num_shards)
     wires = Wires(placed, cluster, num_shards, busy)
 

@@ -6,6 +6,7 @@ machine, and for that version of torch.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from samestep.errors import PlanRefused
 from samestep.planner.chain import Chain
 from samestep.planner.costs import Costs
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Ground:
     shards: int
     precision: str
     workers: int  # that were measured at once
+    optimizer: str  # class and implementation
+    codec: str
+    clip: bool  # whether gradients are clipped
+    sync_batchnorm: bool
+    data: str  # what kind of data set it is, and how many processes load
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,14 @@ class Profile:
     chain: Chain
     costs: Costs
     job: str = ""  # what it was called; for people
+    of: str = ""  # the key of what was looked at; of what was measured, where that is less
 
     def text(self) -> str:
         """The file's content."""
         fields = {
             "format": FORMAT,
             "job": self.job,
+            "of": self.of,
             "ground": asdict(self.ground),
             "chain": self.chain.as_json(),
             "costs": self.costs.as_json(),
@@ -63,14 +71,15 @@ class Profile:
                 Chain.from_json(fields["chain"]),
                 Costs.from_json(fields["costs"]),
                 fields["job"],
+                fields["of"],
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise PlanRefused(
                 f"{source} is no profile ({type(error).__name__}: {error}): remove it, `samestep plan` makes another"
             ) from None
 
-    def check(self, wanted: Ground, source: str) -> None:
-        """Raises PlanRefused, with both sides, when it stands on another ground."""
+    def check(self, wanted: Ground, of: str, source: str) -> None:
+        """Raises PlanRefused, with both sides, when it stands on another ground or is another job's."""
         for name, value in asdict(wanted).items():
             own = getattr(self.ground, name)
             if own != value:
@@ -78,6 +87,11 @@ class Profile:
                     f"{source} was measured with {name} {own}, this run has {value}: the times would be others; "
                     "leave --profile out, or name another file, and it is measured anew"
                 )
+        if self.of != of:
+            raise PlanRefused(
+                f"{source} is the profile of a job with other layers ({self.job}, {self.of}; this one is {of}): leave "
+                "--profile out, or name another file, and it is measured anew"
+            )
 
 
 def key(ground: Ground, chain: Chain) -> str:
@@ -99,7 +113,7 @@ def read(file: Path) -> Profile | None:
 def write(profile: Profile, file: Path) -> None:
     """Whole or not at all, for this user only."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = file.with_suffix(f".{id(profile):x}.tmp")
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
     temporary.touch(mode=0o600)
     temporary.write_text(profile.text())
     temporary.replace(file)

@@ -35,6 +35,7 @@ TIE = 0.01  # plans that differ by less are equal, and the simpler one is taken
 ORDERS = ("1f1b", "gpipe", "zero-bubble")
 KINDS = ("one process", "data", "uneven", "hybrid", "slices", "pipeline", "mixed")  # the simpler ones first
 NARROW = 64  # workers up to which written orders and slices are tried
+FEW = 4  # groups of regions of which all subsets are tried
 ROUNDS = 3  # of a descent over groups of regions
 
 
@@ -156,6 +157,9 @@ def by_speed(chain: Chain, costs: Costs, cluster: Cluster) -> tuple[int, ...]:
 
 def sliced_plans(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
     groups = like_regions(chain)
+    if len(groups) <= FEW:
+        yield from (sliced_plan(chain, costs, cluster, numerics, groups, some) for some in subsets(len(groups)))
+        return
     connected = frozenset(i for i, group in enumerate(groups) if not _is_convolution(chain, group))
     seen: set[frozenset[int]] = set()
     for start in dict.fromkeys([frozenset(range(len(groups))), connected, frozenset({heaviest(chain, groups)})]):
@@ -163,6 +167,12 @@ def sliced_plans(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numeric
             plan = sliced_plan(chain, costs, cluster, numerics, groups, start)
             yield plan
             yield from descent(chain, costs, cluster, numerics, groups, start, seen)
+
+
+def subsets(count: int) -> Iterator[frozenset[int]]:
+    """All but the empty one."""
+    for bits in range(1, 1 << count):
+        yield frozenset(i for i in range(count) if bits >> i & 1)
 
 
 def plans_as_sliced(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
@@ -256,7 +266,7 @@ def pipelines(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, 
     found = partition(layers_of(chain, costs, cluster), row_of(cluster, freedom), chain.shards, _reduction(cluster))
     if isinstance(found, NothingFits):
         return
-    for split in split_choices(found):
+    for split in split_choices(found, cluster.workers):
         stages = stages_of(split, chain, cluster, numerics)
         for order in ORDERS:
             yield Plan.staged(numerics, stages, order=order)
@@ -267,9 +277,10 @@ def pipelines(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, 
     yield from interleaved(chain, costs, cluster, numerics)
 
 
-def split_choices(found: Partition) -> list[tuple[Span, ...]]:
-    every = [found.best, *found.runners_up]
-    return [split.stages for split in every if len(split.stages) > 1][:4]
+def split_choices(found: Partition, workers: int) -> list[tuple[Span, ...]]:
+    """The best with several stages; those that leave a worker idle are for fewer workers."""
+    every = [split.stages for split in (found.best, *found.runners_up) if len(split.stages) > 1]
+    return [stages for stages in every if sum(len(span.workers) for span in stages) == workers][:4]
 
 
 def layers_of(chain: Chain, costs: Costs, cluster: Cluster) -> Layers:
