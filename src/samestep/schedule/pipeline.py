@@ -19,13 +19,14 @@ order.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import accumulate
 
 from samestep.errors import PlanRefused
 from samestep.schedule.grid import Grid
 from samestep.schedule.places import places
 from samestep.schedule.turns import line_up, with_weights
-from samestep.schedule.work import Work, chunks, chunks_held
+from samestep.schedule.work import Work, Works, chunks, chunks_held
 
 
 def gpipe(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
@@ -82,9 +83,15 @@ def zero_bubble(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
     The bubble shrinks from (p-1)(F+B+W) to (p-1)(F+B-W), and no worker keeps more than the first one in 1f1b,
     p sets: worker r's W is r sets behind its B (ZB-H1 of Qi et al., Zero Bubble Pipeline Parallelism, 2024).
     """
-    lines = line_up(unsplit(grid), (1,) * len(grid.sets), depth)
-    most = [most_kept(line) for line in lines]
+    lines, most = unsplit_lines(grid, depth)
     yield from with_weights(places(grid), rank, lines[rank], max(most) - most[rank])
+
+
+@cache
+def unsplit_lines(grid: Grid, depth: int) -> tuple[tuple[Works, ...], tuple[int, ...]]:
+    """1f1b's lists of whole backwards, and the most sets that each of them keeps."""
+    lines = line_up(unsplit(grid), (1,) * len(grid.sets), depth)
+    return lines, tuple(map(most_kept, lines))
 
 
 ORDERS: dict[str, Callable[[Grid, int, int], Iterator[Work]]] = {

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 
 from samestep.errors import PlanRefused
-from samestep.schedule.grid import Grid
+from samestep.schedule.grid import Grid, StageGrid
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Places:
     def takes_part(self, rank: int, stage: int, shards: range) -> bool:
         """Whether worker `rank` has something to do when this set is at `stage`: its own shards, or its slices."""
         here = self.grid.stages[stage]
-        return rank in here.workers and (any(here.sliced) or bool(self.own(rank, stage, shards)))
+        return bool(self.own(rank, stage, shards)) or (any(here.sliced) and rank in here.workers)
 
     def participants(self, stage: int, shards: range) -> tuple[int, ...]:
         return tuple(w for w in self.grid.stages[stage].workers if self.takes_part(w, stage, shards))
@@ -43,8 +43,14 @@ def places(grid: Grid) -> Places:
         segments,
         tuple(stage for stage, numbers in enumerate(segments) for _ in numbers),
         tuple(chain.from_iterable(stage.sliced for stage in grid.stages)),
-        tuple(tuple(stage.worker_of(shard) for shard in range(grid.num_shards)) for stage in grid.stages),
+        tuple(owners_of(stage, grid.num_shards) for stage in grid.stages),
     )
+
+
+def owners_of(stage: StageGrid, num_shards: int) -> tuple[int, ...]:
+    """The worker of every shard."""
+    dealt = (rank for rank, count in zip(stage.workers, stage.assign, strict=True) for _ in range(count))
+    return tuple(islice(dealt, num_shards))
 
 
 def refuse_gaps(grid: Grid) -> None:
