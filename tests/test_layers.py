@@ -68,6 +68,7 @@ LAYERS: dict[str, int] = {
     # the one door
     "launch": 8,
     "doctor": 8,
+    "bench": 8,
     "commands": 8,
     "cli": 8,
     "api": 8,

@@ -11,6 +11,7 @@ from samestep.commands.options import guard_missing, split_job
 from samestep.errors import JobRefused, PlanRefused
 from samestep.launch.environment import is_building, mkl_mode, physical_cores, world
 from samestep.launch.launcher import Launcher, Silent, Watcher
+from samestep.launch.locking import read_lock
 from samestep.launch.request import Request, plan_text
 from samestep.plan import Plan
 from samestep.report import Report
@@ -65,9 +66,11 @@ def train(
     """
     if is_building():
         raise guard_missing()
+    where = _where(job)
     request = Request(
         run=uuid.uuid4().hex[:12],
-        **_where(job),
+        **where,
+        locked=read_lock(where.get("file")),
         settings=_settings(settings),
         workers=workers,
         default_workers=physical_cores(),

@@ -5,7 +5,15 @@ import sys
 import pytest
 
 from samestep.launch import environment
-from samestep.launch.environment import PINNED, building, is_building, mkl_mode, physical_cores, server_environment
+from samestep.launch.environment import (
+    PINNED,
+    bare_environment,
+    building,
+    is_building,
+    mkl_mode,
+    physical_cores,
+    server_environment,
+)
 
 
 def test_the_server_gets_the_users_environment_and_what_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +74,19 @@ def test_code_can_know_that_it_runs_only_because_workers_import_it() -> None:
     with pytest.raises(ValueError, match="user code"), building():
         raise ValueError("user code")
     assert not is_building()
+
+
+def test_torch_without_us_gets_its_defaults_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_DATA", "/somewhere")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "5")
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    found = bare_environment(2, warm_heap=False)
+    assert (found["MY_DATA"], found["OMP_NUM_THREADS"], found["GLOO_SOCKET_IFNAME"]) == ("/somewhere", "2", "lo")
+    assert {"MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "MKL_NUM_THREADS", "RANK"} & set(found) == set()
+
+
+def test_torch_without_us_gets_our_heap_when_asked() -> None:
+    found, ours = bare_environment(1, warm_heap=True), server_environment()
+    heap = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    assert {name: found[name] for name in heap} == {name: ours[name] for name in heap}

@@ -1,6 +1,7 @@
 """How a command ends: what went wrong is shown once, and the exit code says what it was."""
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -18,6 +19,23 @@ def show_error(error: SamestepError) -> None:
         print("\n" + error.traceback.rstrip(), file=sys.stderr)
     sys.stderr.flush()
     error.is_shown = True
+
+
+@contextlib.contextmanager
+def stopping(what: str) -> Iterator[None]:
+    """Inside, SIGTERM and a closed terminal break in as Ctrl-C does; all of them raise Interrupted with these words.
+
+    For commands that hold processes of their own. Ignored signals (nohup) stay ignored.
+    """
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        raise Interrupted(what) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import click
 
 from samestep.errors import JobRefused, PlanRefused
 from samestep.launch.environment import mkl_mode, physical_cores
+from samestep.launch.locking import read_lock
 from samestep.launch.request import DEVICES, Request, plan_text
 from samestep.plan import TRANSPORTS
 
@@ -65,6 +66,7 @@ def make_request(job: str, settings: tuple[str, ...], options: dict[str, Any]) -
         hosts=None if options["hosts"] is None else parse_assign(options["hosts"], "--hosts"),
         memory_limit=None if options["memory_limit"] is None else parse_size(options["memory_limit"]),
         default_workers=physical_cores(),
+        locked=None if options.get("tune") else read_lock(file),
         plan=options["plan"] or "auto",
         plan_is_asked=options["plan"] is not None,
         plan_text=plan_text(options["plan"] or "auto"),

@@ -7,6 +7,7 @@ import click
 
 from samestep.commands.ending import exit_codes
 from samestep.commands.options import make_request, planning_options
+from samestep.commands.tuning import tune_numerics
 from samestep.launch.launcher import Launcher
 from samestep.outline import Outline
 
@@ -14,11 +15,18 @@ from samestep.outline import Outline
 @click.command()
 @planning_options
 @click.option("--draw", is_flag=True, help="Draw the step: who computes what when.")
+@click.option("--tune-numerics", "tune", is_flag=True, help="Choose shards, threads and slices for this machine.")
+@click.option("--lock", is_flag=True, help="Keep them in a file beside the job, which train and plan read.")
 @click.option("--svg", type=click.Path(dir_okay=False), help="Write the drawing as SVG.")
-def plan(job: str, settings: tuple[str, ...], draw: bool, svg: str | None, **options: Any) -> None:
+def plan(
+    job: str, settings: tuple[str, ...], draw: bool, svg: str | None, tune: bool, lock: bool, **options: Any
+) -> None:
     """Show the plan that `train` would run with these options, what it moves, and its schedule."""
     with exit_codes():
         request = make_request(job, settings, {**options, "save": None, "checkpoint": None})
+        if tune or lock:
+            tune_numerics(request, lock=lock)
+            return
         with Launcher() as launcher:
             found = Outline(**launcher.outline(request))
         print(found.text(draw=draw))

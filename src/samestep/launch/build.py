@@ -22,31 +22,31 @@ from samestep.parallel.initial import Recording, record
 from samestep.parallel.update import implementation
 from samestep.parallelize import Prepared, divide, hollow, prepare, training_rows
 from samestep.planned import check_memory, checked, footprints
+from samestep.planner.decision import Decision
 
 
 def build(
-    request: Request, send: Send, hosts: tuple[int, ...] | None = None, made: Job | None = None
+    request: Request,
+    send: Send,
+    hosts: tuple[int, ...] | None = None,
+    made: Job | None = None,
+    decision: Decision | None = None,
 ) -> tuple[Run, Prepared, nn.Module | None]:
     """Everything that workers share; for threads also a copy of the model as it was first.
 
-    hosts: the host of every worker, where a launcher has started them. made: a job that exists already.
+    hosts: the host of every worker, where a launcher has started them. made: a job that exists already. decision:
+    on the request's plan, where the planner made it.
     """
     if request.memory_limit is not None:
         heap.keep_compact()
     if request.device != "cpu" and hosts is None:
         raise PlanRefused(f"--device {request.device}: `samestep plan` and hosted workers look at the CPU only")
-    os.chdir(request.folder)
-    sys.path[:] = list(request.path)
-    chosen = chosen_numerics(request)
-    seed = chosen.get("seed", 0)
-    streams.enter(seed, "job")
-    job = with_numerics(call(load_function(request), request) if made is None else made, chosen, request)
+    job, chosen = job_of(request, made)
     streams.enter(job.seed, "model")
     initial = None if request.memory_limit is None else recorded(job, request)
     model = job.build_model() if initial is None else initial.model
-    decision = None
-    if request.plan == "auto":
-        request, decision = decided(request, job, model, chosen, hosts)
+    if request.plan == "auto" and request.plan_text is None:
+        request, decision = decided(request, job, model, chosen)
         chosen = chosen_numerics(request)
     pristine = copy.deepcopy(model) if request.transport == "threads" else None
     prepared = prepare(job, model, initial)
@@ -69,6 +69,15 @@ def build(
     run = Run(job, plan, request, send, resumption, done, hosts)
     send(announcement(run) | {"prediction": None if decision is None else decision.prediction.as_json()})
     return run, prepared, pristine
+
+
+def job_of(request: Request, made: Job | None = None) -> tuple[Job, dict[str, Any]]:
+    """The job with what the command line overrides in it, and the numerics that were chosen."""
+    os.chdir(request.folder)
+    sys.path[:] = list(request.path)
+    chosen = chosen_numerics(request)
+    streams.enter(chosen.get("seed", 0), "job")
+    return with_numerics(call(load_function(request), request) if made is None else made, chosen, request), chosen
 
 
 def recorded(job: Job, request: Request) -> Recording:

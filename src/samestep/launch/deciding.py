@@ -15,8 +15,10 @@ from samestep.cluster import Cluster
 from samestep.errors import PlanRefused
 from samestep.job import Job
 from samestep.launch.environment import machine_name
+from samestep.launch.locking import locked
 from samestep.launch.profiling import profiled
 from samestep.launch.request import Request
+from samestep.launch.resolve import threads_of
 from samestep.machine import Host, Link, rounded
 from samestep.numerics import Numerics
 from samestep.parallelize import training_rows
@@ -28,29 +30,66 @@ from samestep.planner.search import Freedom
 SHORT = 100  # steps: a run that is shorter is not worth measuring, unless somebody asked for it
 
 
-def decided(
-    request: Request, job: Job, model: nn.Module, chosen: dict[str, Any], hosts: Sequence[int] | None = None
-) -> tuple[Request, Decision | None]:
+def decided(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> tuple[Request, Decision | None]:
     """The request with the plan that was found; without a decision where the default plan will do."""
-    if hosts is not None or reason_to_leave(request, job) is not None:
+    found = profile_for(request, job, model, chosen)
+    if found is None:
         return dataclasses.replace(request, plan="data"), None
-    numerics = Numerics(
+    most = most_of(request, numerics_for(request, job, chosen))
+    return settled(request, decide_on(request, job, chosen, found, this_machine(found, most)))
+
+
+def settled(request: Request, decision: Decision) -> tuple[Request, Decision]:
+    """The request with the picked plan."""
+    plan = str(decision.pick.plan)
+    return dataclasses.replace(request, plan_text=plan, workers=None, slices=None), decision
+
+
+def profile_for(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> Profile | None:
+    """None where a plan is not looked for."""
+    if reason_to_leave(request, job) is not None:
+        return None
+    numerics = numerics_for(request, job, chosen)
+    most = most_of(request, numerics)
+    slices = num_slices(numerics.slices) or request.slices
+    return profiled(job, model, numerics, most, slices, request.profile, request.function)
+
+
+def decide_on(
+    request: Request, job: Job, chosen: dict[str, Any], profile: Profile, cluster: Cluster, counts: Sequence[int] = ()
+) -> Decision:
+    """counts: how many workers there may be; default: as the request says. Raises PlanRefused."""
+    numerics = numerics_for(request, job, chosen)
+    freedom = freedom_of(request, cluster.workers, numerics, counts)
+    return decide(profile, cluster, numerics, freedom)
+
+
+def numerics_for(request: Request, job: Job, chosen: dict[str, Any]) -> Numerics:
+    """What is given, before it is known what the optimizer and the processor are."""
+    return Numerics(
         seed=job.seed,
         shards=job.resolved_shards(),
-        threads=int(chosen.get("threads", 1)),
+        threads=threads_of(chosen, request),
         precision=job.precision,
         sync_batchnorm=job.sync_batchnorm,
+        slices=str(chosen.get("slices") or locked(request.locked).get("slices", "none")),
         join=int(chosen.get("join", 0)),
         codec=job.codec,
     )
-    most = request.default_workers if request.workers is None else request.workers
-    may_slice = request.slices is not None
-    if most > numerics.shards and not may_slice:
-        most = numerics.shards if request.workers is None else most
-    profile = profiled(job, model, numerics, most, request.slices, request.profile, request.function)
-    found = decide(profile, this_machine(profile, most), numerics, freedom_of(request, most, may_slice, numerics))
-    plan = str(found.pick.plan)
-    return dataclasses.replace(request, plan_text=plan, workers=None, slices=None), found
+
+
+def most_of(request: Request, numerics: Numerics) -> int:
+    """The workers of this machine that a plan may use: those asked for, else as many as have cores."""
+    if request.workers is not None:
+        return request.workers
+    most = max(1, request.default_workers // numerics.threads)
+    return most if request.slices is not None else min(most, numerics.shards)
+
+
+def num_slices(slices: str) -> int | None:
+    """K, of a line such as fc1:4,fc2:4; the largest, since layers with fewer outputs have fewer."""
+    counts = [int(part.rpartition(":")[2]) for part in slices.split(",") if ":" in part]
+    return max(counts, default=None)
 
 
 def reason_to_leave(request: Request, job: Job) -> str | None:
@@ -67,8 +106,9 @@ def reason_to_leave(request: Request, job: Job) -> str | None:
     return f"{steps} steps are not worth measuring" if steps < SHORT else None
 
 
-def freedom_of(request: Request, most: int, may_slice: bool, numerics: Numerics) -> Freedom:
-    counts = (most,) if request.workers is not None else tuple(range(1, most + 1))
+def freedom_of(request: Request, most: int, numerics: Numerics, counts: Sequence[int]) -> Freedom:
+    may_slice = request.slices is not None
+    counts = tuple(counts) or ((most,) if request.workers is not None else tuple(range(1, most + 1)))
     if not may_slice and max(counts) > numerics.shards:
         raise PlanRefused(
             f"{max(counts)} workers are more than the {numerics.shards} shards of a batch, and a shard is computed by "
@@ -78,8 +118,11 @@ def freedom_of(request: Request, most: int, may_slice: bool, numerics: Numerics)
 
 
 def this_machine(profile: Profile, workers: int) -> Cluster:
-    host = Host(machine_name(), psutil.cpu_count() or 1, workers, psutil.virtual_memory().total)
-    return Cluster((host,), within=within(profile.costs.passing))
+    return Cluster((this_host(workers),), within=within(profile.costs.passing))
+
+
+def this_host(workers: int) -> Host:
+    return Host(machine_name(), psutil.cpu_count() or 1, workers, psutil.virtual_memory().total)
 
 
 def within(passing: Passing) -> Link:

@@ -45,6 +45,30 @@ def server_environment() -> dict[str, str]:
     return pinned_environment() | {"CUDA_VISIBLE_DEVICES": ""}
 
 
+WARM_HEAP = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def bare_environment(threads: int, *, warm_heap: bool) -> dict[str, str]:
+    """For PyTorch without us, with which we are compared: torch's defaults, `threads` threads, no network.
+
+    warm_heap: give it what we set for our own workers' heap, too.
+    """
+    ours = (*PINNED, *LAUNCHERS)
+    env = {name: value for name, value in os.environ.items() if name not in ours}
+    env |= {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    env |= {name: PINNED[name] for name in ("PYTHONHASHSEED", "TORCH_CPP_LOG_LEVEL")}
+    if warm_heap:
+        pinned = pinned_environment()
+        env |= {name: pinned[name] for name in (*WARM_HEAP, "GLIBC_TUNABLES")}
+    return env
+
+
+def own_environment() -> dict[str, str]:
+    """For a process that starts runs of ours."""
+    return dict(os.environ)
+
+
 def let_cublas_repeat() -> None:
     """cuBLAS gives the same bits again only with a workspace of its own size, set before its first product."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

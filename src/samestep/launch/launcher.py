@@ -73,12 +73,27 @@ class Launcher:
 
     def outline(self, request: Request) -> dict[str, Any]:
         """The fields of the `Outline` of the plan that would be run. Raises Refused."""
-        outcome = self._listen(replace(request, only_outline=True), Silent())
+        found: dict[str, Any] = self._told(replace(request, only_outline=True))
+        return found
+
+    def profile(self, request: Request) -> str | None:
+        """The text of the job's profile on this host; None where no plan is looked for. Raises Refused."""
+        found: str | None = self._told(replace(request, only_profile=True))
+        return found
+
+    def tuned(self, request: Request) -> dict[str, Any]:
+        """The fields of the `Tuned` numerics of a job on this host. Raises Refused."""
+        found: dict[str, Any] = self._told(replace(request, tune=True))
+        return found
+
+    def _told(self, request: Request) -> Any:
+        outcome = self._listen(request, Silent())
         if outcome.outline_file is None:
             outcome.conclude()
-            raise AssertionError("a leader tells an outline or an error")
-        found: dict[str, Any] = json.loads(wire.content(outcome.outline_file))
-        return found
+            raise AssertionError("a leader tells what it was asked for, or an error")
+        with os.fdopen(outcome.outline_file, "rb") as file:
+            file.seek(0)
+            return json.load(file)
 
     def _listen(self, request: Request, watcher: Watcher) -> Outcome:
         outcome = Outcome()

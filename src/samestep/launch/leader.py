@@ -18,15 +18,17 @@ from typing import Any
 
 from torch import nn
 
-from samestep import heap
+from samestep import heap, streams
 from samestep.checkpoint import remove_unfinished
 from samestep.errors import JobRefused, PlanRefused
 from samestep.launch import wire
-from samestep.launch.build import build
+from samestep.launch.build import build, job_of
+from samestep.launch.deciding import profile_for
 from samestep.launch.environment import building
 from samestep.launch.outcome import telling
 from samestep.launch.processes import die_on_word_from, flush_output, leave, num_threads
 from samestep.launch.request import Request
+from samestep.launch.tuning import tuned
 from samestep.launch.worker import LOST_A_PEER, Run, in_memory, run_threads, run_worker
 from samestep.parallel.stretches import by_host
 from samestep.parallelize import Prepared, bind, divide, groups_that_meet, prepare, share
@@ -46,6 +48,12 @@ def lead(message: dict[str, Any], events: socket.socket) -> int:
         }
     )
     try:
+        if request.only_profile:
+            tell_profile(request, events)
+            return 0
+        if request.tune:
+            tell_tuned(request, events)
+            return 0
         if request.only_outline:
             describe(request, events)
             return 0
@@ -77,6 +85,22 @@ def describe(request: Request, events: socket.socket) -> None:
         whole = {layer: reason for layer, reason in reasons.items() if reason is not None and layer not in named}
         found = outline(run.job, run.plan, prepared, whole, run.hosts)
     wire.send(events, {"event": "outline"}, in_memory(json.dumps(asdict(found)).encode()))
+
+
+def tell_profile(request: Request, events: socket.socket) -> None:
+    """Measure the job on this host, and train nothing."""
+    with die_on_word_from(events), building():
+        job, chosen = job_of(request)
+        streams.enter(job.seed, "model")
+        found = profile_for(request, job, job.build_model(), chosen)
+    wire.send(events, {"event": "outline"}, in_memory(json.dumps(None if found is None else found.text()).encode()))
+
+
+def tell_tuned(request: Request, events: socket.socket) -> None:
+    """Choose the numerics for this host, and train nothing."""
+    with die_on_word_from(events), building():
+        found = asdict(tuned(request))
+    wire.send(events, {"event": "outline"}, in_memory(json.dumps(found).encode()))
 
 
 def refuse_threads() -> None:

@@ -53,6 +53,9 @@ class Request:
     timeout: float = 300.0  # seconds that workers started apart wait for one another
     hosts: tuple[int, ...] | None = None  # workers on each host; one host when it is None
     only_outline: bool = False  # decide, and do not train
+    tune: bool = False  # choose the numerics, and do not train
+    locked: str | None = None  # the numerics line of the job's lock file
+    only_profile: bool = False  # measure, and do not even decide
     folder: str = "."  # where the command was given
     path: tuple[str, ...] = ()  # where modules are looked for
     mkl: str = "default"

@@ -14,6 +14,7 @@ from samestep.codec.parse import parse_codec
 from samestep.device import instruction_set
 from samestep.errors import PlanRefused
 from samestep.job import Job
+from samestep.launch.locking import locked
 from samestep.launch.request import Request
 from samestep.numerics import CHOSEN, Numerics, check_environment, parse_line
 from samestep.plan import OPTIONS, Plan, Stage, equal_shares, parse_fields, parse_stages, slices_text, spell
@@ -49,12 +50,20 @@ def with_numerics(job: Job, chosen: dict[str, Any], request: Request) -> Job:
     overrides |= {n: v for n in ("steps", "epochs") if (v := getattr(request, n)) is not None}
     if len({"steps", "epochs"} & set(overrides)) == 1:  # a length given on the command line stands alone
         overrides = {"steps": None, "epochs": None} | overrides
+    shards = locked(request.locked).get("shards")
+    if job.shards is None and shards is not None:
+        overrides = {"shards": shards} | overrides
     job = dataclasses.replace(job, **overrides)
     job.check()
     shards, codec = job.resolved_shards(), parse_codec(job.codec, "Job.codec")
     if codec is not None:
         codec.check(shards)
     return dataclasses.replace(job, shards=shards, codec=normal_codec(job.codec, "Job.codec"))
+
+
+def threads_of(chosen: dict[str, Any], request: Request) -> int:
+    """The command line's, else the lock file's, else 1."""
+    return int(chosen.get("threads") or str(locked(request.locked).get("threads", 1)))
 
 
 def normal_codec(text: str, source: str) -> str:
@@ -70,7 +79,7 @@ def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str
     numerics = Numerics(
         seed=job.seed,
         shards=job.shards,
-        threads=int(chosen.get("threads", 1)),
+        threads=threads_of(chosen, request),
         precision=job.precision,
         sync_batchnorm=job.sync_batchnorm,
         slices=slices_text(stages),

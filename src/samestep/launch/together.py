@@ -20,6 +20,7 @@ from samestep.device import check_device, take_device
 from samestep.digest import Leaves, joint_digest, tensor_leaf
 from samestep.errors import CheckpointRefused, PeerLost, PlanRefused, Refused, SamestepError, TrainingFailed
 from samestep.job import Job
+from samestep.launch.agreeing import agreed
 from samestep.launch.build import build
 from samestep.launch.environment import World, building, let_cublas_repeat
 from samestep.launch.membership import A_WORD, Membership, alone, assemble, check_alike, in_time, own_address, stores
@@ -27,6 +28,7 @@ from samestep.launch.outcome import Event, Outcome, telling, told
 from samestep.launch.request import Request
 from samestep.launch.worker import Run, work
 from samestep.parallelize import Prepared, Shared, bind, groups_that_meet, share
+from samestep.planner.decision import Decision
 from samestep.report import Report
 from samestep.transport.base import Transport
 from samestep.transport.group import gloo_links
@@ -116,9 +118,12 @@ def join(membership: Membership, request: Request, send: Callable[..., None], ma
         raise PlanRefused(f"{world.launcher} says where the workers are: leave --transport and --hosts out")
     workers = world.size if request.plan_text is None else None
     request = replace(request, workers=workers, run=membership.facts[0]["run"])
+    decision = None
+    if request.plan == "auto" and request.plan_text is None:
+        request, decision, made = planned_together(membership, request, made)
     try:
         with building():
-            run, prepared, _ = build(request, send, membership.hosts, made)
+            run, prepared, _ = build(request, send, membership.hosts, made, decision)
     except BaseException as error:
         membership.say_built(f"{type(error).__name__}: {error}")
         if isinstance(error, Exception) and not isinstance(error, SamestepError):
@@ -139,10 +144,25 @@ def join(membership: Membership, request: Request, send: Callable[..., None], ma
     return Joined(membership, run, prepared, shared, transport)
 
 
-def links_of(membership: Membership, request: Request) -> Links:
+def planned_together(
+    membership: Membership, request: Request, made: Job | None
+) -> tuple[Request, Decision | None, Job | None]:
+    """The plan that all workers come to; plain data parallelism where none is looked for. And the job, if made."""
+    if made is not None or membership.store is None or request.device != "cpu":
+        return replace(request, plan="data"), None, made
+
+    def links() -> Links | None:
+        several = len(membership.near) < membership.world.size
+        return links_of(membership, request, "links of the planner") if several else None
+
+    with connecting(membership):
+        return agreed(membership, request, links)
+
+
+def links_of(membership: Membership, request: Request, name: str = "links") -> Links:
     """gloo between CPUs; between GPUs NCCL, or gloo through the host's memory where workers share one."""
     world, timeout = membership.world, membership.timeout
-    store = stores.PrefixStore("links", membership.store)
+    store = stores.PrefixStore(name, membership.store)
     links = gloo_links(store, world.rank, world.size, own_address(world), timeout)
     if request.device == "cpu":
         return links

@@ -20,32 +20,36 @@ from numpy.typing import NDArray
 
 from samestep.planner.stages import Costs, Floats, Span, Split
 
-PRECISION = 1e-9
-COARSE = 1e-3  # for the runners-up and for the memory that would be enough
+PRECISION = 1e-6
+COARSE = 1e-3  # for the runners-up
+ROUGH = 1e-2  # for the memory that would be enough
+MOST_RUNNERS_UP = 32  # stages
 
 
 Indices = NDArray[np.integer[Any]]
 
 
 def fewest_splits(costs: Costs, sizes: Sequence[int], max_stages: int) -> list[Split]:
-    """The best split first, then the best for 1, 2, 4, ... stages (within COARSE); empty when nothing fits."""
+    """The best split first, then the best for 1, 2, 4, ... 32 stages (within COARSE); empty when nothing fits."""
     search = _Search(costs, sizes, max_stages)
     best = search.least(None, PRECISION)
     if best is None:
         return []
-    counts = [1 << power for power in range(max_stages.bit_length()) if 1 << power <= search.levels]
-    others = [search.least(count, COARSE) for count in counts if count != len(best.stages)]
+    most = min(MOST_RUNNERS_UP, search.levels)
+    counts = [1 << power for power in range(most.bit_length()) if 1 << power != len(best.stages)]
+    others = [search.least(count, COARSE, best.bottleneck / (1 + PRECISION)) for count in counts]
     return [best, *(split for split in others if split is not None)]
 
 
 def least_memory(costs: Costs, sizes: Sequence[int], max_stages: int) -> Split:
-    """The split that fits the least memory (within COARSE above it); its `bottleneck` is the fullest worker's fullness.
+    """A split that fits little memory, for when nothing fits; its `bottleneck` is the fullness of its fullest worker.
 
-    For when nothing fits.
+    Every split of the allowed sizes that fits ROUGH less is fuller than this one when each stage is taken to keep
+    the next power of two of microbatches; so the memory named is enough, and may be more than the least.
     """
     low, high = 1.0, 2.0
     found = None
-    while found is None or high > low * (1 + COARSE):
+    while found is None or high > low * (1 + ROUGH):
         tried = high if found is None else math.sqrt(low * high)
         split = _Search(costs, sizes, max_stages, room=tried).least(None, math.inf)
         if split is None:
@@ -71,30 +75,36 @@ class _Search:
         self.between = costs.crossing(1) if self.workers > 1 else np.zeros(self.cuts + 1)
         self.levels = min(max_stages, self.cuts, self.workers)
         self.depth = min(costs.deepest, self.levels)
-        self.fitting = [self._fitting(costs, level, room) for level in range(1, self.depth + 1)]
+        kept = [level if room == 1 else min(self.depth, _power_from(level)) for level in range(1, self.depth + 1)]
+        fitting = {level: self._fitting(costs, level, room) for level in sorted(set(kept))}
+        self.fitting = [fitting[level] for level in kept]
 
     def _pick(self, matrix: Floats) -> Floats:
         picked: Floats = np.broadcast_to(matrix, (self.cuts + 1, self.cuts + 1))[self.first, self.last]
         return picked
 
     def _fitting(self, costs: Costs, to_end: int, room: float) -> Indices | None:
-        """Of each stage, the index of the smallest size with memory enough; None when one worker always has."""
+        """Of each stage, where in a flat [size, stage] array the smallest size with memory enough is; None when one
+        worker always has."""
         short = np.zeros(len(self.first), np.uint16)
         for group in self.groups:
             too_full = self._pick(costs.fullness(group, to_end)) > room
             if not too_full.any():
                 break
             short += too_full
-        return short if short.any() else None
+        return short * np.int64(len(short)) + np.arange(len(short)) if short.any() else None
 
-    def least(self, stages: int | None, precision: float) -> Split | None:
-        """The split of so many stages (None: of any number) whose bottleneck is least; None when there is none."""
+    def least(self, stages: int | None, precision: float, low: float = 0.0) -> Split | None:
+        """The split of so many stages (None: of any number) whose bottleneck is least; None when there is none.
+
+        `low` is known to be no more than the least.
+        """
         found = self.within(math.inf, stages)
-        low = 0.0
+        middle = low * (1 + precision)
         while found is not None and found.bottleneck > low * (1 + precision) and precision < math.inf:
-            middle = (low + found.bottleneck) / 2
             better = self.within(middle, stages)
             low, found = (middle, found) if better is None else (low, better)
+            middle = (low + found.bottleneck) / 2
         return found
 
     def within(self, threshold: float, stages: int | None) -> Split | None:
@@ -118,6 +128,11 @@ class _Search:
         return max(stages, *(float(self.between[span.first]) for span in spans[1:]), 0.0)
 
 
+def _power_from(count: int) -> int:
+    """The smallest power of two that is no less."""
+    return 1 << (count - 1).bit_length()
+
+
 class _Table:
     """Workers needed within one threshold: `needs[s][i]` for s stages from cut i; the last one, once closed, for
     as many stages as are best."""
@@ -132,26 +147,22 @@ class _Table:
         self.closed = False
         self.fast = search.seconds <= threshold
         self.smallest = self._smallest()
-        self.sizes: Indices = search.sizes[self.smallest[0]]
 
     def _smallest(self) -> Indices:
-        """[k, stage]: the index of the smallest size from the k-th on that is fast enough."""
-        kinds = len(self.fast)
-        found = np.full((kinds + 1, self.fast.shape[1]), kinds, np.uint16)
+        """[k, stage]: of the sizes from the k-th on the smallest that is fast enough; only k = 0 if memory is ample."""
+        sizes = self.search.sizes
         if all(fitting is None for fitting in self.search.fitting):
-            found[0] = np.where(self.fast.any(axis=0), self.fast.argmax(axis=0), kinds)
-            return found[:1]
-        for kind in reversed(range(kinds)):
-            found[kind] = np.where(self.fast[kind], kind, found[kind + 1])
+            return sizes[np.where(self.fast.any(axis=0), self.fast.argmax(axis=0), len(self.fast))][None]
+        found = np.full((len(sizes), self.fast.shape[1]), self.nobody, np.int32)
+        for kind in reversed(range(len(self.fast))):
+            np.copyto(found[kind], found[kind + 1])
+            found[kind][self.fast[kind]] = sizes[kind]
         return found
 
     def sizes_at(self, level: int) -> Indices:
         """The group size that each stage needs with `level` stages to the end."""
         fitting = self.search.fitting[min(level, self.search.depth) - 1]
-        if fitting is None:
-            return self.sizes
-        sizes: Indices = self.search.sizes[self.smallest[fitting, np.arange(len(fitting))]]
-        return sizes
+        return self.smallest[0] if fitting is None else self.smallest.take(fitting)
 
     def tail(self, level: int) -> Indices:
         """Workers for `level` stages behind each cut, too many where the cut itself is too slow."""

@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from samestep.planner.rows import Chain, ChainCosts, Replication, Row
 from samestep.planner.dense import best_splits, emptiest_split, work
 from samestep.planner.fewest import fewest_splits, least_memory
-from samestep.planner.rows import Chain, ChainCosts, Replication, Row
 from samestep.planner.stages import Costs, Floats, NothingFits, Partition, Span, Split
 
-DENSE = 2e9  # numbers touched by the exact search, a few seconds
+DENSE = 1e9  # numbers touched by the exact search, about two seconds
 FLAT = 1.2e7  # stages x group sizes that the other search keeps, 100 MB
 
 
@@ -67,7 +67,7 @@ def _of_equal_workers(costs: Costs, most: int) -> Partition | NothingFits:
     if not splits:
         return _nothing_fits(least_memory(costs, sizes, most))
     few = f"groups of other sizes than {', '.join(map(str, sizes))}, and " if len(sizes) < costs.num_workers else ""
-    return _ordered(splits, few + "runners-up with other numbers of stages than powers of two")
+    return _ordered(splits, few + "runners-up with other numbers of stages than 1, 2, 4, ... 32")
 
 
 def _ordered(splits: Iterable[Split], pruned: str) -> Partition:

@@ -106,9 +106,9 @@ class ChainCosts:
 
     def crossing(self, worker: int) -> Floats:
         link = worker - 1
-        each = self.row.latencies[link] + self._crossing / self.row.bandwidths[link]
+        each: Floats = self.row.latencies[link] + self._crossing / self.row.bandwidths[link]
         each[-1] = 0.0
-        return 2 * self.microbatches * each
+        return each * float(2 * self.microbatches)
 
     def _speeds(self, workers: range) -> tuple[float, ...]:
         return self.row.speeds[workers.start : workers.stop]
@@ -117,8 +117,7 @@ class ChainCosts:
 def sums(values: Sequence[float] | Floats) -> Floats:
     """(L+1, L+1) sums over the layers of every stage: [i, j] is values[i] + ... + values[j-1], 0 for j <= i."""
     before = np.concatenate([[0.0], np.cumsum(values)])
-    found: Floats = np.maximum(before[None, :] - before[:, None], 0.0)
-    return found
+    return np.maximum(before[None, :] - before[:, None], 0.0)
 
 
 def free(parameter_bytes: Floats, workers: range) -> Floats:

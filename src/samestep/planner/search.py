@@ -120,6 +120,9 @@ def kind_of(plan: Plan) -> str:
 def candidates(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, freedom: Freedom) -> Iterator[Plan]:
     for workers in freedom.workers:
         here = cluster.first(workers)
+        if numerics.slices != "none" and not freedom.may_slice:
+            yield from plans_as_sliced(chain, costs, here, numerics)
+            continue
         if workers <= chain.shards:
             yield from data_plans(chain, costs, here, numerics)
         if freedom.may_slice and chain.regions and workers <= NARROW:
@@ -160,6 +163,20 @@ def sliced_plans(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numeric
             plan = sliced_plan(chain, costs, cluster, numerics, groups, start)
             yield plan
             yield from descent(chain, costs, cluster, numerics, groups, start, seen)
+
+
+def plans_as_sliced(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
+    """The numerics say which layers are sliced. Raises PlanRefused when those were not measured so."""
+    wanted = dict(part.rpartition(":")[::2] for part in numerics.slices.split(","))
+    own = [i for i, region in enumerate(chain.regions) if set(region.layers) <= set(wanted)]
+    covered = {layer: str(chain.regions[i].slices) for i in own for layer in chain.regions[i].layers}
+    if covered != wanted:
+        strange = sorted(set(wanted.items()) ^ set(covered.items()))
+        raise PlanRefused(
+            f"the numerics slice {strange[0][0]} {strange[0][1]} times, and the planner can slice "
+            f"{', '.join('+'.join(r.layers) + f':{r.slices}' for r in chain.regions[:6])}: give a plan file"
+        )
+    yield sliced_plan(chain, costs, cluster, numerics, [own], frozenset({0}))
 
 
 def heaviest(chain: Chain, groups: Sequence[Sequence[int]]) -> int:

@@ -1,0 +1,16 @@
+"""The process of a contender: hears on stdin what it is to be, then takes its turns."""
+
+from samestep.bench.part import OURS, hear
+from samestep.bench.turns import Pipes
+
+
+def main(ask: str, answer: str) -> None:
+    part, pipes = hear(), Pipes(ask, answer)
+    if part.kind == OURS:
+        from samestep.bench.ours import run_ours
+
+        run_ours(part.request, pipes)
+    else:
+        from samestep.bench.peers import run_peer
+
+        run_peer(part, pipes)

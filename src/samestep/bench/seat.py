@@ -1,0 +1,119 @@
+"""A contender as the orchestrator sees it: a process that comes up, answers when asked for steps, and ends.
+
+Nothing of it has a name: its pipes are opened under /proc, and what it prints goes to a file that was removed
+when it was made. Free of torch.
+"""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+UP_IN = 300.0  # seconds until a contender that does not come up has failed
+ANSWERS_IN = 60.0  # seconds until one that was asked for steps has, if its steps were not known to be as long
+ENDS_IN = 10.0  # seconds that one may take to end
+
+
+class DoesNotApply(Exception):
+    """A contender says that it cannot compute this job, and why."""
+
+
+class Failed(Exception):
+    """A contender ended or hung, and why as far as it is known."""
+
+
+class Contender:
+    """command: gets the paths of its pipes as its last two arguments, and `message` on stdin."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], message: str = "") -> None:
+        ask, self._ask = os.pipe()
+        self._answer, answer = os.pipe()
+        self._theirs = [ask, answer]
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`
+        self._message = message
+        self._rest = b""
+        place = f"/proc/{os.getpid()}/fd"
+        self.process = subprocess.Popen(
+            [*command, f"{place}/{ask}", f"{place}/{answer}"],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=self._printed,
+            stderr=self._printed,
+            start_new_session=True,  # a Ctrl-C in the terminal is for the orchestrator to pass on
+        )
+        self._pidfd = os.pidfd_open(self.process.pid)
+
+    def come_up(self) -> dict[str, Any]:
+        """What it says when it is ready. Raises DoesNotApply or Failed."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # its end tells more
+            self.process.stdin.write(self._message.encode())
+            self.process.stdin.close()
+        found = self._hear(UP_IN)
+        for end in self._theirs:
+            os.close(end)
+        self._theirs = []
+        return found
+
+    def turn(self, steps: int, warm: int = 0, patience: float = ANSWERS_IN) -> tuple[list[float], float]:
+        """Seconds of each of so many steps after `warm` others, and the loss of the last. Raises Failed."""
+        with contextlib.suppress(BrokenPipeError):  # its end tells more
+            os.write(self._ask, json.dumps({"steps": steps + warm}).encode() + b"\n")
+        found = self._hear(patience)
+        return found["seconds"][warm:], found["loss"]
+
+    def _hear(self, patience: float) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._line(time.monotonic() + patience, patience))
+        if "refused" in found:
+            raise DoesNotApply(found["refused"])
+        if "failed" in found:
+            raise Failed(found["failed"])
+        return found
+
+    def _line(self, deadline: float, patience: float) -> bytes:
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([self._answer, self._pidfd], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise Failed(f"no answer within {patience:.0f} s{self._last_words()}")
+            if self._answer not in ready or not (part := os.read(self._answer, 1 << 16)):
+                raise Failed(f"it ended with exit status {self.process.wait()}{self._last_words()}")
+            self._rest += part
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def _last_words(self) -> str:
+        self._printed.seek(0)
+        lines = self._printed.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f": {last}" if last else ", without a word"
+
+    def end(self) -> None:
+        """Tell it to end with all its processes, wherever it is."""
+        self.process.terminate()
+
+    def stop(self) -> None:
+        """The same, and wait until it has."""
+        self.end()
+        try:
+            self.process.wait(ENDS_IN)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for end in [self._ask, self._answer, self._pidfd, *self._theirs]:
+            os.close(end)
+        self._theirs = []
+        self._printed.close()
+
+
+def python(module: str) -> list[str]:
+    """The command of a contender whose `main` is in a module of this package, from wherever that was imported."""
+    root = Path(__file__).parents[2]
+    code = f"import sys; sys.path.append(sys.argv.pop(1)); from {module} import main; main(*sys.argv[1:])"
+    return [sys.executable, "-P", "-c", code, str(root)]

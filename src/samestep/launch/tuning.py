@@ -1,0 +1,107 @@
+"""`samestep plan --tune-numerics`: run a step in several ways on this machine, and choose its numerics."""
+
+import dataclasses
+import itertools
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from samestep import streams
+from samestep.job import Job
+from samestep.launch.build import job_of
+from samestep.launch.deciding import decide_on, most_of, numerics_for, profile_for, this_machine
+from samestep.launch.outcome import telling, told
+from samestep.launch.probe import forked, probe, read_json, write_json
+from samestep.launch.processes import die_with_parent
+from samestep.launch.profiling import refusal
+from samestep.launch.request import Request
+from samestep.launch.resolve import chosen_numerics
+from samestep.numerics import Numerics
+from samestep.plan import Plan, equal_shares
+from samestep.planner.decision import Decision
+from samestep.planner.tuning import Trial, chosen, table, ways
+from samestep.presets import DEFAULT_SLICES
+
+WORTH = 0.02  # by which slices must be predicted to be faster
+SECONDS = 0.6  # for one trial; each is made in turn, twice
+ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The numerics that were chosen, and why; travels as JSON."""
+
+    line: str
+    table: str  # what every choice costs
+    plan: str  # the plan's name with these numerics
+    seconds: float  # predicted
+    slices: str  # what slices would do, in words
+
+
+def tuned(request: Request) -> Tuned:
+    """Measure, and choose S, threads and slices. Raises PlanRefused when the job cannot be measured."""
+    job, _ = job_of(request)
+    streams.enter(job.seed, "model")
+    model = job.build_model()
+    found = trials(job, model, request.default_workers)
+    best = chosen(found)
+    line = f"shards={best.shards} threads={best.threads}"
+    request = dataclasses.replace(
+        request, shards=best.shards, threads=best.threads, workers=None, plan_is_asked=True, plan="auto"
+    )
+    plain = decision_on(dataclasses.replace(request, slices=None), job, model)
+    sliced = decision_on(dataclasses.replace(request, slices=request.slices or DEFAULT_SLICES), job, model)
+    better = sliced.pick.plan.numerics.slices != "none" and sliced.pick.seconds < plain.pick.seconds * (1 - WORTH)
+    decision = sliced if better else plain
+    slices = decision.pick.plan.numerics.slices
+    words = f"{sliced.pick.name}: {sliced.pick.seconds * 1e3:.3g} ms, without slices {plain.pick.seconds * 1e3:.3g} ms"
+    return Tuned(f"{line} slices={slices}", table(found), decision.pick.name, decision.pick.seconds, words)
+
+
+def decision_on(request: Request, job: Job, model: nn.Module) -> Decision:
+    chosen_now = chosen_numerics(request)
+    job = dataclasses.replace(job, shards=request.shards)
+    found = profile_for(request, job, model, chosen_now)
+    assert found is not None, "it was asked for"
+    cluster = this_machine(found, most_of(request, numerics_for(request, job, chosen_now)))
+    return decide_on(request, job, chosen_now, found, cluster)
+
+
+def trials(job: Job, model: nn.Module, cores: int) -> list[Trial]:
+    """What each way takes; the model is left as it is. Raises PlanRefused when the job cannot be measured."""
+    result = os.memfd_create("samestep-trials")
+    child = forked(partial(_try, job, model, cores, result))
+    os.waitpid(child, 0)
+    found = read_json(result)
+    if not isinstance(found, list):
+        raise refusal(told(found))
+    return [Trial(*row) for row in found]
+
+
+def _try(job: Job, model: nn.Module, cores: int, result: int, parent: int) -> None:
+    die_with_parent(parent)
+    try:
+        best: dict[tuple[int, int, int], float] = {}
+        for way in ways(job.batch_size, cores) * ROUNDS:
+            best[way] = min(step(job, model, *way), best.get(way, float("inf")))
+        write_json(result, [(*way, seconds) for way, seconds in best.items()])
+    except BaseException as error:  # noqa: BLE001 - told to who asked
+        write_json(result, telling(error, None, None))
+
+
+def step(job: Job, model: nn.Module, shards: int, workers: int, threads: int) -> float:
+    """Seconds of a step: the median of a probe."""
+    numerics = Numerics(
+        seed=job.seed, shards=shards, threads=threads, precision=job.precision, sync_batchnorm=job.sync_batchnorm
+    )
+    cut = dataclasses.replace(job, shards=shards)
+    found = probe(cut, Plan(numerics, equal_shares(shards, workers)), model, SECONDS, least_steps=3)
+    return median_step([sample.start for sample in found.samples[0] if sample.action == "Load"])
+
+
+def median_step(begins: Sequence[float]) -> float:
+    return statistics.median(b - a for a, b in itertools.pairwise(begins))
