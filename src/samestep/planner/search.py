@@ -11,6 +11,7 @@ deterministic: the same chain, costs and cluster give the same plan.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -35,6 +36,7 @@ TIE = 0.01  # plans that differ by less are equal, and the simpler one is taken
 ORDERS = ("1f1b", "gpipe", "zero-bubble")
 KINDS = ("one process", "data", "uneven", "hybrid", "slices", "pipeline", "mixed")  # the simpler ones first
 NARROW = 64  # workers up to which written orders and slices are tried
+LONG = 1 << 13  # stages times shards up to which a pipeline of more than NARROW workers is simulated
 ROUNDS = 3  # of a descent over groups of regions
 
 
@@ -141,14 +143,15 @@ def data_plans(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics)
 
 def by_speed(chain: Chain, costs: Costs, cluster: Cluster) -> tuple[int, ...]:
     """Shards by the greedy rule, from what a shard takes on each worker."""
-    hosts = cluster.hosts_of_workers()
+    near = Counter(cluster.hosts_of_workers())
+    wholes = {count: costs.table(count).whole for count in set(near.values())}
 
-    def finishing(rank: int) -> Callable[[int], float]:
-        table = costs.table(hosts.count(hosts[rank]))
-        seconds = (table.whole.forward + table.whole.backward) / cluster.speeds[rank]
+    def finishing(host: int, speed: float) -> Callable[[int], float]:
+        whole = wholes[near[host]]
+        seconds = (whole.forward + whole.backward) / speed
         return lambda count: count * seconds
 
-    return shares(chain.shards, [finishing(rank) for rank in range(cluster.workers)])
+    return shares(chain.shards, list(map(finishing, cluster.hosts_of_workers(), cluster.speeds)))
 
 
 # Slices: regions of the same signature are chosen together.
@@ -256,7 +259,7 @@ def pipelines(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, 
     found = partition(layers_of(chain, costs, cluster), row_of(cluster, freedom), chain.shards, _reduction(cluster))
     if isinstance(found, NothingFits):
         return
-    for split in split_choices(found):
+    for split in split_choices(found, LONG // chain.shards if cluster.workers > NARROW else None):
         stages = stages_of(split, chain, cluster, numerics)
         for order in ORDERS:
             yield Plan.staged(numerics, stages, order=order)
@@ -267,9 +270,10 @@ def pipelines(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, 
     yield from interleaved(chain, costs, cluster, numerics)
 
 
-def split_choices(found: Partition) -> list[tuple[Span, ...]]:
-    every = [found.best, *found.runners_up]
-    return [split.stages for split in every if len(split.stages) > 1][:4]
+def split_choices(found: Partition, most: int | None = None) -> list[tuple[Span, ...]]:
+    """The best four. most: stages that a split may have."""
+    every = [split.stages for split in (found.best, *found.runners_up)]
+    return [stages for stages in every if 1 < len(stages) <= (most or len(stages))][:4]
 
 
 def layers_of(chain: Chain, costs: Costs, cluster: Cluster) -> Layers:

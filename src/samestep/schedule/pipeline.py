@@ -39,7 +39,7 @@ def gpipe(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
 
     It has no use for `depth`.
     """
-    yield from line_up(grid, (len(grid.sets),), None)[rank]
+    yield from line_up(grid, (len(places(grid).sets),), None)[rank]
 
 
 def one_f_one_b(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
@@ -53,7 +53,7 @@ def one_f_one_b(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
     On slow links a set's way down and up takes longer than p-r turns: `depth` d keeps d times as many
     under way. With latency c, d = 1 + ceil(2c / (F+B)) is enough.
     """
-    yield from line_up(grid, (1,) * len(grid.sets), depth)[rank]
+    yield from line_up(grid, (1,) * len(places(grid).sets), depth)[rank]
 
 
 def interleaved(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
@@ -69,7 +69,7 @@ def interleaved(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
         yield from one_f_one_b(grid, rank, depth)
     else:
         groups = {grid.stages[chunk.start].workers for chunk in chunks(grid)}
-        yield from line_up(grid, equal_rounds(len(grid.sets), len(groups)), 2 * depth)[rank]
+        yield from line_up(grid, equal_rounds(len(places(grid).sets), len(groups)), 2 * depth)[rank]
 
 
 def zero_bubble(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
@@ -90,7 +90,7 @@ def zero_bubble(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
 @cache
 def unsplit_lines(grid: Grid, depth: int) -> tuple[tuple[Works, ...], tuple[int, ...]]:
     """1f1b's lists of whole backwards, and the most sets that each of them keeps."""
-    lines = line_up(unsplit(grid), (1,) * len(grid.sets), depth)
+    lines = line_up(unsplit(grid), (1,) * len(places(grid).sets), depth)
     return lines, tuple(map(most_kept, lines))
 
 

@@ -1,7 +1,8 @@
 """Where everything of a grid is: looked up, not searched."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain, islice
 
 from samestep.errors import PlanRefused
@@ -28,7 +29,26 @@ class Places:
         return bool(self.own(rank, stage, shards)) or (any(here.sliced) and rank in here.workers)
 
     def participants(self, stage: int, shards: range) -> tuple[int, ...]:
-        return tuple(w for w in self.grid.stages[stage].workers if self.takes_part(w, stage, shards))
+        here = self.grid.stages[stage]
+        if any(here.sliced):
+            return here.workers
+        return tuple(dict.fromkeys(self.owner[stage][shard] for shard in shards))
+
+    def sets_at(self, rank: int, stage: int) -> Collection[int]:
+        """The indices of the sets of which worker `rank` does something at `stage`."""
+        here = self.grid.stages[stage]
+        if any(here.sliced):
+            return range(len(self.sets)) if rank in here.workers else ()
+        return self._sets_of_owners[stage].get(rank, ())
+
+    @cached_property
+    def _sets_of_owners(self) -> tuple[dict[int, set[int]], ...]:
+        found: tuple[dict[int, set[int]], ...] = tuple({} for _ in self.owner)
+        for owners, by_rank in zip(self.owner, found, strict=True):
+            for index, shards in enumerate(self.sets):
+                for shard in shards:
+                    by_rank.setdefault(owners[shard], set()).add(index)
+        return found
 
 
 @cache
