@@ -23,9 +23,9 @@ from samestep.plan import Plan, Stage, equal_shares, slices_text
 from samestep.planner.chain import Chain, Region
 from samestep.planner.costs import Costs
 from samestep.planner.estimate import Estimate, estimate
-from samestep.planner.partition import partition
+from samestep.planner.partition import DENSE, best_partition, partition
 from samestep.planner.rows import Chain as Layers
-from samestep.planner.rows import Replication, Row, ring
+from samestep.planner.rows import ChainCosts, Replication, Row, ring
 from samestep.planner.shares import shares
 from samestep.planner.stages import NothingFits, Partition, Span
 from samestep.schedule.greedy import greedy_order
@@ -256,10 +256,14 @@ def _is_convolution(chain: Chain, group: Sequence[int]) -> bool:
 
 
 def pipelines(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, freedom: Freedom) -> Iterator[Plan]:
-    found = partition(layers_of(chain, costs, cluster), row_of(cluster, freedom), chain.shards, _reduction(cluster))
+    wide = cluster.workers > NARROW
+    most = max(2, LONG // chain.shards) if wide else None
+    layers, row = layers_of(chain, costs, cluster), row_of(cluster, freedom)
+    costly = ChainCosts(layers, row, chain.shards, _reduction(cluster))
+    found = best_partition(costly, most, DENSE / 10 if wide else DENSE)
     if isinstance(found, NothingFits):
         return
-    for split in split_choices(found, LONG // chain.shards if cluster.workers > NARROW else None):
+    for split in split_choices(found, most):
         stages = stages_of(split, chain, cluster, numerics)
         for order in ORDERS:
             yield Plan.staged(numerics, stages, order=order)
