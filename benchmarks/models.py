@@ -112,6 +112,52 @@ def wide_cnn() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(8192, 512), nn.ReLU(), nn.Linear(512, 10))
 
 
+def small_mlp() -> nn.Module:
+    """64-128-10; 9,610 parameters."""
+    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+class Residual(nn.Module):
+    """Two convolutions with BatchNorm beside an identity. x: (rows, channels, height, width)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+def resnet() -> nn.Module:
+    """A small ResNet on 3x32x32: three residual blocks of 64 channels between a stem and a classifier."""
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), Residual(64), Residual(64), Residual(64),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+
+
+class Recurrent(nn.Module):
+    """An LSTM of 256 over 64 positions of 128 features, a classifier on the last one. x: (rows, 64, 128)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(128, 256, batch_first=True), nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def bag() -> nn.Module:
+    """A text classifier: the mean of 32 embeddings of 20,000 words, then 128-256-20; 2.6 M parameters."""
+    return nn.Sequential(nn.EmbeddingBag(20_000, 128), nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 20))
+
+
+def bags() -> tuple[Tensor, Tensor]:
+    return torch.randint(0, 20_000, (1024, 32)), torch.randint(0, 20, (1024,))
+
+
 MODELS = {
     "mlp": (mlp, lambda: images(784), nn.CrossEntropyLoss(), 128),
     "cnn": (cnn, lambda: images(3, 32, 32), nn.CrossEntropyLoss(), 64),
@@ -123,6 +169,11 @@ MODELS = {
     "gpt-wide": (wide_gpt, texts, token_loss, 8),
     "gpt-32k": (lambda: GPT(vocabulary=32_000), words, token_loss, 16),
     "gpt-32k-tied": (lambda: TiedGPT(vocabulary=32_000), words, token_loss, 16),
+    "mlp-small": (small_mlp, lambda: images(64), nn.CrossEntropyLoss(), 64),
+    "mlp-1024": (mlp, lambda: images(784, rows=2048), nn.CrossEntropyLoss(), 1024),
+    "resnet": (resnet, lambda: images(3, 32, 32), nn.CrossEntropyLoss(), 64),
+    "lstm": (Recurrent, lambda: images(64, 128), nn.CrossEntropyLoss(), 64),
+    "bag": (bag, bags, nn.CrossEntropyLoss(), 128),
     "cnn-wide": (wide_cnn, lambda: images(3, 32, 32), nn.CrossEntropyLoss(), 64),
 }
 """name: model, data, loss, batch size."""

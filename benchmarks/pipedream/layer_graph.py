@@ -19,7 +19,8 @@ import numpy as np
 
 MOST_CUTS = 2000
 NODE = re.compile(
-    r"(?P<name>\S+) -- (?P<what>.*) -- forward_compute_time=(?P<forward>[^,]+), backward_compute_time=(?P<backward>[^,]+), "
+    r"(?P<name>\S+) -- (?P<what>.*) -- "
+    r"forward_compute_time=(?P<forward>[^,]+), backward_compute_time=(?P<backward>[^,]+), "
     r"activation_size=(?P<activation>[^,]+), parameter_size=(?P<parameters>[^,]+?)( -- stage_id=\d+)?"
 )
 

@@ -10,8 +10,8 @@ import random
 import statistics
 import time
 
-from samestep.planner.rows import Chain, Row, ring
 from samestep.planner.partition import partition
+from samestep.planner.rows import Chain, Row, ring
 from samestep.planner.stages import NothingFits, Partition
 
 MICROBATCHES = 64

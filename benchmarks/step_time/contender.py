@@ -82,7 +82,7 @@ def train(model: str, option: str, folder: str) -> None:
         elif word in PRESETS:
             samestep.train(job, settings=settings, workers=int(workers), plan=word)
         else:
-            samestep.train(job, settings={**settings, "adding": word}, workers=int(workers))
+            samestep.train(job, settings={**settings, "adding": word}, workers=int(workers), plan="data")
 
 
 def loop(model_name: str, rows_per_batch: int, step_done, model: torch.nn.Module | None = None) -> None:

@@ -74,7 +74,7 @@ def test_regret_is_among_plans_of_the_same_numerics_and_among_all(verdict: Verdi
 
 
 def test_our_pick_is_the_least_predicted_and_the_first_where_nobody_predicts() -> None:
-    assert pick_of([CONTESTANTS[3], CONTESTANTS[1], CONTESTANTS[0]]) == CONTESTANTS[0]
+    assert pick_of([CONTESTANTS[3], CONTESTANTS[1], CONTESTANTS[0]]) == CONTESTANTS[1]
     unpredicted = [Contestant("plain 1"), Contestant("b", FOUR), Contestant("a", EIGHT)]
     assert pick_of(unpredicted) == unpredicted[1]
     assert pick_of(unpredicted[:1]) is None

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep.errors import PlanRefused
-from samestep.planner.rows import Chain, ChainCosts, Replication, Row, free, ring
 from samestep.planner.fewest import fewest_splits
 from samestep.planner.partition import best_partition, group_sizes, partition
+from samestep.planner.rows import Chain, ChainCosts, Replication, Row, free, ring
 from samestep.planner.stages import NothingFits, Partition
 
 microbatches = st.integers(1, 4)

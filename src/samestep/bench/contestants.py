@@ -1,18 +1,19 @@
 """Who takes part in a comparison: plans of ours with what is predicted of them, and PyTorch's own ways."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from samestep.bench.part import OURS, PEERS, Part
 from samestep.bench.seat import Contender, python
-from samestep.errors import PlanRefused, Refused
+from samestep.errors import PlanRefused
 from samestep.launch.environment import bare_environment, own_environment
 from samestep.launch.launcher import Launcher
 from samestep.launch.request import Request
-from samestep.plan import Plan
 
 AGAIN = " (again)"  # the reference's second copy
+TWICE, MOST = 2.0, 6  # of the predicted plans, which are measured
 
 
 @dataclass(frozen=True)
@@ -25,37 +26,23 @@ class Contestant:
 
 
 def own_contestants(request: Request) -> list[Contestant]:
-    """Data parallelism on 1, 2, ... workers and a pipeline; with `--slices K` also slices and hybrid.
+    """What the planner considers: its pick first, then the best of each kind, and each of a kind's next ones.
 
-    The first is the plan that `samestep train` runs when nothing is said. Raises Refused when that one cannot be run.
+    A request that names a plan has that one alone. Raises Refused when there is none.
     """
-    most = request.workers or request.default_workers
     with Launcher() as launcher:
-        first = Contestant(f"{OURS} data", outlined(launcher, request))
-        workers = _workers_in(first)
-        found = [replace(first, name=f"{OURS} data {workers}")]
-        asked = [("data", count) for count in range(1, workers)]
-        asked += [("pipeline", most)] if most > 1 else []
-        asked += [(plan, most) for plan in ("slices", "hybrid") if request.slices is not None]
-        for plan, count in asked:
-            try:
-                text = outlined(launcher, replace(request, plan=plan, workers=count))
-            except Refused:
-                continue  # a preset that this model has no use for
-            if text not in [one.plan_text for one in found]:
-                found.append(Contestant(f"{OURS} {plan} {count}", text))
-    return found
+        if request.plan != "auto":
+            text = str(launcher.outline(request)["plan"])
+            return [Contestant(f"{OURS} {request.plan}", text)]
+        found = launcher.candidates(request)
+    return [Contestant(f"{OURS} {one['name']}", one["plan"], one["seconds"]) for one in sensible(found)]
 
 
-def outlined(launcher: Launcher, request: Request) -> str:
-    """The text of the plan that a request makes. Raises Refused."""
-    slices = request.slices if request.plan in ("slices", "hybrid") else None
-    return str(launcher.outline(replace(request, slices=slices))["plan"])
-
-
-def _workers_in(contestant: Contestant) -> int:
-    assert contestant.plan_text is not None
-    return Plan.parse(contestant.plan_text).workers
+def sensible(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Plans that are predicted to take up to TWICE as long as the best, at most MOST; and the best of every kind."""
+    best = {one["kind"]: one for one in reversed(found)}
+    near = [one for one in found if one["seconds"] <= TWICE * found[0]["seconds"]][:MOST]
+    return [*near, *(one for one in best.values() if one not in near)]
 
 
 def peers(workers: int, cores: int) -> list[Contestant]:
@@ -76,9 +63,8 @@ def chosen(contestants: Sequence[Contestant], only: Sequence[str]) -> list[Conte
 
 
 def pick_of(contestants: Sequence[Contestant]) -> Contestant | None:
-    """The plan of ours that we would run: the one with the least prediction, the first where nothing is predicted."""
-    ours = [one for one in contestants if one.plan_text is not None]
-    return min(ours, key=lambda one: one.predicted_seconds or float("inf"), default=None)
+    """The plan of ours that we would run: the planner's pick comes first."""
+    return next((one for one in contestants if one.plan_text is not None), None)
 
 
 def maker(contestant: Contestant, request: Request, *, warm_heap: bool) -> Callable[[], Contender]:

@@ -13,7 +13,18 @@ from samestep.commands.options import PLANNING, make_request
 from samestep.launch.environment import physical_cores
 from samestep.launch.request import Request
 
-SHARED = ("--workers", "--shards", "--threads", "--slices", "--numerics", "--codec", "--seed", "--set")
+SHARED = (
+    "--plan",
+    "--profile",
+    "--workers",
+    "--shards",
+    "--threads",
+    "--slices",
+    "--numerics",
+    "--codec",
+    "--seed",
+    "--set",
+)
 UNASKED = ("assign", "hosts", "memory_limit", "transport", "steps", "epochs", "save", "checkpoint")
 
 
@@ -55,7 +66,7 @@ def bench(
         from samestep.bench.rounds import Pace
         from samestep.bench.table import text_of
 
-        request = make_request(job, settings, {**options, "plan": "data", **dict.fromkeys(UNASKED)})
+        request = make_request(job, settings, {**options, **dict.fromkeys(UNASKED)})
         say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
         verdict = _verdict(request, Pace(seconds, rounds, steps_per_round), only, warm_heap=warm_heap, say=say)
         print(text_of(verdict))

@@ -42,16 +42,25 @@ def agreed(
 
     links: connects all workers; None where they are on one host. Raises Refused.
     """
+    decision, job = decision_together(membership, request, links)
+    if decision is None:
+        return replace(request, plan="data"), None, job
+    return *settled(request, decision), job
+
+
+def decision_together(
+    membership: Membership, request: Request, links: Callable[[], Links | None]
+) -> tuple[Decision | None, Job]:
+    """None where no plan is looked for. Raises Refused."""
     with building():
         job, chosen = job_of(request)
     if reason_to_leave(request, job) is not None:
-        return replace(request, plan="data"), None, job
+        return None, job
     profiles = tell_profiles(membership, replace(request, plan_is_asked=True))
     connected = links()
     between = None if connected is None else link_between(membership, connected)
     cluster = cluster_of(profiles, membership.hosts, between)
-    request, decision = settled(request, decide_on(request, job, chosen, profiles[0], cluster, (cluster.workers,)))
-    return request, decision, job
+    return decide_on(request, job, chosen, profiles[0], cluster, (cluster.workers,)), job
 
 
 def tell_profiles(membership: Membership, request: Request) -> list[Profile]:

@@ -32,11 +32,18 @@ SHORT = 100  # steps: a run that is shorter is not worth measuring, unless someb
 
 def decided(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> tuple[Request, Decision | None]:
     """The request with the plan that was found; without a decision where the default plan will do."""
+    if reason_to_leave(request, job) is not None:
+        return dataclasses.replace(request, plan="data"), None
+    return settled(request, decision_on(request, job, model, chosen))
+
+
+def decision_on(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> Decision:
+    """The decision for this machine. Raises PlanRefused, also for a job that cannot be measured."""
     found = profile_for(request, job, model, chosen)
     if found is None:
-        return dataclasses.replace(request, plan="data"), None
+        raise PlanRefused(f"no plan is looked for: {reason_to_leave(request, job)}; name one with --plan")
     most = most_of(request, numerics_for(request, job, chosen))
-    return settled(request, decide_on(request, job, chosen, found, this_machine(found, most)))
+    return decide_on(request, job, chosen, found, this_machine(found, most))
 
 
 def settled(request: Request, decision: Decision) -> tuple[Request, Decision]:

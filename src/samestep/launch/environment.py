@@ -46,7 +46,7 @@ def server_environment() -> dict[str, str]:
 
 
 WARM_HEAP = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def bare_environment(threads: int, *, warm_heap: bool) -> dict[str, str]:
@@ -54,7 +54,7 @@ def bare_environment(threads: int, *, warm_heap: bool) -> dict[str, str]:
 
     warm_heap: give it what we set for our own workers' heap, too.
     """
-    ours = (*PINNED, *LAUNCHERS)
+    ours = (*PINNED, *WORLD)
     env = {name: value for name, value in os.environ.items() if name not in ours}
     env |= {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     env |= {name: PINNED[name] for name in ("PYTHONHASHSEED", "TORCH_CPP_LOG_LEVEL")}

@@ -81,6 +81,11 @@ class Launcher:
         found: str | None = self._told(replace(request, only_profile=True))
         return found
 
+    def candidates(self, request: Request) -> list[dict[str, Any]]:
+        """Every plan that the planner considers, the best first: name, kind, plan, and a prediction's fields."""
+        found: list[dict[str, Any]] = self._told(replace(request, only_candidates=True))
+        return found
+
     def tuned(self, request: Request) -> dict[str, Any]:
         """The fields of the `Tuned` numerics of a job on this host. Raises Refused."""
         found: dict[str, Any] = self._told(replace(request, tune=True))

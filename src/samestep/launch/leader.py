@@ -12,7 +12,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from samestep.checkpoint import remove_unfinished
 from samestep.errors import JobRefused, PlanRefused
 from samestep.launch import wire
 from samestep.launch.build import build, job_of
-from samestep.launch.deciding import profile_for
+from samestep.launch.deciding import decision_on, profile_for
 from samestep.launch.environment import building
 from samestep.launch.outcome import telling
 from samestep.launch.processes import die_on_word_from, flush_output, leave, num_threads
@@ -50,6 +50,9 @@ def lead(message: dict[str, Any], events: socket.socket) -> int:
     try:
         if request.only_profile:
             tell_profile(request, events)
+            return 0
+        if request.only_candidates:
+            tell_candidates(request, events)
             return 0
         if request.tune:
             tell_tuned(request, events)
@@ -94,6 +97,19 @@ def tell_profile(request: Request, events: socket.socket) -> None:
         streams.enter(job.seed, "model")
         found = profile_for(request, job, job.build_model(), chosen)
     wire.send(events, {"event": "outline"}, in_memory(json.dumps(None if found is None else found.text()).encode()))
+
+
+def tell_candidates(request: Request, events: socket.socket) -> None:
+    """Every plan that the planner considers, the best first, and train nothing."""
+    with die_on_word_from(events), building():
+        job, chosen = job_of(request)
+        streams.enter(job.seed, "model")
+        decision = decision_on(replace(request, plan_is_asked=True), job, job.build_model(), chosen)
+        found = [
+            {"name": one.name, "kind": one.kind, "plan": str(one.plan), **decision.prediction_of(one).as_json()}
+            for one in decision.ranking
+        ]
+    wire.send(events, {"event": "outline"}, in_memory(json.dumps(found).encode()))
 
 
 def tell_tuned(request: Request, events: socket.socket) -> None:

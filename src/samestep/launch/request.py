@@ -55,6 +55,7 @@ class Request:
     only_outline: bool = False  # decide, and do not train
     tune: bool = False  # choose the numerics, and do not train
     locked: str | None = None  # the numerics line of the job's lock file
+    only_candidates: bool = False  # decide, and tell every plan that was considered
     only_profile: bool = False  # measure, and do not even decide
     folder: str = "."  # where the command was given
     path: tuple[str, ...] = ()  # where modules are looked for

@@ -13,7 +13,7 @@ from torch import nn
 from samestep import streams
 from samestep.job import Job
 from samestep.launch.build import job_of
-from samestep.launch.deciding import decide_on, most_of, numerics_for, profile_for, this_machine
+from samestep.launch.deciding import decision_on
 from samestep.launch.outcome import telling, told
 from samestep.launch.probe import forked, probe, read_json, write_json
 from samestep.launch.processes import die_with_parent
@@ -53,8 +53,8 @@ def tuned(request: Request) -> Tuned:
     request = dataclasses.replace(
         request, shards=best.shards, threads=best.threads, workers=None, plan_is_asked=True, plan="auto"
     )
-    plain = decision_on(dataclasses.replace(request, slices=None), job, model)
-    sliced = decision_on(dataclasses.replace(request, slices=request.slices or DEFAULT_SLICES), job, model)
+    plain = with_slices(request, job, model, None)
+    sliced = with_slices(request, job, model, request.slices or DEFAULT_SLICES)
     better = sliced.pick.plan.numerics.slices != "none" and sliced.pick.seconds < plain.pick.seconds * (1 - WORTH)
     decision = sliced if better else plain
     slices = decision.pick.plan.numerics.slices
@@ -62,13 +62,9 @@ def tuned(request: Request) -> Tuned:
     return Tuned(f"{line} slices={slices}", table(found), decision.pick.name, decision.pick.seconds, words)
 
 
-def decision_on(request: Request, job: Job, model: nn.Module) -> Decision:
-    chosen_now = chosen_numerics(request)
-    job = dataclasses.replace(job, shards=request.shards)
-    found = profile_for(request, job, model, chosen_now)
-    assert found is not None, "it was asked for"
-    cluster = this_machine(found, most_of(request, numerics_for(request, job, chosen_now)))
-    return decide_on(request, job, chosen_now, found, cluster)
+def with_slices(request: Request, job: Job, model: nn.Module, slices: int | None) -> Decision:
+    request = dataclasses.replace(request, slices=slices)
+    return decision_on(request, dataclasses.replace(job, shards=request.shards), model, chosen_numerics(request))
 
 
 def trials(job: Job, model: nn.Module, cores: int) -> list[Trial]:

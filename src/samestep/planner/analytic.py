@@ -35,7 +35,7 @@ class Device:
     def __post_init__(self) -> None:
         if not (self.flops > 0 and self.bandwidth > 0 and 0 < self.efficiency <= 1):
             raise PlanRefused(
-                f"a device of {self.flops} FLOP/s and {self.bandwidth} bytes/s with an efficiency of {self.efficiency}: "
+                f"a device of {self.flops} FLOP/s, {self.bandwidth} bytes/s and an efficiency of {self.efficiency}: "
                 "rates are above 0, an efficiency is above 0 and at most 1"
             )
         if not (self.half >= 0 and self.launch >= 0):

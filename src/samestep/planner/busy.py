@@ -113,11 +113,15 @@ class Busy:
 
     def _tail(self, rank: int, action: Action, table: Table) -> float:
         if isinstance(action, actions.Reduce):
-            return sum(owned * nodes * table.reduce for owned, nodes in self.owned[rank])
+            return sum(owned * nodes * self._reading(table) for owned, nodes in self.owned[rank])
         if isinstance(action, actions.Update):
             return sum(owned for owned, _ in self.owned[rank]) * table.update
         fixed = {actions.Agree: table.agree, actions.MergeBuffers: table.merge, actions.Clip: table.clip}
         return table.publish if isinstance(action, actions.Publish) else fixed.get(type(action), 0.0)
+
+    def _reading(self, table: Table) -> float:
+        """Seconds per byte and summand. A worker alone on its host adds what came from others like its own shards'."""
+        return table.reduce or self.costs.together.reduce or table.add
 
     @cached_property
     def owned(self) -> list[list[tuple[float, int]]]:

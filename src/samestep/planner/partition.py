@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from samestep.planner.rows import Chain, ChainCosts, Replication, Row
 from samestep.planner.dense import best_splits, emptiest_split, work
 from samestep.planner.fewest import fewest_splits, least_memory
+from samestep.planner.rows import Chain, ChainCosts, Replication, Row
 from samestep.planner.stages import Costs, Floats, NothingFits, Partition, Span, Split
 
 DENSE = 1e9  # numbers touched by the exact search, about two seconds

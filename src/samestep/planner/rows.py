@@ -117,7 +117,8 @@ class ChainCosts:
 def sums(values: Sequence[float] | Floats) -> Floats:
     """(L+1, L+1) sums over the layers of every stage: [i, j] is values[i] + ... + values[j-1], 0 for j <= i."""
     before = np.concatenate([[0.0], np.cumsum(values)])
-    return np.maximum(before[None, :] - before[:, None], 0.0)
+    found: Floats = np.maximum(before[None, :] - before[:, None], 0.0)
+    return found
 
 
 def free(parameter_bytes: Floats, workers: range) -> Floats:

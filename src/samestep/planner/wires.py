@@ -48,6 +48,8 @@ class Wires:
             return self.reduction
         if isinstance(action, actions.Publish):
             return self.values
+        if isinstance(action, actions.Agree | actions.Clip):
+            return self.agreement
         return self.meeting(action) if isinstance(action, actions.SliceForward | actions.SliceBackward) else 0.0
 
     def transfer(self, rank: int, action: Action) -> float:
@@ -56,6 +58,11 @@ class Wires:
             return 0.0
         link = self.cluster.link(rank, action.peer)
         return link.latency + self.placed.crossing(action) / link.bandwidth
+
+    @cached_property
+    def agreement(self) -> float:
+        """Seconds until the first workers of all hosts have swapped what they know, and told it to the others."""
+        return self._slowest(range(len(self.hosts)))[0] if len(set(self.hosts)) > 1 else 0.0
 
     @cached_property
     def reduction(self) -> float:

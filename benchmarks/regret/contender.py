@@ -1,0 +1,41 @@
+"""One plan that takes its turns: `python contender.py MODEL SHARDS PLANFILE FOLDER`.
+
+Alone it starts the plan's workers itself; with RANK and so on set it is one of them.
+"""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from rounds import Turns
+
+import samestep
+
+
+class TurnsCallback:
+    """Lets worker 0 wait for its turn between steps; the others wait for worker 0."""
+
+    def __init__(self, folder: str) -> None:
+        self._turns = Turns(folder)
+
+    def __call__(self, step: int, loss: float, metrics: object) -> None:
+        if step == 0:
+            self._turns.begin()
+        else:
+            self._turns.step()
+
+
+def main(model: str, shards: str, plan: str, folder: str) -> None:
+    from job import job
+
+    own = folder if os.environ.get("RANK", "0") == "0" else ""
+    with contextlib.suppress(samestep.TrainingFailed):  # worker 0 leaves when there are no more rounds
+        samestep.train(job, settings={"model": model, "shards": int(shards), "folder": own}, plan=plan)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
