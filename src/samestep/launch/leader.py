@@ -12,7 +12,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -76,6 +76,8 @@ def describe(request: Request, events: socket.socket) -> None:
         reasons = sliceable(run.job, prepared.model, shards) if named else {}
         whole = {layer: reason for layer, reason in reasons.items() if reason is not None and layer not in named}
         found = outline(run.job, run.plan, prepared, whole, run.hosts)
+        grounds = None if run.decision is None else run.decision.as_json()
+        found = replace(found, grounds=grounds)
     wire.send(events, {"event": "outline"}, in_memory(json.dumps(asdict(found)).encode()))
 
 
