@@ -66,7 +66,7 @@ def build(
         check_memory(footprints(job, plan, prepared, schedules, hosts), request.memory_limit)
     resumption = find_checkpoint(request)
     done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
-    run = Run(job, plan, request, send, resumption, done, hosts)
+    run = Run(job, plan, request, send, resumption, done, hosts, decision=decision)
     send(announcement(run) | {"prediction": None if decision is None else decision.prediction.as_json()})
     return run, prepared, pristine
 

@@ -87,6 +87,8 @@ def describe(request: Request, events: socket.socket) -> None:
         reasons = sliceable(run.job, prepared.model, shards) if named else {}
         whole = {layer: reason for layer, reason in reasons.items() if reason is not None and layer not in named}
         found = outline(run.job, run.plan, prepared, whole, run.hosts)
+        grounds = None if run.decision is None else run.decision.as_json()
+        found = replace(found, grounds=grounds)
     wire.send(events, {"event": "outline"}, in_memory(json.dumps(asdict(found)).encode()))
 
 

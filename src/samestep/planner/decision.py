@@ -1,9 +1,11 @@
 """What the planner decided: the ranked candidates, and on what it stood. All of it values; nothing was run."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from samestep.cluster import Cluster
-from samestep.numerics import Numerics
+from samestep.numerics import Numerics, parse_line
 from samestep.planner.confidence import interval
 from samestep.planner.profile import Profile
 from samestep.planner.search import Candidate, Freedom, search
@@ -32,6 +34,25 @@ class Decision:
         low, high = interval(one.seconds, one.kind, self.profile.costs.together.spread)
         found = one.estimate
         return Prediction(one.seconds, low, high, found.parts, list(found.actions), (), 0, found.wired)
+
+    def as_json(self) -> dict[str, Any]:
+        """All that it stood on. The search is deterministic: whoever has this has the decision."""
+        return {
+            "profile": self.profile.text(),
+            "cluster": str(self.cluster),
+            "numerics": self.numerics.line(),
+            "freedom": asdict(self.freedom),
+        }
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "Decision":
+        freedom = Freedom(**{**found["freedom"], "workers": tuple(found["freedom"]["workers"])})
+        return decide(
+            Profile.parse(found["profile"], "the profile"),
+            Cluster.parse(found["cluster"]),
+            Numerics(**parse_line(found["numerics"])),  # type: ignore[arg-type]
+            freedom,
+        )
 
 
 def decide(profile: Profile, cluster: Cluster, numerics: Numerics, freedom: Freedom) -> Decision:

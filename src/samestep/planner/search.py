@@ -163,7 +163,7 @@ def sliced_plans(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numeric
     if len(groups) <= FEW:
         yield from (sliced_plan(chain, costs, cluster, numerics, groups, some) for some in subsets(len(groups)))
         return
-    connected = frozenset(i for i, group in enumerate(groups) if not _is_convolution(chain, group))
+    connected = frozenset(i for i, group in enumerate(groups) if not is_convolution(chain, group))
     seen: set[frozenset[int]] = set()
     for start in dict.fromkeys([frozenset(range(len(groups))), connected, frozenset({heaviest(chain, groups)})]):
         if start:
@@ -258,7 +258,7 @@ def like_regions(chain: Chain) -> list[list[int]]:
     return list(groups.values())
 
 
-def _is_convolution(chain: Chain, group: Sequence[int]) -> bool:
+def is_convolution(chain: Chain, group: Sequence[int]) -> bool:
     return chain.units[chain.regions[group[0]].units[0]].signature.startswith("Conv")
 
 
