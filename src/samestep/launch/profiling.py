@@ -55,8 +55,9 @@ def refusal(error: BaseException) -> PlanRefused:
     """Training would fail too: the error says where. Somebody who only plans wants one message."""
     if isinstance(error, PlanRefused):
         return error
-    place = error.traceback.strip().splitlines()[-3:-1] if isinstance(error, WorkerError) else []
-    where = f" ({' '.join(line.strip() for line in place)})" if place else ""
+    lines = error.traceback.splitlines() if isinstance(error, WorkerError) else []
+    places = [line.strip() for line in lines if line.startswith('  File "')]
+    where = f" ({places[-1]})" if places else ""
     return PlanRefused(f"the job cannot be measured: {error}{where}; mend it, or name a plan (--plan data)")
 
 

@@ -60,10 +60,10 @@ def footprint(
 
 def state_per_element(optimizer: optim.Optimizer) -> float:
     """Found out by a step of the same class, with the same settings, on a small parameter."""
-    param = nn.Parameter(torch.zeros(64))
+    param = nn.Parameter(torch.zeros(8, 8))  # some optimizers take matrices only
     group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     twin = type(optimizer)([{"params": [param], **group}], lr=0.0)  # type: ignore[call-arg]
-    param.grad = torch.zeros(64)
+    param.grad = torch.zeros(8, 8)
     twin.step()
     held = [v for v in twin.state[param].values() if isinstance(v, Tensor) and v.shape == param.shape]
     return float(len(held))

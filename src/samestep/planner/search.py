@@ -105,8 +105,9 @@ def ranked(found: Iterable[Candidate]) -> list[Candidate]:
     return [pick, *(one for one in by_time if one is not pick)]
 
 
-def simplicity(one: Candidate) -> tuple[int, int]:
-    return KINDS.index(one.kind), one.plan.workers
+def simplicity(one: Candidate) -> tuple[int, int, int]:
+    sliced = sum(len(stage.slices) for stage in one.plan.stages)
+    return KINDS.index(one.kind), one.plan.workers, sliced
 
 
 def kind_of(plan: Plan) -> str:
