@@ -236,7 +236,7 @@ def is_convolution(chain: Chain, group: Sequence[int]) -> bool:
 
 
 def pipelines(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, freedom: Freedom) -> Iterator[Plan]:
-    found = partition(layers_of(chain, costs, cluster), row_of(cluster, freedom), chain.shards, _reduction(cluster))
+    found = partition(layers_of(chain, costs, cluster), row_of(cluster, freedom), chain.shards, reduction_of(cluster))
     if isinstance(found, NothingFits):
         return
     for split in split_choices(found):
@@ -280,7 +280,7 @@ def row_of(cluster: Cluster, freedom: Freedom) -> Row:
     )
 
 
-def _reduction(cluster: Cluster) -> Replication:
+def reduction_of(cluster: Cluster) -> Replication:
     links = [cluster.link(a, b) for a, b in pairwise(range(cluster.workers))]
     return ring(min(link.bandwidth for link in links), max(link.latency for link in links))
 
