@@ -20,7 +20,7 @@ from samestep.survey import survey
 
 sys.path.insert(0, str(Path(__file__).parent / "jobs"))
 
-import grids  # noqa: E402
+import grids
 
 FAMILIES = ("mlp", "cnn", "gpt", "resnet", "embedding", "encoder")
 

@@ -23,7 +23,7 @@ from samestep.survey import survey
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 
-import grids  # noqa: E402
+import grids
 
 FAMILIES = ("mlp", "cnn", "gpt", "resnet", "embedding", "encoder")
 PLANS = ("data", "slices", "hybrid", "pipeline")

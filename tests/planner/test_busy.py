@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from measured import FAMILIES, PLANS, chains, cluster_of, costs_of, laid, plainly
+
 from samestep.cluster import Cluster
 from samestep.numerics import Numerics
 from samestep.parallelize import homes_of, pieces_of

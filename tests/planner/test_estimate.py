@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from measured import FAMILIES, PLANS, chains, cluster_of, costs_of, laid, plainly
+
 from samestep.numerics import Numerics
 from samestep.planned import checked
 from samestep.planner.costs import Costs

@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from measured import FAMILIES, PLANS, chains, cluster_of, costs_of, laid
+
 from samestep.errors import PlanRefused
 from samestep.numerics import Numerics
 from samestep.plan import Plan, Stage

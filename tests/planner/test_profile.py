@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from measured import chains, costs_of, laid, plainly
+
 from samestep.errors import PlanRefused
 from samestep.planner.profile import Ground, Profile, key, read, write
 
@@ -61,7 +61,9 @@ def test_another_jobs_profile_is_refused_with_both_sides() -> None:
     assert key(GROUND, other) in str(refused.value)
 
 
-@given(st.one_of(st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=5).map(json.dumps)))
+@given(
+    st.one_of(st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=5).map(json.dumps))
+)
 def test_what_is_no_profile_is_refused_with_its_name(text: str) -> None:
     with pytest.raises(PlanRefused, match=r"x\.json is no profile"):
         Profile.parse(text, "x.json")

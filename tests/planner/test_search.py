@@ -6,8 +6,8 @@ from itertools import combinations
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
 from measured import chains, cluster_of, costs_of
+
 from samestep.cluster import Cluster
 from samestep.errors import PlanRefused
 from samestep.numerics import Numerics

@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from measured import FAMILIES, PLANS, chains, cluster_of, costs_of, laid, plainly
+
 from samestep.numerics import Numerics, shard_rows
 from samestep.parallel.traffic import traffic
 from samestep.parallelize import homes_of, pieces_of

@@ -53,7 +53,7 @@ def plan(
             if why_not is not None or html is not None:
                 raise PlanRefused(
                     "--why-not and --html explain a choice, and with these options nothing is chosen: leave --plan, "
-                    "--assign, --hosts and --transport out"
+                    "--assign, --hosts, --transport and --memory-limit out"
                 )
             shown = json.dumps(fields_of(found)) if as_json else found.text(draw=draw)
         else:

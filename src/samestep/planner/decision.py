@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from samestep.cluster import Cluster
+from samestep.errors import PlanRefused
 from samestep.numerics import Numerics, parse_line
 from samestep.planner.confidence import interval
 from samestep.planner.profile import Profile
 from samestep.planner.search import Candidate, Freedom, search
+from samestep.planner.smallest_change import smallest_change
 from samestep.prediction import Prediction
 
 
@@ -56,6 +58,10 @@ class Decision:
 
 
 def decide(profile: Profile, cluster: Cluster, numerics: Numerics, freedom: Freedom) -> Decision:
-    """Raises PlanRefused when no plan can be found."""
-    ranking = search(profile.chain, profile.costs, cluster, numerics, freedom)
+    """Raises PlanRefused, with the smallest change that helps, when no plan can be found."""
+    try:
+        ranking = search(profile.chain, profile.costs, cluster, numerics, freedom)
+    except PlanRefused as refused:
+        change = smallest_change(profile.chain, profile.costs, cluster, freedom)
+        raise PlanRefused("; ".join(filter(None, (str(refused), change)))) from None
     return Decision(profile, cluster, numerics, freedom, tuple(ranking))

@@ -101,7 +101,7 @@ def of_regions(decision: Decision, group: int) -> Layers:
 def reason(decision: Decision, is_sliced: bool, other: Candidate | None) -> str:
     if other is None:
         stages = len(decision.pick.plan.stages)
-        return f"the pick has {stages} stages, and slices none of them" if stages > 1 else "one worker has all of it"
+        return f"the pick cuts the network into {stages} stages instead" if stages > 1 else "one worker has all of it"
     more = other.seconds - decision.pick.seconds
     where = f" on {other.plan.workers} workers" if other.plan.workers != decision.pick.plan.workers else ""
     way = "whole" if is_sliced else "sliced"

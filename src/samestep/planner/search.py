@@ -270,7 +270,7 @@ def pipelines(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, 
     wide = cluster.workers > NARROW
     most = max(2, LONG // chain.shards) if wide else None
     layers, row = layers_of(chain, costs, cluster), row_of(cluster, freedom)
-    costly = ChainCosts(layers, row, chain.shards, _reduction(cluster))
+    costly = ChainCosts(layers, row, chain.shards, reduction_of(cluster))
     found = best_partition(costly, most, DENSE / 10 if wide else DENSE)
     if isinstance(found, NothingFits):
         return
@@ -320,7 +320,7 @@ def row_of(cluster: Cluster, freedom: Freedom) -> Row:
     )
 
 
-def _reduction(cluster: Cluster) -> Replication:
+def reduction_of(cluster: Cluster) -> Replication:
     links = [cluster.link(a, b) for a, b in pairwise(range(cluster.workers))]
     return ring(min(link.bandwidth for link in links), max(link.latency for link in links))
 
