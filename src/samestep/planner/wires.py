@@ -114,9 +114,7 @@ class Wires:
         region, stage = self.chain.regions[part.region], self.placed.stages[part.stage]
         ends = [sum(part.slices[: i + 1]) for i in range(len(part.slices))]
         slices = {w: range(end - n, end) for w, end, n in zip(stage.workers, ends, part.slices, strict=True) if n}
-        rows = {
-            w: len(set(self.busy.held[part.stage][w]) & set(action.shards)) for w in stage.workers
-        }
+        rows = {w: len(set(self.busy.held[part.stage][w]) & set(action.shards)) for w in stage.workers}
         nodes = {w: len(local_plan(own, sum(part.slices)).left) for w, own in slices.items()}
         columns = {w: len(own) / sum(part.slices) for w, own in slices.items()}
         forward = isinstance(action, actions.SliceForward)
