@@ -275,8 +275,8 @@ def pipelines(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, 
 
 
 def split_choices(found: Partition, most: int | None = None) -> list[tuple[Span, ...]]:
-    """The best four. most: stages that a split may have."""
-    every = [split.stages for split in (found.best, *found.runners_up)]
+    """The best four. most: stages that a split may have. A plan's workers are the first ones, none left out."""
+    every = [split.stages for split in (found.best, *found.runners_up) if split.stages[0].workers.start == 0]
     return [stages for stages in every if 1 < len(stages) <= (most or len(stages))][:4]
 
 
