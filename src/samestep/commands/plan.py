@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from samestep.cluster import Cluster
 from samestep.commands.ending import exit_codes
 from samestep.commands.options import make_request, planning_options
 from samestep.commands.tuning import tune_numerics
@@ -22,6 +23,8 @@ from samestep.plan import parse_fields
 @planning_options
 @click.option("--why-not", metavar="PLAN", help="Hold a plan against the pick: data, slices, hybrid, pipeline or FILE.")
 @click.option("--draw", is_flag=True, help="Draw the step: who computes what when.")
+@click.option("--cluster", type=click.Path(dir_okay=False), help="Plan for the hosts in this file, not for this one.")
+@click.option("--described", is_flag=True, help="For --cluster: costs from FLOPs and bytes, not measured here.")
 @click.option("--tune-numerics", "tune", is_flag=True, help="Choose shards, threads and slices for this machine.")
 @click.option("--lock", is_flag=True, help="Keep them in a file beside the job, which train and plan read.")
 @click.option("--svg", type=click.Path(dir_okay=False), help="Write the drawing as SVG.")
@@ -37,11 +40,15 @@ def plan(
     as_json: bool,
     tune: bool,
     lock: bool,
+    cluster: str | None,
     **options: Any,
 ) -> None:
     """Show the plan that `train` would run with these options, why, what it moves, and its schedule."""
     with exit_codes():
-        request = make_request(job, settings, {**options, "save": None, "checkpoint": None})
+        there = None if cluster is None else str(Cluster.read(cluster))
+        if there is None and options["described"]:
+            raise Refused("--described takes costs from what a cluster's file says: add --cluster FILE")
+        request = make_request(job, settings, {**options, "save": None, "checkpoint": None, "cluster": there})
         if tune or lock:
             tune_numerics(request, lock=lock)
             return

@@ -56,6 +56,9 @@ class Request:
     tune: bool = False  # choose the numerics, and do not train
     locked: str | None = None  # the numerics line of the job's lock file
     only_candidates: bool = False  # decide, and tell every plan that was considered
+    cluster: str | None = None  # the text of a cluster that the plan is for
+    described: bool = False  # costs from FLOPs and bytes
+    simulate: tuple[int, ...] = ()  # decide for so many workers each, and do not train
     only_profile: bool = False  # measure, and do not even decide
     folder: str = "."  # where the command was given
     path: tuple[str, ...] = ()  # where modules are looked for

@@ -20,6 +20,7 @@ from samestep.planner.costs import Costs, Pair, Passing, Table
 
 FLOPS = 2.0  # of a multiplication in a product: it and the addition
 COPIED = 2.0  # bytes that are moved to copy one: it is read and written, and bandwidth is told in bytes copied
+WIDEST = 4.0  # bytes of a weight, at most: so many are read for a multiplication
 CALL = 10e-6  # seconds of a PyTorch call from Python, forward or backward: dispatch and autograd's notes
 ACTION = 20e-6  # seconds of an action in the executor: Python between calls, and entering a segment
 REDUCED = 1.0  # bytes moved per byte and summand of a reduction: it is read; sums stay in a cache
@@ -119,9 +120,10 @@ def _unit(unit: Unit, share: Share) -> Pair:
     the weights and for the input; the second one only where somebody wants it."""
     products = 2.0 if unit.crossing_back else 1.0
     written = max(unit.keeps, unit.makes)
-    forward = share.seconds(FLOPS * unit.work, unit.parameters + unit.crossing + written)
+    read = min(unit.parameters, WIDEST * unit.work)  # an embedding reads the rows that it gives
+    forward = share.seconds(FLOPS * unit.work, read + unit.crossing + written)
     backward = share.seconds(
-        products * FLOPS * unit.work, 2 * unit.parameters + unit.crossing + unit.crossing_back + written
+        products * FLOPS * unit.work, read + unit.parameters + unit.crossing + unit.crossing_back + written
     )
     return Pair(CALL + forward, CALL + backward)
 

@@ -142,12 +142,14 @@ class Wires:
         latency, bandwidth = self._slowest(workers)
         busiest = max(self._nodes(stage, host) for host in hosts)
         others = 1.0 if len(hosts) == 2 else (len(hosts) - 1) / len(hosts)
+        near = max(sum(self.hosts[w] == host for w in workers) for host in hosts)
+        pace = min(bandwidth, near / BUSY_BYTE)  # no wire is faster than the processors that feed it
         free, hidden = float("-inf"), 0.0
         for burden in self._burdens(stage, min(self.busy.speeds[w] for w in workers)):
             nbytes = burden.nbytes * busiest * others
-            free = max(free, -burden.before_end) + nbytes / bandwidth
-            hidden += nbytes if free <= 0 else 0.0
-        near = max(sum(self.hosts[w] == host for w in workers) for host in hosts)
+            begin = max(free, -burden.before_end)
+            free = begin + nbytes / pace
+            hidden += pace * max(0.0, min(free, 0.0) - begin)  # what is moved before backward's end
         return max(0.0, free) + latency + hidden * BUSY_BYTE / near
 
     def _burdens(self, stage: int, speed: float) -> Iterator[Burden]:
