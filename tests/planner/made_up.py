@@ -97,7 +97,8 @@ def cluster(hosts: int = 1, workers: int = 2, bandwidth: float = 125e6) -> Clust
 
 def profile(of: Chain | None = None, found: Costs | None = None) -> Profile:
     of = of or chain()
-    return Profile(Ground("a machine", "2.13.0", 1, of.shards, "float32", 2), of, found or costs(of), "made up")
+    ground = Ground("a machine", "2.13.0", 1, of.shards, "float32", 2, "SGD/fused", "none", False, False, "tuple")
+    return Profile(ground, of, found or costs(of), "made up")
 
 
 def decision(of: Profile | None = None, on: Cluster | None = None, **freedom: Any) -> Decision:

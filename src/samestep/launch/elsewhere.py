@@ -63,5 +63,5 @@ def costs_elsewhere(
     chain = survey(job, prepared, request.slices)
     clips = job.clip_grad_norm is not None
     costs = described(chain, cluster, numerics.threads, clips=clips)
-    found = Profile(ground_of(numerics, costs.together.workers), chain, costs, request.function)
+    found = Profile(ground_of(job, prepared, numerics, costs.together.workers), chain, costs, request.function)
     return found, paced(chain, cluster, numerics.threads)
