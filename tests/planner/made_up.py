@@ -1,9 +1,8 @@
 """Jobs and machines that nobody has: chains, costs and clusters for tests of the planner, in round numbers."""
 
 from collections.abc import Sequence
+from random import Random
 from typing import Any
-
-from hypothesis import strategies as st
 
 from samestep.cluster import Cluster
 from samestep.machine import Host, Link
@@ -108,21 +107,27 @@ def decision(of: Profile | None = None, on: Cluster | None = None, **freedom: An
     return decide(of, on, Numerics(shards=of.chain.shards), Freedom(**fields))
 
 
-@st.composite
-def profiles(draw: st.DrawFn) -> Profile:
+def any_profile(seed: int) -> Profile:
     """Layers of any weights, activations and seconds."""
-    weights, seconds = st.integers(100, 30_000_000), st.floats(1e-5, 2e-2)
-    plain = chain()
-    sizes = [draw(weights) for _ in plain.units]
+    random = Random(seed)
     units = tuple(
-        unit(u.name, u.signature, weights=size, makes=draw(st.integers(100, 2_000_000)), first=number == 0)
-        for number, (u, size) in enumerate(zip(plain.units, sizes, strict=True))
+        unit(u.name, u.signature, weights=size(random, 100, 3e7), makes=size(random, 100, 2e6), first=number == 0)
+        for number, u in enumerate(chain().units)
     )
     of = chain(units=units)
-    return profile(of, costs(of, forwards=tuple(draw(seconds) for _ in units)))
+    return profile(of, costs(of, forwards=tuple(logarithmic(random, 1e-5, 2e-2) for _ in units)))
 
 
-def decisions() -> st.SearchStrategy[Decision]:
-    """Of all sorts, on one host and on several."""
-    clusters = st.builds(cluster, st.integers(1, 3), st.integers(1, 2), st.floats(1e6, 1e10))
-    return st.builds(lambda of, on, may: decision(of, on, may_slice=may), profiles(), clusters, st.booleans())
+def any_decision(seed: int) -> Decision:
+    """Of all sorts, on one host and on several. A number, so that a test that fails can be told by it."""
+    random = Random(seed)
+    on = cluster(random.randint(1, 3), random.randint(1, 2), logarithmic(random, 1e6, 1e10))
+    return decision(any_profile(seed), on, may_slice=random.random() < 0.5)
+
+
+def size(random: Random, least: float, most: float) -> int:
+    return round(logarithmic(random, least, most))
+
+
+def logarithmic(random: Random, least: float, most: float) -> float:
+    return float(least * (most / least) ** random.random())

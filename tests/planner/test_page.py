@@ -6,8 +6,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
-from made_up import chain, cluster, costs, decision, decisions, profile
+from made_up import any_decision, chain, cluster, costs, decision, profile
 
 from samestep.planner.charts import LEFT, RIGHT, WIDTH, parts_chart
 from samestep.planner.comparing import compared, runners_up
@@ -87,9 +86,9 @@ def test_names_cannot_become_elements() -> None:
     assert any(evil in word for word in read.words)
 
 
-@settings(max_examples=10)
-@given(decisions())
-def test_the_chart_is_to_scale(of: Decision) -> None:
+@pytest.mark.parametrize("seed", range(10))
+def test_the_chart_is_to_scale(seed: int) -> None:
+    of = any_decision(seed)
     plans = [compared(of, of.pick), *runners_up(of)]
     picture = ElementTree.fromstring(parts_chart(plans))
     bars = [bar for bar in picture.iter("rect") if bar.find("title") is not None]
@@ -104,22 +103,21 @@ def test_the_chart_is_to_scale(of: Decision) -> None:
 # The timeline.
 
 
-@settings(max_examples=10)
-@given(decisions())
-def test_the_timeline_has_the_simulated_times(of: Decision) -> None:
+@pytest.mark.parametrize("seed", range(10))
+def test_the_timeline_has_the_simulated_times(seed: int) -> None:
+    of = any_decision(seed)
     found = of.pick.estimate
     bars = bars_of(found)
     ends = [span.stop for spans in found.outcome.spans for span in spans]
     assert min(bar.start for bar in bars) >= 0
     assert max(bar.stop for bar in bars) <= max(ends)
     assert {bar.worker for bar in bars} == set(range(of.pick.plan.workers))
-    computing = sum(bar.stop - bar.start for bar in bars if bar.kind in "FBWR")
-    said = sum(
-        sum(v for name, v in worker.items() if re.search("Forward|Backward", name) and not re.search("Send|Rec", name))
-        for worker in found.actions
-    )
-    waits = of.prediction.parts["resharding"] * len(found.actions)
-    assert said * 0.9 <= computing <= (said + waits) * 1.001 + 1e-9 or of.pick.kind in ("slices", "one process")
+    letters = {"F": "Forward", "B": "Backward", "W": "BackwardWeight"}
+    if not any(stage.slices for stage in of.pick.plan.stages):  # whose bars hold waiting for rows too
+        for kind, name in letters.items():
+            drawn_seconds = sum(bar.stop - bar.start for bar in bars if bar.kind == kind)
+            said = sum(worker.get(name, 0.0) for worker in found.actions)
+            assert drawn_seconds == pytest.approx(said, rel=0.03, abs=1e-3 * found.seconds)
     ElementTree.fromstring(pictured(found, "A step"))
 
 

@@ -62,10 +62,10 @@ def test_a_plan_in_a_file_is_held_against_the_pick() -> None:
 
 def test_patterns_stand_for_the_layers_that_they_match() -> None:
     of = decision(may_slice=True)
-    text = 'numerics = "shards=4"\n[[stage]]\nworkers = [0, 1]\nassign = [2, 2]\n[stage.slices]\n"fc*" = [2, 2]'
+    text = 'numerics = "shards=4"\n[[stage]]\nworkers = [0, 1]\nassign = [2, 2]\n[stage.slices]\n"*c*" = [2, 2]'
     answer = why_not(of, "mine.toml", text)
     assert answer.comparison is not None
-    assert answer.comparison.seconds == pytest.approx(seconds_of(sliced(of, "fc1", "fc2"), of))
+    assert answer.comparison.seconds == pytest.approx(seconds_of(sliced(of, "conv", "fc1", "fc2"), of))
     assert "--slices" not in answer.text
 
 
