@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import samestep
+from jobs import grids
 from samestep import streams
 from samestep.errors import TrainingFailed
 from samestep.launch.probe import Probe, probe
 from samestep.numerics import Numerics
 from samestep.plan import Plan, Stage, equal_shares
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
-
-import grids
 
 torch.set_num_threads(1)  # this process is forked
 
@@ -57,13 +53,13 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     streams.enter(job.seed, "model")
     model = job.build_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    state, files = streams.leave(), len(os.listdir("/proc/self/fd"))
+    state, files = streams.leave(), len(list(Path("/proc/self/fd").iterdir()))
     probe(job, Plan(Numerics(shards=8), (4, 4)), model, 0.0)
     assert streams.same(streams.leave(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(param.grad is None for param in model.parameters())
     assert list(tmp_path.iterdir()) == []
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
