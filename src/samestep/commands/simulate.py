@@ -11,7 +11,7 @@ from samestep.commands.ending import exit_codes
 from samestep.commands.options import PLANNING, make_request, some_options
 from samestep.errors import PlanRefused, Refused
 from samestep.launch.launcher import Launcher
-from samestep.planner.scaling import Scaling
+from samestep.planner.curve import Scaling
 from samestep.planner.scaling_text import svg as picture
 from samestep.planner.scaling_text import text
 

@@ -15,7 +15,8 @@ from samestep.launch.deciding import numerics_for
 from samestep.launch.elsewhere import cluster_of, costs_elsewhere, is_from_description
 from samestep.launch.request import Request
 from samestep.parallel.initial import Recording, record
-from samestep.planner.scaling import Scaling, scaling
+from samestep.planner.curve import Scaling
+from samestep.planner.scaling import scaling
 from samestep.planner.search import Freedom
 
 

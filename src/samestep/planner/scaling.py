@@ -3,52 +3,18 @@
 More workers than a plan can use may stay idle, so what was best for fewer is never lost.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from samestep.cluster import Cluster
 from samestep.errors import PlanRefused
 from samestep.numerics import Numerics
 from samestep.planner.chain import Chain
 from samestep.planner.costs import Costs
+from samestep.planner.curve import Point, Scaling
 from samestep.planner.search import Candidate, Freedom, search
 
 FEW = 16  # workers up to which every number is tried
-
-
-@dataclass(frozen=True)
-class Point:
-    """The best plan on the first `workers` workers."""
-
-    workers: int
-    used: int  # of them, by the plan
-    kind: str
-    plan: str  # its name
-    seconds: float  # of a step
-    parts: Mapping[str, float]  # they add up to seconds
-    rows_per_second: float
-    efficiency: float  # against one worker: 1.0 where n workers are n times as fast
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Of one job on one cluster, with one set of numerics."""
-
-    points: tuple[Point, ...]
-    shards: int
-    batch_size: int
-    numerics: str
-    cluster: str  # its fingerprint
-    costs: str  # where they are from
-    units: int
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(fields: Mapping[str, Any]) -> "Scaling":
-        return Scaling(**{**fields, "points": tuple(Point(**point) for point in fields["points"])})
 
 
 def scaling(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from math import log2
 
-from samestep.planner.scaling import Point, Scaling
+from samestep.planner.curve import Point, Scaling
 from samestep.prediction import PARTS, in_ms
 
 HEIGHT, COLUMN = 10, 7  # of the plot: lines, characters per number of workers
