@@ -77,7 +77,8 @@ def test_the_journey_is_about_as_long_as_it_says() -> None:
 
 def test_every_option_of_the_command_is_described() -> None:
     text = (ROOT / "docs" / "command.md").read_text()
-    options = [name for param in main.commands["train"].params for name in param.opts if name.startswith("-")]
+    params = [param for command in ("train", "plan") for param in main.commands[command].params]
+    options = [name for param in params for name in param.opts if name.startswith("-")]
     assert len(options) > 15
     assert not [name for name in options if not re.search(rf"`{name}[` ]", text)]
 

@@ -14,8 +14,8 @@ from samestep.errors import PlanRefused
 from samestep.job import Job
 from samestep.numerics import Numerics
 from samestep.parallelize import divide, prepare
-from samestep.plan import Plan, Stage
-from samestep.presets import balanced, chain_of, pipeline_stages, resolved, sliceable, sliced_stage, slices_text
+from samestep.plan import Plan, Stage, slices_text
+from samestep.presets import balanced, chain_of, pipeline_stages, resolved, sliceable, sliced_stage
 
 
 @given(work=st.lists(st.integers(0, 20), min_size=1, max_size=9), data=st.data())

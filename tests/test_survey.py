@@ -2,9 +2,7 @@
 
 import dataclasses
 import random
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,14 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn, optim
 
 import samestep
+from jobs import grids
 from samestep import streams
 from samestep.parallelize import Prepared, prepare
 from samestep.planner.chain import Chain
 from samestep.survey import survey
-
-sys.path.insert(0, str(Path(__file__).parent / "jobs"))
-
-import grids
 
 FAMILIES = ("mlp", "cnn", "gpt", "resnet", "embedding", "encoder")
 

@@ -12,7 +12,8 @@ best plan when the largest cut counts too.
 import json
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ class PipeDreamCosts:
 
     def crossing(self, worker: int) -> Floats:
         return 2 * self.crossing_bytes / BANDWIDTH * self.transfers
+
+    def only(self, cuts: Sequence[int]) -> "PipeDreamCosts":
+        some = list(cuts)
+        return replace(
+            self,
+            compute=self.compute[some],
+            parameters=self.parameters[some],
+            crossing_bytes=self.crossing_bytes[some],
+            no_stage=self.no_stage[np.ix_(some, some)],
+        )
 
 
 def costs_of(graph: Graph, where: Cuts, workers: int, transfers: bool = False) -> PipeDreamCosts:

@@ -12,7 +12,7 @@ import samestep
 EVER = 10**9  # steps
 
 
-def job(model: str, shards: int, folder: str = "") -> samestep.Job:
+def job(model: str, shards: int = 0, folder: str = "") -> samestep.Job:
     build, data, loss, batch_size = MODELS[model]
     callbacks = []
     if folder:
@@ -20,6 +20,6 @@ def job(model: str, shards: int, folder: str = "") -> samestep.Job:
 
         callbacks = [TurnsCallback(folder)]
     return samestep.Job(
-        model=build, data=data(), loss=loss, optimizer=optimizer, batch_size=batch_size, shards=shards, steps=EVER,
-        callbacks=callbacks,
+        model=build, data=data(), loss=loss, optimizer=optimizer, batch_size=batch_size, shards=shards or None,
+        steps=EVER, callbacks=callbacks,
     )  # fmt: skip

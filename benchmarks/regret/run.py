@@ -11,13 +11,13 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-sys.path.insert(0, str(HERE.parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 import numpy as np
 from groups import GROUPS, Group
@@ -30,6 +30,7 @@ from samestep.launch.environment import mkl_mode, physical_cores
 from samestep.launch.launcher import Launcher
 from samestep.launch.request import Request
 
+HERE = Path(__file__).resolve().parent
 PORTS = itertools.count(29_600)
 TURN = 0.6  # seconds of a turn, about
 
@@ -129,8 +130,6 @@ def judged(name: str, found: list[dict[str, Any]], medians: dict[str, list[float
 
 
 def run(name: str, group: Group, rounds: int, commit: str) -> dict[str, Any]:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         hosts = None if group.rate is None else Hosts(2, rate=group.rate).__enter__()
@@ -177,11 +176,8 @@ def main() -> None:
         found = results[-1]
         print(f"{name}: pick {found['pick']}, best {found['best']}, regret {found['regret']:.1%}", file=sys.stderr)
         for plan in found["plans"]:
-            print(
-                f"    {plan['name']:40} predicted {plan['predicted'] * 1e3:8.2f}  measured {plan['measured'] * 1e3:8.2f}"
-                f"  {plan['error']:+.1%}",
-                file=sys.stderr,
-            )
+            times = f"predicted {plan['predicted'] * 1e3:8.2f}  measured {plan['measured'] * 1e3:8.2f}"
+            print(f"    {plan['name']:40} {times}  {plan['error']:+.1%}", file=sys.stderr)
     print(json.dumps(summary(results)))
 
 

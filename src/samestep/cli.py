@@ -5,6 +5,7 @@ import click
 from samestep.commands.bench import bench
 from samestep.commands.doctor import doctor
 from samestep.commands.plan import plan
+from samestep.commands.simulate import simulate
 from samestep.commands.trace import trace
 from samestep.commands.train import train
 
@@ -15,7 +16,7 @@ def main() -> None:
     """Run an ordinary PyTorch training step on many workers: the same step, bit for bit."""
 
 
-for command in (train, plan, bench, trace, doctor):
+for command in (train, plan, simulate, bench, trace, doctor):
     main.add_command(command)
 
 

@@ -5,6 +5,7 @@ Free of torch: the command prints it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Outline:
     memory: Sequence[Mapping[str, int]]  # bytes that each worker needs, by what for
     drawing: str
     svg: str
+    grounds: Mapping[str, Any] | None = None  # on which the planner decided, as JSON; None where the plan was given
 
     def text(self, *, draw: bool) -> str:
         lines = [self.plan]

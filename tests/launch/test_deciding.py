@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 import samestep
+from jobs import grids
 from samestep import streams
 from samestep.errors import PlanRefused
 from samestep.launch import deciding, measuring
@@ -22,10 +22,6 @@ from samestep.numerics import Numerics
 from samestep.plan import Plan
 from samestep.planner.decision import decide
 from samestep.report import Report
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
-
-import grids
 
 torch.set_num_threads(1)  # this process is forked
 

@@ -1,14 +1,13 @@
 """What samples say about costs: by hand on made-up samples, and on a real job."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs import grids
 from samestep import streams
 from samestep.launch import measuring
 from samestep.launch.measuring import SIZES, dense, gap_of, passing_of, plans_to_probe, spread_of, step_seconds
@@ -19,10 +18,6 @@ from samestep.plan import Plan
 from samestep.planner.costs import SCALARS, Pair
 from samestep.survey import survey
 from samestep.tree import local_plan
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
-
-import grids
 
 torch.set_num_threads(1)  # this process is forked
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import samestep
+from jobs import grids
 from samestep import streams
 from samestep.errors import TrainingFailed
 from samestep.launch.probe import Probe, probe
 from samestep.numerics import Numerics
 from samestep.plan import Plan, Stage, equal_shares
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
-
-import grids
 
 torch.set_num_threads(1)  # this process is forked
 

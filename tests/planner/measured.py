@@ -1,13 +1,12 @@
 """Chains, costs and clusters for the planner's tests, drawn at random; and the jobs of jobs/grids.py, laid out."""
 
 import dataclasses
-import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 
+from jobs import grids
 from samestep import streams
 from samestep.cluster import Cluster
 from samestep.job import Job
@@ -20,10 +19,6 @@ from samestep.plan import Plan, equal_shares
 from samestep.planner.chain import Chain, Region, Unit
 from samestep.planner.costs import Costs, Pair, Passing, Table
 from samestep.survey import survey
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
-
-import grids
 
 FAMILIES = ("mlp", "cnn", "gpt", "resnet", "embedding", "encoder")
 PLANS = ("data", "slices", "hybrid", "pipeline")

@@ -97,14 +97,25 @@ def test_runners_up_of_the_search_for_many_equal_workers() -> None:
 
 
 @given(st.integers(0, 1000))
-def test_uneven_workers_in_blocks_get_a_split_that_is_what_it_says(seed: int) -> None:
+def test_uneven_workers_in_runs_get_a_split_that_is_what_it_says(seed: int) -> None:
     draw = np.random.default_rng(seed)
     chain = Chain(*(tuple(draw.uniform(0, 1, 6)) for _ in range(6)))
     row = Row(tuple(draw.uniform(1, 2, 9)), (50.0,) * 9, (10.0,) * 8, (0.0,) * 8)
     found = best_partition(ChainCosts(chain, row, 4, ring(10.0)), dense=2e4)
     assert isinstance(found, Partition)
-    assert "run of" in found.pruned
+    assert "runs of workers" in found.pruned
     assert seconds(chain, row, 4, ring(10.0), found.best.stages) == pytest.approx(found.best.bottleneck)
+
+
+def test_a_long_chain_on_many_uneven_workers_is_cut_at_even_places() -> None:
+    draw = np.random.default_rng(0)
+    chain = Chain(*(tuple(draw.uniform(0, 1, 300)) for _ in range(6)))
+    row = Row(tuple(draw.uniform(1, 2, 60)), (500.0,) * 60, (10.0,) * 59, (0.0,) * 59)
+    found = best_partition(ChainCosts(chain, row, 4, ring(100.0)), dense=1e7)
+    assert isinstance(found, Partition)
+    assert "of the 299 cuts" in found.pruned
+    assert seconds(chain, row, 4, ring(100.0), found.best.stages) == pytest.approx(found.best.bottleneck)
+    assert fullness(chain, row, 4, found.best.stages) <= 1 + 1e-12
 
 
 def test_group_sizes_are_all_when_there_is_room_for_them() -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,18 @@ PLANNING = (
     click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the job function."),
     click.option("--device", type=click.Choice(DEVICES), default="cpu", help="Where workers compute, one on each GPU."),
 )
+
+
+def some_options(options: Sequence[Callable[..., Any]], names: Sequence[str]) -> Callable[..., Any]:
+    """Those options that have one of these names."""
+
+    def give(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            if option(lambda: None).__click_params__[0].opts[0] in names:
+                command = option(command)
+        return command
+
+    return give
 
 
 GIVEN = ("assign", "hosts", "memory_limit", "plan")  # what is not passed on as it is

@@ -14,6 +14,7 @@ from samestep.checkpoint import finished, read_description
 from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
 from samestep.job import Job
 from samestep.launch.deciding import decided
+from samestep.launch.elsewhere import decided_elsewhere
 from samestep.launch.importing import call, load_function
 from samestep.launch.request import Request
 from samestep.launch.resolve import chosen_numerics, hosts_of, make_plan, with_numerics
@@ -46,7 +47,8 @@ def build(
     initial = None if request.memory_limit is None else recorded(job, request)
     model = job.build_model() if initial is None else initial.model
     if request.plan == "auto" and request.plan_text is None:
-        request, decision = decided(request, job, model, chosen)
+        decide = decided if request.cluster is None else decided_elsewhere
+        request, decision = decide(request, job, model, chosen)
         chosen = chosen_numerics(request)
     pristine = copy.deepcopy(model) if request.transport == "threads" else None
     prepared = prepare(job, model, initial)
@@ -66,7 +68,7 @@ def build(
         check_memory(footprints(job, plan, prepared, schedules, hosts), request.memory_limit)
     resumption = find_checkpoint(request)
     done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
-    run = Run(job, plan, request, send, resumption, done, hosts)
+    run = Run(job, plan, request, send, resumption, done, hosts, decision=decision)
     send(announcement(run) | {"prediction": None if decision is None else decision.prediction.as_json()})
     return run, prepared, pristine
 

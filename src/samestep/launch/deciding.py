@@ -103,11 +103,16 @@ def reason_to_leave(request: Request, job: Job) -> str | None:
     """Why a plan is not looked for, when nobody asked for it by name."""
     if job.data is None:
         return "the batches come from a loop of the user's own"
-    if request.assign is not None or request.transport == "threads" or request.device != "cpu":
+    if (
+        request.assign is not None
+        or request.hosts is not None
+        or request.transport == "threads"
+        or request.device != "cpu"
+    ):
         return "the command says who computes what"
     if request.memory_limit is not None:
         return "the model is made in parts"
-    if request.plan_is_asked or request.slices is not None:
+    if request.plan_is_asked or request.only_outline or request.slices is not None:
         return None
     steps = job.num_steps(job.row_order(training_rows(job).num_rows))
     return f"{steps} steps are not worth measuring" if steps < SHORT else None

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -89,6 +89,11 @@ class Launcher:
     def tuned(self, request: Request) -> dict[str, Any]:
         """The fields of the `Tuned` numerics of a job on this host. Raises Refused."""
         found: dict[str, Any] = self._told(replace(request, tune=True))
+        return found
+
+    def simulated(self, request: Request, counts: Sequence[int]) -> dict[str, Any]:
+        """The fields of the `Scaling` of a job on the request's cluster. Raises Refused."""
+        found: dict[str, Any] = self._told(replace(request, simulate=tuple(counts)))
         return found
 
     def _told(self, request: Request) -> Any:

@@ -28,6 +28,7 @@ from samestep.launch.environment import building
 from samestep.launch.outcome import telling
 from samestep.launch.processes import die_on_word_from, flush_output, leave, num_threads
 from samestep.launch.request import Request
+from samestep.launch.simulating import simulated
 from samestep.launch.tuning import tuned
 from samestep.launch.worker import LOST_A_PEER, Run, in_memory, run_threads, run_worker
 from samestep.parallel.stretches import by_host
@@ -48,6 +49,9 @@ def lead(message: dict[str, Any], events: socket.socket) -> int:
         }
     )
     try:
+        if request.simulate:
+            tell_simulated(request, events)
+            return 0
         if request.only_profile:
             tell_profile(request, events)
             return 0
@@ -87,6 +91,8 @@ def describe(request: Request, events: socket.socket) -> None:
         reasons = sliceable(run.job, prepared.model, shards) if named else {}
         whole = {layer: reason for layer, reason in reasons.items() if reason is not None and layer not in named}
         found = outline(run.job, run.plan, prepared, whole, run.hosts)
+        grounds = None if run.decision is None else run.decision.as_json()
+        found = replace(found, grounds=grounds)
     wire.send(events, {"event": "outline"}, in_memory(json.dumps(asdict(found)).encode()))
 
 
@@ -109,6 +115,13 @@ def tell_candidates(request: Request, events: socket.socket) -> None:
             {"name": one.name, "kind": one.kind, "plan": str(one.plan), **decision.prediction_of(one).as_json()}
             for one in decision.ranking
         ]
+    wire.send(events, {"event": "outline"}, in_memory(json.dumps(found).encode()))
+
+
+def tell_simulated(request: Request, events: socket.socket) -> None:
+    """Find plans for many numbers of workers of a cluster, and train nothing."""
+    with die_on_word_from(events), building():
+        found = simulated(request, request.simulate).as_json()
     wire.send(events, {"event": "outline"}, in_memory(json.dumps(found).encode()))
 
 

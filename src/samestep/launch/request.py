@@ -56,6 +56,9 @@ class Request:
     tune: bool = False  # choose the numerics, and do not train
     locked: str | None = None  # the numerics line of the job's lock file
     only_candidates: bool = False  # decide, and tell every plan that was considered
+    cluster: str | None = None  # the text of a cluster that the plan is for
+    described: bool = False  # costs from FLOPs and bytes
+    simulate: tuple[int, ...] = ()  # decide for so many workers each, and do not train
     only_profile: bool = False  # measure, and do not even decide
     folder: str = "."  # where the command was given
     path: tuple[str, ...] = ()  # where modules are looked for
@@ -88,7 +91,7 @@ class Request:
                 raise CheckpointRefused(f"--checkpoint {self.checkpoint}: {above} is a file; name a folder")
 
 
-def plan_text(name: str) -> str | None:
+def plan_text(name: str, option: str = "--plan") -> str | None:
     """What the plan's file says; None for a known plan. Raises PlanRefused when it cannot be read."""
     if name in PRESETS:
         return None
@@ -96,7 +99,7 @@ def plan_text(name: str) -> str | None:
         return Path(name).read_text()
     except OSError:
         raise PlanRefused(
-            f"--plan {name}: neither a known plan ({', '.join(PRESETS)}) nor a file that can be read"
+            f"{option} {name}: neither a known plan ({', '.join(PRESETS)}) nor a file that can be read"
         ) from None
     except UnicodeDecodeError:
-        raise PlanRefused(f"--plan {name} is not text; print(report.plan) shows what a plan looks like") from None
+        raise PlanRefused(f"{option} {name} is not text; print(report.plan) shows what a plan looks like") from None

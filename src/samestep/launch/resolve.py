@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from samestep.cluster import Cluster
 from samestep.codec.parse import parse_codec
 from samestep.device import instruction_set
 from samestep.errors import PlanRefused
@@ -157,6 +158,8 @@ def _assignment(request: Request, shards: int, fields: dict[str, Any] | None) ->
 
 def hosts_of(request: Request, workers: int) -> tuple[int, ...]:
     """The host of every worker, as a launcher or --hosts says. Raises PlanRefused when they are not as many."""
+    if request.hosts is None and request.cluster is not None:
+        return Cluster.parse(request.cluster, "--cluster").first(workers).hosts_of_workers()
     counts = (workers,) if request.hosts is None else request.hosts
     if sum(counts) != workers or min(counts) < 1:
         raise PlanRefused(

@@ -23,6 +23,7 @@ from samestep.launch.processes import die_with_parent
 from samestep.launch.request import Request
 from samestep.parallelize import Prepared, Shared
 from samestep.plan import Plan
+from samestep.planner.decision import Decision
 from samestep.trace.clock import offsets, stamped
 from samestep.trace.worker_trace import WorkerTrace, encoded, last_steps
 from samestep.trainer import Training
@@ -65,6 +66,7 @@ class Run:
     hosts: tuple[int, ...]  # of every worker
     stop_asked: bool = False
     apart: bool = False  # every worker was started by itself: nobody hears them all
+    decision: Decision | None = None  # of the planner, where it was asked
 
     def tell(self, event: str, *files: int, **fields: Any) -> None:
         with contextlib.suppress(OSError):  # nobody listens any more; the leader will end this process

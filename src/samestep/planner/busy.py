@@ -1,5 +1,6 @@
 """How long every action of a plan keeps its worker busy: measured costs, put together for the plan's segments."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -22,22 +23,33 @@ class Busy:
         self.hosts = cluster.hosts_of_workers()[: self.plan.workers]
         self.speeds = cluster.speeds[: self.plan.workers]
         self.cell = costs.cell
+        self.held = placed.held(num_shards)
         self._dense: dict[tuple[int, int], Pair] = {}
-        self._tables = {n: costs.table(n) for n in {self.hosts.count(host) for host in self.hosts}}
+        self._known: dict[tuple[int, Action], float] = {}
+        self._adds: dict[range, list[int]] = {}  # by a worker's shards: what each one's gradient is added to
+        self._tables = self._tables_of_workers()
+
+    def _tables_of_workers(self) -> list[Table]:
+        near = Counter(self.hosts)
+        tables = {count: self.costs.table(count) for count in set(near.values())}
+        return [tables[near[host]] for host in self.hosts]
 
     def table(self, rank: int) -> Table:
-        return self._tables[self.hosts.count(self.hosts[rank])]
+        return self._tables[rank]
 
     def skew(self, rank: int) -> float:
         """What workers wait for one another because no two steps take the same time."""
         if self.plan.workers == 1:
             return 0.0
         table = self.table(rank) if self.table(rank).workers > 1 else self.costs.together
-        own = [len(self.plan.shards_of(rank, self.num_shards, stage)) for stage in range(len(self.placed.stages))]
-        return table.skew * max(own) * (table.whole.forward + table.whole.backward) / self.speeds[rank]
+        own = max(len(held.get(rank, ())) for held in self.held)
+        return table.skew * own * (table.whole.forward + table.whole.backward) / self.speeds[rank]
 
     def seconds(self, rank: int, action: Action) -> float:
-        return self._busy(rank, action) / self.speeds[rank]
+        key = rank, action
+        if key not in self._known:
+            self._known[key] = self._busy(rank, action) / self.speeds[rank]
+        return self._known[key]
 
     def dense(self, segment: int, table: Table) -> Pair:
         """A shard through a dense segment, its gradients not added to others'."""
@@ -59,7 +71,7 @@ class Busy:
     def _busy(self, rank: int, action: Action) -> float:
         table = self.table(rank)
         if isinstance(action, actions.Load):
-            return table.load * len(self.plan.touched(rank, self.num_shards))
+            return table.load * len({shard for held in self.held for shard in held.get(rank, ())})
         if isinstance(action, actions.Forward | actions.Recompute):
             return self.dense(action.segment, table).forward
         if isinstance(action, actions.Backward):
@@ -78,12 +90,17 @@ class Busy:
 
     def _backward(self, rank: int, action: actions.Backward, table: Table) -> float:
         part = self.placed.parts[action.segment]
-        own = self.plan.shards_of(rank, self.num_shards, part.stage)
-        adds = len(local_plan(own, self.num_shards).folds[action.shard - own.start].into)
+        own = self.held[part.stage][rank]
+        adds = self._adds_of(own)[action.shard - own.start]
         nbytes = sum(self.chain.units[i].parameters for i in part.units)
         whole = self.dense(action.segment, table).backward
         first = 1 - WEIGHTS_SHARE if self.plan.splits_backward(part.stage) else 1.0
         return first * whole + adds * nbytes * table.add
+
+    def _adds_of(self, own: range) -> list[int]:
+        if own not in self._adds:
+            self._adds[own] = [len(fold.into) for fold in local_plan(own, self.num_shards).folds]
+        return self._adds[own]
 
     def _region(self, rank: int, action: actions.SliceForward | actions.SliceBackward, table: Table) -> float:
         """Measured with some slices on a worker; each more or less costs as much as one does a worker alone."""
@@ -98,11 +115,15 @@ class Busy:
 
     def _tail(self, rank: int, action: Action, table: Table) -> float:
         if isinstance(action, actions.Reduce):
-            return sum(owned * nodes * table.reduce for owned, nodes in self.owned[rank])
+            return sum(owned * nodes * self._reading(table) for owned, nodes in self.owned[rank])
         if isinstance(action, actions.Update):
             return sum(owned for owned, _ in self.owned[rank]) * table.update
         fixed = {actions.Agree: table.agree, actions.MergeBuffers: table.merge, actions.Clip: table.clip}
         return table.publish if isinstance(action, actions.Publish) else fixed.get(type(action), 0.0)
+
+    def _reading(self, table: Table) -> float:
+        """Seconds per byte and summand. A worker alone on its host adds what came from others like its own shards'."""
+        return table.reduce or self.costs.together.reduce or table.add
 
     @cached_property
     def owned(self) -> list[list[tuple[float, int]]]:
@@ -111,20 +132,15 @@ class Busy:
         for number, stage in enumerate(self.placed.stages):
             here = [part for part in self.placed.parts if part.stage == number]
             whole = sum(self.chain.units[i].parameters for part in here for i in part.units)
-            held = [self.plan.shards_of(rank, self.num_shards, number) for rank in stage.workers]
-            nodes = sum(len(local_plan(own, self.num_shards).left) for own in held)
+            nodes = sum(len(local_plan(own, self.num_shards).left) for own in self.held[number].values())
+            near = Counter(self.hosts[rank] for rank in stage.workers)
             for rank in stage.workers:
-                share = self._sharing(stage.workers, rank)
+                # Among how many the update is dealt out: two hosts each make it, more share it.
+                share = near[self.hosts[rank]] if len(near) == 2 else len(stage.workers)
                 found[rank].append((whole / share, nodes if len(stage.workers) > 1 else 0))
             for part in here:
                 self._add_slices(part, stage.workers, found)
         return found
-
-    def _sharing(self, workers: Sequence[int], rank: int) -> int:
-        """Among how many workers the update of a group is dealt out: two hosts each make it, more share it."""
-        hosts = {self.hosts[worker] for worker in workers}
-        near = [worker for worker in workers if self.hosts[worker] == self.hosts[rank]]
-        return len(near) if len(hosts) == 2 else len(workers)
 
     def _add_slices(self, part: Part, workers: Sequence[int], found: list[list[tuple[float, int]]]) -> None:
         if part.region is not None:

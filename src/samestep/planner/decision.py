@@ -1,12 +1,16 @@
 """What the planner decided: the ranked candidates, and on what it stood. All of it values; nothing was run."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from samestep.cluster import Cluster
-from samestep.numerics import Numerics
+from samestep.errors import PlanRefused
+from samestep.numerics import Numerics, parse_line
 from samestep.planner.confidence import interval
 from samestep.planner.profile import Profile
 from samestep.planner.search import Candidate, Freedom, search
+from samestep.planner.smallest_change import smallest_change
 from samestep.prediction import Prediction
 
 
@@ -33,8 +37,31 @@ class Decision:
         found = one.estimate
         return Prediction(one.seconds, low, high, found.parts, list(found.actions), (), 0, found.wired)
 
+    def as_json(self) -> dict[str, Any]:
+        """All that it stood on. The search is deterministic: whoever has this has the decision."""
+        return {
+            "profile": self.profile.text(),
+            "cluster": str(self.cluster),
+            "numerics": self.numerics.line(),
+            "freedom": asdict(self.freedom),
+        }
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "Decision":
+        freedom = Freedom(**{**found["freedom"], "workers": tuple(found["freedom"]["workers"])})
+        return decide(
+            Profile.parse(found["profile"], "the profile"),
+            Cluster.parse(found["cluster"]),
+            Numerics(**parse_line(found["numerics"])),  # type: ignore[arg-type]
+            freedom,
+        )
+
 
 def decide(profile: Profile, cluster: Cluster, numerics: Numerics, freedom: Freedom) -> Decision:
-    """Raises PlanRefused when no plan can be found."""
-    ranking = search(profile.chain, profile.costs, cluster, numerics, freedom)
+    """Raises PlanRefused, with the smallest change that helps, when no plan can be found."""
+    try:
+        ranking = search(profile.chain, profile.costs, cluster, numerics, freedom)
+    except PlanRefused as refused:
+        change = smallest_change(profile.chain, profile.costs, cluster, freedom)
+        raise PlanRefused("; ".join(filter(None, (str(refused), change)))) from None
     return Decision(profile, cluster, numerics, freedom, tuple(ranking))

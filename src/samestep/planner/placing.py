@@ -9,6 +9,8 @@ The numbering of segments is that of the schedule's actions.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
 
 from samestep.errors import PlanRefused
 from samestep.plan import Plan, Stage
@@ -48,14 +50,26 @@ class Placed:
 
     def units_of(self, stage: int) -> range:
         """The units of a stage, sliced ones too."""
-        starts = [*starts_of(self.stages, self.chain), len(self.chain.units)]
-        return range(starts[stage], starts[stage + 1])
+        return range(self._starts[stage], self._starts[stage + 1])
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [*starts_of(self.stages, self.chain), len(self.chain.units)]
+
+    def held(self, num_shards: int) -> list[dict[int, range]]:
+        """Per stage: the shards that each worker of its group computes, in a step that has `num_shards`."""
+        return [_held(stage, num_shards) for stage in self.stages]
 
     def crossing(self, action: Action) -> float:
         """Bytes of a shard over a cut, there or back."""
         assert isinstance(action, actions.Send | actions.Receive | actions.SendGradient | actions.ReceiveGradient)
         unit = self.chain.units[self.units_of(action.stage + 1).start]
         return unit.crossing if isinstance(action, actions.Send | actions.Receive) else unit.crossing_back
+
+
+def _held(stage: Stage, num_shards: int) -> dict[int, range]:
+    ends = [min(end, num_shards) for end in accumulate(stage.assign, initial=0)]
+    return {rank: range(a, b) for rank, (a, b) in zip(stage.workers, pairwise(ends), strict=True)}
 
 
 def place(plan: Plan, chain: Chain) -> Placed:

@@ -10,6 +10,7 @@ share each microbatch's rows in proportion to their speeds, and each holds the w
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,6 +110,15 @@ class ChainCosts:
         each: Floats = self.row.latencies[link] + self._crossing / self.row.bandwidths[link]
         each[-1] = 0.0
         return each * float(2 * self.microbatches)
+
+    def only(self, cuts: Sequence[int]) -> "ChainCosts":
+        fewer = copy(self)
+        fewer.num_cuts = len(cuts) - 1
+        square = np.ix_(cuts, cuts)
+        fewer._compute, fewer._parameters = self._compute[square], self._parameters[square]
+        fewer._state, fewer._kept = self._state[square], self._kept[square]
+        fewer._crossing, fewer._no_stage = self._crossing[list(cuts)], self._no_stage[square]
+        return fewer
 
     def _speeds(self, workers: range) -> tuple[float, ...]:
         return self.row.speeds[workers.start : workers.stop]

@@ -11,6 +11,7 @@ deterministic: the same chain, costs and cluster give the same plan.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,9 +23,9 @@ from samestep.plan import Plan, Stage, equal_shares, slices_text
 from samestep.planner.chain import Chain, Region
 from samestep.planner.costs import Costs
 from samestep.planner.estimate import Estimate, estimate
-from samestep.planner.partition import partition
+from samestep.planner.partition import DENSE, best_partition, partition
 from samestep.planner.rows import Chain as Layers
-from samestep.planner.rows import Replication, Row, ring
+from samestep.planner.rows import ChainCosts, Replication, Row, ring
 from samestep.planner.shares import shares
 from samestep.planner.stages import NothingFits, Partition, Span
 from samestep.schedule.greedy import greedy_order
@@ -36,6 +37,7 @@ ORDERS = ("1f1b", "gpipe", "zero-bubble")
 KINDS = ("one process", "data", "uneven", "hybrid", "slices", "pipeline", "mixed")  # the simpler ones first
 NARROW = 64  # workers up to which written orders and slices are tried
 FEW = 4  # groups of regions of which all subsets are tried
+LONG = 1 << 13  # stages times shards up to which a pipeline of more than NARROW workers is simulated
 ROUNDS = 3  # of a descent over groups of regions
 
 
@@ -143,14 +145,15 @@ def data_plans(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics)
 
 def by_speed(chain: Chain, costs: Costs, cluster: Cluster) -> tuple[int, ...]:
     """Shards by the greedy rule, from what a shard takes on each worker."""
-    hosts = cluster.hosts_of_workers()
+    near = Counter(cluster.hosts_of_workers())
+    wholes = {count: costs.table(count).whole for count in set(near.values())}
 
-    def finishing(rank: int) -> Callable[[int], float]:
-        table = costs.table(hosts.count(hosts[rank]))
-        seconds = (table.whole.forward + table.whole.backward) / cluster.speeds[rank]
+    def finishing(host: int, speed: float) -> Callable[[int], float]:
+        whole = wholes[near[host]]
+        seconds = (whole.forward + whole.backward) / speed
         return lambda count: count * seconds
 
-    return shares(chain.shards, [finishing(rank) for rank in range(cluster.workers)])
+    return shares(chain.shards, list(map(finishing, cluster.hosts_of_workers(), cluster.speeds)))
 
 
 # Slices: regions of the same signature are chosen together.
@@ -161,7 +164,7 @@ def sliced_plans(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numeric
     if len(groups) <= FEW:
         yield from (sliced_plan(chain, costs, cluster, numerics, groups, some) for some in subsets(len(groups)))
         return
-    connected = frozenset(i for i, group in enumerate(groups) if not _is_convolution(chain, group))
+    connected = frozenset(i for i, group in enumerate(groups) if not is_convolution(chain, group))
     seen: set[frozenset[int]] = set()
     for start in dict.fromkeys([frozenset(range(len(groups))), connected, frozenset({heaviest(chain, groups)})]):
         if start:
@@ -256,7 +259,7 @@ def like_regions(chain: Chain) -> list[list[int]]:
     return list(groups.values())
 
 
-def _is_convolution(chain: Chain, group: Sequence[int]) -> bool:
+def is_convolution(chain: Chain, group: Sequence[int]) -> bool:
     return chain.units[chain.regions[group[0]].units[0]].signature.startswith("Conv")
 
 
@@ -264,10 +267,14 @@ def _is_convolution(chain: Chain, group: Sequence[int]) -> bool:
 
 
 def pipelines(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, freedom: Freedom) -> Iterator[Plan]:
-    found = partition(layers_of(chain, costs, cluster), row_of(cluster, freedom), chain.shards, _reduction(cluster))
+    wide = cluster.workers > NARROW
+    most = max(2, LONG // chain.shards) if wide else None
+    layers, row = layers_of(chain, costs, cluster), row_of(cluster, freedom)
+    costly = ChainCosts(layers, row, chain.shards, reduction_of(cluster))
+    found = best_partition(costly, most, DENSE / 10 if wide else DENSE)
     if isinstance(found, NothingFits):
         return
-    for split in split_choices(found, cluster.workers):
+    for split in split_choices(found, cluster.workers, most):
         stages = stages_of(split, chain, cluster, numerics)
         for order in ORDERS:
             yield Plan.staged(numerics, stages, order=order)
@@ -278,10 +285,14 @@ def pipelines(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics, 
     yield from interleaved(chain, costs, cluster, numerics)
 
 
-def split_choices(found: Partition, workers: int) -> list[tuple[Span, ...]]:
-    """The best with several stages; those that leave a worker idle are for fewer workers."""
-    every = [split.stages for split in (found.best, *found.runners_up) if len(split.stages) > 1]
-    return [stages for stages in every if sum(len(span.workers) for span in stages) == workers][:4]
+def split_choices(found: Partition, workers: int, most: int | None = None) -> list[tuple[Span, ...]]:
+    """The best four with several stages; those that leave a worker idle are for fewer workers.
+
+    most: stages that a split may have.
+    """
+    every = [split.stages for split in (found.best, *found.runners_up)]
+    several = [stages for stages in every if 1 < len(stages) <= (most or len(stages))]
+    return [stages for stages in several if sum(len(span.workers) for span in stages) == workers][:4]
 
 
 def layers_of(chain: Chain, costs: Costs, cluster: Cluster) -> Layers:
@@ -309,7 +320,7 @@ def row_of(cluster: Cluster, freedom: Freedom) -> Row:
     )
 
 
-def _reduction(cluster: Cluster) -> Replication:
+def reduction_of(cluster: Cluster) -> Replication:
     links = [cluster.link(a, b) for a, b in pairwise(range(cluster.workers))]
     return ring(min(link.bandwidth for link in links), max(link.latency for link in links))
 

@@ -4,6 +4,7 @@ A chain of L layers has L+1 cuts: cut i lies before layer i, cut L behind the la
 cut i to cut j > i on a run of neighbouring workers; a matrix over stages is indexed [i, j].
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +43,9 @@ class Costs(Protocol):
 
     def crossing(self, worker: int) -> Floats:
         """(L+1,) seconds of each cut's transfers, when the stage behind it begins at `worker`; 0 at cut L."""
+
+    def only(self, cuts: Sequence[int]) -> "Costs":
+        """The same with these cuts alone; the first and the last one are among them."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,19 @@ class Partition:
 
 @dataclass(frozen=True)
 class NothingFits:
-    """No split fits the workers' memory. With `factor` times the memory of every worker, `split` would."""
+    """No split that was looked at fits the workers' memory. With `factor` times every worker's memory, `split` would.
+
+    `pruned` is as in Partition; empty when no split fits less.
+    """
 
     factor: float
     split: Split
+    pruned: str = ""
 
     def __str__(self) -> str:
+        aside = f" (left aside: {self.pruned})" if self.pruned else ""
         return (
-            f"no partition fits: the closest ({'; '.join(map(str, self.split.stages))}) needs {self.factor:.3g} times "
-            "the workers' memory: give them that, or more workers, or recompute activations, or smaller microbatches"
+            f"no partition fits{aside}: the closest, {'; '.join(map(str, self.split.stages))}, needs {self.factor:.3g} "
+            "times the workers' memory: give them that, or more workers, or recompute activations, or make the "
+            "microbatches smaller"
         )

@@ -40,6 +40,7 @@ class Wires:
         self.placed, self.chain, self.cluster = placed, placed.chain, cluster
         self.num_shards, self.busy = num_shards, busy
         self.hosts = cluster.hosts_of_workers()[: placed.plan.workers]
+        self._spans: dict[int, dict[int, range]] = {}  # by stage and host
 
     def exposed(self, action: Action) -> float:
         """Seconds of an action in which its workers wait for bytes between hosts."""
@@ -47,6 +48,8 @@ class Wires:
             return self.reduction
         if isinstance(action, actions.Publish):
             return self.values
+        if isinstance(action, actions.Agree | actions.Clip):
+            return self.agreement
         return self.meeting(action) if isinstance(action, actions.SliceForward | actions.SliceBackward) else 0.0
 
     def transfer(self, rank: int, action: Action) -> float:
@@ -55,6 +58,11 @@ class Wires:
             return 0.0
         link = self.cluster.link(rank, action.peer)
         return link.latency + self.placed.crossing(action) / link.bandwidth
+
+    @cached_property
+    def agreement(self) -> float:
+        """Seconds until the first workers of all hosts have swapped what they know, and told it to the others."""
+        return self._slowest(range(len(self.hosts)))[0] if len(set(self.hosts)) > 1 else 0.0
 
     @cached_property
     def reduction(self) -> float:
@@ -106,10 +114,7 @@ class Wires:
         region, stage = self.chain.regions[part.region], self.placed.stages[part.stage]
         ends = [sum(part.slices[: i + 1]) for i in range(len(part.slices))]
         slices = {w: range(end - n, end) for w, end, n in zip(stage.workers, ends, part.slices, strict=True) if n}
-        rows = {
-            w: len(set(self.placed.plan.shards_of(w, self.num_shards, part.stage)) & set(action.shards))
-            for w in stage.workers
-        }
+        rows = {w: len(set(self.busy.held[part.stage][w]) & set(action.shards)) for w in stage.workers}
         nodes = {w: len(local_plan(own, sum(part.slices)).left) for w, own in slices.items()}
         columns = {w: len(own) / sum(part.slices) for w, own in slices.items()}
         forward = isinstance(action, actions.SliceForward)
@@ -137,12 +142,14 @@ class Wires:
         latency, bandwidth = self._slowest(workers)
         busiest = max(self._nodes(stage, host) for host in hosts)
         others = 1.0 if len(hosts) == 2 else (len(hosts) - 1) / len(hosts)
+        near = max(sum(self.hosts[w] == host for w in workers) for host in hosts)
+        pace = min(bandwidth, near / BUSY_BYTE)  # no wire is faster than the processors that feed it
         free, hidden = float("-inf"), 0.0
         for burden in self._burdens(stage, min(self.busy.speeds[w] for w in workers)):
             nbytes = burden.nbytes * busiest * others
-            free = max(free, -burden.before_end) + nbytes / bandwidth
-            hidden += nbytes if free <= 0 else 0.0
-        near = max(sum(self.hosts[w] == host for w in workers) for host in hosts)
+            begin = max(free, -burden.before_end)
+            free = begin + nbytes / pace
+            hidden += pace * max(0.0, min(free, 0.0) - begin)  # what is moved before backward's end
         return max(0.0, free) + latency + hidden * BUSY_BYTE / near
 
     def _burdens(self, stage: int, speed: float) -> Iterator[Burden]:
@@ -166,14 +173,19 @@ class Wires:
 
     def _nodes(self, stage: int, host: int) -> int:
         """The partial sums that a host is left with."""
-        here = self.placed.stages[stage]
-        own = [
-            s
-            for w in here.workers
-            if self.hosts[w] == host
-            for s in self.placed.plan.shards_of(w, self.num_shards, stage)
-        ]
-        return len(local_plan(range(min(own), max(own) + 1), self.num_shards).left) if own else 0
+        if stage not in self._spans:
+            self._spans[stage] = self._spans_of(stage)
+        shards = self._spans[stage].get(host, range(0))
+        return len(local_plan(shards, self.num_shards).left) if shards else 0
+
+    def _spans_of(self, stage: int) -> dict[int, range]:
+        """From the first to the last shard of every host that has any."""
+        found: dict[int, range] = {}
+        for worker, own in self.busy.held[stage].items():
+            if own:
+                span = found.get(self.hosts[worker], own)
+                found[self.hosts[worker]] = range(min(span.start, own.start), max(span.stop, own.stop))
+        return found
 
     def _whole_bytes(self, stage: int) -> int:
         return sum(self.chain.units[i].parameters for p in self.placed.parts if p.stage == stage for i in p.units)
@@ -183,14 +195,14 @@ class Wires:
         total = 0.0
         for stage in range(len(self.placed.stages) - 1):
             unit = self.chain.units[self.placed.units_of(stage + 1).start]
-            for shard in range(self.num_shards):
-                a, b = (self._worker_of(number, shard) for number in (stage, stage + 1))
+            here, there = (self._owners(number) for number in (stage, stage + 1))
+            for a, b in zip(here, there, strict=True):
                 total += (unit.crossing + unit.crossing_back) * (not self._near(a, b))
         return total
 
-    def _worker_of(self, stage: int, shard: int) -> int:
-        here = self.placed.stages[stage]
-        return next(w for w in here.workers if shard in self.placed.plan.shards_of(w, self.num_shards, stage))
+    def _owners(self, stage: int) -> list[int]:
+        """The worker that computes each shard at a stage."""
+        return [worker for worker, own in self.busy.held[stage].items() for _ in own]
 
     def _near(self, a: int, b: int) -> bool:
         return self.hosts[a] == self.hosts[b]

@@ -27,14 +27,16 @@ from samestep.schedule.actions import (
 )
 from samestep.schedule.grid import Grid
 from samestep.schedule.places import places
-from samestep.schedule.simulate import simulate
+from samestep.schedule.simulate import Outcome, simulate
 
 COMPUTING = (Forward, Backward, BackwardWeight, Recompute, SliceForward, SliceBackward, Lockstep)
 
 UNIT, ROW, LEFT, TOP, GAP = 30, 30, 84, 40, 4  # pixels: a unit of time, a worker, margins, between workers
 
 LIGHTNESS = {"B": 0.28, "FB": 0.28, "W": 0.91}
+GREYS = {"C": "#8a8a8a", "U": "#5c5c5c", "O": "#c9c9c9"}  # what is no computing, where times are real
 LEGEND = (("F", "forward"), ("B", "backward"), ("W", "weight gradient"), ("R", "recomputation"))
+REST = (("C", "communication"), ("U", "update"), ("O", "overhead"))
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,22 @@ class Times:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """How the units of a drawing are spoken of."""
+
+    per_unit: float = 1.0
+    words: str = "units of time"
+
+    def of(self, units: float) -> str:
+        return f"{units * self.per_unit:.4g}"
+
+
+@dataclass(frozen=True)
 class Bar:
-    """A stretch of computing."""
+    """A stretch of computing, or of what else takes time."""
 
     worker: int
-    kind: str  # F, B, W, R; FB where shards go in lockstep
+    kind: str  # F, B, W, R; FB where shards go in lockstep; C, U, O of REST
     stage: int
     shards: str
     start: float
@@ -77,7 +90,12 @@ def bars_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -
     def cost(_: int, action: Action) -> float:
         return times.of(action, getattr(action, "segment", -1) in split)
 
-    outcome = simulate(grid, schedules, cost=cost, latency=times.latency)
+    return bars_from(grid, schedules, simulate(grid, schedules, cost=cost, latency=times.latency))
+
+
+def bars_from(grid: Grid, schedules: Sequence[Schedule], outcome: Outcome) -> tuple[Bar, ...]:
+    """The computing in what was simulated."""
+    stage_of = places(grid).stage_of
     return tuple(
         Bar(rank, kind_of(action), stage_of[getattr(action, "segment", 0)], shards_of(action), span.start, span.stop)
         for rank, schedule in enumerate(schedules)
@@ -111,18 +129,22 @@ def length_of(bars: Sequence[Bar]) -> float:
 def labels_of(grid: Grid) -> Callable[[Bar], str]:
     """How bars are named: with their stage where the worker does not tell it."""
     several = any(sum(rank in stage.workers for stage in grid.stages) > 1 for rank in range(grid.num_workers))
-    return lambda bar: f"{bar.kind}{bar.stage}.{bar.shards}" if several else f"{bar.kind}{bar.shards}"
+    return lambda bar: f"{bar.kind}{bar.stage}.{bar.shards}" if several and bar.shards else f"{bar.kind}{bar.shards}"
 
 
 def text_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -> str:
     """The staircase: a row per worker, a cell per unit of time."""
-    bars, label = bars_of(grid, schedules, times), labels_of(grid)
+    return staircase(grid, bars_of(grid, schedules, times), len(schedules))
+
+
+def staircase(grid: Grid, bars: Sequence[Bar], workers: int) -> str:
+    label = labels_of(grid)
     width = max((len(label(bar)) for bar in bars), default=1)
-    rows = [["."] * ceil(length_of(bars)) for _ in schedules]
+    rows = [["."] * ceil(length_of(bars)) for _ in range(workers)]
     for bar in bars:
         for column in range(ceil(bar.start), ceil(bar.stop)):
             rows[bar.worker][column] = label(bar)
-    names = [f"worker {rank}" for rank in range(len(schedules))]
+    names = [f"worker {rank}" for rank in range(workers)]
     edge = max(map(len, names))
     return "\n".join(
         f"{name:{edge}}   {' '.join(cell.ljust(width) for cell in row)}".rstrip()
@@ -132,9 +154,12 @@ def text_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -
 
 def svg_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times(), title: str = "Schedule of a step") -> str:
     """The same as a picture: a colour per stage, dark for backwards, pale for their W, hatched for recomputations."""
-    bars = bars_of(grid, schedules, times)
+    return picture(grid, bars_of(grid, schedules, times), len(schedules), title)
+
+
+def picture(grid: Grid, bars: Sequence[Bar], workers: int, title: str, clock: Clock = Clock()) -> str:
     right = LEFT + UNIT * ceil(length_of(bars))
-    legend_top = TOP + ROW * len(schedules) + 12
+    legend_top = TOP + ROW * workers + 12
     kinds = {bar.kind for bar in bars}
     entries = [entry for entry in legend(len(grid.stages)) if entry[0] in kinds or entry[0] == "F"]
     per_line = max(1, (max(right, 480) - LEFT) // 150)
@@ -146,27 +171,27 @@ def svg_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times(), ti
             f'width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
             'font-family="system-ui, sans-serif" font-size="11">',
             f'<title id="title">{escape(title)}</title>',
-            f'<desc id="summary">{escape(summary(grid, bars, len(schedules)))}</desc>',
+            f'<desc id="summary">{escape(summary(grid, bars, workers, clock))}</desc>',
             '<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" '
             'patternTransform="rotate(45)"><path d="M0 0V5" stroke="#ffffff" stroke-width="3"/></pattern></defs>',
             f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
             f'<text x="{LEFT}" y="22" font-size="14" font-weight="600" fill="#1a1a1a">{escape(title)}</text>',
-            *rows_of(len(schedules), right),
-            *(line for bar in bars for line in box(grid, bar)),
+            *rows_of(workers, right),
+            *(line for bar in bars for line in box(grid, bar, clock)),
             *legend_lines(grid, entries, per_line, legend_top),
             "</svg>",
         ]
     )
 
 
-def summary(grid: Grid, bars: Sequence[Bar], workers: int) -> str:
+def summary(grid: Grid, bars: Sequence[Bar], workers: int, clock: Clock) -> str:
     """The drawing in one sentence, for those who do not see it."""
     length = length_of(bars)
     busy = sum(bar.stop - bar.start for bar in bars)
     idle = 1 - busy / (length * workers) if length else 0
     return (
-        f"{grid.num_shards} shards through {len(grid.stages)} stages on {workers} workers take {length:g} units "
-        f"of time; {idle:.0%} of it workers are idle."
+        f"{grid.num_shards} shards through {len(grid.stages)} stages on {workers} workers take "
+        f"{clock.of(length)} {clock.words}; {idle:.0%} of it workers are idle."
     )
 
 
@@ -177,10 +202,13 @@ def rows_of(workers: int, right: int) -> Iterator[str]:
         yield f'<text x="{LEFT - 10}" y="{y + 17}" text-anchor="end" fill="#1a1a1a">worker {rank}</text>'
 
 
-def box(grid: Grid, bar: Bar) -> Iterator[str]:
+def box(grid: Grid, bar: Bar, clock: Clock) -> Iterator[str]:
     """A bar with its name, which also shows when the pointer rests on it."""
     x, y, width = LEFT + UNIT * bar.start, TOP + ROW * bar.worker, UNIT * (bar.stop - bar.start)
-    words = f"worker {bar.worker}: {bar.kind} of shard {bar.shards} at stage {bar.stage}, {bar.start:g} to {bar.stop:g}"
+    what = (
+        f"{bar.kind} of shard {bar.shards} at stage {bar.stage}" if bar.shards else dict(REST).get(bar.kind, bar.kind)
+    )
+    words = f"worker {bar.worker}: {what}, {clock.of(bar.start)} to {clock.of(bar.stop)}"
     label = labels_of(grid)(bar)
     yield f"<g><title>{words}</title>"
     yield from filled(grid, bar.kind, bar.stage, x, y, width, ROW - GAP)
@@ -201,6 +229,7 @@ def filled(grid: Grid, kind: str, stage: int, x: float, y: float, width: float, 
 def legend(num_stages: int) -> Iterator[tuple[str, int, str]]:
     for kind, words in LEGEND:
         yield from ((kind, stage, f"{words}, stage {stage}") for stage in range(num_stages))
+    yield from ((kind, 0, words) for kind, words in REST)
 
 
 def legend_lines(grid: Grid, entries: Sequence[tuple[str, int, str]], per_line: int, top: int) -> Iterator[str]:
@@ -215,9 +244,11 @@ def swatch(grid: Grid, kind: str, stage: int, words: str, x: float, y: float) ->
 
 def colour(stage: int, num_stages: int, kind: str) -> str:
     """A hue per stage, far from one another; light enough for dark ink, or dark enough for white."""
+    if kind in GREYS:
+        return GREYS[kind]
     red, green, blue = hls_to_rgb(0.58 + stage / num_stages, LIGHTNESS.get(kind, 0.78), 0.62)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 
 def ink(kind: str) -> str:
-    return "#ffffff" if kind in ("B", "FB") else "#1a1a1a"
+    return "#ffffff" if kind in ("B", "FB", "C", "U") else "#1a1a1a"

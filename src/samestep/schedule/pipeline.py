@@ -19,13 +19,14 @@ order.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import accumulate
 
 from samestep.errors import PlanRefused
 from samestep.schedule.grid import Grid
 from samestep.schedule.places import places
 from samestep.schedule.turns import line_up, with_weights
-from samestep.schedule.work import Work, chunks, chunks_held
+from samestep.schedule.work import Work, Works, chunks, chunks_held
 
 
 def gpipe(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
@@ -38,7 +39,7 @@ def gpipe(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
 
     It has no use for `depth`.
     """
-    yield from line_up(grid, (len(grid.sets),), None)[rank]
+    yield from line_up(grid, (len(places(grid).sets),), None)[rank]
 
 
 def one_f_one_b(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
@@ -52,7 +53,7 @@ def one_f_one_b(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
     On slow links a set's way down and up takes longer than p-r turns: `depth` d keeps d times as many
     under way. With latency c, d = 1 + ceil(2c / (F+B)) is enough.
     """
-    yield from line_up(grid, (1,) * len(grid.sets), depth)[rank]
+    yield from line_up(grid, (1,) * len(places(grid).sets), depth)[rank]
 
 
 def interleaved(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
@@ -68,7 +69,7 @@ def interleaved(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
         yield from one_f_one_b(grid, rank, depth)
     else:
         groups = {grid.stages[chunk.start].workers for chunk in chunks(grid)}
-        yield from line_up(grid, equal_rounds(len(grid.sets), len(groups)), 2 * depth)[rank]
+        yield from line_up(grid, equal_rounds(len(places(grid).sets), len(groups)), 2 * depth)[rank]
 
 
 def zero_bubble(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
@@ -82,9 +83,15 @@ def zero_bubble(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
     The bubble shrinks from (p-1)(F+B+W) to (p-1)(F+B-W), and no worker keeps more than the first one in 1f1b,
     p sets: worker r's W is r sets behind its B (ZB-H1 of Qi et al., Zero Bubble Pipeline Parallelism, 2024).
     """
-    lines = line_up(unsplit(grid), (1,) * len(grid.sets), depth)
-    most = [most_kept(line) for line in lines]
+    lines, most = unsplit_lines(grid, depth)
     yield from with_weights(places(grid), rank, lines[rank], max(most) - most[rank])
+
+
+@cache
+def unsplit_lines(grid: Grid, depth: int) -> tuple[tuple[Works, ...], tuple[int, ...]]:
+    """1f1b's lists of whole backwards, and the most sets that each of them keeps."""
+    lines = line_up(unsplit(grid), (1,) * len(places(grid).sets), depth)
+    return lines, tuple(map(most_kept, lines))
 
 
 ORDERS: dict[str, Callable[[Grid, int, int], Iterator[Work]]] = {

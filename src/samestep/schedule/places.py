@@ -1,11 +1,12 @@
 """Where everything of a grid is: looked up, not searched."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain
+from functools import cache, cached_property
+from itertools import chain, islice
 
 from samestep.errors import PlanRefused
-from samestep.schedule.grid import Grid
+from samestep.schedule.grid import Grid, StageGrid
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,29 @@ class Places:
     def takes_part(self, rank: int, stage: int, shards: range) -> bool:
         """Whether worker `rank` has something to do when this set is at `stage`: its own shards, or its slices."""
         here = self.grid.stages[stage]
-        return rank in here.workers and (any(here.sliced) or bool(self.own(rank, stage, shards)))
+        return bool(self.own(rank, stage, shards)) or (any(here.sliced) and rank in here.workers)
 
     def participants(self, stage: int, shards: range) -> tuple[int, ...]:
-        return tuple(w for w in self.grid.stages[stage].workers if self.takes_part(w, stage, shards))
+        here = self.grid.stages[stage]
+        if any(here.sliced):
+            return here.workers
+        return tuple(dict.fromkeys(self.owner[stage][shard] for shard in shards))
+
+    def sets_at(self, rank: int, stage: int) -> Collection[int]:
+        """The indices of the sets of which worker `rank` does something at `stage`."""
+        here = self.grid.stages[stage]
+        if any(here.sliced):
+            return range(len(self.sets)) if rank in here.workers else ()
+        return self._sets_of_owners[stage].get(rank, ())
+
+    @cached_property
+    def _sets_of_owners(self) -> tuple[dict[int, set[int]], ...]:
+        found: tuple[dict[int, set[int]], ...] = tuple({} for _ in self.owner)
+        for owners, by_rank in zip(self.owner, found, strict=True):
+            for index, shards in enumerate(self.sets):
+                for shard in shards:
+                    by_rank.setdefault(owners[shard], set()).add(index)
+        return found
 
 
 @cache
@@ -43,8 +63,14 @@ def places(grid: Grid) -> Places:
         segments,
         tuple(stage for stage, numbers in enumerate(segments) for _ in numbers),
         tuple(chain.from_iterable(stage.sliced for stage in grid.stages)),
-        tuple(tuple(stage.worker_of(shard) for shard in range(grid.num_shards)) for stage in grid.stages),
+        tuple(owners_of(stage, grid.num_shards) for stage in grid.stages),
     )
+
+
+def owners_of(stage: StageGrid, num_shards: int) -> tuple[int, ...]:
+    """The worker of every shard."""
+    dealt = (rank for rank, count in zip(stage.workers, stage.assign, strict=True) for _ in range(count))
+    return tuple(islice(dealt, num_shards))
 
 
 def refuse_gaps(grid: Grid) -> None:

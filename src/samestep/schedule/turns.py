@@ -14,10 +14,11 @@ take part in it. What has been taken is in an order that the step allows, and ev
 it, so no grid can deadlock. Nobody waits for the gradients of weights: here they follow their backward at once.
 """
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import chain, islice, product
+from itertools import accumulate, chain, islice, product
 
 from samestep.schedule.grid import Grid
 from samestep.schedule.places import Places, places
@@ -61,12 +62,15 @@ def dealt_in_turn(grid: Grid) -> bool:
 def passages(where: Places, rank: int, rounds: Sequence[int], kind: Kind) -> Iterator[Works]:
     """A worker's line: what it does of each set in each chunk, round by round."""
     own = [chunk for chunk in chunks(where.grid) if rank in where.grid.stages[chunk.start].workers]
-    last = 0
-    for size in rounds:
-        first, last = last, last + size
-        for chunk, index in product(own if kind == "F" else own[::-1], range(first, last)):
+    here = {stage: where.sets_at(rank, stage) for chunk in own for stage in chunk}
+    ends = list(accumulate(rounds))
+    by_round: dict[int, list[int]] = {}
+    for index in sorted(set().union(*here.values())):
+        by_round.setdefault(bisect_right(ends, index), []).append(index)
+    for indices in by_round.values():
+        for chunk, index in product(own if kind == "F" else own[::-1], indices):
             stages = chunk if kind == "F" else reversed(chunk)
-            works = tuple(Work(kind, s, index) for s in stages if where.takes_part(rank, s, where.sets[index]))
+            works = tuple(Work(kind, s, index) for s in stages if index in here[s])
             if works:
                 yield works
 
