@@ -19,6 +19,8 @@ from samestep.parallel.cut import Cut
 from samestep.parallel.home import Home
 from samestep.parallel.layout import Layout, Piece
 from samestep.parallel.live import activations
+from samestep.parallel.undecorated import skip_dynamo_in_step
+from samestep.parallel.update import ELEMENTWISE
 from samestep.plan import Plan
 from samestep.schedule import actions
 
@@ -63,6 +65,7 @@ def state_per_element(optimizer: optim.Optimizer) -> float:
     param = nn.Parameter(torch.zeros(8, 8))  # some optimizers take matrices only
     group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     twin = type(optimizer)([{"params": [param], **group}], lr=0.0)  # type: ignore[call-arg]
+    skip_dynamo_in_step(twin, ELEMENTWISE)
     param.grad = torch.zeros(8, 8)
     twin.step()
     held = [v for v in twin.state[param].values() if isinstance(v, Tensor) and v.shape == param.shape]
