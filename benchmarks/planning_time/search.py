@@ -17,22 +17,25 @@ from samestep.planner.described import described
 from samestep.planner.search import Freedom, search
 
 PER_HOST = 8
-SIZES = [  # layers, workers, shards, whether layers may be sliced
-    (60, 8, 8, False),
-    (60, 8, 8, True),
-    (60, 64, 64, False),
-    (60, 1024, 1024, False),
-    (1000, 1024, 8, False),
-    (1000, 1024, 64, False),
-    (1000, 1024, 1024, False),
+SIZES = [  # layers, workers, shards, different pairs of layers that may be sliced
+    (60, 8, 8, 0),
+    (60, 8, 8, 1),
+    (60, 8, 8, 3),
+    (60, 8, 8, 30),
+    (60, 64, 64, 0),
+    (60, 1024, 1024, 0),
+    (1000, 1024, 8, 0),
+    (1000, 1024, 64, 0),
+    (1000, 1024, 1024, 0),
 ]
 
 
-def chain(layers: int, shards: int) -> Chain:
-    """Layers of very different sizes, the same at every call; each two of them can be sliced."""
-    draw = random.Random(layers)
+def chain(layers: int, shards: int, pairs: int) -> Chain:
+    """Layers of very different sizes, the same at every call; each two of them can be sliced, and of those `pairs`
+    are different. 0: all are, and none is sliced."""
 
     def unit(number: int) -> Unit:
+        draw = random.Random(number % (2 * pairs) if pairs else number)
         weights, crossing = draw.randint(10**4, 10**7), draw.randint(10**4, 10**6)
         cut = crossing if number else 0
         return Unit(f"l{number}", f"{weights}", 4 * weights, 2, cut, cut, 2 * crossing, crossing, 64.0 * weights)
@@ -53,18 +56,18 @@ def cluster(workers: int) -> Cluster:
     return Cluster(hosts, Link(1e-5, 5e9), Link(5e-5, 1.25e9))
 
 
-def measured(layers: int, workers: int, shards: int, slices: bool) -> dict[str, object]:
+def measured(layers: int, workers: int, shards: int, pairs: int) -> dict[str, object]:
     """Up to 8 workers also every smaller number is searched, as `--plan auto` does; above, the one."""
-    net, there = chain(layers, shards), cluster(workers)
+    net, there = chain(layers, shards, pairs), cluster(workers)
     costs, numerics = described(net, there), Numerics(shards=shards)
-    freedom = Freedom(tuple(range(1, workers + 1)) if workers <= PER_HOST else (workers,), may_slice=slices)
+    freedom = Freedom(tuple(range(1, workers + 1)) if workers <= PER_HOST else (workers,), may_slice=pairs > 0)
     laps = []
     for _ in range(3 if workers <= PER_HOST else 1):
         began = time.perf_counter()
         found = search(net, costs, there, numerics, freedom)
         laps.append(time.perf_counter() - began)
     seconds = round(statistics.median(laps), 3)
-    row: dict[str, object] = {"layers": layers, "workers": workers, "shards": shards, "slices": slices}
+    row: dict[str, object] = {"layers": layers, "workers": workers, "shards": shards, "pairs": pairs}
     row |= {"seconds": seconds, "candidates": len(found), "best": found[0].kind}
     print(*row.values(), flush=True)
     return row
@@ -74,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--most", type=int, default=1024, help="leave out sizes with more workers")
     most = parser.parse_args().most
-    print("layers workers shards slices seconds candidates best")
+    print("layers workers shards pairs seconds candidates best")
     print(json.dumps({"sizes": [measured(*size) for size in SIZES if size[1] <= most]}))
 
 
