@@ -110,8 +110,10 @@ def test_a_number_of_workers_that_disagrees_is_refused(tmp_path: Path) -> None:
     assert line.startswith("samestep: --workers 3, and the environment has started 2 processes: ")
 
 
+@pytest.mark.parametrize("steps", [5, 500])
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_data_file_that_one_worker_does_not_find_ends_all_at_once(tmp_path: Path, victim: int) -> None:
+def test_a_data_file_that_one_worker_does_not_find_ends_all_at_once(tmp_path: Path, victim: int, steps: int) -> None:
+    """Of a short job, and of one for which a plan is looked for."""
     (tmp_path / "reads.py").write_text(
         "import os\nfrom pathlib import Path\n\nimport samestep\n\n\n"
         "def job() -> samestep.Job:\n"
@@ -120,7 +122,7 @@ def test_a_data_file_that_one_worker_does_not_find_ends_all_at_once(tmp_path: Pa
         f"    import sys\n\n    sys.path.insert(0, {str(JOBS)!r})\n    import grids\n\n    return grids.mlp()\n"
     )
     run = ByHand(tmp_path, (3,))
-    run.start("reads.py", "--timeout", 300)
+    run.start("reads.py", "--timeout", 300, "--steps", steps)
     ended = run.end()
     assert [e.code for e in ended.values()] == [1] * 3
     reason = "FileNotFoundError: [Errno 2] No such file or directory: 'digits.npy'"

@@ -27,10 +27,10 @@ def test_a_comparison_from_the_command_line(tmp_path: Path) -> None:
     assert (ended.code, ended.err) == (0, "")
     *text, last = ended.out.splitlines()
     found = json.loads(last)
-    assert {one["name"] for one in found["contestants"]} == {"samestep data 2", "samestep data 1", "plain 1", "tp 2"}
+    assert {one["name"] for one in found["contestants"]} == {"samestep data 2,2", "plain 1", "tp 2"}
     assert found["rounds"] == 3
-    assert found["reference"] == found["regret"]["pick"] == "samestep data 2"
-    assert any(line.startswith("regret of our pick, samestep data 2, among all: ") for line in text)
+    assert found["reference"] == found["regret"]["pick"] == "samestep data 2,2"
+    assert any(line.startswith("regret of our pick, samestep data 2,2, among all: ") for line in text)
     assert (tmp_path / "bars.svg").read_text().startswith("<svg")
 
 
@@ -51,7 +51,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, arguments: list[str]
 def comparing(command: Command) -> "subprocess.Popen[str]":
     """A comparison without end, in its rounds."""
     started = command.start(
-        "bench", f"{JOB}:mlp", "--only", "samestep data 2,ddp,plain 1", "--workers", 2, "--rounds", 10**6,
+        "bench", f"{JOB}:mlp", "--only", "samestep data,ddp,plain 1", "--workers", 2, "--rounds", 10**6,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     assert started.stderr is not None

@@ -39,6 +39,20 @@ def training(command: Command, *arguments: object, workers: int = 2, **options: 
     return started
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_command_that_ends_while_it_measures_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """Four processes at least: the fork server, the leader, the one that measures, a worker of its."""
+    command = Command(tmp_path)
+    with command.start("train", LASTING, "--workers", 2, "--quiet", "--profile", "never.json") as started:
+        wait_until("a probe", lambda: len(command.processes()) > 4 or started.poll() is not None)
+        assert started.poll() is None, started.communicate()
+        started.send_signal(number)
+        ended = command.end(started)
+    assert ended.code == (130 if number is signal.SIGINT else -number)
+    assert not (tmp_path / "never.json").exists()
+    assert steps_done(command) == 0
+
+
 def test_a_run_with_loader_workers_leaves_nothing_after_success(tmp_path: Path) -> None:
     ended = Command(tmp_path).run(
         "train", LASTING, "--workers", 2, "--steps", 6, "--set", "loaders=2", "--quiet",

@@ -61,7 +61,7 @@ def test_what_a_preset_leaves_whole_is_listed_with_the_reason() -> None:
 def test_a_plan_that_cannot_be_is_refused_by_the_command_too() -> None:
     shown = CliRunner().invoke(main, ["plan", f"{JOBS}:gpt", "--plan", "nobody.toml"])
     assert shown.exit_code == 2
-    assert "neither a known plan (data, slices, hybrid, pipeline) nor a file" in shown.stderr
+    assert "neither a known plan (auto, data, slices, hybrid, pipeline) nor a file" in shown.stderr
 
 
 PLANS_AND_HOSTS = [

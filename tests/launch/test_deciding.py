@@ -133,7 +133,7 @@ def test_a_named_profile_of_another_ground_or_job_is_refused_with_both_sides(tmp
     fields = json.loads(file.read_text())
     fields["ground"]["torch"] = "1.0"
     file.write_text(json.dumps(fields))
-    with pytest.raises(PlanRefused, match=rf"was measured with torch 1\.0, this run has {torch.__version__}"):
+    with pytest.raises(PlanRefused, match=r"was measured with torch 1\.0, this run has 2\."):
         profile(file=file)
     file.write_text("{}")
     with pytest.raises(PlanRefused, match=r"own\.json is no profile"):
@@ -142,7 +142,8 @@ def test_a_named_profile_of_another_ground_or_job_is_refused_with_both_sides(tmp
 
 def test_a_cache_that_cannot_be_written_is_none_and_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where a folder belongs")
-    with pytest.raises(PlanRefused, match=r"--profile .* cannot be (read|written)"):
+    assert profile().job == "job"
+    with pytest.raises(PlanRefused, match=r"--profile .*own\.json cannot be written: .*; name another file"):
         profile(file=tmp_path / "cache" / "own.json")
 
 

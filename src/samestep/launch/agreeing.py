@@ -18,7 +18,7 @@ from datetime import timedelta
 import torch
 
 from samestep.cluster import Cluster
-from samestep.errors import PlanRefused, SamestepError
+from samestep.errors import PlanRefused, SamestepError, TrainingFailed
 from samestep.job import Job
 from samestep.launch.build import job_of
 from samestep.launch.deciding import decide_on, reason_to_leave, settled, this_host, within
@@ -52,8 +52,12 @@ def decision_together(
     membership: Membership, request: Request, links: Callable[[], Links | None]
 ) -> tuple[Decision | None, Job]:
     """None where no plan is looked for. Raises Refused."""
-    with building():
-        job, chosen = job_of(request)
+    try:
+        with building():
+            job, chosen = job_of(request)
+    except BaseException as error:
+        tell_no_job(membership, error)
+        raise
     if reason_to_leave(request, job) is not None:
         return None, job
     profiles = tell_profiles(membership, replace(request, plan_is_asked=True))
@@ -61,6 +65,13 @@ def decision_together(
     between = None if connected is None else link_between(membership, connected)
     cluster = cluster_of(profiles, membership.hosts, between)
     return decide_on(request, job, chosen, profiles[0], cluster, (cluster.workers,)), job
+
+
+def tell_no_job(membership: Membership, error: BaseException) -> None:
+    """Nobody needs to wait for profiles: this worker has no job to measure."""
+    reason = f"{membership.name(membership.world.rank)} could not begin: {type(error).__name__}: {error}"
+    for host in range(1 + max(membership.hosts)):
+        membership.store.set(f"profile {host}", json.dumps({"failed": reason}))
 
 
 def tell_profiles(membership: Membership, request: Request) -> list[Profile]:
@@ -74,6 +85,8 @@ def tell_profiles(membership: Membership, request: Request) -> list[Profile]:
     in_time(lambda: store.wait(names, timedelta(seconds=limit)), limit + A_WORD)
     found = [json.loads(store.get(name)) for name in names]
     for host, one in enumerate(found):
+        if "failed" in one:
+            raise TrainingFailed(one["failed"])
         if "error" in one:
             raise PlanRefused(f"{membership.name(membership.hosts.index(host))}: {one['error']}")
     return [Profile.parse(one["profile"], f"the profile of host {host}") for host, one in enumerate(found)]

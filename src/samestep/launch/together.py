@@ -119,9 +119,9 @@ def join(membership: Membership, request: Request, send: Callable[..., None], ma
     workers = world.size if request.plan_text is None else None
     request = replace(request, workers=workers, run=membership.facts[0]["run"])
     decision = None
-    if request.plan == "auto" and request.plan_text is None:
-        request, decision, made = planned_together(membership, request, made)
     try:
+        if request.plan == "auto" and request.plan_text is None:
+            request, decision, made = planned_together(membership, request, made)
         with building():
             run, prepared, _ = build(request, send, membership.hosts, made, decision)
     except BaseException as error:

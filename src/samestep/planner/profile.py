@@ -104,7 +104,7 @@ def read(file: Path) -> Profile | None:
     """None where there is none. Raises PlanRefused for one that cannot be read."""
     try:
         return Profile.parse(file.read_text(), str(file))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise PlanRefused(f"{file} cannot be read as a profile: {error}; name another file") from None
