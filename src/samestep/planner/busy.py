@@ -25,7 +25,7 @@ class Busy:
         self.cell = costs.cell
         self.held = placed.held(num_shards)
         self._dense: dict[tuple[int, int], Pair] = {}
-        self._known: dict[tuple[int, Action], float] = {}
+        self._known: dict[tuple[int, type[Action], Action], float] = {}  # actions of two classes have the same hash
         self._adds: dict[range, list[int]] = {}  # by a worker's shards: what each one's gradient is added to
         self._tables = self._tables_of_workers()
 
@@ -46,9 +46,10 @@ class Busy:
         return table.skew * own * (table.whole.forward + table.whole.backward) / self.speeds[rank]
 
     def seconds(self, rank: int, action: Action) -> float:
-        key = rank, action
-        if key not in self._known:
-            self._known[key] = self._busy(rank, action) / self.speeds[rank]
+        key = rank, type(action), action
+        if (known := self._known.get(key)) is not None:
+            return known
+        self._known[key] = self._busy(rank, action) / self.speeds[rank]
         return self._known[key]
 
     def dense(self, segment: int, table: Table) -> Pair:
