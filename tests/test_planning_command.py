@@ -62,7 +62,7 @@ def test_as_json_it_is_one_object_that_says_the_same(folder: Path) -> None:
     assert f"{explained['name']}: " in text
     assert sum(explained["prediction"]["parts"].values()) == pytest.approx(explained["prediction"]["seconds"])
     assert all(flip["text"] in text for flip in explained["flips"])
-    assert found["why_not"]["text"].startswith("hybrid, as slices on 2 (2 layers): ")
+    assert found["why_not"]["text"].startswith("hybrid, as slices on 2 (full, head): ")
     assert sum(needs["parameters"] for needs in found["memory"]) > 0
 
 

@@ -22,7 +22,6 @@ class Busy:
         self.num_shards = num_shards
         self.hosts = cluster.hosts_of_workers()[: self.plan.workers]
         self.speeds = cluster.speeds[: self.plan.workers]
-        self.cell = costs.cell
         self.held = placed.held(num_shards)
         self._dense: dict[tuple[int, int], Pair] = {}
         self._known: dict[tuple[int, type[Action], Action], float] = {}  # actions of two classes have the same hash
@@ -65,8 +64,8 @@ class Busy:
         merged = max(0, len(part.units) - 1)  # cells that the probe had for themselves
         least = Pair(*(max(getattr(p, name) for p in pieces) if pieces else 0.0 for name in ("forward", "backward")))
         return Pair(
-            max(least.forward, found.forward - merged * self.cell.forward),
-            max(least.backward, found.backward - merged * self.cell.backward),
+            max(least.forward, found.forward - merged * table.cell.forward),
+            max(least.backward, found.backward - merged * table.cell.backward),
         )
 
     def _busy(self, rank: int, action: Action) -> float:

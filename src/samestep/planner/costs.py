@@ -46,6 +46,19 @@ class Table:
     skew: float  # what a worker waits in a step of equal shares, as a share of its computing
     spread: float  # relative spread of a step's time: half the distance of the quartiles, over the median
 
+    @property
+    def cell(self) -> Pair:
+        """What a segment of its own costs beside its calls, so that all units in one segment take what `whole` does.
+
+        Less than nothing where the units took less by themselves.
+        """
+        cuts = len(self.units) - 1
+        if cuts < 1:
+            return Pair(0.0, 0.0)
+        forward = sum(u.forward for u in self.units) - self.whole.forward
+        backward = sum(u.backward for u in self.units) - self.whole.backward
+        return Pair(forward / cuts, backward / cuts)
+
 
 SCALARS = tuple(f.name for f in fields(Table) if f.name not in ("workers", "whole", "units", "regions", "own", "rests"))
 
@@ -90,16 +103,6 @@ class Costs:
             rests=tuple(map(pair, a.rests, b.rests)),
             **scalars,
         )
-
-    @property
-    def cell(self) -> Pair:
-        """What a segment of its own costs beside its calls."""
-        cuts = len(self.alone.units) - 1
-        if cuts < 1:
-            return Pair(0.0, 0.0)
-        forward = sum(u.forward for u in self.alone.units) - self.alone.whole.forward
-        backward = sum(u.backward for u in self.alone.units) - self.alone.whole.backward
-        return Pair(max(0.0, forward / cuts), max(0.0, backward / cuts))
 
     def slope(self, region: int) -> Pair:
         """One slice of a region more or less, for the rows of all shards."""

@@ -10,6 +10,7 @@ Numerics are given: shards, threads, K. Where K is none, layers stay as the nume
 deterministic: the same chain, costs and cluster give the same plan.
 """
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ KINDS = ("one process", "data", "uneven", "hybrid", "slices", "pipeline", "mixed
 NARROW = 64  # workers up to which written orders and slices are tried
 FEW = 4  # groups of regions of which all subsets are tried
 LONG = 1 << 13  # stages times shards up to which a pipeline of more than NARROW workers is simulated
+SHOWN = 4  # layers that a candidate's name lists
 ROUNDS = 3  # of a descent over groups of regions
 
 
@@ -74,11 +76,20 @@ class Candidate:
         if not plan.stages:
             return "one process" if plan.workers == 1 else f"data {','.join(map(str, plan.assign))}"
         if len(plan.stages) == 1:
-            return f"{self.kind} on {plan.workers} ({len(plan.stages[0].slices)} layers)"
+            kind = "slices" if plan.workers == 1 else self.kind
+            return f"{kind} on {plan.workers} ({some([layer for layer, _ in plan.stages[0].slices])})"
         groups = "|".join(",".join(map(str, stage.workers)) for stage in plan.stages)
         order = plan.order if isinstance(plan.order, str) else "list-scheduled"
         again = " recomputed" if any(stage.recompute for stage in plan.stages) else ""
         return f"{self.kind} {groups} {order}{again}"
+
+
+def some(layers: Sequence[str]) -> str:
+    """A few names and how many more; other layers have another text."""
+    if len(layers) <= SHOWN:
+        return ", ".join(layers)
+    others = hashlib.sha256(" ".join(layers).encode()).hexdigest()[:4]
+    return f"{layers[0]} to {layers[-1]}, {len(layers)} layers, {others}"
 
 
 def search(
