@@ -26,6 +26,7 @@ from rounds import Contender, machine, race
 
 from hosts import Hosts
 from samestep.bench.contestants import sensible
+from samestep.errors import SamestepError
 from samestep.launch.environment import mkl_mode, physical_cores
 from samestep.launch.launcher import Launcher
 from samestep.launch.request import Request
@@ -170,7 +171,11 @@ def main() -> None:
     results = []
     for name in asked.groups or GROUPS:
         assert GROUPS[name].model in MODELS
-        results.append(run(name, GROUPS[name], asked.rounds, commit.stdout.strip()))
+        try:
+            results.append(run(name, GROUPS[name], asked.rounds, commit.stdout.strip()))
+        except (AssertionError, SamestepError) as error:
+            print(f"{name}: not measured: {error}", file=sys.stderr)
+            continue
         with (HERE / "results.jsonl").open("a") as log:
             print(json.dumps(results[-1]), file=log)
         found = results[-1]
