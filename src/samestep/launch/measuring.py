@@ -18,13 +18,17 @@ from functools import partial
 import torch
 from torch import nn
 
+from samestep.cluster import Cluster
+from samestep.errors import Refused
 from samestep.job import Job
 from samestep.launch.probe import Probe, Sample, forked, probe, read_json, write_json
 from samestep.launch.processes import die_with_parent
+from samestep.machine import Host, Link
 from samestep.numerics import Numerics
 from samestep.plan import Plan, Stage, equal_shares, slices_text
 from samestep.planner.chain import Chain
 from samestep.planner.costs import Costs, Pair, Passing, Table
+from samestep.planner.estimate import estimate
 from samestep.transport.shared import SharedFabric
 from samestep.tree import local_plan
 
@@ -42,7 +46,30 @@ def measure(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, worker
     together = table(job, chain, numerics, model, workers)
     # Workers with a shard each add nothing, and one alone reads nobody's sums: each table knows what the other lacks.
     alone, together = replace(alone, reduce=together.reduce), replace(together, add=together.add or alone.add)
-    return Costs(alone, together, passing())
+    costs = Costs(alone, together, passing())
+    late = handing_over(job, chain, numerics, model, costs)
+    return replace(costs, passing=replace(costs.passing, receive=costs.passing.receive + late))
+
+
+def handing_over(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, costs: Costs) -> float:
+    """Seconds of each message in a pipeline beyond what two workers that do nothing else take to pass it on.
+
+    Whoever waits for a message sleeps, and wakes with cold caches. A short run of two stages tells: what it takes
+    longer than the simulated one, per message on the longest way. 0 where there is nothing to cut.
+    """
+    if len(chain.units) < 2 or chain.why_uncut is not None or numerics.sync_batchnorm:
+        return 0.0
+    both = [pair.forward + pair.backward for pair in costs.together.units]
+    cut = min(range(1, len(both)), key=lambda i: abs(sum(both[:i]) - sum(both[i:])))
+    stages = [Stage(chain.units[i].name if i else "", (rank,), (chain.shards,)) for rank, i in enumerate((0, cut))]
+    plan = Plan.staged(numerics, stages)
+    here = Cluster((Host("here", 2, 2, 1),), within=Link(0.0, 1e12))
+    expected = estimate(plan, chain, costs, here).seconds
+    try:
+        found = probe(job, plan, model, BUDGET / 6)
+    except Refused:  # a cut that two workers cannot have
+        return 0.0
+    return max(0.0, median(step_seconds(found.samples[0])) - expected) / (chain.shards + 1)
 
 
 def table(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, workers: int) -> Table:

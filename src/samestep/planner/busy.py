@@ -11,7 +11,8 @@ from samestep.schedule import actions
 from samestep.schedule.actions import Action
 from samestep.tree import local_plan
 
-WEIGHTS_SHARE = 0.5  # of a Linear's backward is the product that a split backward leaves for later
+LATER, LATER_FIRST = 0.5, 0.9  # of a Linear's backward a split one leaves so much: one of two products; of the
+# network's first layer, whose input needs no gradient, all but the bias
 
 
 class Busy:
@@ -79,7 +80,7 @@ class Busy:
         if isinstance(action, actions.Lockstep):
             return len(action.shards) * (table.whole.forward + table.whole.backward)
         if isinstance(action, actions.BackwardWeight):
-            return WEIGHTS_SHARE * self.dense(action.segment, table).backward
+            return self._later(self.placed.parts[action.segment], table)
         if isinstance(action, actions.SliceForward | actions.SliceBackward):
             return self._region(rank, action, table)
         if isinstance(action, actions.Send | actions.SendGradient):
@@ -93,9 +94,13 @@ class Busy:
         own = self.held[part.stage][rank]
         adds = self._adds_of(own)[action.shard - own.start]
         nbytes = sum(self.chain.units[i].parameters for i in part.units)
-        whole = self.dense(action.segment, table).backward
-        first = 1 - WEIGHTS_SHARE if self.plan.splits_backward(part.stage) else 1.0
-        return first * whole + adds * nbytes * table.add
+        later = self._later(part, table) if self.plan.splits_backward(part.stage) else 0.0
+        return self.dense(action.segment, table).backward - later + adds * nbytes * table.add
+
+    def _later(self, part: Part, table: Table) -> float:
+        """Seconds of a shard's backward that a split one leaves for later: products for the weights of Linears."""
+        linear = [i for i in part.units if self.chain.units[i].signature.startswith("Linear(")]
+        return sum((LATER if i else LATER_FIRST) * table.units[i].backward for i in linear)
 
     def _adds_of(self, own: range) -> list[int]:
         if own not in self._adds:
