@@ -33,7 +33,7 @@ from samestep.schedule.greedy import greedy_order
 from samestep.schedule.race import Pace
 from samestep.schedule.written import spell_order
 
-TIE = 0.01  # plans that differ by less are equal, and the simpler one is taken
+TIE = 0.02  # below the median error of predictions (benchmarks/regret) plans are equal, and the simpler one is taken
 ORDERS = ("1f1b", "gpipe", "zero-bubble")
 KINDS = ("one process", "data", "uneven", "hybrid", "slices", "pipeline", "mixed")  # the simpler ones first
 NARROW = 64  # workers up to which written orders and slices are tried
