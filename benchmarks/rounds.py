@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import statistics
 import subprocess
 import sys
@@ -74,13 +75,22 @@ class Contender:
     command: list[str]
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp()))
     medians: list[float] = field(default_factory=list)
+    _asks: Any = None
 
     def start(self) -> None:
         for name in ("ask", "answer"):
             os.mkfifo(self.folder / name)
         self.process = subprocess.Popen([*self.command, str(self.folder)], stdin=subprocess.DEVNULL)
-        self._answers = (self.folder / "answer").open()
-        self._asks = (self.folder / "ask").open("w", buffering=1)
+        self.meet()
+
+    def meet(self) -> None:
+        """Wait until it is ready, as long as it lives. Opening a pipe by one end only would wait for ever."""
+        answers = os.open(self.folder / "answer", os.O_RDONLY | os.O_NONBLOCK)
+        self._asks = os.fdopen(os.open(self.folder / "ask", os.O_RDWR), "w", buffering=1)
+        while not select.select([answers], [], [], 1)[0]:
+            assert self.process.poll() is None, f"{self.name} ended before it was ready"
+        os.set_blocking(answers, True)
+        self._answers = os.fdopen(answers)
         assert self._answers.readline() == "ready\n", f"{self.name} did not come up"
 
     def round(self, steps: int) -> None:
@@ -92,7 +102,8 @@ class Contender:
         return json.loads(self._answers.readline())[WARM:]
 
     def stop(self) -> None:
-        self._asks.close()
+        if self._asks is not None:
+            self._asks.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -104,8 +115,10 @@ class Contender:
 
 def race(contenders: list[Contender], rounds: int, steps: int, warm_rounds: int = 1) -> None:
     """Fill every contender's `medians`, one per round."""
+    started = []
     try:
         for contender in contenders:
+            started.append(contender)
             contender.start()
         order = list(contenders)
         for number in range(rounds + warm_rounds):
@@ -115,7 +128,7 @@ def race(contenders: list[Contender], rounds: int, steps: int, warm_rounds: int 
         for contender in contenders:
             del contender.medians[:warm_rounds]
     finally:
-        for contender in contenders:
+        for contender in started:
             contender.stop()
 
 

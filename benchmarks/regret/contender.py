@@ -4,7 +4,6 @@ Alone it starts the plan's workers itself; with RANK and so on set it is one of 
 """
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import samestep
 
 
 class TurnsCallback:
-    """Lets worker 0 wait for its turn between steps; the others wait for worker 0."""
+    """Lets worker 0, which calls it, wait for its turn between steps; the others wait for worker 0."""
 
     def __init__(self, folder: str) -> None:
         self._turns = Turns(folder)
@@ -32,9 +31,8 @@ class TurnsCallback:
 def main(model: str, shards: str, plan: str, folder: str) -> None:
     from job import job
 
-    own = folder if os.environ.get("RANK", "0") == "0" else ""
     with contextlib.suppress(samestep.TrainingFailed):  # worker 0 leaves when there are no more rounds
-        samestep.train(job, settings={"model": model, "shards": int(shards), "folder": own}, plan=plan)
+        samestep.train(job, settings={"model": model, "shards": int(shards), "folder": folder}, plan=plan)
 
 
 if __name__ == "__main__":

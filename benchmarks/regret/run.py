@@ -48,9 +48,7 @@ class OnHosts(Contender):
             os.mkfifo(self.folder / name)
         self.workers = start_on(self.hosts, [*self.command, str(self.folder)], self.cpu)
         self.process = self.workers[0]
-        self._answers = (self.folder / "answer").open()
-        self._asks = (self.folder / "ask").open("w", buffering=1)
-        assert self._answers.readline() == "ready\n", f"{self.name} did not come up"
+        self.meet()
 
     def stop(self) -> None:
         super().stop()

@@ -35,6 +35,7 @@ from samestep.tree import local_plan
 BUDGET = 10.0  # seconds for all probes together; a slow step takes what it takes
 SIZES = (4096, 1 << 18, 1 << 20)  # bytes of the tensors that are passed
 ROUNDS = 30
+PASSES = ("Forward", "Backward", "Send", "Receive", "SendGradient", "ReceiveGradient")  # of shards through a pipeline
 
 
 def measure(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, workers: int) -> Costs:
@@ -44,8 +45,10 @@ def measure(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, worker
     if workers == 1:
         return Costs(alone, alone, Passing(0.0, 0.0, 0.0, 0.0))
     together = table(job, chain, numerics, model, workers)
-    # Workers with a shard each add nothing, and one alone reads nobody's sums: each table knows what the other lacks.
-    alone, together = replace(alone, reduce=together.reduce), replace(together, add=together.add or alone.add)
+    # One alone reads nobody's sums, and workers with a shard each add nothing: each table knows what the other lacks.
+    alone = replace(alone, reduce=together.reduce)
+    if workers == chain.shards:
+        together = replace(together, add=alone.add)
     costs = Costs(alone, together, passing())
     late = handing_over(job, chain, numerics, model, costs)
     return replace(costs, passing=replace(costs.passing, receive=costs.passing.receive + late))
@@ -54,8 +57,9 @@ def measure(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, worker
 def handing_over(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, costs: Costs) -> float:
     """Seconds of each message in a pipeline beyond what two workers that do nothing else take to pass it on.
 
-    Whoever waits for a message sleeps, and wakes with cold caches. A short run of two stages tells: what it takes
-    longer than the simulated one, per message on the longest way. 0 where there is nothing to cut.
+    Whoever waits for a message sleeps, and wakes with cold caches. A short run of two stages tells: what its workers
+    are busy longer than expected, per shard; each has one message to take for every shard. 0 where there is nothing
+    to cut.
     """
     if len(chain.units) < 2 or chain.why_uncut is not None or numerics.sync_batchnorm:
         return 0.0
@@ -64,12 +68,24 @@ def handing_over(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, c
     stages = [Stage(chain.units[i].name if i else "", (rank,), (chain.shards,)) for rank, i in enumerate((0, cut))]
     plan = Plan.staged(numerics, stages)
     here = Cluster((Host("here", 2, 2, 1),), within=Link(0.0, 1e12))
-    expected = estimate(plan, chain, costs, here).seconds
+    expected = estimate(plan, chain, costs, here).actions
     try:
-        found = probe(job, plan, model, BUDGET / 6)
+        found = probe(job, plan, model, BUDGET / 6, least_steps=3)
     except Refused:  # a cut that two workers cannot have
         return 0.0
-    return max(0.0, median(step_seconds(found.samples[0])) - expected) / (chain.shards + 1)
+    longer = [
+        passes_per_step(rows) - sum(seconds[name] for name in PASSES if name in seconds)
+        for rows, seconds in zip(found.samples, expected, strict=True)
+    ]
+    return max(0.0, statistics.fmean(longer)) / chain.shards
+
+
+def passes_per_step(samples: Sequence[Sample]) -> float:
+    """What a worker is busy with shards in a step, but for the first one, which warms up."""
+    steps: dict[int, float] = {}
+    for s in samples:
+        steps[s.step] = steps.get(s.step, 0.0) + s.busy * (s.action in PASSES)
+    return median(list(steps.values())[1:])
 
 
 def table(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, workers: int) -> Table:
