@@ -95,7 +95,7 @@ def test_a_job_may_be_shorter_than_a_probe(steps: int) -> None:
 def test_only_steps_with_a_whole_batch_count() -> None:
     """Every third one has half the rows."""
     found = seen(dataclasses.replace(grids.mlp(), steps=9), least_steps=5)
-    assert sorted({s.step for s in found.samples[0]}) == [1, 3, 4, 6, 7]
+    assert sorted({s.step for s in found.samples[0]}) == [3, 4, 6, 7], "the first two warm up"
 
 
 class OnDemand(Dataset[tuple[Tensor, Tensor]]):
