@@ -44,7 +44,7 @@ def test_the_last_line_holds_what_was_promised_as_one_line_of_json() -> None:
 
 
 def test_a_prediction_is_graded() -> None:
-    prediction = Prediction(0.25, 0.2, 0.3, dict.fromkeys(PARTS, 0.0), [], [])
+    prediction = Prediction(0.25, 0.2, 0.3, dict.fromkeys(PARTS, 0.0), [])
     graded = dataclasses.replace(REPORT, seconds_per_step=0.2, prediction=prediction).as_json()
     assert (graded["predicted_seconds_per_step"], graded["prediction_error"]) == (0.25, pytest.approx(0.25))
     unmeasured = dataclasses.replace(REPORT, prediction=prediction).as_json()

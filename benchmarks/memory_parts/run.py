@@ -8,8 +8,8 @@ knows its part and has allocated nothing:
              a page is a part of the idle worker's PSS, and becomes its own only when it writes to it
     mapped   PSS of the memory that workers share: parameters, published gradients, mailboxes
 
-Counted from the plan: parameters, gradients, optimizer state and activations of what the worker owns; `samestep
-plan` shows the same numbers.
+Counted from the plan: parameters, gradients, optimizer state and activations of what the worker owns, and its
+process; `samestep plan` shows the same numbers.
 
 The run is one with a memory limit (a far one): each worker makes its own parts of the model, and no other
 process has touched them.
@@ -42,8 +42,9 @@ PAUSE = 0.01  # seconds between samples
 
 CASES = {
     f"{model}-{plan}": (model, plan, shards)
-    for model, shards in (("alexnet", {"hybrid": 2, "slices": 2, "pipeline": 4}),
-                          ("gpt-wide", {"hybrid": 4, "slices": 4, "pipeline": 4}))
+    for model, shards in (("alexnet", {"hybrid": 2, "slices": 2, "pipeline": 4, "data": 2}),
+                          ("gpt-wide", {"hybrid": 4, "slices": 4, "pipeline": 4, "data": 4}),
+                          ("resnet", {"pipeline": 4, "data": 4}))
     for plan, shards in shards.items()
 }  # fmt: skip
 """model, plan, shards."""
@@ -173,7 +174,7 @@ def counted(model: str, plan: str, shards: int) -> list[dict[str, int]]:
 
 def main(cases: list[str]) -> None:
     print(machine(), "\n")
-    kinds = ("parameters", "gradients", "optimizer", "activations")
+    kinds = ("parameters", "gradients", "optimizer", "activations", "workspace")
     heads = [*kinds, "counted", "own", "mapped", "own + mapped", "PSS"]
     print(f"| case | worker | {' | '.join(f'{head}, MB' for head in heads)} | own + mapped / counted | PSS / counted |")
     print(f"|---|--:|{'--:|' * (len(heads) + 2)}")

@@ -25,9 +25,7 @@ class Prediction:
     high: float
     parts: Mapping[str, float]  # seconds by name of PARTS; their sum is `seconds`
     actions: Sequence[Mapping[str, float]]  # per worker: busy seconds per step, by name of the action's class
-    memory: Sequence[int]  # bytes, per worker
-    moved: int = 0  # bytes of tensors per step between workers
-    wired: int = 0  # those of them that go from host to host
+    wired: int = 0  # bytes per step that go from host to host
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

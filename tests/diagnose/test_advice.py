@@ -30,7 +30,7 @@ def seen(**fields: Any) -> Measured:
 
 
 def predicted(**kinds: float) -> Prediction:
-    return Prediction(1.0, 0.9, 1.1, dict.fromkeys(PARTS, 0.0), [kinds, kinds], [0, 0])
+    return Prediction(1.0, 0.9, 1.1, dict.fromkeys(PARTS, 0.0), [kinds, kinds])
 
 
 def test_nothing_is_said_of_a_step_that_computes() -> None:

@@ -9,7 +9,7 @@ WORKERS = [
 ]
 PREDICTION = Prediction(
     seconds=0.2, low=0.19, high=0.205, parts=dict.fromkeys(PARTS, 0.0),
-    actions=[{"Forward": 0.1}, {"Backward": 0.152, "Agree": 0.008}], memory=[0, 0],
+    actions=[{"Forward": 0.1}, {"Backward": 0.152, "Agree": 0.008}],
 )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def test_a_run_without_trouble_is_a_report() -> None:
 
 
 def test_the_planners_prediction_comes_home_with_the_report() -> None:
-    prediction = Prediction(0.4, 0.3, 0.5, dict.fromkeys(PARTS, 0.0), [{"Forward": 0.1}], [5])
+    prediction = Prediction(0.4, 0.3, 0.5, dict.fromkeys(PARTS, 0.0), [{"Forward": 0.1}])
     plan = json.loads(json.dumps({**PLAN, "prediction": prediction.as_json()}))
     report = outcome(plan, *UP, *STEPS, *TIMES, FINISHED).conclude()
     assert report.prediction == prediction

@@ -138,7 +138,7 @@ def test_the_summary_has_quality_speed_and_where_the_time_went() -> None:
 
 
 def test_the_summary_grades_a_prediction() -> None:
-    prediction = Prediction(0.01, 0.009, 0.012, dict.fromkeys(PARTS, 0.0), [], [])
+    prediction = Prediction(0.01, 0.009, 0.012, dict.fromkeys(PARTS, 0.0), [])
     lines = summary(dataclasses.replace(REPORT, prediction=prediction)).splitlines()
     assert lines[1] == "predicted 10 ms per step, measured 12.5 ms: -20.0%, outside the interval 9 to 12"
     unmeasured = dataclasses.replace(REPORT, prediction=prediction, seconds_per_step=None)

@@ -32,6 +32,7 @@ from samestep.launch.simulating import simulated
 from samestep.launch.tuning import tuned
 from samestep.launch.worker import LOST_A_PEER, Run, in_memory, run_threads, run_worker
 from samestep.parallel.stretches import by_host
+from samestep.parallel.workspace import mail_slots
 from samestep.parallelize import Prepared, bind, divide, groups_that_meet, prepare, share
 from samestep.planned import outline
 from samestep.presets import sliceable
@@ -147,8 +148,7 @@ def fork_processes(run: Run, prepared: Prepared) -> list[int]:
             "this command starts workers on this host only: let torchrun or srun start one command per worker on every "
             "host (docs/hosts.md), or see with `samestep plan --hosts` what they would do"
         )
-    slots = 16 if len(run.plan.stages) > 1 else 2
-    fabric = SharedFabric(run.plan.workers, groups_that_meet(prepared, run.plan), slots)
+    fabric = SharedFabric(run.plan.workers, groups_that_meet(prepared, run.plan), mail_slots(run.plan))
     shared = share(prepared, run.plan, fabric)
     bind(prepared, shared)
     heap.before_fork()

@@ -26,6 +26,7 @@ from samestep.errors import SamestepError, TrainingFailed
 from samestep.job import Job
 from samestep.launch.outcome import telling, told
 from samestep.launch.processes import die_with_parent, flush_output, leave
+from samestep.parallel.workspace import mail_slots
 from samestep.parallelize import Prepared, Shared, bind, divide, groups_that_meet, prepare, share, training_rows
 from samestep.plan import Plan
 from samestep.trace.ring import Event
@@ -71,8 +72,7 @@ def probe(job: Job, plan: Plan, model: nn.Module, seconds: float, least_steps: i
     """
     prepared = divide(job, plan, prepare(job, copy.deepcopy(model)))
     names = {id(module): name for name, module in prepared.model.named_modules()}
-    slots = 16 if len(plan.stages) > 1 else 2
-    fabric = SharedFabric(plan.workers, groups_that_meet(prepared, plan), slots)
+    fabric = SharedFabric(plan.workers, groups_that_meet(prepared, plan), mail_slots(plan))
     shared = share(prepared, plan, fabric)
     bind(prepared, shared)
     heap.before_fork()

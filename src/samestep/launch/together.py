@@ -27,6 +27,7 @@ from samestep.launch.membership import A_WORD, Membership, alone, assemble, chec
 from samestep.launch.outcome import Event, Outcome, telling, told
 from samestep.launch.request import Request
 from samestep.launch.worker import Run, work
+from samestep.parallel.workspace import mail_slots
 from samestep.parallelize import Prepared, Shared, bind, groups_that_meet, share
 from samestep.planner.decision import Decision
 from samestep.report import Report
@@ -209,9 +210,8 @@ def _meet(membership: Membership, run: Run, prepared: Prepared) -> tuple[SharedT
         meeting = Meeting.join(name, number, len(near))
     groups = near_groups(groups_that_meet(prepared, run.plan), near)
     device = take_device(run.request.device, membership.number_on_machine)
-    fabric = SharedFabric(
-        len(near), groups, 16 if len(run.plan.stages) > 1 else 2, meeting, None if device.type == "cpu" else device
-    )
+    private = None if device.type == "cpu" else device
+    fabric = SharedFabric(len(near), groups, mail_slots(run.plan), meeting, private)
     shared = share(prepared, run.plan, fabric, near, fills=number == 0)
     transport = fabric.endpoint(number, timeout)
     transport.fence()  # the initial values are there

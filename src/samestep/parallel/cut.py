@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from samestep.errors import JobRefused, PlanRefused
 from samestep.parallel.attention import Attention, attention_of
-from samestep.parallel.recording import Call, Named, Recording, Storage, Value
+from samestep.parallel.recording import Call, Kept, Named, Recording, Storage, Value
 
 ELEMENTWISE = {
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus,
@@ -45,7 +45,7 @@ class Region:
     takes: int
     makes: int
     attention: Attention | None = None
-    keeps: tuple[Storage, ...] = ()  # of one shard, uncut, for backward
+    kept: tuple[Kept, ...] = ()  # of one shard, uncut, for backward
 
     @property
     def is_summed(self) -> bool:
@@ -228,7 +228,7 @@ def _attention_region(call: Call, recording: Recording, result: frozenset[int]) 
     asked = attention_of(call, recording.shapes, wanted)
     if isinstance(asked, str):
         raise JobRefused(f"layer {call} cannot be cut by heads (called at {call.place}): {asked}; leave it whole")
-    return Region(str(call.what), (), None, asked.takes, call.makes[0], asked, call.keeps)
+    return Region(str(call.what), (), None, asked.takes, call.makes[0], asked, call.kept)
 
 
 def _region_from(
@@ -241,10 +241,10 @@ def _region_from(
     last = _row_layer(calls, at, result, model, sliced)
     inside = calls[at : 1 + (at if last is None else last)]
     row = None if last is None else str(calls[last].what)
-    keeps = tuple(storage for one in inside for storage in one.keeps)
+    kept = tuple(part for one in inside for part in one.kept)
     between = tuple(inside[1:-1])
     return at + len(inside) - 1, Region(
-        str(call.what), between, row, next(iter(call.takes)), inside[-1].makes[0], None, keeps
+        str(call.what), between, row, next(iter(call.takes)), inside[-1].makes[0], None, kept
     )
 
 

@@ -5,6 +5,7 @@
                    largest gradient that is made apart, before it is added to a slot
     optimizer      the state of what it updates (SGD with momentum: once, Adam: twice its size)
     activations    the most that is kept for backward at any time, along the worker's own schedule
+    workspace      the process itself, and memory through which workers exchange tensors
 
 A data-parallel worker has the whole model and, of the update, a share.
 """
@@ -21,6 +22,7 @@ from samestep.parallel.layout import Layout, Piece
 from samestep.parallel.live import activations
 from samestep.parallel.undecorated import skip_dynamo_in_step
 from samestep.parallel.update import ELEMENTWISE
+from samestep.parallel.workspace import workspace
 from samestep.plan import Plan
 from samestep.schedule import actions
 
@@ -33,10 +35,11 @@ class Footprint:
     gradients: int
     optimizer: int
     activations: int
+    workspace: int
 
     @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.optimizer + self.activations
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.workspace
 
 
 def footprint(
@@ -57,7 +60,13 @@ def footprint(
     # A product may be written into its slot (linear.py); anything else is made first, then copied or added.
     apart = max((e.nbytes for e, home in used if home.adds(rank) or e.param.dim() != 2), default=0)
     owned = sum((p.stop - p.start) * layout.entries[p.entry].param.element_size() for p in pieces)
-    return Footprint(values, slots + apart, int(owned * state), activations(plan, rank, structure, schedule, shards))
+    return Footprint(
+        values,
+        slots + apart,
+        int(owned * state),
+        activations(plan, rank, structure, schedule, shards),
+        workspace(plan, rank, structure, shards),
+    )
 
 
 def state_per_element(optimizer: optim.Optimizer) -> float:

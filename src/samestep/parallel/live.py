@@ -14,11 +14,12 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from samestep.parallel.cut import Cut, Region, Segment
-from samestep.parallel.recording import Call
+from samestep.parallel.recording import Call, Kept, Storage
 from samestep.plan import Plan
 from samestep.schedule import actions
 
 Held = dict[Hashable, int]  # bytes, by what they are
+NOTHING = Kept((), 0)
 
 
 @dataclass
@@ -80,14 +81,13 @@ class _Worker:
             if self.plan.splits_backward(segment.stage):
                 self._leave(action.shard, segment, action.segment)
             else:
-                self.ledger.pass_by(max(map(self._around, segment.calls), default=0))
-                self.ledger.drop(self._cells.pop((action.shard, action.segment)))
+                self._backward(action.shard, segment, action.segment)
         elif isinstance(action, actions.BackwardWeight):
             self.ledger.drop(self._left.pop((action.shard, action.segment)))
         elif isinstance(action, actions.SliceForward):
             self._slice_forward(action.shards, action.segment)
         elif isinstance(action, actions.SliceBackward):
-            self.ledger.pass_by(self._exchanged(action.shards, action.segment))
+            self.ledger.pass_by(self._exchanged_back(action.shards, action.segment))
             self.ledger.drop(self._cells.pop((action.shards.start, action.segment)))
         elif isinstance(action, actions.Send):
             self._pass(action.shard, action.stage, {})
@@ -101,6 +101,7 @@ class _Worker:
         if (shard, stage) not in self._passing and (shard, stage - 1) in self._passing:
             self._pass(shard, stage, self._values(shard, self.cut.crossings[stage - 1]))
         saved = self._saved(shard, segment)
+        self.ledger.pass_by(max((part.rearranged for call in segment.calls for part in call.kept), default=0))
         if self.plan.stages and self.plan.stages[stage].recompute:
             before = self._before[shard, number] = dict(self._passing.get((shard, stage), {}))
             self.ledger.hold(before)
@@ -109,6 +110,17 @@ class _Worker:
         else:
             self._keep(shard, number, saved)
         self._pass(shard, stage, self._values(shard, self._wanted(number)))
+
+    def _backward(self, shard: int, segment: Segment, number: int) -> None:
+        """From the last to the first; what one kept is gone when it is through."""
+        parts = [(call, part) for call in segment.calls for part in call.kept or (NOTHING,)]
+        kept = [self._held(shard, part.storages) for _, part in parts]
+        for held in kept:
+            self.ledger.hold(held)
+        self.ledger.drop(self._cells.pop((shard, number)))
+        for (call, part), held in zip(reversed(parts), reversed(kept), strict=True):
+            self.ledger.pass_by(max(self._around(call), part.gradients) + part.rearranged)
+            self.ledger.drop(held)
 
     def _leave(self, shard: int, segment: Segment, number: int) -> None:
         """Backward call by call, from the last: what one kept is gone where its Linears do not leave it for later."""
@@ -148,11 +160,15 @@ class _Worker:
         return {thing: nbytes for call in segment.calls for thing, nbytes in self._kept(shard, call).items()}
 
     def _kept(self, shard: int, call: Call) -> Held:
-        return {(shard, storage.number): storage.nbytes for storage in call.keeps}
+        return self._held(shard, call.keeps)
+
+    def _held(self, shard: int, storages: Iterable[Storage]) -> Held:
+        return {(shard, storage.number): storage.nbytes for storage in storages}
 
     def _values(self, shard: int, values: Iterable[int]) -> Held:
-        storages = [self.cut.storages[value] for value in values if value >= self.cut.num_inputs or value < 0]
-        return {(shard, storage.number): storage.nbytes for storage in storages}
+        return self._held(
+            shard, (self.cut.storages[value] for value in values if value >= self.cut.num_inputs or value < 0)
+        )
 
     def _wanted(self, number: int) -> set[int]:
         """The values that are there after a segment, and wanted later."""
@@ -172,17 +188,34 @@ class _Worker:
         region, own, total = self._region(number)
         if not own:
             return {}
-        between = {storage for storage in region.keeps if storage != self.cut.storages[region.takes]}
+        kept = {storage for part in region.kept for storage in part.storages}
+        between = kept - {self.cut.storages[region.takes]}
         sliced = sum(storage.nbytes for storage in between) * own // total
         return {("slices", shards.start, number): len(shards) * (self.cut.nbytes[region.takes] + sliced)}
 
     def _exchanged(self, shards: range, number: int) -> int:
-        """What comes of the own slices: outputs, or the input's gradients, each with what is made of all together."""
+        """The outputs of the own slices, with what is made of all together."""
         region, own, total = self._region(number)
         width = self.cut.nbytes[region.makes]
         outputs = 2 * width * own // total if not region.is_summed else width * own
+        return len(shards) * (outputs + self._inside(region, own, total, rearranged_only=True))
+
+    def _exchanged_back(self, shards: range, number: int) -> int:
+        """All rows of the output's gradient, the input's gradients of the own slices, and the gradients inside one."""
+        region, own, total = self._region(number)
+        width = self.cut.nbytes[region.makes]
+        outputs = 2 * width * own // total if not region.is_summed else width * bool(own)
         gradients = self.cut.nbytes[region.takes] * own if region.takes in self.cut.floats else 0
-        return len(shards) * max(outputs, gradients)
+        return len(shards) * (outputs + gradients + self._inside(region, own, total))
+
+    def _inside(self, region: Region, own: int, total: int, *, rearranged_only: bool = False) -> int:
+        """Of one slice, for a moment; a convolution rearranges the input whole."""
+        if not own:
+            return 0
+        inside = [0 if rearranged_only else part.gradients for part in region.kept[:-1]]
+        takes, makes = self.cut.nbytes[region.takes], self.cut.nbytes[region.makes]
+        rearranged = takes + makes // total if any(part.rearranged for part in region.kept) else 0
+        return max(inside, default=0) // total + rearranged
 
     def _region(self, number: int) -> tuple[Region, int, int]:
         """A sliced segment's region; its slices here, and in all."""

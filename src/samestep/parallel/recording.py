@@ -48,6 +48,7 @@ READERS = {
 SHAPES = {Tensor.shape.__get__, Tensor.size, Tensor.__len__, Tensor.numel, Tensor.nelement, torch.numel}  # type: ignore[attr-defined]
 LEAVE_TORCH = {Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 HOOKS = {Tensor.register_hook, Tensor.retain_grad}
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PLAIN = (int, float, complex, str, bytes, bool, type(None), type(...), torch.dtype, torch.device, torch.layout, slice)
 
 
@@ -57,6 +58,15 @@ class Storage:
 
     number: int
     nbytes: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a leaf module inside a call, or the functions between two, keep for backward; in forward's order."""
+
+    storages: tuple[Storage, ...]
+    gradients: int  # bytes: of what it makes and takes, which its backward has at once
+    rearranged: int = 0  # bytes: a convolution's inputs and outputs in a layout of the kernel's own
 
 
 @dataclass(frozen=True)
@@ -86,8 +96,13 @@ class Call:
     expects: Any = None  # of a guard: what the call returned
     is_guard: bool = False
     asked: tuple[torch.Size | None, ...] = ()  # of what it makes: shapes on which forward may have decided
-    keeps: tuple[Storage, ...] = ()  # what it keeps for its backward, besides the model's own state
+    kept: tuple[Kept, ...] = ()  # besides the model's own state
     later: tuple[tuple[Storage, int], ...] = ()  # per Linear that may leave its product for later: input, bytes of y
+
+    @property
+    def keeps(self) -> tuple[Storage, ...]:
+        """What it keeps for its backward."""
+        return tuple(dict.fromkeys(storage for part in self.kept for storage in part.storages))
 
     @property
     def takes(self) -> frozenset[int]:
@@ -172,6 +187,8 @@ class _Recorder(TorchFunctionMode):
 
         def noting(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             result = plain(module, *args, **kwargs)
+            if not module._modules:
+                self._kept.end_of_leaf(module, (args, kwargs), result)
             if type(module) is nn.Linear and _may_leave(module):
                 self._kept.leave(args[0] if args else kwargs["input"], result)
             return result
@@ -273,7 +290,7 @@ class _Recorder(TorchFunctionMode):
             self._note_asked(what, arguments)
             return result  # a shape, a type: frozen with the Python code around it
         stage = len(self.recording.entered)
-        keeps, later = self._kept.take()
+        kept, later = self._kept.take()
         call = Call(
             what,
             arguments,
@@ -283,7 +300,7 @@ class _Recorder(TorchFunctionMode):
             _place(),
             result if is_guard else None,
             is_guard,
-            keeps=keeps,
+            kept=kept,
             later=later,
         )
         _check_plain(call)
@@ -353,16 +370,31 @@ class _Kept:
         self._state = {tensor.untyped_storage().data_ptr() for tensor in state}
         self._numbers: dict[int, int] = {}
         self._now: dict[Storage, None] = {}
+        self._parts: list[Kept] = []
         self._left: list[tuple[Storage, int]] = []
 
     def counting(self) -> torch.autograd.graph.saved_tensors_hooks:
         return torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
 
-    def take(self) -> tuple[tuple[Storage, ...], tuple[tuple[Storage, int], ...]]:
+    def take(self) -> tuple[tuple[Kept, ...], tuple[tuple[Storage, int], ...]]:
         """What was kept, and what Linears may leave for later, since it was last asked."""
-        found = tuple(self._now), tuple(self._left)
-        self._now, self._left = {}, []
+        if self._now:  # functions: most keep what has the size of their gradients
+            self._end_part(2 * max(storage.nbytes for storage in self._now))
+        found = tuple(self._parts), tuple(self._left)
+        self._parts, self._left = [], []
         return found
+
+    def end_of_leaf(self, module: nn.Module, arguments: Any, result: Any) -> None:
+        tensors = [leaf for leaf in pytree.tree_leaves((arguments, result)) if isinstance(leaf, Tensor)]
+        gradients = sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor.requires_grad)
+        rearranged = 0
+        if isinstance(module, CONVOLUTIONS):
+            rearranged = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self._end_part(gradients, rearranged)
+
+    def _end_part(self, gradients: int, rearranged: int = 0) -> None:
+        self._parts.append(Kept(tuple(self._now), gradients, rearranged))
+        self._now = {}
 
     def leave(self, x: Tensor, y: Tensor) -> None:
         self._left.append((self.storage(x), y.numel() * y.element_size()))

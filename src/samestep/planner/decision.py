@@ -35,7 +35,7 @@ class Decision:
     def prediction_of(self, one: Candidate) -> Prediction:
         low, high = interval(one.seconds, one.kind, self.profile.costs.together.spread)
         found = one.estimate
-        return Prediction(one.seconds, low, high, found.parts, list(found.actions), (), 0, found.wired)
+        return Prediction(one.seconds, low, high, found.parts, list(found.actions), found.wired)
 
     def as_json(self) -> dict[str, Any]:
         """All that it stood on. The search is deterministic: whoever has this has the decision."""
