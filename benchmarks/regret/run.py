@@ -132,7 +132,8 @@ def run(name: str, group: Group, rounds: int, commit: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["XDG_CACHE_HOME"] = temporary  # a profile of its own, minutes old: the machine's speed drifts
-        hosts = None if group.rate is None else Hosts(2, rate=group.rate).__enter__()
+        burst = "512kb" if group.rate == "10gbit" else "64kb"
+        hosts = None if group.rate is None else Hosts(2, rate=group.rate, burst=burst).__enter__()
         try:
             found = [dict(one) for one in sensible(predict(group, hosts, folder))]
             with (HERE / "predictions.jsonl").open("a") as log:

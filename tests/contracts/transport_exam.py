@@ -376,6 +376,28 @@ def messages_of_a_tag_arrive_in_the_order_in_which_they_were_posted(transport: T
 
 
 @question_of_links
+def a_message_may_be_shorter_than_what_is_expected(transport: Transport, links: Links) -> None:
+    """The next one is a message of its own. What is behind it in the box is nobody's."""
+    sizes, me = [70_000, 1, 5_000], transport.rank
+    for expects_first in (True, False):
+        boxes = {peer: [torch.empty(300_000, dtype=torch.uint8) for _ in sizes] for peer in others(transport)}
+        coming, going = [], []
+        for posts in (False, True) if expects_first else (True, False):
+            for peer in others(transport):
+                for k, size in enumerate(sizes):
+                    if posts:
+                        going.append(links.post(letter(me, peer, 1, k, size), peer, FREE))
+                    else:
+                        coming.append(links.expect(boxes[peer][k], peer, FREE))
+            transport.exchange(b"everybody has done the one before anybody does the other")
+        for pending in (*coming, *going):
+            pending.wait()
+        for peer in others(transport):
+            for k, (box, size) in enumerate(zip(boxes[peer], sizes, strict=True)):
+                check_letter(box[:size], peer, me, 1, k)
+
+
+@question_of_links
 def tags_are_queues_of_their_own(transport: Transport, links: Links) -> None:
     """Posted in one order, expected and waited for in another."""
     tags, me = [FREE, FREE + 1, FREE + (1 << 20), FREE + 77], transport.rank

@@ -85,7 +85,7 @@ def table(
 def costs(of: Chain, **changes: Any) -> Costs:
     """Two workers at once are a tenth slower each."""
     both = table(2, of, slowdown=1.1, **changes)
-    return Costs(table(1, of, **changes), both, Passing(1e-5, 2e-10, 1e-5, 2e-10))
+    return Costs(table(1, of, **changes), both, Passing(1e-5, 2e-10, 1e-5, 2e-10, 0.0, 0.0))
 
 
 def cluster(hosts: int = 1, workers: int = 2, bandwidth: float = 125e6) -> Cluster:

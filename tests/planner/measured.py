@@ -65,7 +65,7 @@ def tables(draw: st.DrawFn, chain: Chain, workers: int) -> Table:
 @st.composite
 def costs_of(draw: st.DrawFn, chain: Chain, workers: int = 2) -> Costs:
     together = draw(tables(chain, workers))
-    return Costs(draw(tables(chain, 1)), together, Passing(1e-5, 1e-10, 1e-5, 1e-10))
+    return Costs(draw(tables(chain, 1)), together, Passing(1e-5, 1e-10, 1e-5, 1e-10, 0.0, 0.0))
 
 
 def cluster_of(*workers: int, bandwidth: float = 1e8, latency: float = 1e-4) -> Cluster:
@@ -86,7 +86,7 @@ def plainly(chain: Chain, workers: int = 2) -> Costs:
         return Table(count, whole, units, regions, own, rests, *(1e-5, 1e-10, 1e-5, 1e-5, 0.0, 1e-5, 1e-10, 1e-10),
                      1e-5, 0.0, 0.01)  # fmt: skip
 
-    return Costs(table(1), table(workers), Passing(1e-5, 1e-10, 1e-5, 1e-10))
+    return Costs(table(1), table(workers), Passing(1e-5, 1e-10, 1e-5, 1e-10, 0.0, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,8 @@ from samestep.tree import local_plan
 BUDGET = 10.0  # seconds for all probes together; a slow step takes what it takes
 SIZES = (4096, 1 << 18, 1 << 20)  # bytes of the tensors that are passed
 ROUNDS = 30
+FAR = 0.6e-3, 1.5e-3  # seconds of sending and of getting a message between hosts whose cores all compute: gloo's thread
+# takes turns with them. Measured with the MLP's pipeline (docs/lab-log.md, 2026-11-27)
 PASSES = ("Forward", "Backward", "Send", "Receive", "SendGradient", "ReceiveGradient")  # of shards through a pipeline
 
 
@@ -43,7 +45,7 @@ def measure(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, worker
     workers = max(1, min(workers, chain.shards))
     alone = table(job, chain, numerics, model, 1)
     if workers == 1:
-        return Costs(alone, alone, Passing(0.0, 0.0, 0.0, 0.0))
+        return Costs(alone, alone, Passing(0.0, 0.0, 0.0, 0.0, *FAR))
     together = table(job, chain, numerics, model, workers)
     # One alone reads nobody's sums, and workers with a shard each add nothing: each table knows what the other lacks.
     alone = replace(alone, reduce=together.reduce)
@@ -268,4 +270,4 @@ def passing_of(one_way: Sequence[float]) -> Passing:
     """From the seconds one way for each of SIZES: a line through the smallest and the largest, half on each side."""
     per_byte = max(0.0, (one_way[-1] - one_way[0]) / (SIZES[-1] - SIZES[0]))
     fixed = max(0.0, one_way[0] - per_byte * SIZES[0])
-    return Passing(fixed / 2, per_byte / 2, fixed / 2, per_byte / 2)
+    return Passing(fixed / 2, per_byte / 2, fixed / 2, per_byte / 2, *FAR)

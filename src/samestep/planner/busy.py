@@ -14,6 +14,8 @@ from samestep.tree import local_plan
 LATER, LATER_FIRST = 0.5, 0.9  # of a Linear's backward a split one leaves so much: one of two products; of the
 # network's first layer, whose input needs no gradient, all but the bias
 
+BUSY_BYTE = 1.2e-9  # seconds of processor time per byte, sending and getting together (gloo; benchmarks/two_hosts)
+
 
 class Busy:
     """Busy seconds of every action of one plan; what waits for wires is in `wires.py`."""
@@ -83,11 +85,20 @@ class Busy:
             return self._later(self.placed.parts[action.segment], table)
         if isinstance(action, actions.SliceForward | actions.SliceBackward):
             return self._region(rank, action, table)
-        if isinstance(action, actions.Send | actions.SendGradient):
-            return self.costs.passing.send + self.costs.passing.send_byte * self.placed.crossing(action)
-        if isinstance(action, actions.Receive | actions.ReceiveGradient):
-            return self.costs.passing.receive + self.costs.passing.receive_byte * self.placed.crossing(action)
+        if isinstance(action, actions.Send | actions.SendGradient | actions.Receive | actions.ReceiveGradient):
+            return self._message(rank, action)
         return self._tail(rank, action, table)
+
+    def _message(
+        self, rank: int, action: actions.Send | actions.SendGradient | actions.Receive | actions.ReceiveGradient
+    ) -> float:
+        sends, nbytes = isinstance(action, actions.Send | actions.SendGradient), self.placed.crossing(action)
+        passing = self.costs.passing
+        if self.hosts[rank] != self.hosts[action.peer]:
+            return (passing.far_send if sends else passing.far_receive) + BUSY_BYTE / 2 * nbytes
+        if sends:
+            return passing.send + passing.send_byte * nbytes
+        return passing.receive + passing.receive_byte * nbytes
 
     def _backward(self, rank: int, action: actions.Backward, table: Table) -> float:
         part = self.placed.parts[action.segment]

@@ -65,12 +65,17 @@ SCALARS = tuple(f.name for f in fields(Table) if f.name not in ("workers", "whol
 
 @dataclass(frozen=True)
 class Passing:
-    """What it costs to hand a tensor to a worker of the same host: fixed, and per byte, on either side."""
+    """What it costs to hand a tensor to a worker of the same host: fixed, and per byte, on either side.
+
+    far: to one of another host, whatever its size.
+    """
 
     send: float
     send_byte: float
     receive: float
     receive_byte: float
+    far_send: float
+    far_receive: float
 
 
 @dataclass(frozen=True)

@@ -158,9 +158,9 @@ def _passing(cluster: Cluster) -> Passing:
     """What the link within a host amounts to, half on either side."""
     link = cluster.within
     if link is None:
-        return Passing(0.0, 0.0, 0.0, 0.0)
+        return Passing(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     half, half_byte = link.latency / 2, 1 / link.bandwidth / 2
-    return Passing(half, half_byte, half, half_byte)
+    return Passing(half, half_byte, half, half_byte, 0.0, 0.0)
 
 
 def _links(cluster: Cluster) -> Sequence[Link]:

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from samestep.cluster import Cluster
-from samestep.planner.busy import Busy
+from samestep.planner.busy import BUSY_BYTE, Busy
 from samestep.planner.placing import Part, Placed
 from samestep.schedule import actions
 from samestep.schedule.actions import Action
 from samestep.tree import local_plan
-
-BUSY_BYTE = 1.2e-9  # seconds of processor time per byte, sending and getting together (gloo; benchmarks/two_hosts)
 
 
 @dataclass(frozen=True)

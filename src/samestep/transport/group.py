@@ -4,9 +4,11 @@ A message that is posted travels in the group's own threads, while Python comput
 name neither worker nor side; here they become a PeerLost that does.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from samestep.errors import PeerLost
 from samestep.transport.links import Pending
+
+THREADS = Path("/proc/self/task")
 
 
 class GroupLinks:
@@ -28,6 +32,14 @@ class GroupLinks:
 
     def expect(self, flat: Tensor, peer: int, tag: int) -> Pending:
         return self._start("recv", flat, peer, tag)
+
+    def give_way(self) -> None:
+        """gloo's thread that is woken while Python holds its lock takes the core from it and asks for the lock again
+        and again, until the next tick of the scheduler; threads of the batch class wait until the core is free.
+        """
+        for thread in THREADS.iterdir() if THREADS.is_dir() else ():
+            if (thread / "comm").read_text().startswith("gloo_tcp"):
+                os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
 
     def close(self) -> None:
         """The connections close when nothing is under way any more, or with the process."""

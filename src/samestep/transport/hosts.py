@@ -8,8 +8,15 @@
     send       by link; a copy leaves at once, so the sender goes on
     move       within the host as ever, to other hosts by links
 
-Every frame begins with the membership epoch: what a former incarnation of the run left on its way
-cannot be taken for this one's.
+What is short travels in one message, a frame: the receiver expects the longest one there may be, and
+a frame is as long as what is in it. Each message costs as much as 100 KB, however short it is, and with
+as many busy workers as cores up to a tick of the scheduler: gloo's thread asks again and again for a
+lock whose holder waits for the core that the thread is on.
+
+    frame      epoch, length | headers of the tensors | their bytes, those that fit
+    then       the rest of the record; the tensors that did not fit
+
+The membership epoch: what a former incarnation of the run left on its way cannot be taken for this one's.
 """
 
 import json
@@ -28,7 +35,7 @@ from samestep.transport.strides import empty_from, header, payload
 
 RECORDS, SENT, MOVED, FREE = 0, 1, 2, 3  # tags; those from FREE on are for whoever uses the links
 KIND = 1 << 20  # tags that each kind of message has for itself there
-FRAMES = {RECORDS: 1024, SENT: 128, MOVED: 512}  # bytes of a frame, by tag: what is short travels in one
+FRAME = 256 << 10  # bytes of the longest one
 HEAD = struct.Struct("<QQ")  # epoch, bytes of the record
 
 
@@ -41,6 +48,7 @@ class HostsTransport:
         self.links: Links | None = links
         self._links = links
         self._local, self._epoch = local, epoch
+        self._has_moved = False
         self._near = [peer for peer in range(self.size) if hosts[peer] == hosts[rank]]
         self._copies: list[Pending] = []  # what is under way, since the last exchange of all
         self._older: list[Pending] = []  # and before it
@@ -83,25 +91,26 @@ class HostsTransport:
     def move(
         self, group: Sequence[int], outgoing: Sequence[tuple[int, Tensor]], sources: Sequence[int]
     ) -> list[Tensor]:
-        """Headers first, then each expects before it posts: gloo then sends both ways at once."""
+        """Frames first, then each expects before it posts: gloo then sends both ways at once."""
+        if not self._has_moved:
+            self._links.give_way()
+            self._has_moved = True
         near = [peer for peer in group if peer in self._near]
         gives: dict[int, list[Tensor]] = {}
         for peer, tensor in outgoing:
             if peer not in near:
                 gives.setdefault(peer, []).append(tensor)
         far = [peer for peer in sources if peer not in near]
-        for peer, tensors in gives.items():
-            self._give_bytes(joined([header(tensor) for tensor in tensors]), peer, MOVED)
+        large = {peer: self._give_frame(tensors, peer, MOVED) for peer, tensors in gives.items()}
         writers = list(dict.fromkeys(far))
-        described = {w: parted(text) for w, text in zip(writers, self._take_bytes(writers, MOVED), strict=True)}
-        coming = {writer: [empty_from(text) for text in texts] for writer, texts in described.items()}
+        coming = dict(zip(writers, self._take_frames(writers, MOVED), strict=True))
         under_way = [
-            self._links.expect(flat, writer, MOVED) for writer in writers for _, flat in coming[writer] if len(flat)
-        ]
-        for peer, tensors in gives.items():
-            for tensor in tensors:
-                if len(flat := payload(tensor)):
-                    self._post(flat.clone(), peer, MOVED)
+            self._links.expect(flat, writer, MOVED) for writer in writers for _, flat, is_here in coming[writer]
+            if not is_here
+        ]  # fmt: skip
+        for peer, flats in large.items():
+            for flat in flats:
+                self._post(flat.clone(), peer, MOVED)
         found: list[Tensor] = []
         if len(near) > 1:
             place = self._near.index
@@ -112,7 +121,7 @@ class HostsTransport:
                     [place(peer) for peer in sources if peer in near],
                 )
         self._wait(under_way)
-        for _, flat in (pair for writer in writers for pair in coming[writer]):
+        for _, flat, _ in (one for writer in writers for one in coming[writer]):
             self.counted.moved += len(flat)
             self.counted.wired += len(flat)
         from_near, from_far = iter(found), {writer: iter(pairs) for writer, pairs in coming.items()}
@@ -134,7 +143,9 @@ class HostsTransport:
         for near in others.values():
             self._give_bytes(record, near[0], RECORDS)
         found: dict[int, bytes] = {}
-        for near, told in zip(others.values(), self._take_bytes([w[0] for w in others.values()], RECORDS), strict=True):
+        for near, (told, _) in zip(
+            others.values(), self._take_bytes([w[0] for w in others.values()], RECORDS), strict=True
+        ):
             found |= zip(near, parted(told), strict=True)
         self._wait(self._copies[posted:])  # a worker that ends after its last exchange must have told the others
         del self._copies[posted:]
@@ -144,51 +155,68 @@ class HostsTransport:
         return list(dict.fromkeys(self.hosts[peer] for peer in group))
 
     def _give(self, tensor: Tensor, peer: int, tag: int) -> None:
-        """A tensor's header, then its bytes, without waiting for the receiver."""
-        self._give_bytes(header(tensor), peer, tag)
-        flat = payload(tensor)
-        if len(flat):
+        """Without waiting for the receiver."""
+        for flat in self._give_frame([tensor], peer, tag):
             self._post(flat.clone(), peer, tag)
 
     def _take(self, peer: int, tag: int) -> Tensor:
         """The next tensor that `peer` gave."""
-        tensor, flat = empty_from(self._take_bytes([peer], tag)[0])
-        if len(flat):
+        [[(tensor, flat, is_here)]] = self._take_frames([peer], tag)
+        if not is_here:
             self._wait([self._links.expect(flat, peer, tag)])
         self.counted.moved += tensor.numel() * tensor.element_size()
         self.counted.wired += len(flat)
         return tensor
 
-    def _give_bytes(self, record: bytes, peer: int, tag: int) -> None:
-        frame = HEAD.pack(self._epoch, len(record)) + record
-        size = FRAMES[tag]
-        for part in [frame[:size].ljust(size, b"\0"), *([frame[size:]] if len(frame) > size else [])]:
-            self._post(torch.frombuffer(bytearray(part), dtype=torch.uint8), peer, tag)
+    def _give_frame(self, tensors: Sequence[Tensor], peer: int, tag: int) -> list[Tensor]:
+        """Headers, and the bytes of what fits. Returns the bytes of the others, which are still to be posted."""
+        record = joined([header(tensor) for tensor in tensors])
+        flats = [payload(tensor) for tensor in tensors]
+        inside = _inside(HEAD.size + len(record), flats)
+        self._give_bytes(record, peer, tag, [flat for flat, fits in zip(flats, inside, strict=True) if fits])
+        return [flat for flat, fits in zip(flats, inside, strict=True) if not fits]
 
-    def _take_bytes(self, peers: Sequence[int], tag: int) -> list[bytes]:
-        frames = [torch.empty(FRAMES[tag], dtype=torch.uint8) for _ in peers]
+    def _take_frames(self, peers: Sequence[int], tag: int) -> list[list[tuple[Tensor, Tensor, bool]]]:
+        """What `_give_frame` gave: each tensor, its bytes, and whether they are here; the others are to be expected."""
+        found = []
+        for record, frame in self._take_bytes(peers, tag):
+            made = [empty_from(text) for text in parted(record)]
+            at = HEAD.size + len(record)
+            inside = _inside(at, [flat for _, flat in made])
+            for (_, flat), fits in zip(made, inside, strict=True):
+                if fits:
+                    flat.copy_(frame[at : at + len(flat)])
+                    at += len(flat)
+            found.append([(tensor, flat, fits) for (tensor, flat), fits in zip(made, inside, strict=True)])
+        return found
+
+    def _give_bytes(self, record: bytes, peer: int, tag: int, flats: Sequence[Tensor] = ()) -> None:
+        text = torch.frombuffer(bytearray(HEAD.pack(self._epoch, len(record)) + record), dtype=torch.uint8)
+        self._post(torch.cat([text[:FRAME], *flats]), peer, tag)
+        if len(text) > FRAME:
+            self._post(text[FRAME:], peer, tag)
+
+    def _take_bytes(self, peers: Sequence[int], tag: int) -> list[tuple[bytes, Tensor]]:
+        """Every peer's record, and the frame that it began in."""
+        frames = [torch.empty(FRAME, dtype=torch.uint8) for _ in peers]
         self._wait([self._links.expect(frame, peer, tag) for frame, peer in zip(frames, peers, strict=True)])
         found = []
         for frame, peer in zip(frames, peers, strict=True):
-            text = frame.numpy().tobytes()
-            epoch, length = HEAD.unpack_from(text)
+            epoch, length = HEAD.unpack_from(frame[: HEAD.size].numpy().tobytes())
             if epoch != self._epoch:
                 raise Disagreement(
                     f"worker {peer} speaks in epoch {epoch} of the run, worker {self.rank} is in {self._epoch}: "
                     "a worker of an earlier start still runs; stop it"
                 )
-            self._count_frame(len(text))
-            if (rest := length + HEAD.size - len(text)) > 0:
+            text = frame[HEAD.size : HEAD.size + length].numpy().tobytes()
+            if (rest := length - len(text)) > 0:
                 more = torch.empty(rest, dtype=torch.uint8)
                 self._wait([self._links.expect(more, peer, tag)])
                 text += more.numpy().tobytes()
-                self._count_frame(rest)
-            found.append(text[HEAD.size : HEAD.size + length])
+            self.counted.wired += HEAD.size + length
+            self.counted.framed += HEAD.size + length
+            found.append((text, frame))
         return found
-
-    def _count_frame(self, nbytes: int) -> None:
-        self.counted.wired += nbytes
-        self.counted.framed += nbytes
 
     def _post(self, flat: Tensor, peer: int, tag: int) -> None:
         self._copies.append(self._links.post(flat, peer, tag))
@@ -206,6 +234,15 @@ class HostsTransport:
             yield
         except PeerLost as lost:
             raise PeerLost(self.rank, self._near[lost.peer], lost.why) from None
+
+
+def _inside(at: int, flats: Sequence[Tensor]) -> list[bool]:
+    """Which of some tensors' bytes travel in a frame of which `at` bytes are taken: each that still fits."""
+    found = []
+    for flat in flats:
+        found.append(not flat.is_cuda and at + len(flat) <= FRAME)
+        at += len(flat) * found[-1]
+    return found
 
 
 def joined(records: Sequence[bytes]) -> bytes:

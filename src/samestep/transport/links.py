@@ -1,7 +1,8 @@
 """Links: raw bytes between workers of different hosts, without waiting.
 
-Both sides name a message by a tag and know its size; messages of one tag arrive in the order in which
-they were posted. Whoever posts early can compute while the bytes travel.
+Both sides name a message by a tag; messages of one tag arrive in the order in which they were posted. What
+comes may be shorter than what is expected, in the CPU's memory, and then fills its beginning. Whoever posts
+early can compute while the bytes travel.
 """
 
 from typing import Protocol
@@ -27,7 +28,11 @@ class Links(Protocol):
         ...
 
     def expect(self, flat: Tensor, peer: int, tag: int) -> Pending:
-        """Fill a contiguous tensor with what `peer` posts under `tag`."""
+        """Fill a contiguous tensor, or its beginning, with what `peer` posts under `tag`."""
+        ...
+
+    def give_way(self) -> None:
+        """From now on, the thread that moves bytes interrupts nobody who computes: for who waits for each message."""
         ...
 
     def close(self) -> None: ...

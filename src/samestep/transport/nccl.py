@@ -42,6 +42,9 @@ class NcclLinks:
             return self._links.expect(flat, peer, tag)
         return Message(self._links, self._group(tag, upward=peer < self.rank).recv([flat.detach()], peer, 0), peer)
 
+    def give_way(self) -> None:
+        self._links.give_way()
+
     def close(self) -> None:
         self._groups.clear()
         self._links.close()

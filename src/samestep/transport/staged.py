@@ -40,6 +40,9 @@ class StagedLinks:
         staged = torch.empty_like(flat, device="cpu", pin_memory=flat.is_cuda)
         return Landing(self._links.expect(staged, peer, tag), staged, flat)
 
+    def give_way(self) -> None:
+        self._links.give_way()
+
     def close(self) -> None:
         """What is on its way is still posted."""
         self._carrier.shutdown()
