@@ -5,7 +5,6 @@ take turns, the pick twice. One JSON line per group goes to results.jsonl, and o
 """
 
 import argparse
-import itertools
 import json
 import os
 import statistics
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 import numpy as np
 from groups import GROUPS, Group
 from models import MODELS
+from on_hosts import OnHosts, start_on, two_hosts
 from rounds import Contender, machine, race
 
 from hosts import Hosts
@@ -32,34 +32,7 @@ from samestep.launch.launcher import Launcher
 from samestep.launch.request import Request
 
 HERE = Path(__file__).resolve().parent
-PORTS = itertools.count(29_600)
 TURN = 0.6  # seconds of a turn, about
-
-
-class OnHosts(Contender):
-    """One worker on each of two hosts."""
-
-    def __init__(self, name: str, command: list[str], hosts: Hosts, cpu: float | None) -> None:
-        super().__init__(name, command)
-        self.hosts, self.cpu = hosts, cpu
-
-    def start(self) -> None:
-        for name in ("ask", "answer"):
-            os.mkfifo(self.folder / name)
-        self.workers = start_on(self.hosts, [*self.command, str(self.folder)], self.cpu)
-        self.process = self.workers[0]
-        self.meet()
-
-    def stop(self) -> None:
-        super().stop()
-        for worker in self.workers[1:]:
-            worker.kill()
-
-
-def start_on(hosts: Hosts, command: list[str], cpu: float | None) -> list["subprocess.Popen[Any]"]:
-    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    env = {"GLOO_SOCKET_IFNAME": "eth"}
-    return hosts.start_workers([1, 1], command, next(PORTS), env=env, cpu=[None, cpu], **quiet)
 
 
 def predict(group: Group, hosts: Hosts | None, folder: Path) -> list[dict[str, Any]]:
@@ -132,8 +105,7 @@ def run(name: str, group: Group, rounds: int, commit: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["XDG_CACHE_HOME"] = temporary  # a profile of its own, minutes old: the machine's speed drifts
-        burst = "512kb" if group.rate == "10gbit" else "64kb"
-        hosts = None if group.rate is None else Hosts(2, rate=group.rate, burst=burst).__enter__()
+        hosts = None if group.rate is None else two_hosts(group.rate).__enter__()
         try:
             found = [dict(one) for one in sensible(predict(group, hosts, folder))]
             with (HERE / "predictions.jsonl").open("a") as log:
