@@ -183,9 +183,22 @@ def main(cases: list[str]) -> None:
         for rank, (peak, need) in enumerate(zip(found, needs, strict=True)):
             total = sum(need.values())
             values = [*(need[kind] for kind in kinds), total, peak.own, peak.mapped, peak.taken, peak.pss]
-            texts = [f"{value / 1e6:.1f}" for value in values]
-            texts += [f"{peak.taken / total:.3f}", f"{peak.pss / total:.3f}"]
-            print(f"| {case} | {rank} | {' | '.join(texts)} |", flush=True)
+            print_row(case, str(rank), [f"{value / 1e6:.1f}" for value in values], peak, total)
+        both = Usage(*(sum(parts) for parts in zip(*map(astuple, found), strict=True)))
+        total = sum(sum(need.values()) for need in needs) - seen_twice(CASES[case][0], needs)
+        values = [total, both.own, both.mapped, both.taken, both.pss]
+        print_row(case, "host", [*[""] * len(kinds), *(f"{value / 1e6:.1f}" for value in values)], both, total)
+
+
+def seen_twice(model: str, needs: list[dict[str, int]]) -> int:
+    """Bytes of parameters that both workers compute with: the host has them once."""
+    once = sum(param.nbytes for param in MODELS[model][0]().parameters())
+    return sum(need["parameters"] for need in needs) - once
+
+
+def print_row(case: str, who: str, texts: list[str], peak: Usage, counted: int) -> None:
+    ratios = [f"{peak.taken / counted:.3f}", f"{peak.pss / counted:.3f}"]
+    print(f"| {case} | {who} | {' | '.join([*texts, *ratios])} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from rounds import Contender
 from hosts import Hosts
 
 PORTS = itertools.count(29_600)
+BURSTS = {"100mbit": "8kb", "1gbit": "64kb", "10gbit": "512kb"}  # half a millisecond at full speed
 
 
 def two_hosts(rate: str) -> Hosts:
-    return Hosts(2, rate=rate, burst="512kb" if rate == "10gbit" else "64kb")
+    return Hosts(2, rate=rate, burst=BURSTS[rate])
 
 
 class OnHosts(Contender):

@@ -118,4 +118,5 @@ def test_a_sliced_pair_keeps_its_input_whole_and_the_rest_in_slices() -> None:
     assert most - least == pytest.approx((3 - 1) / 4 * SHARDS + (3 - 1) * SHARDS)
     kept = SHARDS * (1 + 1 / 4)
     own = 3 * 2  # of three shards: the batch's rows and what ReLU made before b; nothing after c yet
-    assert least == pytest.approx(kept + own + SHARDS)
+    around = SHARDS * 2 / 4  # ReLU in one slice: the gradients of what it makes and takes
+    assert least == pytest.approx(kept + own + SHARDS + SHARDS + around), "all rows of dy, and one slice's dx"
