@@ -49,7 +49,8 @@ def reference(launcher: Launcher) -> samestep.Report:
 def test_data_parallelism_is_refused_with_the_numbers_side_by_side(launcher: Launcher) -> None:
     expected = (
         r"worker 0 needs 52\d\.\d MB \(parameters 201\.4 MB, gradients 201\.4 MB, optimizer 100\.\d MB, "
-        r"activations \d\.\d MB, workspace 24\.\d MB\), --memory-limit allows 380\.0 MB: use more workers with --plan pipeline"
+        r"activations \d\.\d MB, workspace 24\.\d MB\), --memory-limit allows 380\.0 MB: "
+        r"use more workers with --plan pipeline"
     )
     with pytest.raises(Refused, match=expected):
         samestep.train(JOB, launcher=launcher, workers=2, memory_limit=LIMIT)

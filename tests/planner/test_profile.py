@@ -87,7 +87,7 @@ def test_a_profile_that_lacks_something_is_refused(data: st.DataObject) -> None:
 
 def test_another_format_and_what_is_no_text_are_refused(tmp_path: Path) -> None:
     fields = json.loads(some().text()) | {"format": 1}
-    with pytest.raises(PlanRefused, match="a profile of format 1, this version reads 2: remove it"):
+    with pytest.raises(PlanRefused, match="a profile of format 1, this version reads 3: remove it"):
         Profile.parse(json.dumps(fields), "x.json")
     file = tmp_path / "profile.json"
     file.write_bytes(b"\xff\xfe\x00")

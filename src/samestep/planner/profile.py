@@ -16,7 +16,7 @@ from samestep.errors import PlanRefused
 from samestep.planner.chain import Chain
 from samestep.planner.costs import Costs
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
