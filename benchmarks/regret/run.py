@@ -30,6 +30,7 @@ from samestep.errors import SamestepError
 from samestep.launch.environment import mkl_mode, physical_cores
 from samestep.launch.launcher import Launcher
 from samestep.launch.request import Request
+from samestep.planner.confidence import MODEL
 
 HERE = Path(__file__).resolve().parent
 TURN = 0.6  # seconds of a turn, about
@@ -111,7 +112,9 @@ def run(name: str, group: Group, rounds: int, commit: str) -> dict[str, Any]:
             with (HERE / "predictions.jsonl").open("a") as log:
                 told = [{k: one[k] for k in ("name", "kind", "seconds", "low", "high", "parts")} for one in found]
                 print(json.dumps({"commit": commit, "group": name, "candidates": told}), file=log)
-            return judged(name, found, measure(group, found, hosts, folder, rounds)) | {"commit": commit}
+            return judged(name, found, measure(group, found, hosts, folder, rounds)) | {
+                "commit": commit, "model_error": dict(MODEL)
+            }  # fmt: skip
         finally:
             if hosts is not None:
                 hosts.__exit__(None, None, None)
