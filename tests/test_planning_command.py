@@ -84,3 +84,23 @@ def test_a_plan_that_is_given_is_not_explained(tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert "nothing is chosen: leave --plan" in refused.stderr
     assert not (tmp_path / "none.json").exists()
+
+
+def test_the_best_two_are_run_and_both_times_are_said(folder: Path) -> None:
+    shown = planned(folder / "cnn.json", "--probe", "--json")
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(shown.stdout)["explanation"]
+    first, second = told["measured"]
+    assert first.startswith(f"{told['name']}: ")
+    assert " ms, predicted " in first
+    assert second.partition(":")[0] in [other["name"] for other in told["runners_up"]] or second != first
+
+
+def test_nobody_is_run_where_nothing_is_chosen(tmp_path: Path) -> None:
+    for options, words in (
+        (("--plan", "data"), "--probe runs the best two plans and takes the faster, and --plan data names one"),
+        (("--assign", "7,1"), "no plan is looked for: the command says who computes what"),
+    ):
+        refused = planned(tmp_path / "not made.json", "--probe", *options)
+        assert refused.exit_code == 2
+        assert words in refused.stderr

@@ -164,3 +164,17 @@ def test_when_no_plan_can_be_the_refusal_has_the_smallest_change() -> None:
         decision(on=cluster(workers=6), workers=(6,), may_cut=False)
     with pytest.raises(PlanRefused, match=r"no partition fits: .* needs [\d.]+ times the workers' memory"):
         decision(on=cluster(workers=6), workers=(6,), memory=1e6)
+
+
+def test_of_two_that_were_run_the_faster_is_picked() -> None:
+    of = decision()
+    first, second, *others = of.ranking
+    after = of.after({first.name: 1.0, second.name: 0.9})
+    assert after.ranking == (second, first, *others)
+    assert Decision.from_json(json.loads(json.dumps(after.as_json()))).pick.name == second.name
+    assert explain(after).sections()["short runs"] == [
+        f"{second.name}: 900 ms, predicted {in_ms(second.seconds)} ms",
+        f"{first.name}: 1000 ms, predicted {in_ms(first.seconds)} ms",
+    ]
+    assert of.after({first.name: 1.0, second.name: 0.99}).pick == first, "a tie stays as predicted"
+    assert "short runs" not in explain(of).text()

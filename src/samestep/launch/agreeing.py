@@ -60,6 +60,8 @@ def decision_together(
         raise
     if reason_to_leave(request, job) is not None:
         return None, job
+    if request.probe:
+        raise PlanRefused("--probe runs plans by itself, and a launcher has started these workers: leave it out")
     profiles = tell_profiles(membership, replace(request, plan_is_asked=True))
     connected = links()
     between = None if connected is None else link_between(membership, connected)

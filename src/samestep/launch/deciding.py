@@ -14,6 +14,7 @@ from torch import nn
 from samestep.cluster import Cluster
 from samestep.errors import PlanRefused
 from samestep.job import Job
+from samestep.launch.contest import contest
 from samestep.launch.environment import machine_name
 from samestep.launch.locking import locked
 from samestep.launch.profiling import profiled
@@ -32,7 +33,7 @@ SHORT = 100  # steps: a run that is shorter is not worth measuring, unless someb
 
 def decided(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> tuple[Request, Decision | None]:
     """The request with the plan that was found; without a decision where the default plan will do."""
-    if reason_to_leave(request, job) is not None:
+    if reason_to_leave(request, job) is not None and not request.probe:
         return dataclasses.replace(request, plan="data"), None
     return settled(request, decision_on(request, job, model, chosen))
 
@@ -43,7 +44,8 @@ def decision_on(request: Request, job: Job, model: nn.Module, chosen: dict[str, 
     if found is None:
         raise PlanRefused(f"no plan is looked for: {reason_to_leave(request, job)}; name one with --plan")
     most = most_of(request, numerics_for(request, job, chosen))
-    return decide_on(request, job, chosen, found, this_machine(found, most))
+    decision = decide_on(request, job, chosen, found, this_machine(found, most))
+    return decision.after(contest(job, model, decision)) if request.probe else decision
 
 
 def settled(request: Request, decision: Decision) -> tuple[Request, Decision]:

@@ -34,6 +34,7 @@ class Request:
     device: str = "cpu"
     plan: str = "auto"
     plan_is_asked: bool = False  # whether somebody named it
+    probe: bool = False  # run the best two plans for a moment, and take the faster
     profile: str | None = None  # file to read what was measured from, or to keep it in
     slices: int | None = None
     plan_text: str | None = None  # of the file that `plan` names
@@ -74,6 +75,9 @@ class Request:
             raise Refused(f"--timeout {self.timeout!r}: it must be a number of seconds above 0")
         if self.transport not in (None, *TRANSPORTS):
             raise Refused(f"--transport {self.transport!r} is not known: it is one of {', '.join(TRANSPORTS)}")
+        if self.probe and (self.plan != "auto" or self.cluster is not None):
+            why = f"--plan {self.plan} names one" if self.plan != "auto" else "those of --cluster are not run here"
+            raise Refused(f"--probe runs the best two plans and takes the faster, and {why}: leave one of them out")
         if self.device not in DEVICES:
             raise Refused(f"--device {self.device!r} is not known: it is one of {', '.join(DEVICES)}")
         if self.device != "cpu" and self.memory_limit is not None:

@@ -1,7 +1,7 @@
 """What the planner decided: the ranked candidates, and on what it stood. All of it values; nothing was run."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from samestep.cluster import Cluster
@@ -9,7 +9,7 @@ from samestep.errors import PlanRefused
 from samestep.numerics import Numerics, parse_line
 from samestep.planner.confidence import interval
 from samestep.planner.profile import Profile
-from samestep.planner.search import Candidate, Freedom, search
+from samestep.planner.search import TIE, Candidate, Freedom, search
 from samestep.planner.smallest_change import smallest_change
 from samestep.prediction import Prediction
 
@@ -23,6 +23,7 @@ class Decision:
     numerics: Numerics
     freedom: Freedom
     ranking: tuple[Candidate, ...]
+    measured: Mapping[str, float] = field(default_factory=dict)  # seconds of candidates that were run, by name
 
     @property
     def pick(self) -> Candidate:
@@ -37,6 +38,14 @@ class Decision:
         found = one.estimate
         return Prediction(one.seconds, low, high, found.parts, list(found.actions), found.wired)
 
+    def after(self, measured: Mapping[str, float]) -> "Decision":
+        """With two candidates run: the faster one first, but for a tie, in which the order stays."""
+        ran = [one for one in self.ranking if one.name in measured]
+        if len(ran) == 2 and measured[ran[1].name] < measured[ran[0].name] * (1 - TIE):
+            ran.reverse()
+        others = [one for one in self.ranking if one not in ran]
+        return replace(self, ranking=(*ran, *others), measured=dict(measured))
+
     def as_json(self) -> dict[str, Any]:
         """All that it stood on. The search is deterministic: whoever has this has the decision."""
         return {
@@ -44,17 +53,19 @@ class Decision:
             "cluster": str(self.cluster),
             "numerics": self.numerics.line(),
             "freedom": asdict(self.freedom),
+            "measured": dict(self.measured),
         }
 
     @staticmethod
     def from_json(found: Mapping[str, Any]) -> "Decision":
         freedom = Freedom(**{**found["freedom"], "workers": tuple(found["freedom"]["workers"])})
-        return decide(
+        decision = decide(
             Profile.parse(found["profile"], "the profile"),
             Cluster.parse(found["cluster"]),
             Numerics(**parse_line(found["numerics"])),  # type: ignore[arg-type]
             freedom,
         )
+        return decision.after(found["measured"]) if found["measured"] else decision
 
 
 def decide(profile: Profile, cluster: Cluster, numerics: Numerics, freedom: Freedom) -> Decision:

@@ -3,6 +3,7 @@
 Values with text, made from a `Decision` alone; nothing is measured here.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from samestep.planner.comparing import Comparison, runners_up
 from samestep.planner.decision import Decision
 from samestep.planner.flips import Flip, flips, with_slices
 from samestep.planner.layer_choices import Layers, layers
-from samestep.prediction import Prediction
+from samestep.prediction import Prediction, in_ms
 
 TUNE = "other shards and threads are not known without measuring: `samestep plan --tune-numerics` does"
 
@@ -26,6 +27,7 @@ class Explanation:
     layers: tuple[Layers, ...]
     flips: tuple[Flip, ...]
     numerics: tuple[str, ...]  # what other numerics would gain
+    measured: tuple[str, ...] = ()  # what short runs of two plans took
 
     def text(self) -> str:
         lines = [f"{self.name}: {self.prediction.text()}", f"  {self.prediction.split_text()}"]
@@ -37,6 +39,7 @@ class Explanation:
     def sections(self) -> dict[str, list[str]]:
         """Title and lines."""
         return {
+            "short runs": list(self.measured),
             "runners-up": [one.text() for one in self.runners_up],
             "layers": [line.text() for line in self.layers],
             "what would flip the choice": [flip.text for flip in self.flips],
@@ -52,6 +55,7 @@ class Explanation:
             "layers": [line.as_json() for line in self.layers],
             "flips": [flip.as_json() for flip in self.flips],
             "numerics": list(self.numerics),
+            "measured": list(self.measured),
         }
 
 
@@ -65,4 +69,12 @@ def explain(decision: Decision) -> Explanation:
         tuple(layers(decision)),
         tuple(flips(decision)),
         (*([slices] if slices else []), TUNE),
+        tuple(short_runs(decision)),
     )
+
+
+def short_runs(decision: Decision) -> Iterator[str]:
+    """Of each candidate that was run, what it took beside what was predicted."""
+    for one in decision.ranking:
+        if (seconds := decision.measured.get(one.name)) is not None:
+            yield f"{one.name}: {in_ms(seconds)} ms, predicted {in_ms(one.seconds)} ms"

@@ -40,6 +40,7 @@ def page(decision: Decision, found: Explanation, plan: str, needs: Sequence[str]
         f"<p>{escape(found.prediction.text())}: {escape(found.prediction.split_text())}.</p>",
         *section("Timeline", f'<div class="wide">{pictured(decision.pick.estimate, "The predicted step")}</div>'),
         *section("The pick and the runners-up", chart, items(one.text() for one in found.runners_up)),
+        *(section("Short runs", items(found.measured)) if found.measured else ()),
         *(section("Why not", f"<p>{escape(answer)}</p>") if answer else ()),
         *section("Layers", layer_table(found)),
         *section("What would flip the choice", items(flip.text for flip in found.flips) or "<p>Nothing was found.</p>"),
