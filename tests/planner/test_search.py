@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import combinations
 
+import made_up
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from samestep.plan import Plan, Stage, equal_shares, slices_text
 from samestep.planner.chain import Chain
 from samestep.planner.costs import Costs
 from samestep.planner.estimate import estimate
-from samestep.planner.search import TIE, Freedom, search, simplicity
+from samestep.planner.search import TIE, Freedom, by_speed, search, simplicity
 
 CLUSTERS = st.sampled_from([(1,), (2,), (3,), (1, 1), (2, 1)])
 
@@ -109,3 +110,13 @@ def test_where_no_plan_is_possible_that_is_said(data: st.DataObject) -> None:
     workers = chain.shards + 1
     with pytest.raises(PlanRefused, match=rf"no plan for {chain.shards} shards on .*{workers}.*: allow fewer workers"):
         search(chain, costs, cluster_of(workers), Numerics(shards=chain.shards), Freedom((workers,)))
+
+
+def test_shares_near_those_by_speed_are_tried_since_others_fold_into_fewer_sums() -> None:
+    """Of 12 shards 9,3 leave the first host with the sums of 8 and of 1, 8,4 with one sum: half the bytes."""
+    on = made_up.cluster(hosts=2, workers=1, bandwidth=1.25e9)
+    on = replace(on, hosts=(on.hosts[0], replace(on.hosts[1], speeds=(0.34,))))
+    of = made_up.profile(made_up.chain(shards=12))
+    found = made_up.decision(of, on, workers=(2,), may_cut=False)
+    assert by_speed(of.chain, of.costs, on) == (9, 3)
+    assert found.pick.name == "data 8,4"

@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 from samestep.cluster import Cluster
 from samestep.errors import PlanRefused
@@ -36,6 +36,7 @@ from samestep.schedule.written import spell_order
 TIE = 0.02  # below the median error of predictions (benchmarks/regret) plans are equal, and the simpler one is taken
 ORDERS = ("1f1b", "gpipe", "zero-bubble")
 KINDS = ("one process", "data", "uneven", "hybrid", "slices", "pipeline", "mixed")  # the simpler ones first
+CLOSE = 8  # workers up to which shares near those by speed are tried
 NARROW = 64  # workers up to which written orders and slices are tried
 FEW = 4  # groups of regions of which all subsets are tried
 LONG = 1 << 13  # stages times shards up to which a pipeline of more than NARROW workers is simulated
@@ -150,8 +151,18 @@ def data_plans(chain: Chain, costs: Costs, cluster: Cluster, numerics: Numerics)
     even = equal_shares(chain.shards, cluster.workers)
     yield Plan(numerics, even)
     dealt = by_speed(chain, costs, cluster)
-    if dealt != even and min(dealt) > 0:
-        yield Plan(numerics, dealt)
+    if dealt == even or min(dealt) == 0:
+        return
+    yield Plan(numerics, dealt)
+    if cluster.workers <= CLOSE:  # what else they do, moving gradients for one, slows them by other factors
+        yield from (Plan(numerics, moved) for moved in neighbours(dealt) if moved != even)
+
+
+def neighbours(dealt: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """With one shard given to another worker; nobody is left without."""
+    for giver, taker in permutations(range(len(dealt)), 2):
+        if dealt[giver] > 1:
+            yield tuple(n - (i == giver) + (i == taker) for i, n in enumerate(dealt))
 
 
 def by_speed(chain: Chain, costs: Costs, cluster: Cluster) -> tuple[int, ...]:
