@@ -114,7 +114,7 @@ def test_where_no_plan_is_possible_that_is_said(data: st.DataObject) -> None:
 
 def test_shares_near_those_by_speed_are_tried_since_others_fold_into_fewer_sums() -> None:
     """Of 12 shards 9,3 leave the first host with the sums of 8 and of 1, 8,4 with one sum: half the bytes."""
-    on = made_up.cluster(hosts=2, workers=1, bandwidth=1.25e9)
+    on = made_up.cluster(hosts=2, workers=1, bandwidth=125e6)
     on = replace(on, hosts=(on.hosts[0], replace(on.hosts[1], speeds=(0.34,))))
     of = made_up.profile(made_up.chain(shards=12))
     found = made_up.decision(of, on, workers=(2,), may_cut=False)

@@ -71,7 +71,7 @@ def estimate(plan: Plan, chain: Chain, costs: Costs, cluster: Cluster) -> Estima
     wires = Wires(placed, cluster, num_shards, busy)
 
     def seconds(rank: int, action: Action) -> float:
-        return busy.seconds(rank, action) + wires.exposed(rank, action)
+        return busy.seconds(rank, action) + wires.exposed(action)
 
     outcome = simulate(grid, schedules, cost=seconds, transfer=wires.transfer)
     return split(plan, grid, schedules, outcome, busy, wires)
@@ -86,7 +86,7 @@ def split(
     parts = dict.fromkeys(PARTS, 0.0)
     for action in schedules[bounding]:
         waits = "resharding" if isinstance(action, actions.SliceForward | actions.SliceBackward) else "communication"
-        parts[waits] += wires.exposed(bounding, action)
+        parts[waits] += wires.exposed(action)
         parts[KIND_OF_TIME.get(type(action), "overhead")] += busy.seconds(bounding, action)
     end = max(span.stop for spans in outcome.spans for span in spans)
     parts["bubble"] = max(0.0, end - sum(parts.values())) + busy.skew(bounding)

@@ -40,11 +40,10 @@ class Wires:
         self.hosts = cluster.hosts_of_workers()[: placed.plan.workers]
         self._spans: dict[int, dict[int, range]] = {}  # by stage and host
 
-    def exposed(self, rank: int, action: Action) -> float:
-        """Seconds of an action in which a worker waits for bytes between hosts, or is busy with those that it hid."""
+    def exposed(self, action: Action) -> float:
+        """Seconds of an action in which its workers wait for bytes between hosts."""
         if isinstance(action, actions.Reduce):
-            waits, hidden = self.reduction
-            return waits + hidden / self.busy.speeds[rank]
+            return self.reduction
         if isinstance(action, actions.Publish):
             return self.values
         if isinstance(action, actions.Agree | actions.Clip):
@@ -64,11 +63,10 @@ class Wires:
         return self._slowest(range(len(self.hosts)))[0] if len(set(self.hosts)) > 1 else 0.0
 
     @cached_property
-    def reduction(self) -> tuple[float, float]:
-        """Seconds that a step waits for gradients from other hosts, and that moving those takes which nobody waits
-        for, from a worker of speed 1."""
+    def reduction(self) -> float:
+        """Seconds that a step waits for gradients from other hosts, and spends on moving them."""
         found = [self._reduction(stage) for stage in range(len(self.placed.stages))]
-        return max(found, key=sum, default=(0.0, 0.0))
+        return max(found, default=0.0)
 
     @cached_property
     def values(self) -> float:
@@ -134,24 +132,23 @@ class Wires:
         yield to_holders
         yield to_writers
 
-    def _reduction(self, stage: int) -> tuple[float, float]:
+    def _reduction(self, stage: int) -> float:
         workers = self.placed.stages[stage].workers
         hosts = self._hosts_of(workers)
         if len(hosts) < 2:
-            return 0.0, 0.0
+            return 0.0
         latency, bandwidth = self._slowest(workers)
         busiest = max(self._nodes(stage, host) for host in hosts)
         others = 1.0 if len(hosts) == 2 else (len(hosts) - 1) / len(hosts)
         near = max(sum(self.hosts[w] == host for w in workers) for host in hosts)
-        speed = min(self.busy.speeds[w] for w in workers)
-        pace = min(bandwidth, near * speed / BUSY_BYTE)  # no wire is faster than the processors that feed it
+        pace = min(bandwidth, near / BUSY_BYTE)  # no wire is faster than the processors that feed it
         free, hidden = float("-inf"), 0.0
-        for burden in self._burdens(stage, speed):
+        for burden in self._burdens(stage, min(self.busy.speeds[w] for w in workers)):
             nbytes = burden.nbytes * busiest * others
             begin = max(free, -burden.before_end)
             free = begin + nbytes / pace
             hidden += pace * max(0.0, min(free, 0.0) - begin)  # what is moved before backward's end
-        return max(0.0, free) + latency, hidden * BUSY_BYTE / near
+        return max(0.0, free) + latency + hidden * BUSY_BYTE / near
 
     def _burdens(self, stage: int, speed: float) -> Iterator[Burden]:
         """The units of a stage in the order in which their gradients get ready, last one first."""
