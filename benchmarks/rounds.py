@@ -80,8 +80,11 @@ class Contender:
     def start(self) -> None:
         for name in ("ask", "answer"):
             os.mkfifo(self.folder / name)
-        self.process = subprocess.Popen([*self.command, str(self.folder)], stdin=subprocess.DEVNULL)
+        self.process = self.launch([*self.command, str(self.folder)])
         self.meet()
+
+    def launch(self, command: list[str]) -> "subprocess.Popen[Any]":
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
     def meet(self) -> None:
         """Wait until it is ready, as long as it lives. Opening a pipe by one end only would wait for ever."""

@@ -21,6 +21,9 @@ from types import TracebackType
 from typing import Any, Self
 
 PREFIX = "samestep"
+BURSTS = {"100mbit": "8kb", "1gbit": "64kb", "10gbit": "512kb"}
+"""By rate: what may leave at once after a pause, half a millisecond at full speed. With 512 KB, 256 KB now and then
+cross 1 Gbit/s eight times too fast; less than this costs bandwidth."""
 _counter = itertools.count()
 
 
@@ -90,15 +93,14 @@ class Host:
 class Hosts:
     """A context: `with Hosts(2, rate="1gbit") as hosts: hosts[0].popen(...)`. Ends every process on them.
 
-    burst: what may leave at once after a pause, which no real link allows: with 512 KB, 256 KB now and then cross
-    1 Gbit/s eight times too fast. Less than 64 KB costs bandwidth; 10 Gbit/s are reached with 512 KB only.
+    rate: one of BURSTS.
     """
 
-    def __init__(self, count: int, rate: str = "1gbit", burst: str = "64kb", latency: str = "50ms") -> None:
+    def __init__(self, count: int, rate: str = "1gbit", latency: str = "50ms") -> None:
         check_available()
         remove_leftovers()
         self.name = f"{PREFIX}-{os.getpid()}-{next(_counter)}"
-        self._bridge, self._limit = f"{self.name}-b", (rate, burst, latency)
+        self._bridge, self._limit = f"{self.name}-b", (rate, BURSTS[rate], latency)
         self._hosts = [Host(f"{self.name}-{number}", number, self._bridge) for number in range(count)]
 
     def __enter__(self) -> Self:

@@ -1,20 +1,18 @@
 """Contenders on two test hosts, a worker on each."""
 
 import itertools
-import os
+import json
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+from groups import Group
 from rounds import Contender
 
 from hosts import Hosts
 
 PORTS = itertools.count(29_600)
-BURSTS = {"100mbit": "8kb", "1gbit": "64kb", "10gbit": "512kb"}  # half a millisecond at full speed
-
-
-def two_hosts(rate: str) -> Hosts:
-    return Hosts(2, rate=rate, burst=BURSTS[rate])
 
 
 class OnHosts(Contender):
@@ -24,12 +22,9 @@ class OnHosts(Contender):
         super().__init__(name, command)
         self.hosts, self.cpu = hosts, cpu
 
-    def start(self) -> None:
-        for name in ("ask", "answer"):
-            os.mkfifo(self.folder / name)
-        self.workers = start_on(self.hosts, [*self.command, str(self.folder)], self.cpu)
-        self.process = self.workers[0]
-        self.meet()
+    def launch(self, command: list[str]) -> "subprocess.Popen[Any]":
+        self.workers = start_on(self.hosts, command, self.cpu)
+        return self.workers[0]
 
     def stop(self) -> None:
         super().stop()
@@ -41,3 +36,13 @@ def start_on(hosts: Hosts, command: list[str], cpu: float | None) -> list["subpr
     quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     env = {"GLOO_SOCKET_IFNAME": "eth"}
     return hosts.start_workers([1, 1], command, next(PORTS), env=env, cpu=[None, cpu], **quiet)
+
+
+def candidates_on(hosts: Hosts, group: Group, folder: Path) -> list[dict[str, Any]]:
+    """What the planner considers there, its pick first."""
+    file, script = folder / "candidates.json", Path(__file__).with_name("predict_on_hosts.py")
+    command = [sys.executable, str(script), group.model, str(group.shards), str(group.slices or 0), str(file)]
+    for worker in start_on(hosts, command, group.cpu):
+        assert worker.wait(300) == 0, "a host could not decide"
+    found: list[dict[str, Any]] = json.loads(file.read_text())
+    return found

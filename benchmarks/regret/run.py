@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 import numpy as np
 from groups import GROUPS, Group
 from models import MODELS
-from on_hosts import OnHosts, start_on, two_hosts
+from on_hosts import OnHosts, candidates_on
 from rounds import Contender, machine, race
 
 from hosts import Hosts
@@ -39,11 +39,7 @@ TURN = 0.6  # seconds of a turn, about
 def predict(group: Group, hosts: Hosts | None, folder: Path) -> list[dict[str, Any]]:
     """What the planner considers, its pick first."""
     if hosts is not None:
-        file = folder / "candidates.json"
-        script = [str(HERE / "predict_on_hosts.py"), group.model, str(group.shards), str(group.slices or 0), str(file)]
-        for worker in start_on(hosts, [sys.executable, *script], group.cpu):
-            assert worker.wait(300) == 0, "a host could not decide"
-        return json.loads(file.read_text())
+        return candidates_on(hosts, group, folder)
     with Launcher() as launcher:
         return launcher.candidates(
             Request(
@@ -106,7 +102,7 @@ def run(name: str, group: Group, rounds: int, commit: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["XDG_CACHE_HOME"] = temporary  # a profile of its own, minutes old: the machine's speed drifts
-        hosts = None if group.rate is None else two_hosts(group.rate).__enter__()
+        hosts = None if group.rate is None else Hosts(2, rate=group.rate).__enter__()
         try:
             found = [dict(one) for one in sensible(predict(group, hosts, folder))]
             with (HERE / "predictions.jsonl").open("a") as log:

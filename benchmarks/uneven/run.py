@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "regret"))
 
 from groups import Group
-from on_hosts import OnHosts, start_on, two_hosts
+from on_hosts import OnHosts, candidates_on
 from rounds import Contender, machine, race, spread
 
 from hosts import Host, Hosts
@@ -46,19 +46,8 @@ class Alone(Contender):
         super().__init__(name, command)
         self.host, self.cpu = host, cpu
 
-    def start(self) -> None:
-        for name in ("ask", "answer"):
-            os.mkfifo(self.folder / name)
-        self.process = self.host.popen([*self.command, str(self.folder)], self.cpu, stdin=subprocess.DEVNULL)
-        self.meet()
-
-
-def pick_of(group: Group, hosts: Hosts, folder: Path) -> dict[str, Any]:
-    file = folder / "candidates.json"
-    script = [str(REGRET / "predict_on_hosts.py"), group.model, str(group.shards), "0", str(file)]
-    for worker in start_on(hosts, [sys.executable, *script], group.cpu):
-        assert worker.wait(300) == 0, "a host could not decide"
-    return json.loads(file.read_text())[0]
+    def launch(self, command: list[str]) -> "subprocess.Popen[Any]":
+        return self.host.popen(command, self.cpu, stdin=subprocess.DEVNULL)
 
 
 def digest(group: Group, hosts: Hosts, plan: Path, workers: int) -> str:
@@ -77,10 +66,10 @@ def digest(group: Group, hosts: Hosts, plan: Path, workers: int) -> str:
 
 
 def run(name: str, group: Group, rounds: int, steps: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as temporary, two_hosts(str(group.rate)) as hosts:
+    with tempfile.TemporaryDirectory() as temporary, Hosts(2, rate=str(group.rate)) as hosts:
         folder = Path(temporary)
         os.environ["XDG_CACHE_HOME"] = temporary
-        pick = pick_of(group, hosts, folder)
+        pick = candidates_on(hosts, group, folder)[0]
         equal, alone = folder / "equal.toml", folder / "alone.toml"
         plan = folder / "pick.toml"
         plan.write_text(pick["plan"])
@@ -104,6 +93,7 @@ def run(name: str, group: Group, rounds: int, steps: int) -> dict[str, Any]:
         ideal = [1 / (1 / f + 1 / s) for f, s in zip(medians["fast"], medians["slow"], strict=True)]
         of_ideal = {who: [i / t for i, t in zip(ideal, medians[who], strict=True)] for who in ("auto", "equal")}
         same = digest(group, hosts, plan, 2) == digest(group, hosts, plan, 1)
+    print(f"{name}: {'one' if same else 'NOT one'} worker's digest", file=sys.stderr)
     for who, values in of_ideal.items():
         print(f"{name}: {who} {spread(values, lambda v: f'{v:.3f}')} of the ideal rate", file=sys.stderr)
     return {

@@ -58,10 +58,10 @@ def decision_together(
     except BaseException as error:
         tell_no_job(membership, error)
         raise
-    if reason_to_leave(request, job) is not None:
-        return None, job
     if request.probe:
         raise PlanRefused("--probe runs plans by itself, and a launcher has started these workers: leave it out")
+    if reason_to_leave(request, job) is not None:
+        return None, job
     profiles = tell_profiles(membership, replace(request, plan_is_asked=True))
     connected = links()
     between = None if connected is None else link_between(membership, connected)
