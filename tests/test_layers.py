@@ -47,6 +47,8 @@ LAYERS: dict[str, int] = {
     "outline": 2,
     "prediction": 2,
     "transport": 2,
+    # when workers must agree
+    "consistency": 3,
     # who should do what: thinking about numbers
     "planner": 3,
     # the techniques
@@ -65,6 +67,7 @@ LAYERS: dict[str, int] = {
     "trainer": 6,
     # what a run was like
     "diagnose": 7,
+    "verify": 7,
     # the one door
     "launch": 8,
     "doctor": 8,

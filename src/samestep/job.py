@@ -47,6 +47,7 @@ class Job:
     seed: of everything random; part of the numbers.
     precision: "float32", or "bfloat16" for autocast.
     codec: of gradients on edges of the reduction tree, e.g. "int8@2" (docs/hosts.md); part of the numbers.
+    sync: when workers must agree, "exact", "stale(1)", "local(16)" (docs/consistency.md); part of the numbers.
     sync_batchnorm: BatchNorm statistics over the whole batch instead of per shard.
     callbacks: see `Callback`.
     """
@@ -71,6 +72,7 @@ class Job:
     seed: int = 0
     precision: str = "float32"
     codec: str = "none"
+    sync: str = "exact"
     sync_batchnorm: bool = False
     callbacks: Sequence[Callback] = field(default_factory=tuple)
 
@@ -91,6 +93,8 @@ class Job:
             raise JobRefused(f"Job.precision is {self.precision!r} (known: {', '.join(PRECISIONS)})")
         if not isinstance(self.codec, str):
             raise JobRefused(f'Job.codec is a {type(self.codec).__name__}; give text, for example "int8@1"')
+        if not isinstance(self.sync, str):
+            raise JobRefused(f'Job.sync is a {type(self.sync).__name__}; give text, for example "stale(1)"')
         norm = self.clip_grad_norm
         if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0):
             raise JobRefused(f"Job.clip_grad_norm is {norm!r}; it must be a number above 0, or None")

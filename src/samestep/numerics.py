@@ -20,7 +20,7 @@ MIN_ROWS_PER_SHARD = 8  # the default S falls until a shard has this many rows
 class Numerics:
     """Everything that the bits of a run depend on besides the job itself.
 
-    The first eight are chosen; the rest is found out, and another run must find the same.
+    The first nine are chosen; the rest is found out, and another run must find the same.
     """
 
     seed: int = 0
@@ -31,6 +31,7 @@ class Numerics:
     slices: str = "none"  # of sliced layers, e.g. fc1:4,fc2:4
     join: int = 0  # shards that sliced layers compute jointly; 0: all of the step
     codec: str = "none"  # on edges of the reduction tree, e.g. int8:256@2
+    sync: str = "exact"  # when workers must agree, e.g. stale(1)
     optimizer: str = "unknown"  # class and implementation, e.g. SGD/fused
     torch: str = "unknown"
     isa: str = "unknown"  # vector instructions that torch's kernels use
@@ -41,7 +42,7 @@ class Numerics:
         return " ".join(f"{k}={_text(v)}" for k, v in dataclasses.asdict(self).items())
 
 
-CHOSEN = ("seed", "shards", "threads", "precision", "sync_batchnorm", "join", "codec")
+CHOSEN = ("seed", "shards", "threads", "precision", "sync_batchnorm", "join", "codec", "sync")
 PRECISIONS = ("float32", "bfloat16")
 
 

@@ -22,6 +22,7 @@ SHARED = (
     "--slices",
     "--numerics",
     "--codec",
+    "--sync",
     "--seed",
     "--set",
 )

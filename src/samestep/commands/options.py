@@ -33,6 +33,7 @@ PLANNING = (
     click.option("--memory-limit", metavar="SIZE", help="What a worker may need at most, for instance 800MB."),
     click.option("--numerics", metavar="LINE", help='A line that another run printed, "seed=0 shards=4 ...".'),
     click.option("--codec", metavar="NAME@LEVELS", help='Compress gradients, "int8@2". Part of the numbers.'),
+    click.option("--sync", metavar="POLICY", help='When workers agree, "stale(1)", "local(16)". Part of the numbers.'),
     click.option("--steps", type=int, help="Train for so many optimizer steps."),
     click.option("--epochs", type=int, help="Train for so many passes over the data."),
     click.option("--seed", type=int, help="Of everything random. Part of the numbers."),

@@ -15,7 +15,7 @@ from samestep.planner.curve import Scaling
 from samestep.planner.scaling_text import svg as picture
 from samestep.planner.scaling_text import text
 
-SHARED = ("--shards", "--threads", "--slices", "--profile", "--numerics", "--codec", "--seed", "--set")
+SHARED = ("--shards", "--threads", "--slices", "--profile", "--numerics", "--codec", "--sync", "--seed", "--set")
 UNASKED = ("plan", "assign", "hosts", "memory_limit", "transport", "steps", "epochs", "save", "checkpoint", "workers")
 
 

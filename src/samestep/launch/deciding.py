@@ -84,6 +84,7 @@ def numerics_for(request: Request, job: Job, chosen: dict[str, Any]) -> Numerics
         slices=str(chosen.get("slices") or locked(request.locked).get("slices", "none")),
         join=int(chosen.get("join", 0)),
         codec=job.codec,
+        sync=job.sync,
     )
 
 

@@ -39,7 +39,7 @@ class Trainer:
     """One worker of a training whose loop is the user's.
 
     job: a `Job`, or a function that makes one, called under the job's seed.
-    options: of `samestep.train`: plan, shards, slices, assign, threads, numerics, codec, steps, epochs, seed,
+    options: of `samestep.train`: plan, shards, slices, assign, threads, numerics, codec, sync, steps, epochs, seed,
         checkpoint, resume, allow_nan, memory_limit, device, settings; and timeout, seconds that workers wait for one
         another.
     warnings: what differs from the checkpoint that training goes on from.
@@ -181,7 +181,7 @@ class Trainer:
 
 def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[str, Any]) -> Request:
     """Raises Refused for options that there are not, or that cannot be."""
-    known = ("shards", "slices", "assign", "threads", "numerics", "codec", "steps", "epochs", "seed", "resume",
+    known = ("shards", "slices", "assign", "threads", "numerics", "codec", "sync", "steps", "epochs", "seed", "resume",
              "checkpoint", "allow_nan", "memory_limit", "device", "settings", "timeout")  # fmt: skip
     if strange := sorted(set(options) - set(known)):
         raise JobRefused(f"Trainer has no option {', '.join(strange)}: it takes plan, {', '.join(known)}")

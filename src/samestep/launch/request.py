@@ -40,6 +40,7 @@ class Request:
     plan_text: str | None = None  # of the file that `plan` names
     numerics: str | None = None
     codec: str | None = None
+    sync: str | None = None
     steps: int | None = None
     epochs: int | None = None
     seed: int | None = None

@@ -12,6 +12,7 @@ from torch import nn
 
 from samestep.cluster import Cluster
 from samestep.codec.parse import parse_codec
+from samestep.consistency.policy import EXACT, check_policy, parse_policy
 from samestep.device import instruction_set
 from samestep.errors import PlanRefused
 from samestep.job import Job
@@ -21,12 +22,16 @@ from samestep.numerics import CHOSEN, Numerics, check_environment, parse_line
 from samestep.plan import OPTIONS, Plan, Stage, equal_shares, parse_fields, parse_stages, slices_text, spell
 from samestep.presets import pipeline_stages, resolved, sliced_stage
 
+OVERRIDES = ("seed", "shards", "precision", "sync_batchnorm", "codec", "sync")  # what a job says, and others may
+
 
 def chosen_numerics(request: Request) -> dict[str, Any]:
     """What the command line and the plan file say about the numerics. Raises PlanRefused on a clash."""
     flags: dict[str, Any] = {name: getattr(request, name) for name in ("seed", "shards", "threads")}
     if request.codec is not None:
         flags["codec"] = normal_codec(request.codec, "--codec")
+    if request.sync is not None:
+        flags["sync"] = normal_sync(request.sync, "--sync")
     said: dict[str, tuple[str, object]] = {f: (f"--{f}", v) for f, v in flags.items() if v is not None}
     sources = []
     if request.numerics is not None:
@@ -47,7 +52,7 @@ def chosen_numerics(request: Request) -> dict[str, Any]:
 
 def with_numerics(job: Job, chosen: dict[str, Any], request: Request) -> Job:
     """The job with what the command line overrides in it."""
-    overrides = {n: v for n, v in chosen.items() if n in ("seed", "shards", "precision", "sync_batchnorm", "codec")}
+    overrides = {n: v for n, v in chosen.items() if n in OVERRIDES}
     overrides |= {n: v for n in ("steps", "epochs") if (v := getattr(request, n)) is not None}
     if len({"steps", "epochs"} & set(overrides)) == 1:  # a length given on the command line stands alone
         overrides = {"steps": None, "epochs": None} | overrides
@@ -59,12 +64,19 @@ def with_numerics(job: Job, chosen: dict[str, Any], request: Request) -> Job:
     shards, codec = job.resolved_shards(), parse_codec(job.codec, "Job.codec")
     if codec is not None:
         codec.check(shards)
-    return dataclasses.replace(job, shards=shards, codec=normal_codec(job.codec, "Job.codec"))
+    check_policy(parse_policy(job.sync, "Job.sync"), shards, "Job.sync")
+    return dataclasses.replace(
+        job, shards=shards, codec=normal_codec(job.codec, "Job.codec"), sync=normal_sync(job.sync, "Job.sync")
+    )
 
 
 def threads_of(chosen: dict[str, Any], request: Request) -> int:
     """The command line's, else the lock file's, else 1."""
     return int(chosen.get("threads") or str(locked(request.locked).get("threads", 1)))
+
+
+def normal_sync(text: str, source: str) -> str:
+    return str(parse_policy(text, source) or EXACT)
 
 
 def normal_codec(text: str, source: str) -> str:
@@ -86,6 +98,7 @@ def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str
         slices=slices_text(stages),
         join=int(chosen.get("join", 0)),
         codec=job.codec,
+        sync=job.sync,
         optimizer=optimizer,
         torch=str(torch.__version__),
         isa=instruction_set(request.device),

@@ -15,7 +15,7 @@ from samestep.planner.estimate import Estimate, estimate
 from samestep.planner.profile import key
 from samestep.planner.search import Candidate, is_convolution, kind_of, like_regions, pipelines, ranked
 
-MUST_AGREE = ("shards", "threads", "precision", "sync_batchnorm", "join", "codec")  # else the times are others
+MUST_AGREE = ("shards", "threads", "precision", "sync_batchnorm", "join", "codec", "sync")  # else the times are others
 
 
 @dataclass(frozen=True)

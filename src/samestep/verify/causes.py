@@ -1,0 +1,61 @@
+"""Why two runs of one training differ: the classes, and what to say of each."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Cause(StrEnum):
+    ROUNDING = "rounding"
+    LOSS_WEIGHTING = "loss weighting"
+    MISSING_REDUCTION = "missing reduction"
+    DOUBLE_COUNTING = "double counting"
+    DATA_ORDER = "data order"
+    RANDOM_STREAM = "random stream"
+    BATCHNORM = "BatchNorm"
+    CLIPPING = "clipping"
+    STALE_WEIGHTS = "stale weights"
+    OPTIMIZER_STATE = "optimizer state"
+    BUFFERS = "buffers"
+    COLLECTIVE_ORDER = "collective order"
+    HANG = "hang"
+    NOT_DETERMINISTIC = "not deterministic"
+    UNKNOWN = "unknown"
+
+
+MEANING = {
+    Cause.ROUNDING: "the same numbers, added in another order",
+    Cause.LOSS_WEIGHTING: "rows or tokens do not count alike: means of unequal parts are averaged, or a factor is off",
+    Cause.MISSING_REDUCTION: "workers keep gradients of their own rows that all should share",
+    Cause.DOUBLE_COUNTING: "some rows' gradients enter more than once",
+    Cause.DATA_ORDER: "workers train on other rows than one process does",
+    Cause.RANDOM_STREAM: "the generators stand elsewhere: dropout and the like draw other numbers",
+    Cause.BATCHNORM: "statistics are those of a part of the batch",
+    Cause.CLIPPING: "the gradient is scaled by the norm of a part of it",
+    Cause.STALE_WEIGHTS: "the parameters that were computed with are not those that the optimizer changes",
+    Cause.OPTIMIZER_STATE: "moments, steps or settings of the optimizer differ",
+    Cause.BUFFERS: "buffers differ between workers, or from one process's",
+    Cause.COLLECTIVE_ORDER: "workers do not meet in the same collectives in the same order",
+    Cause.HANG: "workers wait for one another",
+    Cause.NOT_DETERMINISTIC: "two runs on one process differ already",
+    Cause.UNKNOWN: "none of the known patterns fits",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The first place where two runs differ, and what the pattern of differences says."""
+
+    cause: Cause
+    step: int
+    kind: str  # of record.KINDS
+    name: str  # of the tensor, layer or parameter
+    why: str  # what was seen that speaks for the cause, one sentence with numbers
+    shard: int | None = None
+    worker: int | None = None  # whose value differs
+    distance: float | None = None  # relative
+
+    def __str__(self) -> str:
+        place = [f"step {self.step}", f"{self.kind} {self.name}".rstrip()]
+        place += [] if self.shard is None else [f"shard {self.shard}"]
+        place += [] if self.worker is None else [f"worker {self.worker}"]
+        return f"{self.cause}: {', '.join(place)}: {self.why} ({MEANING[self.cause]})"
