@@ -12,7 +12,6 @@ counts in it; whether the bits are equal says the hash of the whole, which is ke
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +97,7 @@ class Recorder:
         path = self._folder / f"step-{step:06d}.worker-{self._rank}.safetensors"
         temporary = path.with_suffix(".unfinished")
         save_file(self._values, temporary, {"facts": json.dumps(self._facts)})
-        os.replace(temporary, path)
+        temporary.replace(path)
         self._values, self._facts = {}, {}
 
 
