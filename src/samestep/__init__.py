@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from samestep.api import train
+    from samestep.api import train, verify
     from samestep.callbacks import JsonLines, TensorBoard
     from samestep.errors import Refused, SamestepError, TrainingFailed
     from samestep.files import Files
@@ -33,6 +33,7 @@ __all__ = [
     "TrainingFailed",
     "accuracy",
     "train",
+    "verify",
 ]
 
 _HOMES = {
@@ -51,6 +52,7 @@ _HOMES = {
     "TrainingFailed": "samestep.errors",
     "accuracy": "samestep.metrics",
     "train": "samestep.api",
+    "verify": "samestep.api",
 }
 
 

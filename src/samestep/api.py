@@ -1,11 +1,11 @@
-"""`samestep.train`, for Python."""
+"""`samestep.train` and `samestep.verify`, for Python."""
 
 import inspect
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from samestep.commands.options import guard_missing, split_job
 from samestep.errors import JobRefused, PlanRefused
@@ -15,6 +15,9 @@ from samestep.launch.locking import read_lock
 from samestep.launch.request import Request, plan_text
 from samestep.plan import Plan
 from samestep.report import Report
+
+if TYPE_CHECKING:
+    from samestep.verify.verdict import Verdict
 
 
 def train(
@@ -65,16 +68,11 @@ def train(
     Raises Refused when the job, plan or checkpoint cannot be run, TrainingFailed when training
     fails, Interrupted on Ctrl-C.
     """
-    if is_building():
-        raise guard_missing()
-    where = _where(job)
-    request = Request(
-        run=uuid.uuid4().hex[:12],
-        **where,
-        locked=read_lock(where.get("file")),
-        settings=_settings(settings),
+    request = _request(
+        job,
+        settings,
+        plan,
         workers=workers,
-        default_workers=physical_cores(),
         shards=shards,
         slices=slices,
         memory_limit=memory_limit,
@@ -83,28 +81,21 @@ def train(
         threads=threads,
         transport=transport,
         device=device,
-        plan="plan" if isinstance(plan, Plan) else str(plan or "auto"),
-        plan_is_asked=plan is not None,
-        plan_text=str(plan) if isinstance(plan, Plan) else plan_text(str(plan or "auto")),
-        profile=None if profile is None else str(Path(profile).absolute()),
+        profile=_absolute(profile),
         numerics=numerics,
         codec=codec,
         sync=sync,
         steps=steps,
         epochs=epochs,
         seed=seed,
-        save=None if save is None else str(Path(save).absolute()),
-        checkpoint=None if checkpoint is None else str(Path(checkpoint).absolute()),
+        save=_absolute(save),
+        checkpoint=_absolute(checkpoint),
         every=every,
         resume=resume,
         allow_nan=allow_nan,
         trace_steps=trace_steps,
         want_weights=memory_limit is None,
-        folder=str(Path.cwd()),
-        path=tuple(sys.path),
-        mkl=mkl_mode(),
     )
-    request.check()
     if launcher is not None:
         return launcher.run(request, watcher)
     others = world()
@@ -114,6 +105,67 @@ def train(
         return train_together(request, others, (watcher or Silent()).see)
     with Launcher() as own:
         return own.run(request, watcher)
+
+
+def verify(
+    job: Callable[..., Any] | str,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    plan: Plan | str | None = None,
+    assign: Sequence[int] | None = None,
+    launcher: Launcher | None = None,
+    **options: Any,
+) -> "Verdict":
+    """Hold a plan against one worker, bit for bit, and one worker against a plain loop, up to rounding.
+
+    job, settings, plan, assign, launcher: as for `train`. options: workers, shards, slices, threads, transport,
+    profile, numerics, codec, sync, steps (default: 3), seed, allow_nan, as for `train`.
+
+    The verdict's `is_same` says it all; its `findings` name the first value that differs, and why.
+
+    Raises Refused when the job or plan cannot be run, TrainingFailed when a run fails.
+    """
+    known = ("workers", "shards", "slices", "threads", "transport", "profile", "numerics", "codec", "sync", "steps",
+             "seed", "allow_nan")  # fmt: skip
+    if strange := sorted(set(options) - set(known)):
+        raise JobRefused(f"verify has no option {', '.join(strange)}: it takes plan, assign, {', '.join(known)}")
+    options["profile"] = _absolute(options.get("profile"))
+    request = _request(job, settings, plan, assign=_assign(assign), **options)
+    from samestep.launch.verifying import verify as found_by  # imports torch
+
+    if launcher is not None:
+        return found_by(request, launcher)
+    with Launcher() as own:
+        return found_by(request, own)
+
+
+def _request(
+    job: Callable[..., Any] | str, settings: Mapping[str, Any] | None, plan: Plan | str | None, **options: Any
+) -> Request:
+    """Raises Refused for what can be seen without running anything."""
+    if is_building():
+        raise guard_missing()
+    where = _where(job)
+    request = Request(
+        run=uuid.uuid4().hex[:12],
+        **where,
+        locked=read_lock(where.get("file")),
+        settings=_settings(settings),
+        default_workers=physical_cores(),
+        plan="plan" if isinstance(plan, Plan) else str(plan or "auto"),
+        plan_is_asked=plan is not None,
+        plan_text=str(plan) if isinstance(plan, Plan) else plan_text(str(plan or "auto")),
+        folder=str(Path.cwd()),
+        path=tuple(sys.path),
+        mkl=mkl_mode(),
+        **options,
+    )
+    request.check()
+    return request
+
+
+def _absolute(path: str | Path | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
 
 
 def _where(job: Callable[..., Any] | str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """A batch that somebody else has loaded, as rows that can be counted and cut."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
 
 from samestep.errors import JobRefused
 
@@ -27,3 +28,10 @@ def rows_of(batch: Any, rows: range, total: int) -> Any:
         return leaf[rows.start : rows.stop]
 
     return tree_map(cut, batch)
+
+
+def tensors_in(nest: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a nest of lists, tuples and dicts, with where they are in it: "[0]['ids']"."""
+    for path, leaf in tree_flatten_with_path(nest)[0]:
+        if isinstance(leaf, Tensor):
+            yield keystr(path), leaf

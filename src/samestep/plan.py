@@ -6,7 +6,7 @@ model: each stage has its group of workers, deals out the shards among them anew
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from samestep.errors import PlanRefused
@@ -87,6 +87,16 @@ class Plan:
     def workers(self) -> int:
         return len(self.assign)
 
+    def on_one_worker(self) -> "Plan":
+        """The same numerics, all of it computed by one worker."""
+        if not self.stages:
+            return replace(self, assign=(self.numerics.shards,))
+        stages = [
+            replace(stage, workers=(0,), assign=(self.numerics.shards,), slices=_joined(stage.slices))
+            for stage in self.stages
+        ]
+        return Plan.staged(self.numerics, stages, self.transport)
+
     def shards_of(self, rank: int, num_shards: int, stage: int = 0) -> range:
         """The shards that worker `rank` computes of a stage, in a step that has `num_shards` shards."""
         whole = Stage("", tuple(range(self.workers)), self.assign)
@@ -143,6 +153,10 @@ class Plan:
             return Plan(numerics, tuple(fields["assign"]), fields["transport"])
         options = {name: fields[name] for name in OPTIONS if name in fields}
         return Plan.staged(numerics, parse_stages(fields["stage"], source), fields["transport"], **options)
+
+
+def _joined(slices: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((layer, (sum(counts),)) for layer, counts in slices)
 
 
 def _check_stage(number: int, stage: Stage, workers: int) -> None:

@@ -44,6 +44,8 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
             lost.during = lost.during or str(action)
             raise
         book(timesheet, number, action)
+        if executor.observer is not None:
+            executor.observer(action, state)
     return StepResult(number, state.loss, state.stop, state.present)
 
 

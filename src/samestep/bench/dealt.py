@@ -6,10 +6,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from samestep.bench.loop import Loop, trainable
 from samestep.bench.seat import DoesNotApply
 from samestep.job import Job
 from samestep.numerics import shard_rows
+from samestep.plain_loop import Loop, trainable
 from samestep.presets import chain_of
 
 

@@ -148,7 +148,7 @@ def builder_of(kind: str) -> Build:
     """
     importlib.import_module("torch._dynamo")  # optimizers do at their first step
     if kind == "plain":
-        from samestep.bench.loop import Loop
+        from samestep.plain_loop import Loop
 
         return lambda job, model, rank, workers: Loop.plain(job, model)
     if kind in ("ddp", "fsdp2"):

@@ -4,6 +4,7 @@ import copy
 import mmap
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def build(
     if request.device != "cpu" and hosts is None:
         raise PlanRefused(f"--device {request.device}: `samestep plan` and hosted workers look at the CPU only")
     job, chosen = job_of(request, made)
+    if request.record is not None:  # looks at steps, and at nothing else
+        job = replace(job, evaluate=None, callbacks=())
     streams.enter(job.seed, "model")
     initial = None if request.memory_limit is None else recorded(job, request)
     model = job.build_model() if initial is None else initial.model

@@ -91,6 +91,11 @@ class Launcher:
         found: dict[str, Any] = self._told(replace(request, tune=True))
         return found
 
+    def plain(self, request: Request) -> dict[str, Any]:
+        """The fields of the `PlainFacts` of a job, whose plain steps are then noted in `request.record`."""
+        found: dict[str, Any] = self._told(replace(request, only_plain=True))
+        return found
+
     def simulated(self, request: Request, counts: Sequence[int]) -> dict[str, Any]:
         """The fields of the `Scaling` of a job on the request's cluster. Raises Refused."""
         found: dict[str, Any] = self._told(replace(request, simulate=tuple(counts)))

@@ -26,6 +26,7 @@ from samestep.launch.build import build, job_of
 from samestep.launch.deciding import decision_on, profile_for
 from samestep.launch.environment import building
 from samestep.launch.outcome import telling
+from samestep.launch.plain_run import record_plain
 from samestep.launch.processes import die_on_word_from, flush_output, leave, num_threads
 from samestep.launch.request import Request
 from samestep.launch.simulating import simulated
@@ -58,6 +59,9 @@ def lead(message: dict[str, Any], events: socket.socket) -> int:
             return 0
         if request.only_candidates:
             tell_candidates(request, events)
+            return 0
+        if request.only_plain:
+            tell_plain(request, events)
             return 0
         if request.tune:
             tell_tuned(request, events)
@@ -123,6 +127,13 @@ def tell_simulated(request: Request, events: socket.socket) -> None:
     """Find plans for many numbers of workers of a cluster, and train nothing."""
     with die_on_word_from(events), building():
         found = simulated(request, request.simulate).as_json()
+    wire.send(events, {"event": "outline"}, in_memory(json.dumps(found).encode()))
+
+
+def tell_plain(request: Request, events: socket.socket) -> None:
+    """Note what a plain loop on the whole batch does, and train nothing."""
+    with die_on_word_from(events), building():
+        found = asdict(record_plain(request))
     wire.send(events, {"event": "outline"}, in_memory(json.dumps(found).encode()))
 
 

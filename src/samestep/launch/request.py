@@ -61,6 +61,8 @@ class Request:
     cluster: str | None = None  # the text of a cluster that the plan is for
     described: bool = False  # costs from FLOPs and bytes
     simulate: tuple[int, ...] = ()  # decide for so many workers each, and do not train
+    record: str | None = None  # folder for what every worker notes of its steps
+    only_plain: bool = False  # note what a plain loop on the whole batch does instead
     only_profile: bool = False  # measure, and do not even decide
     folder: str = "."  # where the command was given
     path: tuple[str, ...] = ()  # where modules are looked for

@@ -30,6 +30,8 @@ from samestep.trainer import Training
 from samestep.transport.base import Transport
 from samestep.transport.shared import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
+from samestep.verify.observer import Observer
+from samestep.verify.record import Recorder
 
 
 class Send(Protocol):
@@ -118,6 +120,8 @@ def work(run: Run, rank: int, prepared: Prepared, shared: Shared, transport: Tra
         trainer = Training(
             run.job, run.plan, prepared, shared, transport, first_step=first_step, allow_nan=run.request.allow_nan
         )
+        if run.request.record is not None:
+            trainer.executor.observer = Observer(trainer.executor, Recorder(Path(run.request.record), rank))
         diary.step = run.done[rank] = first_step
         train(run, trainer, diary)
     except BaseException as error:  # noqa: BLE001 - told to the command, which decides what to print

@@ -49,6 +49,7 @@ class StepState:
     changed: dict[int, bytes] = field(default_factory=dict)
     loss: float = math.nan
     scale: float = 1.0
+    norm: float = math.nan  # of the batch's gradient, where it is clipped
     present: bytes = b""
     stop: bool = False
 
@@ -80,6 +81,7 @@ class Executor:
     edges: Edges | None = None  # of the reduction tree that a codec applies to
     network: Network | None = None  # None: the whole model is one segment
     whole: Callable[[], AbstractContextManager[None]] = nullcontext  # inside, sliced layers have their whole weights
+    observer: Callable[[actions.Action, StepState], None] | None = None  # is called after every action
 
     @property
     def sliced(self) -> list[tuple[bool, ...]]:
@@ -246,15 +248,16 @@ class Executor:
 
     def clip(self, action: actions.Clip, state: StepState) -> None:
         assert self.clip_grad_norm is not None
-        owned = [(p, g) for p, _ in self.update.targets if (g := self._gradient(state, p)) is not None]
+        owned = [(p, g) for p, _ in self.update.targets if (g := self.gradient(state, p)) is not None]
         record = b"".join(NORM.pack(*norm) for norm in chunk_norms(owned))
         found = b"".join(self.transport.exchange(record))
-        factor = clip_factor(total_norm(list(NORM.iter_unpack(found))), self.clip_grad_norm)
+        state.norm = total_norm(list(NORM.iter_unpack(found)))
+        factor = clip_factor(state.norm, self.clip_grad_norm)
         for _, grad in owned:
             grad.mul_(factor)
 
     def step(self, action: actions.Update, state: StepState) -> None:
-        self.update.step(partial(self._gradient, state))
+        self.update.step(partial(self.gradient, state))
         if self.scheduler is not None:
             self.scheduler.step()
 
@@ -300,7 +303,7 @@ class Executor:
         seed = 1.0 if self.objective.is_plain_sum else loss.seed(sum(state.rows))
         return loss.objective * torch.tensor(seed, dtype=loss.objective.dtype)
 
-    def _gradient(self, state: StepState, piece: Piece) -> Tensor | None:
+    def gradient(self, state: StepState, piece: Piece) -> Tensor | None:
         """The summed gradient of an owned piece, 1-D; None when no shard had one."""
         if not any(state.present[i] for i in (piece.entry, *self.layout.aliases(piece.entry))):
             return None

@@ -56,6 +56,7 @@ class Gradients:
         self._turn = [0] * len(layout.entries)  # the next shard expected, per entry
         self._ends = list(self._turn)  # one after the last
         self.when_folded: Callable[[int], None] | None = None  # called when an entry's last gradient is folded
+        self.when_arrived: Callable[[int, int, Tensor], None] | None = None  # with every gradient: shard, entry, which
         self.present = bytearray(len(layout.entries))  # which entries got a gradient from any shard
         for i, entry in enumerate(layout.entries):
             entry.param.register_post_accumulate_grad_hook(partial(self._hook, i))  # type: ignore[no-untyped-call]
@@ -146,6 +147,8 @@ class Gradients:
                 "to use the same parameters; make forward use all of them, or set sync_batchnorm=False"
             )
         self._turn[entry] += 1
+        if self.when_arrived is not None:
+            self.when_arrived(arrivals.shard, entry, grad)
         edges = arrivals.edges
         node = None if edges is None else edges.stored(arrivals.shard, entry, grad)
         if not arrivals.fold.into:

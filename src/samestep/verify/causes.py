@@ -16,6 +16,8 @@ class Cause(StrEnum):
     STALE_WEIGHTS = "stale weights"
     OPTIMIZER_STATE = "optimizer state"
     BUFFERS = "buffers"
+    HIDDEN_STATE = "hidden state"
+    COUPLED_ROWS = "coupled rows"
     COLLECTIVE_ORDER = "collective order"
     HANG = "hang"
     NOT_DETERMINISTIC = "not deterministic"
@@ -34,6 +36,8 @@ MEANING = {
     Cause.STALE_WEIGHTS: "the parameters that were computed with are not those that the optimizer changes",
     Cause.OPTIMIZER_STATE: "moments, steps or settings of the optimizer differ",
     Cause.BUFFERS: "buffers differ between workers, or from one process's",
+    Cause.HIDDEN_STATE: "forward or backward depends on what the process did before, or on which process it is",
+    Cause.COUPLED_ROWS: "the loss of a row depends on the other rows of its batch, which no sharding keeps",
     Cause.COLLECTIVE_ORDER: "workers do not meet in the same collectives in the same order",
     Cause.HANG: "workers wait for one another",
     Cause.NOT_DETERMINISTIC: "two runs on one process differ already",

@@ -5,9 +5,10 @@ tensors under keys
 
     kind|name|shard|part          gradient|fc1.weight|-|3       activation|conv1|2|0       rows|batch|0|0
 
-`shard` is "-" for what belongs to the whole step. Large tensors are folded: neighbouring elements are summed until
-65,536 sums are left. A fold is linear, so two gradients in the ratio 2 have folds in the ratio 2, and every element
-counts in it; whether the bits are equal says the hash of the whole, which is kept beside.
+`shard` is "-" for what belongs to the whole step. Large tensors are folded: 2, 4, 8, ... neighbours are summed, until
+at most 65,536 sums are left. A fold is linear, so two gradients in the ratio 2 have folds in the ratio 2, and every element
+counts in it; stretches folded each by itself and then together give the fold of the whole. Whether the bits are equal
+says the hash of the whole, which is kept beside.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from torch import Tensor
 KINDS = (
     "rows",  # which rows of the data
     "random stream",  # where the generators stand when a shard begins
+    "weights",  # that a shard was computed with
     "activation",  # what a layer made of a shard
     "loss",
     "loss weight",  # rows or tokens that the loss is a mean over
@@ -80,8 +82,8 @@ class Recorder:
         self._values: dict[str, Tensor] = {}
         self._facts: dict[str, list[object]] = {}
 
-    def note(self, key: Key, value: Tensor | float | str) -> None:
-        """Take a copy. A key of this step that is there already gets the next part."""
+    def note(self, key: Key, value: Tensor | float | str, width: int | None = None) -> None:
+        """Take a copy, `width` elements folded into one. A key of this step that is there already gets the next part."""
         while str(key) in self._facts:
             key = Key(key.kind, key.name, key.shard, key.part + 1)
         if isinstance(value, str):
@@ -89,7 +91,7 @@ class Recorder:
             self._facts[str(key)] = [digest_of(value.encode()), [], value]
             return
         tensor = torch.tensor(value, dtype=torch.float64) if isinstance(value, int | float) else value.detach()
-        self._values[str(key)] = folded(tensor)
+        self._values[str(key)] = folded(tensor, width, exact=False)
         self._facts[str(key)] = [tensor_digest(tensor), list(tensor.shape), ""]
 
     def end_step(self, step: int) -> None:
@@ -127,17 +129,22 @@ class Record:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
             for text, (digest, shape, said) in facts.items():
-                yield Key.parse(text), Noted(rank, digest, tuple(shape), file.get_tensor(text), said)
+                yield Key.parse(text), Noted(rank, digest, tuple(shape), file.get_tensor(text).double(), said)
 
 
-def folded(tensor: Tensor, most: int = FOLDED) -> Tensor:
-    """1-D float64 with at most `most` elements: sums of neighbours, in storage order of a contiguous tensor."""
+def folded(tensor: Tensor, width: int | None = None, *, exact: bool = True) -> Tensor:
+    """1-D sums of `width` neighbours, in the order of a contiguous tensor; default: as many as leave 65,536 sums.
+
+    float64, or with `exact` off the tensor's own type where nothing had to be summed.
+    """
     flat = tensor.detach().cpu().reshape(-1)
     flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
-    flat = flat.double()
-    width = -(-flat.numel() // most)
-    if width <= 1:
-        return flat.clone()
+    if width is None:
+        width = 1
+        while flat.numel() > width * FOLDED:
+            width *= 2
+    if width == 1:
+        return flat.double().clone() if exact else flat.clone()
     padded = torch.zeros(-(-flat.numel() // width) * width, dtype=torch.float64)
     padded[: flat.numel()] = flat
     return padded.view(-1, width).sum(1)

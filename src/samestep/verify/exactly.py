@@ -1,0 +1,218 @@
+"""Bit for bit: what a run noted against what one worker noted of the same numerics.
+
+The first difference, in the order in which a step makes its values, is the place. For a gradient the shards' own
+gradients tell why: the sum should be 1 l_0 + 1 l_1 + ... + 1 l_(S-1), and the factors that fit best say what it was:
+
+    1 1 0 1    the gradient of shard 2 was left out          missing reduction
+    1 1 2 1    it was added twice                            double counting
+    k k k k    all of it is off by one factor                loss weighting
+    1 1 1 1    added in another order                        rounding
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samestep.verify.causes import Cause, Finding
+from samestep.verify.record import KINDS, Key, Noted, Record, folded, relative_distance
+
+Step = Mapping[Key, Sequence[Noted]]
+ROUNDING = 1e-5  # relative distance below which a difference is one of rounding
+BATCHNORM = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Exact:
+    """How many values were held against one another, by kind, and the first that differs."""
+
+    compared: Mapping[str, int]
+    finding: Finding | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    key: Key
+    found: Noted
+    wanted: Noted
+
+    @property
+    def distance(self) -> float:
+        if self.found.values.shape != self.wanted.values.shape:
+            return float("inf")
+        return relative_distance([self.found.values], [self.wanted.values])
+
+
+def exactly(found: Record, wanted: Record) -> Exact:
+    """wanted: of one worker. A value that only one of the two noted is not compared, as the loss of a part of them."""
+    compared: Counter[str] = Counter()
+    before: tuple[Step, Step] = ({}, {})
+    for step in wanted.steps():
+        ours, theirs = found.of(step), wanted.of(step)
+        compared.update(key.kind for key in theirs if key in ours)
+        differences = list(differing(ours, theirs))
+        if differences:
+            first = min(differences, key=lambda d: KINDS.index(d.key.kind))
+            return Exact(compared, explained(step, first, (ours, theirs), before))
+        before = (ours, theirs)
+    return Exact(compared, None)
+
+
+def differing(found: Step, wanted: Step) -> Iterator[Difference]:
+    """In the order in which one worker noted them."""
+    for key, (one, *_) in wanted.items():
+        for other in found.get(key, ()):
+            if other.digest != one.digest:
+                yield Difference(key, other, one)
+
+
+def explained(step: int, first: Difference, now: tuple[Step, Step], before: tuple[Step, Step]) -> Finding:
+    cause, why = CLASSES[first.key.kind](first, now, before)
+    return Finding(
+        cause=cause,
+        step=step,
+        kind=first.key.kind,
+        name=first.key.name,
+        why=why,
+        shard=None if first.key.shard < 0 else first.key.shard,
+        worker=first.found.rank,
+        distance=first.distance,
+    )
+
+
+Pair = tuple[Step, Step]  # found, wanted
+
+
+def _rows(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
+    return Cause.DATA_ORDER, "the shard has other rows than with one worker"
+
+
+def _stream(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
+    return Cause.RANDOM_STREAM, "the generators stand elsewhere after the shard's forward than with one worker"
+
+
+def _weights(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
+    return Cause.STALE_WEIGHTS, "the shard was computed with other values than the last update left"
+
+
+def _activation(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
+    off = _off(first)
+    if first.distance < ROUNDING:
+        return Cause.ROUNDING, f"rows, weights and random numbers are the same, and the output is {off}"
+    return Cause.HIDDEN_STATE, f"rows, weights and random numbers are the same, and the output is {off}"
+
+
+def _loss(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
+    found, wanted = float(first.found.values[0]), float(first.wanted.values[0])
+    if first.key.name == "of the batch" or first.key.kind == "loss weight":
+        return Cause.LOSS_WEIGHTING, f"{found:g} instead of {wanted:g}, from the same shards"
+    return Cause.HIDDEN_STATE, f"{found:g} instead of {wanted:g}, though every layer's output is the same"
+
+
+def _local(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
+    cause = Cause.ROUNDING if first.distance < ROUNDING else Cause.HIDDEN_STATE
+    return cause, f"the same forward, and the gradient is {_off(first)}"
+
+
+def _gradient(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
+    name = first.key.name
+    found, wanted = (joined(step, "gradient", name) for step in now)
+    if found is None or wanted is None or found.shape != wanted.shape:
+        return Cause.MISSING_REDUCTION, "one of the two has no gradient at all"
+    earlier = joined(before[1], "gradient", name)
+    if earlier is not None and earlier.shape == found.shape and relative_distance([found], [earlier]) < ROUNDING:
+        return Cause.STALE_WEIGHTS, "it is the gradient of the step before"
+    shards = {k.shard: n[0].values for k, n in now[1].items() if k.kind == "local gradient" and k.name == name}
+    holders = {k.shard: n[0].rank for k, n in now[0].items() if k.kind == "local gradient" and k.name == name}
+    return sum_judged(found, wanted, shards, holders)
+
+
+def sum_judged(
+    found: Tensor, wanted: Tensor, shards: Mapping[int, Tensor], holders: Mapping[int, int]
+) -> tuple[Cause, str]:
+    """Why a sum of shards' gradients is not the one wanted. All tensors 1-D, folded alike."""
+    apart = relative_distance([found], [wanted])
+    if apart < ROUNDING:
+        return Cause.ROUNDING, f"it is {apart:.1e} off, as of another order of additions"
+    k = float(found @ wanted / (wanted @ wanted)) if float(wanted @ wanted) else 0.0
+    if k and relative_distance([found], [wanted * k]) < ROUNDING:
+        return Cause.LOSS_WEIGHTING, f"it is {k:.6g} times what one worker has"
+    numbers = sorted(shards)
+    columns = [shards[n] for n in numbers if shards[n].shape == found.shape]
+    if len(columns) == len(numbers) > 1:
+        scale = float(torch.stack(columns).sum(0) @ wanted / (wanted @ wanted)) or 1.0
+        factors = torch.linalg.lstsq(torch.stack(columns, 1), found[:, None]).solution[:, 0] * scale
+        fitted = torch.stack(columns, 1) @ (factors / scale)
+        if relative_distance([fitted], [found]) < 1e-3:
+            said = ", ".join(f"{float(f):.3g}" for f in factors)
+            lost = [n for n, f in zip(numbers, factors, strict=True) if abs(float(f)) < 0.05]
+            twice = [n for n, f in zip(numbers, factors, strict=True) if float(f) > 1.5]
+            if twice and not lost:
+                return Cause.DOUBLE_COUNTING, f"the shards' gradients enter with the factors {said}"
+            if lost:
+                where = sorted({holders[n] for n in lost if n in holders})
+                return Cause.MISSING_REDUCTION, (
+                    f"the gradients of shards {lost} (of workers {where}) are not in it: factors {said}"
+                )
+            return Cause.LOSS_WEIGHTING, f"the shards' gradients enter with the factors {said}"
+    return Cause.UNKNOWN, f"it is {apart:.1e} off, and no factors of the shards' gradients explain it"
+
+
+def _norm(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
+    found, wanted = float(first.found.values[0]), float(first.wanted.values[0])
+    return Cause.CLIPPING, f"the norm is {found:.9g} instead of {wanted:.9g}, of the same gradient"
+
+
+def _optimizer(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
+    return Cause.OPTIMIZER_STATE, f"the gradient is the same, and it is {_off(first)}"
+
+
+def _parameter(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
+    name = first.key.name
+    found, wanted = (joined(step, "parameter", name) for step in now)
+    old = joined(before[1], "parameter", name)
+    if found is not None and wanted is not None and old is not None and found.shape == wanted.shape == old.shape:
+        if torch.equal(found, old):
+            return Cause.STALE_WEIGHTS, "the update did not change it"
+        step, should = found - old, wanted - old
+        k = float(step @ should / (should @ should)) if float(should @ should) else 0.0
+        if k and abs(k - 1) > ROUNDING and relative_distance([step], [should * k]) < 1e-3:
+            is_clipped = any(key.kind == "clip norm" for key in now[1])
+            return (Cause.CLIPPING if is_clipped else Cause.OPTIMIZER_STATE), f"it moved {k:.6g} times as far"
+    return Cause.STALE_WEIGHTS, f"gradient and optimizer state are the same, and it is {_off(first)}"
+
+
+def _buffer(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
+    cause = Cause.BATCHNORM if first.key.name.rpartition(".")[2] in BATCHNORM else Cause.BUFFERS
+    return cause, f"after the step it is {_off(first)}"
+
+
+CLASSES = {
+    "rows": _rows,
+    "random stream": _stream,
+    "weights": _weights,
+    "activation": _activation,
+    "loss": _loss,
+    "loss weight": _loss,
+    "local gradient": _local,
+    "gradient": _gradient,
+    "clip norm": _norm,
+    "setting": _optimizer,
+    "optimizer state": _optimizer,
+    "parameter": _parameter,
+    "buffer": _buffer,
+}
+
+
+def _off(first: Difference) -> str:
+    return f"{first.distance:.1e} off" if first.distance < float("inf") else "another one"
+
+
+def joined(step: Step, kind: str, name: str) -> Tensor | None:
+    """All stretches of a parameter's value, folded as the whole would be; None where there is none."""
+    parts = {key.part: noted[0] for key, noted in step.items() if key.kind == kind and key.name == name}
+    if not parts or any(noted.text for noted in parts.values()):
+        return None
+    return folded(torch.cat([parts[number].values for number in sorted(parts)]))

@@ -1,0 +1,167 @@
+"""What one worker notes of its steps, for `samestep verify`. It looks on and changes nothing.
+
+Load         rows              of every shard
+Forward      weights           that the shard is computed with, again before its backward
+             random stream     where the generators stand after a shard
+             activation        of every layer without layers of its own
+Backward     local gradient    of every parameter, as autograd hands it over
+Agree        loss, loss weight of every shard
+Reduce       gradient          of the pieces that this worker updates
+Clip         clip norm
+Update       setting, optimizer state
+Publish      parameter, buffer
+"""
+
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samestep import streams
+from samestep.batches import tensors_in
+from samestep.parallel.executor import Executor, StepState
+from samestep.parallel.layout import CHUNK, Piece, storage_order
+from samestep.schedule import actions
+from samestep.verify.record import Key, Recorder, tensor_digest
+
+MANY = 64 * CHUNK  # elements of a parameter above which its stretches are folded
+
+
+class Observer:
+    """Of one executor. Call it after every action."""
+
+    def __init__(self, executor: Executor, recorder: Recorder) -> None:
+        self._executor, self._recorder = executor, recorder
+        self._shard: ContextVar[int] = ContextVar("shard")  # in lockstep, shards take turns in threads
+        self._after: dict[type, Callable[[StepState], None]] = {
+            actions.Load: self._rows,
+            actions.Agree: self._losses,
+            actions.Reduce: self._gradients,
+            actions.Clip: self._norm,
+            actions.Update: self._optimizer,
+            actions.Publish: self._end,
+        }
+        executor.gradients.when_arrived = self._local_gradient
+        self._forward, self._backward = executor.forward, executor.backward
+        executor.forward = self._watched_forward  # type: ignore[method-assign]
+        executor.backward = self._watched_backward  # type: ignore[method-assign]
+        for name, module in executor.model.named_modules():
+            if not any(True for _ in module.children()):
+                module.register_forward_hook(partial(self._activation, name))
+
+    def __call__(self, action: actions.Action, state: StepState) -> None:
+        look = self._after.get(type(action))
+        if look is not None:
+            look(state)
+
+    def _note(self, kind: str, name: str, value: Tensor | float | str, shard: int = -1, part: int = 0) -> None:
+        self._recorder.note(Key(kind, name, shard, part), value)
+
+    def _rows(self, state: StepState) -> None:
+        for shard, batch in state.batches.items():
+            for name, tensor in tensors_in(batch):
+                self._note("rows", name, tensor, shard)
+
+    def _weights(self, shard: int, segment: int, when: str) -> None:
+        """A fingerprint, since shards see them many times."""
+        network, layout = self._executor.network, self._executor.layout
+        for i in range(len(layout.entries)) if network is None else network.entries[segment]:
+            bits = tensor_digest(layout.entries[i].param)
+            self._note("weights", f"{layout.entries[i].name} in {when}", bits, shard)
+
+    def _watched_backward(self, action: actions.Backward, state: StepState) -> None:
+        self._weights(action.shard, action.segment, "backward")
+        self._backward(action, state)
+
+    def _watched_forward(self, action: actions.Forward, state: StepState) -> None:
+        self._weights(action.shard, action.segment, "forward")
+        token = self._shard.set(action.shard)
+        try:
+            self._forward(action, state)
+        finally:
+            self._shard.reset(token)
+        if self._executor.network is None or self._executor.network.is_last(action.segment):
+            self._note("random stream", "after forward", streams.pack(streams.leave()), action.shard)
+
+    def _activation(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        shard = self._shard.get(None)
+        if shard is not None:
+            for local, tensor in tensors_in(output):
+                self._note("activation", f"{name}{local and f' {local}'}", tensor, shard)
+
+    def _local_gradient(self, shard: int, entry: int, grad: Tensor) -> None:
+        self._note("local gradient", self._executor.layout.entries[entry].name, grad, shard)
+
+    def _losses(self, state: StepState) -> None:
+        for shard, (total, weight, is_mean) in state.facts.items():
+            self._note("loss", "of a mean" if is_mean else "", total, shard)
+            self._note("loss weight", "", weight, shard)
+        self._note("loss", "of the batch", state.loss)
+
+    def _gradients(self, state: StepState) -> None:
+        for piece, _ in self._executor.update.targets:
+            found = self._executor.gradient(state, piece)
+            name = self._executor.layout.entries[piece.entry].name
+            if found is None:
+                self._note("gradient", name, "none", part=piece.start // CHUNK)
+            else:
+                self._stretches("gradient", name, found, piece)
+        self._wholes("gradient", lambda i: self._executor.gradients.total(i))
+
+    def _norm(self, state: StepState) -> None:
+        self._note("clip norm", "", state.norm)
+
+    def _optimizer(self, state: StepState) -> None:
+        update = self._executor.update
+        for number, group in enumerate(update.hyperparameters()):
+            for name, value in group.items():
+                if isinstance(value, int | float | Tensor):
+                    self._note("setting", f"{name} of group {number}", value)
+        for piece, kind, key, value in update.state():
+            name = f"{key} of {self._executor.layout.entries[piece.entry].name}"
+            if kind == "elementwise":
+                self._stretches("optimizer state", name, value, piece)
+            else:
+                self._note("optimizer state", name, value, part=piece.start // CHUNK)
+
+    def _end(self, state: StepState) -> None:
+        for piece, _ in self._executor.update.targets:
+            entry = self._executor.layout.entries[piece.entry]
+            flat = storage_order(entry.param.detach())[piece.start : piece.stop]
+            self._stretches("parameter", entry.name, flat, piece)
+        self._wholes("parameter", lambda i: self._executor.layout.entries[i].param.detach())
+        for name, buffer in zip(self._executor.buffers.names, self._executor.buffers.values, strict=True):
+            self._note("buffer", name, buffer)
+        self._recorder.end_step(state.number)
+
+    def _wholes(self, kind: str, value_of: Callable[[int], Tensor]) -> None:
+        """Of sliced parameters, where one worker has all slices: a plain loop knows no slices."""
+        if self._executor.transport.size > 1:
+            return
+        layout = self._executor.layout
+        slices: dict[int, list[int]] = {}
+        for i, entry in layout.owners():
+            if entry.along is not None:
+                slices.setdefault(id(entry.whole), []).append(i)
+        names = {id(param): name for name, param in self._executor.model.named_parameters()}
+        for whole, numbers in slices.items():
+            dim = next(entry.along[0] for i in numbers if (entry := layout.entries[i]).along is not None)
+            joined = torch.cat([value_of(i) for i in numbers], dim).contiguous()
+            for part, stretch, width in stretches(storage_order(joined), 0, joined.numel()):
+                self._recorder.note(Key(kind, names[whole], part=part), stretch, width)
+
+    def _stretches(self, kind: str, name: str, flat: Tensor, piece: Piece) -> None:
+        numel = self._executor.layout.entries[piece.entry].param.numel()
+        for part, stretch, width in stretches(flat, piece.start, numel):
+            self._recorder.note(Key(kind, name, part=part), stretch, width)
+
+
+def stretches(flat: Tensor, start: int = 0, numel: int = 0) -> Iterator[tuple[int, Tensor, int]]:
+    """A parameter's elements from `start` on, cut where any worker's piece may end: number, elements, and how many of
+    them are folded into one, for the record of a parameter of `numel` elements."""
+    width = 1 if numel <= MANY else 16
+    for at, part in enumerate(torch.split(flat, CHUNK)):
+        yield start // CHUNK + at, part, width
