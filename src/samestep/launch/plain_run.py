@@ -44,7 +44,8 @@ class PlainFacts:
 
 def record_plain(request: Request) -> PlainFacts:
     """Into the folders plain, perturbed-1 and perturbed-2 of `request.record`. Raises Refused for what is no job."""
-    assert request.record is not None and request.steps is not None, "a record has a folder and a length"
+    assert request.record is not None, "a record has a folder"
+    assert request.steps is not None, "a record has a length"
     job, chosen = job_of(request)
     job = dataclasses.replace(job, num_loader_workers=0, callbacks=(), evaluate=None)
     torch.set_num_threads(threads_of(chosen, request))

@@ -6,9 +6,9 @@ tensors under keys
     kind|name|shard|part          gradient|fc1.weight|-|3       activation|conv1|2|0       rows|batch|0|0
 
 `shard` is "-" for what belongs to the whole step. Large tensors are folded: 2, 4, 8, ... neighbours are summed, until
-at most 65,536 sums are left. A fold is linear, so two gradients in the ratio 2 have folds in the ratio 2, and every element
-counts in it; stretches folded each by itself and then together give the fold of the whole. Whether the bits are equal
-says the hash of the whole, which is kept beside.
+at most 65,536 sums are left. A fold is linear, so two gradients in the ratio 2 have folds in the ratio 2, and every
+element counts in it; stretches folded each by itself and then together give the fold of the whole. Whether the bits are
+equal says the hash of the whole, which is kept beside.
 """
 
 import hashlib
@@ -83,7 +83,7 @@ class Recorder:
         self._facts: dict[str, list[object]] = {}
 
     def note(self, key: Key, value: Tensor | float | str, width: int | None = None) -> None:
-        """Take a copy, `width` elements folded into one. A key of this step that is there already gets the next part."""
+        """Take a copy, `width` elements folded into one. A key that is there already in this step gets the next part."""
         while str(key) in self._facts:
             key = Key(key.kind, key.name, key.shard, key.part + 1)
         if isinstance(value, str):
