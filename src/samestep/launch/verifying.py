@@ -29,6 +29,8 @@ def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -
     """Raises Refused when the job or plan cannot be run, TrainingFailed when a run fails."""
     if request.memory_limit is not None or request.device != "cpu":
         raise PlanRefused("verify notes whole models on the CPU: leave --memory-limit and --device out")
+    if request.plan == "auto" and not request.plan_is_asked:  # which may well be one worker, and prove nothing
+        request = replace(request, plan="data")
     request = replace(request, steps=request.steps or STEPS, epochs=None)
     assert request.steps is not None
     with tempfile.TemporaryDirectory(prefix="samestep-verify-") as name:

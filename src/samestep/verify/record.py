@@ -83,7 +83,7 @@ class Recorder:
         self._facts: dict[str, list[object]] = {}
 
     def note(self, key: Key, value: Tensor | float | str, width: int | None = None) -> None:
-        """Take a copy, `width` elements folded into one. A key that is there already in this step gets the next part."""
+        """Take a copy, `width` elements folded into one. A key that this step has already gets the next part."""
         while str(key) in self._facts:
             key = Key(key.kind, key.name, key.shard, key.part + 1)
         if isinstance(value, str):
