@@ -58,6 +58,7 @@ LAYERS: dict[str, int] = {
     "presets": 5,
     "planned": 5,
     "survey": 5,
+    "plain_loop": 5,
     "checkpoint": 5,
     "snapshot": 5,
     "digest": 5,
