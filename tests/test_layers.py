@@ -68,7 +68,7 @@ LAYERS: dict[str, int] = {
     "trainer": 6,
     # what a run was like
     "diagnose": 7,
-    "verify": 7,
+    "proof": 7,
     # the one door
     "launch": 8,
     "doctor": 8,

@@ -17,7 +17,7 @@ from samestep.plan import Plan
 from samestep.report import Report
 
 if TYPE_CHECKING:
-    from samestep.verify.verdict import Verdict
+    from samestep.proof.verdict import Verdict
 
 
 def train(

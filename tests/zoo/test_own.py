@@ -6,7 +6,7 @@ import pytest
 
 import samestep
 from samestep.launch.launcher import Launcher
-from samestep.verify.causes import Cause
+from samestep.proof.causes import Cause
 
 JOBS = Path(__file__).parent / "own_jobs.py"
 
@@ -17,7 +17,7 @@ BUGS = [
     ("last_shard_dropped", {}, Cause.MISSING_REDUCTION, "gradient first.weight", 0, "shards [3]"),
     ("added_twice", {}, Cause.DOUBLE_COUNTING, "gradient first.weight", 0, "1, 1, 2, 2"),
     ("off_by_the_number_of_workers", {}, Cause.LOSS_WEIGHTING, "gradient first.weight", 0, "2 times"),
-    ("tied", {}, Cause.MISSING_REDUCTION, "gradient words.weight", 0, ""),
+    ("tied", {}, Cause.MISSING_REDUCTION, "gradient words.weight", 0, "3 as head.weight]"),
     ("norm_of_own_pieces", {}, Cause.CLIPPING, "clip norm ", 0, "instead of"),
     ("buffers_of_own_shards", {}, Cause.BATCHNORM, "buffer 1.running_mean", 0, ""),
     ("other_rows", {}, Cause.DATA_ORDER, "rows [0]", 0, ""),

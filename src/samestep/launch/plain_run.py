@@ -24,9 +24,9 @@ from samestep.launch.resolve import threads_of
 from samestep.parallel.layout import dense, storage_order
 from samestep.parallelize import training_rows
 from samestep.plain_loop import Loop, trainable
-from samestep.verify.observer import stretches
-from samestep.verify.record import Key, Recorder
-from samestep.verify.roughly import coupled
+from samestep.proof.observer import stretches
+from samestep.proof.record import Key, Recorder
+from samestep.proof.roughly import coupled
 
 PERTURBED = 2
 COUPLING = 1e-4  # relative slack: a mean of means lies between them, up to rounding
@@ -100,8 +100,8 @@ def _loss(job: Job, model: nn.Module, batch: Any) -> float:
     for module, name, buffer in kept:
         module._buffers[name] = buffer
     if isinstance(found, tuple | list):
-        return float(found[0]) / max(float(found[1]), 1e-30)
-    return float(found)
+        return float(found[0].detach()) / max(float(found[1]), 1e-30)
+    return float(found.detach())
 
 
 def _of_pair(job: Job, model: nn.Module, batch: Any) -> Any:

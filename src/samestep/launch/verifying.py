@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from samestep.errors import PlanRefused
+from samestep.errors import PlanRefused, TrainingFailed
 from samestep.launch.launcher import Launcher
 from samestep.launch.request import Request
 from samestep.plan import Plan, spell
-from samestep.verify.causes import Cause, Finding
-from samestep.verify.exactly import exactly
-from samestep.verify.record import Record
-from samestep.verify.roughly import roughly
-from samestep.verify.verdict import Verdict
+from samestep.proof.causes import Cause, Finding
+from samestep.proof.exactly import exactly
+from samestep.proof.record import Record
+from samestep.proof.roughly import roughly
+from samestep.proof.verdict import Verdict
 
 STEPS = 3
 Say = Callable[[str], None]
@@ -39,16 +39,23 @@ def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -
         plan = Plan.parse(str(launcher.outline(request)["plan"]))
         alone = plan.on_one_worker()
 
+        failures: list[TrainingFailed] = []
+
         def noted(what: str, one: Plan) -> Record:
             say(what)
             folder = root / what.replace(" ", "-")
             folder.mkdir(mode=0o700)
-            launcher.run(planned(request, one, folder))
+            try:
+                launcher.run(planned(request, one, folder))
+            except TrainingFailed as error:  # workers may notice themselves that they disagree
+                failures.append(error)
             return Record(folder)
 
         reference = noted("one worker", alone)
         repeats = exactly(noted("one worker again", alone), reference).finding
         found = exactly(noted("the plan", plan), reference)
+        if failures and repeats is None and found.finding is None:
+            raise failures[0]
         say("the plain step")
         facts = launcher.plain(replace(planned(request, alone, root), plan_text=None, plan="data"))
         rough = None

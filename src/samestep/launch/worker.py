@@ -24,14 +24,14 @@ from samestep.launch.request import Request
 from samestep.parallelize import Prepared, Shared
 from samestep.plan import Plan
 from samestep.planner.decision import Decision
+from samestep.proof.observer import Observer
+from samestep.proof.record import Recorder
 from samestep.trace.clock import offsets, stamped
 from samestep.trace.worker_trace import WorkerTrace, encoded, last_steps
 from samestep.trainer import Training
 from samestep.transport.base import Transport
 from samestep.transport.shared import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
-from samestep.verify.observer import Observer
-from samestep.verify.record import Recorder
 
 
 class Send(Protocol):

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from samestep import streams
 from samestep.batches import tensors_in
+from samestep.parallel.cut import Cut
 from samestep.parallel.executor import Executor, StepState
 from samestep.parallel.layout import CHUNK, Piece, storage_order
+from samestep.proof.record import AS, Key, Recorder, tensor_digest
 from samestep.schedule import actions
-from samestep.verify.record import Key, Recorder, tensor_digest
 
 MANY = 64 * CHUNK  # elements of a parameter above which its stretches are folded
 
@@ -35,7 +36,9 @@ class Observer:
 
     def __init__(self, executor: Executor, recorder: Recorder) -> None:
         self._executor, self._recorder = executor, recorder
-        self._shard: ContextVar[int] = ContextVar("shard")  # in lockstep, shards take turns in threads
+        self._shard: ContextVar[int | None] = ContextVar(
+            "shard", default=None
+        )  # in lockstep, shards take turns in threads
         self._after: dict[type, Callable[[StepState], None]] = {
             actions.Load: self._rows,
             actions.Agree: self._losses,
@@ -48,7 +51,12 @@ class Observer:
         self._forward, self._backward = executor.forward, executor.backward
         executor.forward = self._watched_forward  # type: ignore[method-assign]
         executor.backward = self._watched_backward  # type: ignore[method-assign]
+        if executor.network is not None:
+            self._record = executor.network.way.of
+            executor.network.way.of = self._unwatched  # type: ignore[method-assign]
         for name, module in executor.model.named_modules():
+            if any(param is not None for param in module._parameters.values()):
+                module.register_forward_pre_hook(partial(self._weights_read, name))
             if not any(True for _ in module.children()):
                 module.register_forward_hook(partial(self._activation, name))
 
@@ -65,19 +73,23 @@ class Observer:
             for name, tensor in tensors_in(batch):
                 self._note("rows", name, tensor, shard)
 
-    def _weights(self, shard: int, segment: int, when: str) -> None:
+    def _weights_read(self, name: str, module: nn.Module, inputs: Any) -> None:
         """A fingerprint, since shards see them many times."""
-        network, layout = self._executor.network, self._executor.layout
-        for i in range(len(layout.entries)) if network is None else network.entries[segment]:
-            bits = tensor_digest(layout.entries[i].param)
-            self._note("weights", f"{layout.entries[i].name} in {when}", bits, shard)
+        shard = self._shard.get()
+        if shard is not None:
+            for local, param in module._parameters.items():
+                if param is not None:
+                    place = f"{name}.{local}" if name else local
+                    self._note("weights", f"{place} in forward", tensor_digest(param), shard)
 
     def _watched_backward(self, action: actions.Backward, state: StepState) -> None:
-        self._weights(action.shard, action.segment, "backward")
+        network, layout = self._executor.network, self._executor.layout
+        for i in range(len(layout.entries)) if network is None else network.entries[action.segment]:
+            bits = tensor_digest(layout.entries[i].param)
+            self._note("weights", f"{layout.entries[i].name} in backward", bits, action.shard)
         self._backward(action, state)
 
     def _watched_forward(self, action: actions.Forward, state: StepState) -> None:
-        self._weights(action.shard, action.segment, "forward")
         token = self._shard.set(action.shard)
         try:
             self._forward(action, state)
@@ -86,14 +98,25 @@ class Observer:
         if self._executor.network is None or self._executor.network.is_last(action.segment):
             self._note("random stream", "after forward", streams.pack(streams.leave()), action.shard)
 
+    def _unwatched(self, batch: Any) -> Cut:
+        """A batch of a new shape has its forward recorded first, which is no shard's."""
+        token = self._shard.set(None)
+        try:
+            return self._record(batch)
+        finally:
+            self._shard.reset(token)
+
     def _activation(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        shard = self._shard.get(None)
+        shard = self._shard.get()
         if shard is not None:
             for local, tensor in tensors_in(output):
                 self._note("activation", f"{name}{local and f' {local}'}", tensor, shard)
 
     def _local_gradient(self, shard: int, entry: int, grad: Tensor) -> None:
-        self._note("local gradient", self._executor.layout.entries[entry].name, grad, shard)
+        entries = self._executor.layout.entries
+        own, first = entries[entry], entries[entry].tied_to
+        name = own.name if first is None else f"{entries[first].name}{AS}{own.name}"
+        self._note("local gradient", name, grad, shard)
 
     def _losses(self, state: StepState) -> None:
         for shard, (total, weight, is_mean) in state.facts.items():

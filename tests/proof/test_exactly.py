@@ -8,21 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samestep.verify.causes import Cause
-from samestep.verify.exactly import exactly, sum_judged
-from samestep.verify.record import Key, Record, Recorder
+from samestep.proof.causes import Cause
+from samestep.proof.exactly import exactly, sum_judged
+from samestep.proof.record import Key, Record, Recorder
 
 
-def shards(count: int, seed: int, size: int = 40) -> dict[int, Tensor]:
+def shards(count: int, seed: int, size: int = 40) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {n: torch.randn(size, generator=generator, dtype=torch.float64) for n in range(count)}
+    return {str(n): torch.randn(size, generator=generator, dtype=torch.float64) for n in range(count)}
 
 
-def summed(parts: dict[int, Tensor], factors: list[float]) -> Tensor:
-    return torch.stack([parts[n] * f for n, f in enumerate(factors)]).sum(0)
+def summed(parts: dict[str, Tensor], factors: list[float]) -> Tensor:
+    return torch.stack([part * f for part, f in zip(parts.values(), factors, strict=True)]).sum(0)
 
 
-def judged(parts: dict[int, Tensor], factors: list[float]) -> tuple[Cause, str]:
+def judged(parts: dict[str, Tensor], factors: list[float]) -> tuple[Cause, str]:
     return sum_judged(summed(parts, factors), summed(parts, [1.0] * len(parts)), parts, dict.fromkeys(parts, 1))
 
 
@@ -60,7 +60,7 @@ def test_another_order_of_additions_is_rounding() -> None:
 
 def test_what_no_factor_explains_is_not_explained() -> None:
     parts = shards(4, 0)
-    assert sum_judged(shards(1, 5)[0], summed(parts, [1] * 4), parts, {})[0] == Cause.UNKNOWN
+    assert sum_judged(shards(1, 5)["0"], summed(parts, [1] * 4), parts, {})[0] == Cause.UNKNOWN
 
 
 def record(folder: Path, *steps: dict[Key, float | Tensor], rank: int = 0) -> Record:

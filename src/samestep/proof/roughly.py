@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samestep.verify.causes import Cause, Finding
-from samestep.verify.exactly import Step, joined
-from samestep.verify.record import Record, relative_distance
+from samestep.proof.causes import Cause, Finding
+from samestep.proof.exactly import Step, joined
+from samestep.proof.record import Record, relative_distance
 
 SAFETY = 16.0  # times what the perturbed runs are apart
 LEAST = 1e-6  # relative; a few units in the last place of float32

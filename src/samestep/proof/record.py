@@ -40,6 +40,7 @@ KINDS = (
 )
 """In the order in which a step makes them: of two differences, the earlier one is the cause."""
 
+AS = " as "  # between a tied parameter's first name and a further one, of which a local gradient is
 FOLDED = 65_536  # elements that are left of a tensor at most
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samestep.verify.causes import Cause
-from samestep.verify.record import Key, Record, Recorder
-from samestep.verify.roughly import SAFETY, coupled, roughly
+from samestep.proof.causes import Cause
+from samestep.proof.record import Key, Record, Recorder
+from samestep.proof.roughly import SAFETY, coupled, roughly
 
 GRADIENT = torch.linspace(-1, 1, 64, dtype=torch.float64)
 NOISE = torch.cos(torch.arange(64, dtype=torch.float64))

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from samestep.verify.causes import Finding
-from samestep.verify.roughly import Apart
+from samestep.proof.causes import Finding
+from samestep.proof.roughly import Apart
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samestep.verify.causes import Cause, Finding
-from samestep.verify.record import KINDS, Key, Noted, Record, folded, relative_distance
+from samestep.proof.causes import Cause, Finding
+from samestep.proof.record import AS, KINDS, Key, Noted, Record, folded, relative_distance
 
 Step = Mapping[Key, Sequence[Noted]]
+FITS = 1e-3  # relative distance of a sum that factors explain
 ROUNDING = 1e-5  # relative distance below which a difference is one of rounding
 BATCHNORM = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -55,9 +56,9 @@ def exactly(found: Record, wanted: Record) -> Exact:
         differences = list(differing(ours, theirs))
         if differences:
             first = min(differences, key=lambda d: KINDS.index(d.key.kind))
-            return Exact(compared, explained(step, first, (ours, theirs), before))
+            return Exact(dict(compared), explained(step, first, (ours, theirs), before))
         before = (ours, theirs)
-    return Exact(compared, None)
+    return Exact(dict(compared), None)
 
 
 def differing(found: Step, wanted: Step) -> Iterator[Difference]:
@@ -124,40 +125,57 @@ def _gradient(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
     earlier = joined(before[1], "gradient", name)
     if earlier is not None and earlier.shape == found.shape and relative_distance([found], [earlier]) < ROUNDING:
         return Cause.STALE_WEIGHTS, "it is the gradient of the step before"
-    shards = {k.shard: n[0].values for k, n in now[1].items() if k.kind == "local gradient" and k.name == name}
-    holders = {k.shard: n[0].rank for k, n in now[0].items() if k.kind == "local gradient" and k.name == name}
-    return sum_judged(found, wanted, shards, holders)
+    shards = _locals(now[1], name)
+    holders = {label: noted.rank for label, noted in _locals(now[0], name).items()}
+    return sum_judged(found, wanted, {label: noted.values for label, noted in shards.items()}, holders)
+
+
+def _locals(step: Step, name: str) -> dict[str, Noted]:
+    """A parameter's gradients by shard, and for a tied one by the name too under which it was used."""
+    found = {}
+    for key, (noted, *_) in step.items():
+        if key.kind == "local gradient" and key.name.split(AS)[0] == name:
+            found[f"{key.shard}{key.name.removeprefix(name)}"] = noted
+    return found
 
 
 def sum_judged(
-    found: Tensor, wanted: Tensor, shards: Mapping[int, Tensor], holders: Mapping[int, int]
+    found: Tensor, wanted: Tensor, shards: Mapping[str, Tensor], holders: Mapping[str, int]
 ) -> tuple[Cause, str]:
-    """Why a sum of shards' gradients is not the one wanted. All tensors 1-D, folded alike."""
+    """Why a sum of shards' gradients is not the one wanted. All tensors 1-D, folded alike; holders: the workers."""
     apart = relative_distance([found], [wanted])
     if apart < ROUNDING:
         return Cause.ROUNDING, f"it is {apart:.1e} off, as of another order of additions"
     k = float(found @ wanted / (wanted @ wanted)) if float(wanted @ wanted) else 0.0
     if k and relative_distance([found], [wanted * k]) < ROUNDING:
         return Cause.LOSS_WEIGHTING, f"it is {k:.6g} times what one worker has"
-    numbers = sorted(shards)
-    columns = [shards[n] for n in numbers if shards[n].shape == found.shape]
-    if len(columns) == len(numbers) > 1:
-        scale = float(torch.stack(columns).sum(0) @ wanted / (wanted @ wanted)) or 1.0
-        factors = torch.linalg.lstsq(torch.stack(columns, 1), found[:, None]).solution[:, 0] * scale
-        fitted = torch.stack(columns, 1) @ (factors / scale)
-        if relative_distance([fitted], [found]) < 1e-3:
-            said = ", ".join(f"{float(f):.3g}" for f in factors)
-            lost = [n for n, f in zip(numbers, factors, strict=True) if abs(float(f)) < 0.05]
-            twice = [n for n, f in zip(numbers, factors, strict=True) if float(f) > 1.5]
-            if twice and not lost:
-                return Cause.DOUBLE_COUNTING, f"the shards' gradients enter with the factors {said}"
-            if lost:
-                where = sorted({holders[n] for n in lost if n in holders})
-                return Cause.MISSING_REDUCTION, (
-                    f"the gradients of shards {lost} (of workers {where}) are not in it: factors {said}"
-                )
-            return Cause.LOSS_WEIGHTING, f"the shards' gradients enter with the factors {said}"
-    return Cause.UNKNOWN, f"it is {apart:.1e} off, and no factors of the shards' gradients explain it"
+    factors = factors_of(found, wanted, shards)
+    if factors is None:
+        return Cause.UNKNOWN, f"it is {apart:.1e} off, and no factors of the shards' gradients explain it"
+    said = ", ".join(f"{factor:.3g}" for factor in factors.values())
+    lost = [label for label, factor in factors.items() if abs(factor) < 0.05]
+    if lost:
+        where = sorted({holders[label] for label in lost if label in holders})
+        return Cause.MISSING_REDUCTION, (
+            f"the gradients of shards [{', '.join(lost)}], of workers {where}, are not in it: factors {said}"
+        )
+    if max(factors.values()) > 1.5:
+        return Cause.DOUBLE_COUNTING, f"the shards' gradients enter with the factors {said}"
+    return Cause.LOSS_WEIGHTING, f"the shards' gradients enter with the factors {said}"
+
+
+def factors_of(found: Tensor, wanted: Tensor, shards: Mapping[str, Tensor]) -> dict[str, float] | None:
+    """With which factors the shards' gradients enter, where all of them are 1 in what is wanted; None: with none."""
+    columns = [shard for shard in shards.values() if shard.shape == found.shape]
+    if len(columns) < len(shards) or len(columns) < 2:
+        return None
+    basis = torch.stack(columns, 1)
+    whole = basis.sum(1)
+    unit = float(whole @ wanted / (whole @ whole)) if float(whole @ whole) else 0.0  # what the loss still lacked
+    solution = torch.linalg.lstsq(basis, found[:, None]).solution[:, 0]
+    if not unit or relative_distance([basis @ solution], [found]) > FITS:
+        return None
+    return dict(zip(shards, (solution / unit).tolist(), strict=True))
 
 
 def _norm(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
