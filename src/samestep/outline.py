@@ -22,20 +22,27 @@ class Outline:
     drawing: str
     svg: str
     grounds: Mapping[str, Any] | None = None  # on which the planner decided, as JSON; None where the plan was given
+    uncounted: str = ""  # why the memory is not known, where it is not
 
     def text(self, *, draw: bool) -> str:
         lines = [self.plan]
         if self.whole:
             lines += ["left whole:", *(f"  {layer}: {reason}" for layer, reason in self.whole.items()), ""]
+        needs = [f"; needs {in_all(memory)}" for memory in self.memory] or [""] * len(self.parameters)
         lines += [
-            f"worker {rank}: computes with {mega(used)} of parameters, updates {mega(own)}; "
-            f"needs {mega(sum(needs.values()))} ({', '.join(f'{what} {mega(n)}' for what, n in needs.items())})"
-            for rank, (used, own, needs) in enumerate(zip(self.parameters, self.updated, self.memory, strict=True))
+            f"worker {rank}: computes with {mega(used)} of parameters, updates {mega(own)}{needed}"
+            for rank, (used, own, needed) in enumerate(zip(self.parameters, self.updated, needs, strict=True))
         ]
+        if self.uncounted:
+            lines.append(f"memory not counted: {self.uncounted}")
         lines.append(f"moved per step: {by_cause(self.moved)}")
         if any(self.wired.values()):
             lines.append(f"of that between hosts: {by_cause(self.wired)}")
         return "\n".join([*lines, "", self.drawing] if draw else lines)
+
+
+def in_all(memory: Mapping[str, int]) -> str:
+    return f"{mega(sum(memory.values()))} ({', '.join(f'{what} {mega(n)}' for what, n in memory.items())})"
 
 
 def by_cause(nbytes: Mapping[str, int]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from samestep import streams
-from samestep.errors import PlanRefused
+from samestep.errors import JobRefused, PlanRefused, Refused
 from samestep.job import Job
 from samestep.loss import Objective
 from samestep.numerics import num_shards_of, shard_rows
@@ -33,6 +33,7 @@ def outline(job: Job, plan: Plan, prepared: Prepared, whole: Mapping[str, str], 
     entries = prepared.layout.entries
     rows = [len(part) for part in shard_rows(job.batch_size, num_shards)]
     edges = edges_of(plan, prepared.layout)
+    needs, why = counted(job, plan, prepared, schedules, hosts)
     moved, wired = traffic(plan, prepared.structure, prepared.layout, homes, pieces, rows, hosts, edges)
     return Outline(
         str(plan),
@@ -44,10 +45,23 @@ def outline(job: Job, plan: Plan, prepared: Prepared, whole: Mapping[str, str], 
         tuple(sum((p.stop - p.start) * entries[p.entry].param.element_size() for p in owned) for owned in pieces),
         asdict(moved),
         asdict(wired),
-        [asdict(found) for found in footprints(job, plan, prepared, schedules, hosts)],
+        needs,
         text_of(grid, schedules),
         svg_of(grid, schedules),
+        uncounted=why,
     )
+
+
+def counted(
+    job: Job, plan: Plan, prepared: Prepared, schedules: Sequence[Schedule], hosts: Sequence[int]
+) -> tuple[list[dict[str, int]], str]:
+    """The memory of every worker; without stages a forward that cannot be recorded still runs, and why it cannot."""
+    try:
+        return [asdict(found) for found in footprints(job, plan, prepared, schedules, hosts)], ""
+    except Refused as error:
+        if plan.stages:
+            raise
+        return [], str(error)
 
 
 def checked(job: Job, plan: Plan, prepared: Prepared) -> tuple[Grid, list[Schedule]]:
@@ -69,6 +83,8 @@ def footprints(
 ) -> list[Footprint]:
     """The memory that every worker needs, for a step with a full batch."""
     structure = prepared.structure
+    if structure is None and plan.numerics.sync_batchnorm:
+        raise JobRefused("the memory of layers in which shards meet, as sync_batchnorm=True asks for, is not counted")
     if structure is None:
         objective = Objective(job.loss, job.forward)
         way = Way(prepared.model, objective, [], {}, {}, job.precision)

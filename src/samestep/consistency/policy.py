@@ -80,7 +80,8 @@ def parse_policy(text: str, source: str = "--sync") -> Policy | None:
         return Stale(steps) if steps else None
     if steps < 1:
         raise PlanRefused(f"{source} {text!r}: workers that never take a step never meet; give at least 1 step")
-    return Local(steps, **_options(options, text, source))
+    workers, outer = _options(options, text, source)
+    return Local(steps, workers, outer)
 
 
 def check_policy(policy: Policy | None, shards: int, source: str = "--sync") -> None:
@@ -94,17 +95,17 @@ def check_policy(policy: Policy | None, shards: int, source: str = "--sync") -> 
         )
 
 
-def _options(words: list[str], text: str, source: str) -> dict[str, int | Nesterov]:
-    found: dict[str, int | Nesterov] = {}
+def _options(words: list[str], text: str, source: str) -> tuple[int | None, Nesterov | None]:
+    workers, outer = None, None
     for word in words:
         name, _, value = word.partition("=")
         if name == "workers":
-            found[name] = _number(value, text, source)
+            workers = _number(value, text, source)
         elif name == "outer":
-            found[name] = _nesterov(value, text, source)
+            outer = _nesterov(value, text, source)
         else:
             raise PlanRefused(f"{source} {text!r}: {word!r} is no option of local: it has workers=N and outer=...")
-    return found
+    return workers, outer
 
 
 def _nesterov(value: str, text: str, source: str) -> Nesterov:

@@ -83,7 +83,8 @@ def facts_of(job: Job) -> PlainFacts:
 def _is_coupled(job: Job, model: nn.Module, batch: Any, losses: list[float]) -> bool:
     if job.loss is not None and getattr(job.loss, "reduction", None) == "sum":
         return False  # a plain sum is no mean
-    return coupled(*losses, COUPLING)
+    first, second, both = losses
+    return coupled(first, second, both, COUPLING)
 
 
 def _by_design(job: Job) -> str | None:
