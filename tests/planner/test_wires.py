@@ -54,3 +54,4 @@ def test_a_faster_link_makes_no_plan_slower(data: st.DataObject) -> None:
         found = estimate(plan, chain, costs, slow)
         assert found.seconds >= estimate(plan, chain, costs, fast).seconds - 1e-12
         assert found.wired > 0
+        assert found.seconds >= found.wired / 2 / 1e6 * (1 - 1e-9), "one of the two directions moves half of it"
