@@ -7,6 +7,7 @@ model: each stage has its group of workers, deals out the shards among them anew
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from samestep.errors import PlanRefused
@@ -99,9 +100,16 @@ class Plan:
 
     def shards_of(self, rank: int, num_shards: int, stage: int = 0) -> range:
         """The shards that worker `rank` computes of a stage, in a step that has `num_shards` shards."""
-        whole = Stage("", tuple(range(self.workers)), self.assign)
-        chosen = self.stages[stage] if self.stages else whole
-        return StageGrid(chosen.workers, chosen.assign, (False,)).shards_of(rank, num_shards)
+        asked = rank, num_shards, stage
+        if asked not in self._dealt:  # every step asks
+            whole = Stage("", tuple(range(self.workers)), self.assign)
+            chosen = self.stages[stage] if self.stages else whole
+            self._dealt[asked] = StageGrid(chosen.workers, chosen.assign, (False,)).shards_of(rank, num_shards)
+        return self._dealt[asked]
+
+    @cached_property
+    def _dealt(self) -> dict[tuple[int, int, int], range]:
+        return {}
 
     def touched(self, rank: int, num_shards: int) -> list[int]:
         """The shards of which worker `rank` computes some stage, in order."""

@@ -7,6 +7,7 @@ from samestep.errors import PeerLost
 from samestep.numerics import num_shards_of, shard_rows
 from samestep.parallel.executor import Executor, StepState
 from samestep.schedule import actions
+from samestep.schedule.actions import Schedule
 from samestep.schedule.passes import schedule_of
 from samestep.schedule.written import written_order
 from samestep.trace.timesheet import Timesheet
@@ -24,18 +25,9 @@ class StepResult:
 
 def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = False) -> StepResult:
     """One optimizer step over a batch of `rows` rows. All workers must call it with the same numbers."""
-    plan, timesheet = executor.plan, executor.transport.timesheet
-    num_shards = num_shards_of(rows, plan.numerics.shards)
-    state = StepState(number, [len(part) for part in shard_rows(rows, num_shards)], stop_asked)
-    grid = plan.grid(num_shards, executor.sliced)
-    schedule = schedule_of(
-        grid,
-        plan.order if isinstance(plan.order, str) else written_order(plan.order, grid, plan.numerics.shards),
-        executor.transport.rank,
-        depth=plan.depth,
-        clip=executor.clip_grad_norm is not None,
-        lockstep=plan.numerics.sync_batchnorm,
-    )
+    timesheet = executor.transport.timesheet
+    shard_sizes, schedule = executor.routines.get(rows) or routine(executor, rows)
+    state = StepState(number, list(shard_sizes), stop_asked)
     timesheet.start()
     for action in schedule:
         try:
@@ -47,6 +39,23 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
         if executor.observer is not None:
             executor.observer(action, state)
     return StepResult(number, state.loss, state.stop, state.present)
+
+
+def routine(executor: Executor, rows: int) -> tuple[list[int], Schedule]:
+    """The rows of each shard, and this worker's schedule, for steps of so many rows; kept for the next one."""
+    plan = executor.plan
+    num_shards = num_shards_of(rows, plan.numerics.shards)
+    grid = plan.grid(num_shards, executor.sliced)
+    schedule = schedule_of(
+        grid,
+        plan.order if isinstance(plan.order, str) else written_order(plan.order, grid, plan.numerics.shards),
+        executor.transport.rank,
+        depth=plan.depth,
+        clip=executor.clip_grad_norm is not None,
+        lockstep=plan.numerics.sync_batchnorm,
+    )
+    executor.routines[rows] = [len(part) for part in shard_rows(rows, num_shards)], schedule
+    return executor.routines[rows]
 
 
 def perform(executor: Executor, action: actions.Action, state: StepState) -> None:

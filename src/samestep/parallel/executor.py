@@ -81,6 +81,7 @@ class Executor:
     edges: Edges | None = None  # of the reduction tree that a codec applies to
     network: Network | None = None  # None: the whole model is one segment
     whole: Callable[[], AbstractContextManager[None]] = nullcontext  # inside, sliced layers have their whole weights
+    routines: dict[int, tuple[list[int], actions.Schedule]] = field(default_factory=dict)  # by the rows of a step
     observer: Callable[[actions.Action, StepState], None] | None = None  # is called after every action
 
     @property

@@ -63,6 +63,10 @@ class Layout:
             self.entries.append(Entry(name, param, at, tied_to, *(slices or {}).get(id(param), (param, None))))
             at += self.entries[-1].nbytes
         self.nbytes = at
+        self._aliases: list[list[int]] = [[] for _ in self.entries]
+        for i, other in enumerate(self.entries):
+            if other.tied_to is not None:
+                self._aliases[other.tied_to].append(i)
 
     def owners(self) -> Iterator[tuple[int, Entry]]:
         """The entries that hold values."""
@@ -70,7 +74,7 @@ class Layout:
 
     def aliases(self, entry: int) -> list[int]:
         """Further registered names of an entry's parameter, in name order of registration."""
-        return [i for i, other in enumerate(self.entries) if other.tied_to == entry]
+        return self._aliases[entry]
 
     def view(self, memory: Tensor, entry: int) -> Tensor:
         """The part of `memory` that belongs to an entry, shaped and strided as its parameter."""
