@@ -32,7 +32,7 @@ from samestep.parallel.edges import Edges
 from samestep.parallel.executor import Executor
 from samestep.parallel.gradients import Gradients, untie
 from samestep.parallel.heads import slice_attention
-from samestep.parallel.home import Home, num_published, slice_home, stage_home
+from samestep.parallel.home import Home, most_published, num_published, slice_home, stage_home
 from samestep.parallel.initial import Recording
 from samestep.parallel.layout import Layout, Piece, dense
 from samestep.parallel.linear import Place, write_weight_gradients_once
@@ -277,16 +277,26 @@ def edges_of(plan: Plan, layout: Layout) -> Edges | None:
 
 
 def share(
-    prepared: Prepared, plan: Plan, fabric: Fabric, near: Collection[int] | None = None, *, fills: bool = True
+    prepared: Prepared,
+    plan: Plan,
+    fabric: Fabric,
+    near: Collection[int] | None = None,
+    *,
+    fills: bool = True,
+    for_any_deal: bool = False,
 ) -> Shared:
-    """Memory for the workers `near` (default: all) of `plan`; who `fills` it writes the initial parameters there."""
+    """Memory for the workers `near` (default: all) of `plan`; who `fills` it writes the initial parameters there.
+
+    for_any_deal: enough slots for any shares. What nobody touches takes no memory.
+    """
     layout, homes = prepared.layout, set(homes_of(prepared, plan))
     parameters = fabric.memory(layout.nbytes)
     for i, entry in layout.owners() if prepared.initial is None and fills else ():
         layout.view(parameters, i).copy_(entry.param.data)
     slots: list[list[Tensor]] = [[] for _ in range(plan.workers)]
     for rank in range(plan.workers) if near is None else near:
-        slots[rank] = [fabric.memory(layout.nbytes) for _ in range(num_published(plan, homes, rank))]
+        count = most_published(plan) if for_any_deal else num_published(plan, homes, rank)
+        slots[rank] = [fabric.memory(layout.nbytes) for _ in range(count)]
     board = buffer_starts(list(prepared.model.buffers()))[-1]
     boards = [fabric.memory(board) for _ in range(plan.numerics.shards)]
     folded = fabric.memory(plan.workers * len(layout.entries)).view(plan.workers, len(layout.entries))
@@ -322,7 +332,8 @@ def take_part(
 ) -> Executor:
     """Worker `transport.rank`'s parts, ready for step `first_step`."""
     rank, layout = transport.rank, prepared.layout
-    gradients = Gradients(layout, shared.slots[rank])
+    homes = homes_of(prepared, plan)
+    gradients = Gradients(layout, shared.slots[rank][: num_published(plan, set(homes), rank)])
     if isinstance(job.loss, nn.Module):  # may hold the weights of classes
         job.loss.to(shared.parameters.device)
     entry_of = {id(entry.param): i for i, entry in enumerate(layout.entries)}
@@ -331,19 +342,14 @@ def take_part(
         entry = entry_of.get(id(param))
         return None if entry is None else lambda: gradients.place(entry)
 
-    homes = homes_of(prepared, plan)
     if prepared.initial is not None:
         fill(prepared, homes, rank, transport.hosts, job.seed)
         transport.fence()
     write_weight_gradients_once(prepared.model, place_of)
     pieces = pieces_of(prepared, plan, homes, transport.hosts)
-    edges, between = edges_of(plan, layout), None
-    if transport.links is not None:
-        stretches = Stretches(layout, homes, transport.hosts, pieces)
-        between = BetweenHosts(
-            layout, homes, transport, stretches, pieces[rank], shared.slots, shared.parameters, shared.folded, edges
-        )
-        gradients.when_folded = between.ready
+    edges = edges_of(plan, layout)
+    between = between_hosts(prepared, shared, transport, homes, pieces, edges)
+    gradients.when_folded = None if between is None else between.ready
     update = ShardedUpdate(prepared.optimizer, layout, pieces[rank])
     batches = iter(()) if job.data is None else shard_batches(job, plan, rank, training_rows(job), first_step)
     buffers = Buffers(prepared.model, shared.boards)
@@ -369,6 +375,46 @@ def take_part(
         network=network_of(prepared, plan, transport, buffers, lambda param: place_of(param) or (lambda: None)),
         whole=prepared.whole,
     )
+
+
+def between_hosts(
+    prepared: Prepared,
+    shared: Shared,
+    transport: Transport,
+    homes: Sequence[Home],
+    pieces: Sequence[Sequence[Piece]],
+    edges: Edges | None,
+) -> BetweenHosts | None:
+    """None where all workers are on one host."""
+    if transport.links is None:
+        return None
+    layout, own = prepared.layout, pieces[transport.rank]
+    stretches = Stretches(layout, homes, transport.hosts, pieces)
+    return BetweenHosts(layout, homes, transport, stretches, own, shared.slots, shared.parameters, shared.folded, edges)
+
+
+def deal_anew(
+    executor: Executor, assign: tuple[int, ...], job: Job, prepared: Prepared, shared: Shared, step: int
+) -> None:
+    """From `step` on other shares, over memory that was shared for any deal. Call it between steps, everywhere alike.
+
+    Who owns and updates which piece of a parameter does not follow the shards.
+    """
+    assert not executor.plan.stages, "only shares of whole models are dealt anew"
+    plan, transport = dataclasses.replace(executor.plan, assign=assign), executor.transport
+    rank, homes = transport.rank, homes_of(prepared, plan)
+    pieces = pieces_of(prepared, plan, homes, transport.hosts)
+    assert [piece for piece, _ in executor.update.targets] == pieces[rank]
+    between = between_hosts(prepared, shared, transport, homes, pieces, None)
+    if between is not None and executor.between is not None:
+        between.go_on_from(executor.between)
+    executor.gradients.publish_in(shared.slots[rank][: num_published(plan, set(homes), rank)])
+    executor.gradients.when_folded = None if between is None else between.ready
+    executor.reduction = TreeReduction(prepared.layout, homes, rank, pieces[rank], shared.slots, between)
+    executor.plan, executor.homes = plan, homes
+    executor.routines.clear()
+    if job.data is not None:
+        executor.next_batch = shard_batches(job, plan, rank, training_rows(job), step).__next__
 
 
 def used_parameters(prepared: Prepared, homes: Sequence[Home], rank: int) -> list[tuple[str, nn.Parameter]]:

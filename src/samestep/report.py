@@ -36,6 +36,7 @@ class Report:
     seconds_per_step: median after the first three steps; None when there were fewer than four.
     metrics: of the last evaluation; empty without held-out data.
     prediction: the planner's, made before the run; None when nobody made one.
+    deals: from which step on which shares, where shards were dealt anew because workers' speeds had changed.
     traces: per worker, the last steps action by action, when they were asked for.
     """
 
@@ -54,6 +55,7 @@ class Report:
     weights_file: int | None = field(default=None, repr=False)
     prediction: Prediction | None = None
     traces: Sequence[WorkerTrace] = field(default=(), repr=False)
+    deals: Sequence[tuple[int, tuple[int, ...]]] = ()
 
     @property
     def prediction_error(self) -> float | None:
@@ -85,6 +87,7 @@ class Report:
             "metrics": {name: _finite(value) for name, value in self.metrics.items()},
             "steps": self.steps,
             "rows_per_second": self.rows_per_second,
+            "deals": [{"step": step, "assign": list(assign)} for step, assign in self.deals],
             "times": [vars(time) for time in self.times],
             "predicted_seconds_per_step": None if self.prediction is None else self.prediction.seconds,
             "prediction_error": self.prediction_error,

@@ -21,6 +21,7 @@ class StepResult:
     loss: float
     stop: bool  # whether some worker was asked to stop after this step
     present: bytes  # per entry of the layout: whether some shard had a gradient for it
+    seconds: tuple[float, ...] = ()  # that each worker computed for its shards
 
 
 def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = False) -> StepResult:
@@ -38,7 +39,7 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
         book(timesheet, number, action)
         if executor.observer is not None:
             executor.observer(action, state)
-    return StepResult(number, state.loss, state.stop, state.present)
+    return StepResult(number, state.loss, state.stop, state.present, tuple(state.seconds))
 
 
 def routine(executor: Executor, rows: int) -> tuple[list[int], Schedule]:

@@ -15,8 +15,9 @@ from samestep.job import Job
 from samestep.metrics import Metric, accuracy, is_classification
 from samestep.numerics import num_shards_of, shard_rows
 from samestep.parallel.executor import Executor
-from samestep.parallelize import Prepared, Shared, take_part, training_rows
+from samestep.parallelize import Prepared, Shared, deal_anew, take_part, training_rows
 from samestep.plan import Plan
+from samestep.planner.drift import Drift
 from samestep.step import StepResult, run_step
 from samestep.transport.base import Transport
 
@@ -34,12 +35,17 @@ class Training:
         *,
         first_step: int = 0,
         allow_nan: bool = False,
+        deals_anew: bool = False,
     ) -> None:
+        """deals_anew: the shards, when workers' speeds change; `shared` must be for any deal then."""
         self.job, self.plan = job, plan
         self.step_number = first_step  # optimizer steps done
         self._order = None if job.data is None else job.row_order(training_rows(job).num_rows)
         self.num_steps = 0 if self._order is None else job.num_steps(self._order)
         self.executor: Executor = take_part(job, plan, prepared, shared, transport, first_step, allow_nan=allow_nan)
+        self.drift = Drift(plan.assign) if deals_anew else None
+        self.deals: list[tuple[int, tuple[int, ...]]] = []  # from which step on, the shares dealt anew
+        self._prepared, self._shared = prepared, shared
         self._seen = 0  # one byte per entry of the layout: whether it ever had a gradient
         self._held_out: Rows | None = None
         if job.evaluate is not None:
@@ -48,10 +54,12 @@ class Training:
     def step(self, stop_asked: bool = False) -> StepResult:
         """Train on the next batch."""
         assert self._order is not None, "the job has data"
+        self._deal()
         return self._step(self._order.batch_rows(self.step_number), stop_asked)
 
     def step_on(self, batch: Any) -> StepResult:
         """Train on a whole batch, the same on every worker: tensors with rows first, in any nest."""
+        self._deal()
         rows = num_rows(batch)
         parts = shard_rows(rows, num_shards := num_shards_of(rows, self.plan.numerics.shards))
         own = self.plan.touched(self.executor.transport.rank, num_shards)
@@ -66,7 +74,17 @@ class Training:
         result = run_step(self.executor, self.step_number, rows, stop_asked)
         self.step_number += 1
         self._seen |= int.from_bytes(result.present, "little")
+        if self.drift is not None:
+            self.drift.note(result.seconds, num_shards_of(rows, self.plan.numerics.shards))
         return result
+
+    def _deal(self) -> None:
+        """Anew, if it is worth it. All workers have seen the same and decide alike."""
+        assign = None if self.drift is None else self.drift.redealt()
+        if assign is not None:
+            deal_anew(self.executor, assign, self.job, self._prepared, self._shared, self.step_number)
+            self.plan = self.executor.plan
+            self.deals.append((self.step_number, assign))
 
     def without_gradient(self) -> list[str]:
         """The parameters that no shard of any step so far gave a gradient."""

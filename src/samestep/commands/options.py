@@ -36,6 +36,7 @@ PLANNING = (
     click.option("--sync", metavar="POLICY", help='When workers agree, "stale(1)", "local(16)". Part of the numbers.'),
     click.option("--steps", type=int, help="Train for so many optimizer steps."),
     click.option("--epochs", type=int, help="Train for so many passes over the data."),
+    click.option("--rebalance", metavar="on|off", help="Deal shards anew when workers get slower or faster."),
     click.option("--seed", type=int, help="Of everything random. Part of the numbers."),
     click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the job function."),
     click.option("--device", type=click.Choice(DEVICES), default="cpu", help="Where workers compute, one on each GPU."),

@@ -12,6 +12,7 @@ from torch import nn
 
 from samestep import heap, streams
 from samestep.checkpoint import finished, read_description
+from samestep.consistency.policy import EXACT
 from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
 from samestep.job import Job
 from samestep.launch.deciding import decided
@@ -23,6 +24,7 @@ from samestep.launch.worker import Resumption, Run, Send
 from samestep.parallel.initial import Recording, record
 from samestep.parallel.update import implementation
 from samestep.parallelize import Prepared, divide, hollow, prepare, training_rows
+from samestep.plan import Plan
 from samestep.planned import check_memory, checked, footprints
 from samestep.planner.decision import Decision
 
@@ -49,6 +51,7 @@ def build(
     streams.enter(job.seed, "model")
     initial = None if request.memory_limit is None else recorded(job, request)
     model = job.build_model() if initial is None else initial.model
+    asked = request
     if request.plan == "auto" and request.plan_text is None:
         decide = decided if request.cluster is None else decided_elsewhere
         request, decision = decide(request, job, model, chosen)
@@ -71,9 +74,31 @@ def build(
         check_memory(footprints(job, plan, prepared, schedules, hosts), request.memory_limit)
     resumption = find_checkpoint(request)
     done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
-    run = Run(job, plan, request, send, resumption, done, hosts, decision=decision)
+    run = Run(job, plan, request, send, resumption, done, hosts, deals_anew=deals_anew(asked, plan), decision=decision)
     send(announcement(run) | {"prediction": None if decision is None else decision.prediction.as_json()})
     return run, prepared, pristine
+
+
+def deals_anew(asked: Request, plan: Plan) -> bool:
+    """Whether shards are dealt anew when workers' speeds change. asked: before a plan was looked for.
+
+    Raises PlanRefused where that is asked for and cannot be.
+    """
+    numerics = plan.numerics
+    reasons = {
+        "one worker has all shards": plan.workers == 1,
+        "the plan has stages or slices": bool(plan.stages),
+        f"the codec {numerics.codec} keeps what it owes where the shards are": numerics.codec != "none",
+        "shards that meet in synchronized batch normalization hide each worker's speed": numerics.sync_batchnorm,
+        f"workers agree by {numerics.sync}": numerics.sync != EXACT,
+        "workers hold parts of the model only": asked.memory_limit is not None,
+        "workers compute on GPUs": asked.device != "cpu",
+    }
+    why = next((reason for reason, holds in reasons.items() if holds), None)
+    if asked.rebalance == "on" and why is not None:
+        raise PlanRefused(f"--rebalance on: {why}, and shards are dealt anew only without that; leave it out")
+    is_dealt = asked.assign is not None or asked.plan_text is not None
+    return why is None and (asked.rebalance == "on" or (asked.rebalance is None and not is_dealt))
 
 
 def job_of(request: Request, made: Job | None = None) -> tuple[Job, dict[str, Any]]:

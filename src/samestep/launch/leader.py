@@ -160,7 +160,7 @@ def fork_processes(run: Run, prepared: Prepared) -> list[int]:
             "host (docs/hosts.md), or see with `samestep plan --hosts` what they would do"
         )
     fabric = SharedFabric(run.plan.workers, groups_that_meet(prepared, run.plan), mail_slots(run.plan))
-    shared = share(prepared, run.plan, fabric)
+    shared = share(prepared, run.plan, fabric, for_any_deal=run.deals_anew)
     bind(prepared, shared)
     heap.before_fork()
     workers = [_fork(partial(run_worker, run, rank, prepared, shared, fabric)) for rank in range(run.plan.workers)]
@@ -175,7 +175,10 @@ def fork_threads(run: Run, prepared: Prepared, pristine: nn.Module) -> list[int]
     models = [prepared, *(divide(run.job, run.plan, model, known) for model in copies)]
     fabric = ThreadHosts(run.hosts)
     near = by_host(range(run.plan.workers), run.hosts)
-    shared = [share(prepared, run.plan, part, near[host]) for host, part in enumerate(fabric.fabrics)]
+    shared = [
+        share(prepared, run.plan, part, near[host], for_any_deal=run.deals_anew)
+        for host, part in enumerate(fabric.fabrics)
+    ]
     for model, host in zip(models, run.hosts, strict=True):
         bind(model, shared[host])
     return [_fork(partial(run_threads, run, models, shared, fabric))]

@@ -34,6 +34,7 @@ class Outcome:
     failures: list[Event] = field(default_factory=list)
     gone: list[Event] = field(default_factory=list)
     interrupted: bool = False
+    deals: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     traces: dict[int, bytes] = field(default_factory=dict)
     weights_file: int | None = None
     outline_file: int | None = None
@@ -48,6 +49,8 @@ class Outcome:
             case "steps":
                 self.losses += [loss for _, loss, _ in event["steps"]]
                 self.step = event["steps"][-1][0] + 1
+            case "dealt":
+                self.deals.append((event["step"], tuple(event["assign"])))
             case "worker":
                 self.times[event["rank"]] = WorkerTime(
                     event["compute"],
@@ -86,6 +89,7 @@ class Outcome:
             numerics=self.plan["numerics"],
             plan=self.plan["plan"],
             metrics=self.finished["metrics"],
+            deals=self.deals,
             steps=self.finished["step"],
             rows_per_second=self.plan["batch_size"] / seconds if seconds else None,
             times=[self.times[rank] for rank in sorted(self.times)],

@@ -34,6 +34,12 @@ class Progress:
                 self._progress(outcome)
             case "metrics":
                 self._line(f"after step {event['step']}: " + spelled(event["metrics"]))
+            case "dealt":
+                was = outcome.deals[-2][1] if len(outcome.deals) > 1 else outcome.plan["assign"]
+                self._line(
+                    f"step {event['step']}: workers' speeds have changed, shards {'+'.join(map(str, was))} are now "
+                    f"{'+'.join(map(str, event['assign']))}; the numbers stay the same"
+                )
             case "warning":
                 self._line(f"warning: {event['text']}")
 
@@ -127,6 +133,8 @@ def summary(report: Report) -> str:
     lines.append(f"done: {report.steps} steps, {quality}{speed}{step}")
     if report.prediction is not None and report.seconds_per_step is not None:
         lines.append(report.prediction.graded(report.seconds_per_step))
+    for first, assign in report.deals:
+        lines.append(f"from step {first} on shards {'+'.join(map(str, assign))}: workers' speeds had changed")
     for rank, spent in enumerate(report.times):
         lines.append(
             f"worker {rank}: computed {spent.compute:.1f} s, communicated {spent.communicate:.1f} s, "

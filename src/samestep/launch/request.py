@@ -48,6 +48,7 @@ class Request:
     checkpoint: str | None = None
     every: int | None = None
     resume: bool = False
+    rebalance: str | None = None  # deal shards anew when speeds change; None: unless somebody has dealt them
     allow_nan: bool = False
     want_weights: bool = False
     trace_steps: int | None = None  # at the end, tell the last so many steps action by action
@@ -81,6 +82,8 @@ class Request:
         if self.probe and (self.plan != "auto" or self.cluster is not None):
             why = f"--plan {self.plan} names one" if self.plan != "auto" else "those of --cluster are not run here"
             raise Refused(f"--probe runs the best two plans and takes the faster, and {why}: leave one of them out")
+        if self.rebalance not in (None, "on", "off"):
+            raise Refused(f"--rebalance {self.rebalance!r} is not known: it is on or off")
         if self.device not in DEVICES:
             raise Refused(f"--device {self.device!r} is not known: it is one of {', '.join(DEVICES)}")
         if self.device != "cpu" and self.memory_limit is not None:

@@ -212,7 +212,7 @@ def _meet(membership: Membership, run: Run, prepared: Prepared) -> tuple[SharedT
     device = take_device(run.request.device, membership.number_on_machine)
     private = None if device.type == "cpu" else device
     fabric = SharedFabric(len(near), groups, mail_slots(run.plan), meeting, private)
-    shared = share(prepared, run.plan, fabric, near, fills=number == 0)
+    shared = share(prepared, run.plan, fabric, near, fills=number == 0, for_any_deal=run.deals_anew)
     transport = fabric.endpoint(number, timeout)
     transport.fence()  # the initial values are there
     bind(prepared, shared)

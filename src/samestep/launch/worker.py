@@ -67,6 +67,7 @@ class Run:
     done: memoryview  # optimizer steps done by each worker, in memory that the leader sees
     hosts: tuple[int, ...]  # of every worker
     stop_asked: bool = False
+    deals_anew: bool = False  # the shards, when workers' speeds change
     apart: bool = False  # every worker was started by itself: nobody hears them all
     decision: Decision | None = None  # of the planner, where it was asked
 
@@ -118,7 +119,14 @@ def work(run: Run, rank: int, prepared: Prepared, shared: Shared, transport: Tra
         torch.set_num_threads(run.plan.numerics.threads)
         first_step = run.resumption.step if run.resumption else 0
         trainer = Training(
-            run.job, run.plan, prepared, shared, transport, first_step=first_step, allow_nan=run.request.allow_nan
+            run.job,
+            run.plan,
+            prepared,
+            shared,
+            transport,
+            first_step=first_step,
+            allow_nan=run.request.allow_nan,
+            deals_anew=run.deals_anew,
         )
         if run.request.record is not None:
             trainer.executor.observer = Observer(trainer.executor, Recorder(Path(run.request.record), rank))
@@ -190,6 +198,8 @@ def train(run: Run, trainer: Training, diary: Diary) -> None:
             result = trainer.step(run.stop_asked)
             diary.stepped(result.number, result.loss, time.perf_counter() - began)
             stopped = result.stop
+            if trainer.deals and trainer.deals[-1][0] == result.number and diary.rank == 0:
+                run.tell("dealt", step=result.number, assign=trainer.deals[-1][1])
             found = trainer.evaluate() if trainer.evaluation_due and not stopped else {}
             if found and diary.rank == 0:
                 diary.flush()

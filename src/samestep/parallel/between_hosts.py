@@ -105,6 +105,10 @@ class BetweenHosts:
         self._ready: set[int] = set()  # entries whose sums may leave
         self._posted: set[int] = set()
 
+    def go_on_from(self, before: "BetweenHosts") -> None:
+        """Count on: marks of the step before are still in the memory that workers of a host share."""
+        self._step = before._step
+
     def begin(self, num_shards: int) -> None:
         if num_shards not in self._routes:
             self._routes[num_shards] = self._route_of(num_shards)

@@ -33,6 +33,7 @@ from samestep.transport.base import Transport
 from samestep.tree import local_plan, tree_sum
 
 SHARD_FACTS = struct.Struct("<ddB")  # a shard's loss sum, its weight, whether it was a mean
+SECONDS = struct.Struct("<d")  # that a worker has computed in this step
 NORM = struct.Struct("<IId")  # entry, chunk, norm
 
 
@@ -52,6 +53,7 @@ class StepState:
     norm: float = math.nan  # of the batch's gradient, where it is clipped
     present: bytes = b""
     stop: bool = False
+    seconds: list[float] = field(default_factory=list)  # that each worker computed
 
     def note_changed(self, shard: int, changed: bytes) -> None:
         """Which buffers a shard changed, in any of the stages that it goes through."""
@@ -204,7 +206,8 @@ class Executor:
     def agree(self, action: actions.Agree, state: StepState) -> None:
         """Everybody learns every shard's facts; the exchange also publishes the partial gradients."""
         rank, shards, last = self.transport.rank, len(state.rows), max(0, len(self.plan.stages) - 1)
-        record = bytes([state.stop_asked]) + bytes(self.gradients.present)
+        record = bytes([state.stop_asked]) + SECONDS.pack(self.transport.timesheet.computing)
+        record += bytes(self.gradients.present)
         record += b"".join(SHARD_FACTS.pack(*state.facts[s]) for s in self.plan.shards_of(rank, shards, last))
         far = self.transport.links is not None
         for shard in self.plan.touched(rank, shards):
@@ -213,8 +216,9 @@ class Executor:
         present, entries = 0, len(self.layout.entries)
         for other, text in enumerate(self.transport.exchange(record)):
             state.stop |= bool(text[0])
-            present |= int.from_bytes(text[1 : 1 + entries], "little")
-            at = 1 + entries
+            state.seconds.append(SECONDS.unpack_from(text, 1)[0])
+            at = 1 + SECONDS.size + entries
+            present |= int.from_bytes(text[at - entries : at], "little")
             for shard in self.plan.shards_of(other, shards, last):
                 facts[shard] = SHARD_FACTS.unpack_from(text, at)
                 at += SHARD_FACTS.size

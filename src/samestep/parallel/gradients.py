@@ -48,7 +48,7 @@ class Gradients:
 
     def __init__(self, layout: Layout, published: Sequence[Tensor]) -> None:
         self._layout = layout
-        self._fixed = [[layout.view(memory, i) for i in range(len(layout.entries))] for memory in published]
+        self._fixed: list[list[Tensor]] = []
         self._loose: dict[int, list[Tensor | None]] = {}
         # None outside backward: a gradient that forward takes for itself is no shard's gradient yet.
         self._current: ContextVar[_Arrivals | None] = ContextVar("arrivals", default=None)
@@ -58,8 +58,13 @@ class Gradients:
         self.when_folded: Callable[[int], None] | None = None  # called when an entry's last gradient is folded
         self.when_arrived: Callable[[int, int, Tensor], None] | None = None  # with every gradient: shard, entry, which
         self.present = bytearray(len(layout.entries))  # which entries got a gradient from any shard
+        self.publish_in(published)
         for i, entry in enumerate(layout.entries):
             entry.param.register_post_accumulate_grad_hook(partial(self._hook, i))  # type: ignore[no-untyped-call]
+
+    def publish_in(self, published: Sequence[Tensor]) -> None:
+        """Between steps: other slots than those of before."""
+        self._fixed = [[self._layout.view(memory, i) for i in range(len(self._turn))] for memory in published]
 
     def begin_step(self, units: Sequence[range]) -> None:
         """units: per entry, the shards (of a slice: join sets) whose gradients this worker computes."""

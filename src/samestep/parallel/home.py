@@ -75,3 +75,9 @@ def num_published(plan: Plan, homes: set[Home], rank: int) -> int:
     if plan.workers == 1:
         return 0
     return max(1, *(home.slots_of(rank) for home in homes))
+
+
+def most_published(plan: Plan) -> int:
+    """Slots that a worker of a plan without stages needs at most, however the shards are dealt: a run of leaves is two
+    blocks per level of the tree at most."""
+    return 2 * plan.numerics.shards.bit_length()

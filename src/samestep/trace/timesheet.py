@@ -17,12 +17,18 @@ class Timesheet:
     ring: Ring = field(default_factory=Ring)
     _mark: float = field(default_factory=time.perf_counter)
     _waited: float = 0.0  # since the last mark
+    _before: float = 0.0  # seconds computed before this step
 
     def waited(self, seconds: float) -> None:
         self._waited += seconds
 
     def start(self) -> None:
-        self._mark, self._waited = time.perf_counter(), 0.0
+        self._mark, self._waited, self._before = time.perf_counter(), 0.0, self.compute
+
+    @property
+    def computing(self) -> float:
+        """Seconds computed since `start`."""
+        return self.compute - self._before
 
     def computed(self, step: int, action: Any) -> None:
         """Book the time since the last mark as computation, less what was spent waiting."""
