@@ -64,6 +64,9 @@ LAYERS: dict[str, int] = {
     "digest": 5,
     "evaluate": 5,
     # a training step on one screen, and the loop around it
+    "watch": 5,
+    "auditing": 6,
+    "bookkeeping": 6,
     "step": 6,
     "trainer": 6,
     # what a run was like

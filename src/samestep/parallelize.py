@@ -7,7 +7,8 @@ take_part  in the worker: network, gradients, reduction, buffers, update over th
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn, optim
 
 from samestep import streams
 from samestep.codec.parse import parse_codec
+from samestep.columns import RowNumbers
 from samestep.data import Rows, as_rows
 from samestep.device import move_rest
 from samestep.errors import JobRefused, PlanRefused
@@ -47,6 +49,7 @@ from samestep.parallel.update import ELEMENTWISE, ShardedUpdate, check_optimizer
 from samestep.plan import Plan
 from samestep.transport.base import Fabric, Transport
 
+Note = Callable[[RowNumbers], None]
 Names = list[tuple[str, nn.Parameter, int | None]]
 
 
@@ -328,9 +331,17 @@ def groups_that_meet(prepared: Prepared, plan: Plan) -> dict[tuple[int, ...], in
 
 
 def take_part(
-    job: Job, plan: Plan, prepared: Prepared, shared: Shared, transport: Transport, first_step: int, *, allow_nan: bool
+    job: Job,
+    plan: Plan,
+    prepared: Prepared,
+    shared: Shared,
+    transport: Transport,
+    first_step: int,
+    *,
+    allow_nan: bool,
+    note: Note | None = None,
 ) -> Executor:
-    """Worker `transport.rank`'s parts, ready for step `first_step`."""
+    """Worker `transport.rank`'s parts, ready for step `first_step`. note: is told the rows that it takes."""
     rank, layout = transport.rank, prepared.layout
     homes = homes_of(prepared, plan)
     gradients = Gradients(layout, shared.slots[rank][: num_published(plan, set(homes), rank)])
@@ -351,7 +362,7 @@ def take_part(
     between = between_hosts(prepared, shared, transport, homes, pieces, edges)
     gradients.when_folded = None if between is None else between.ready
     update = ShardedUpdate(prepared.optimizer, layout, pieces[rank])
-    batches = iter(()) if job.data is None else shard_batches(job, plan, rank, training_rows(job), first_step)
+    batches = iter(()) if job.data is None else shard_batches(job, plan, rank, training_rows(job), first_step, note)
     buffers = Buffers(prepared.model, shared.boards)
     return Executor(
         model=prepared.model,
@@ -394,7 +405,13 @@ def between_hosts(
 
 
 def deal_anew(
-    executor: Executor, assign: tuple[int, ...], job: Job, prepared: Prepared, shared: Shared, step: int
+    executor: Executor,
+    assign: tuple[int, ...],
+    job: Job,
+    prepared: Prepared,
+    shared: Shared,
+    step: int,
+    note: Note | None = None,
 ) -> None:
     """From `step` on other shares, over memory that was shared for any deal. Call it between steps, everywhere alike.
 
@@ -414,7 +431,7 @@ def deal_anew(
     executor.plan, executor.homes = plan, homes
     executor.routines.clear()
     if job.data is not None:
-        executor.next_batch = shard_batches(job, plan, rank, training_rows(job), step).__next__
+        executor.next_batch = shard_batches(job, plan, rank, training_rows(job), step, note).__next__
 
 
 def used_parameters(prepared: Prepared, homes: Sequence[Home], rank: int) -> list[tuple[str, nn.Parameter]]:
@@ -474,10 +491,11 @@ def training_rows(job: Job) -> Rows:
     return as_rows(job.data, "data", job.seed, job.collate_fn, job.num_loader_workers)
 
 
-def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int) -> Any:
+def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int, note: Note | None = None) -> Any:
     """An endless iterator over the batches of worker `rank`'s shards, in the order it computes them.
 
-    Empty when it never has a shard: a loader that looks ahead would look for its first one for ever.
+    Empty when it never has a shard: a loader that looks ahead would look for its first one for ever. note: is told
+    the rows of a shard that it computes from the first layer on, when its batch is taken.
     """
     if not plan.touched(rank, num_shards_of(job.batch_size, plan.numerics.shards)):
         return iter(())
@@ -487,9 +505,19 @@ def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int) 
             num_shards = num_shards_of(len(batch), plan.numerics.shards)
             parts = shard_rows(len(batch), num_shards)
             for shard in plan.touched(rank, num_shards):
-                yield epoch, batch[parts[shard].start : parts[shard].stop]
+                rows_of_shard = batch[parts[shard].start : parts[shard].stop]
+                asked.append(rows_of_shard if shard in plan.shards_of(rank, num_shards) else None)
+                yield epoch, rows_of_shard
 
-    return rows.take(requests())
+    def noted() -> Any:
+        for found in rows.take(requests()):
+            taken = asked.popleft()
+            if note is not None and taken is not None:
+                note(taken)
+            yield found
+
+    asked: deque[RowNumbers | None] = deque()  # a loader may look ahead
+    return noted()
 
 
 def make_scheduler(job: Job, optimizer: optim.Optimizer) -> Any:

@@ -37,6 +37,8 @@ class Report:
     metrics: of the last evaluation; empty without held-out data.
     prediction: the planner's, made before the run; None when nobody made one.
     deals: from which step on which shares, where shards were dealt anew because workers' speeds had changed.
+    audits: how often workers' states were held together, and were the same.
+    epochs_proven: epochs in which every row was used exactly once; None without a ledger.
     traces: per worker, the last steps action by action, when they were asked for.
     """
 
@@ -56,6 +58,8 @@ class Report:
     prediction: Prediction | None = None
     traces: Sequence[WorkerTrace] = field(default=(), repr=False)
     deals: Sequence[tuple[int, tuple[int, ...]]] = ()
+    audits: int = 0
+    epochs_proven: int | None = None
 
     @property
     def prediction_error(self) -> float | None:
@@ -88,6 +92,8 @@ class Report:
             "steps": self.steps,
             "rows_per_second": self.rows_per_second,
             "deals": [{"step": step, "assign": list(assign)} for step, assign in self.deals],
+            "audits": self.audits,
+            "epochs_proven": self.epochs_proven,
             "times": [vars(time) for time in self.times],
             "predicted_seconds_per_step": None if self.prediction is None else self.prediction.seconds,
             "prediction_error": self.prediction_error,

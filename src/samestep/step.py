@@ -31,6 +31,8 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
     state = StepState(number, list(shard_sizes), stop_asked)
     timesheet.start()
     for action in schedule:
+        if executor.guard is not None:
+            executor.guard(action)
         try:
             perform(executor, action, state)
         except PeerLost as lost:

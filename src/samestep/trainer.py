@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from samestep import snapshot
+from samestep.auditing import audit_of
 from samestep.batches import num_rows, rows_of
+from samestep.bookkeeping import Bookkeeping
 from samestep.checkpoint import Description, check_same
 from samestep.data import Rows, as_rows
 from samestep.evaluate import evaluate
@@ -36,13 +38,22 @@ class Training:
         first_step: int = 0,
         allow_nan: bool = False,
         deals_anew: bool = False,
+        audit: int = 0,
     ) -> None:
-        """deals_anew: the shards, when workers' speeds change; `shared` must be for any deal then."""
+        """deals_anew: the shards, when workers' speeds change; `shared` must be for any deal then.
+
+        audit: steps from one audit to the next; 0: none, and no ledger.
+        """
         self.job, self.plan = job, plan
         self.step_number = first_step  # optimizer steps done
         self._order = None if job.data is None else job.row_order(training_rows(job).num_rows)
         self.num_steps = 0 if self._order is None else job.num_steps(self._order)
-        self.executor: Executor = take_part(job, plan, prepared, shared, transport, first_step, allow_nan=allow_nan)
+        books = None if self._order is None or not audit else Bookkeeping(self._order, transport, first_step)
+        self._note = None if books is None else books.note
+        self.executor: Executor = take_part(
+            job, plan, prepared, shared, transport, first_step, allow_nan=allow_nan, note=self._note
+        )
+        self.books, self.audit = books, audit_of(self.executor, job, prepared, shared.parameters, audit, first_step)
         self.drift = Drift(plan.assign) if deals_anew else None
         self.deals: list[tuple[int, tuple[int, ...]]] = []  # from which step on, the shares dealt anew
         self._prepared, self._shared = prepared, shared
@@ -55,7 +66,10 @@ class Training:
         """Train on the next batch."""
         assert self._order is not None, "the job has data"
         self._deal()
-        return self._step(self._order.batch_rows(self.step_number), stop_asked)
+        result = self._step(self._order.batch_rows(self.step_number), stop_asked)
+        if self.books is not None:
+            self.books.after(self.step_number)
+        return result
 
     def step_on(self, batch: Any) -> StepResult:
         """Train on a whole batch, the same on every worker: tensors with rows first, in any nest."""
@@ -73,6 +87,8 @@ class Training:
     def _step(self, rows: int, stop_asked: bool = False) -> StepResult:
         result = run_step(self.executor, self.step_number, rows, stop_asked)
         self.step_number += 1
+        if self.audit is not None:
+            self.audit.after(self.step_number)
         self._seen |= int.from_bytes(result.present, "little")
         if self.drift is not None:
             self.drift.note(result.seconds, num_shards_of(rows, self.plan.numerics.shards))
@@ -82,7 +98,7 @@ class Training:
         """Anew, if it is worth it. All workers have seen the same and decide alike."""
         assign = None if self.drift is None else self.drift.redealt()
         if assign is not None:
-            deal_anew(self.executor, assign, self.job, self._prepared, self._shared, self.step_number)
+            deal_anew(self.executor, assign, self.job, self._prepared, self._shared, self.step_number, self._note)
             self.plan = self.executor.plan
             self.deals.append((self.step_number, assign))
 
@@ -118,16 +134,22 @@ class Training:
             )
 
     def digest(self) -> str:
+        if self.audit is not None:
+            self.audit.check_rest()
         return snapshot.digest(self.executor, self.step_number)
 
     def save(self, root: Path, run: str) -> None:
         """Write a checkpoint under `root`; `run` names this run's temporary folder."""
+        if self.audit is not None:
+            self.audit.check_rest()
         snapshot.save(self.executor, self.step_number, root, run, self.fingerprint())
 
     def restore(self, folder: Path, description: Description) -> list[str]:
         """Go on from a checkpoint; returns warnings. Raises CheckpointRefused when it is another job's."""
         warnings = check_same(description, self.fingerprint(), self.plan.numerics.line(), folder)
         snapshot.restore(self.executor, folder, description)
+        if self.audit is not None:
+            self.audit.forget(self.step_number)
         return warnings
 
     def weights(self) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from samestep.consistency.fingerprint import key_of
 
-EVERY = 32  # steps from one audit to the next
 SHARE = 0.01  # of the time, that watching memory may take beside the audits
 
 

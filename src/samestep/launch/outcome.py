@@ -90,6 +90,8 @@ class Outcome:
             plan=self.plan["plan"],
             metrics=self.finished["metrics"],
             deals=self.deals,
+            audits=self.finished["audits"],
+            epochs_proven=self.finished["epochs_proven"],
             steps=self.finished["step"],
             rows_per_second=self.plan["batch_size"] / seconds if seconds else None,
             times=[self.times[rank] for rank in sorted(self.times)],

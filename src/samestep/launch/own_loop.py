@@ -28,7 +28,7 @@ from samestep.launch.environment import mkl_mode, world
 from samestep.launch.importing import call
 from samestep.launch.membership import Membership, check_alike
 from samestep.launch.outcome import telling
-from samestep.launch.request import Request, plan_text
+from samestep.launch.request import Request, audit_every, plan_text
 from samestep.launch.together import explained, gathered, join
 from samestep.plan import Plan
 from samestep.step import StepResult
@@ -40,8 +40,8 @@ class Trainer:
 
     job: a `Job`, or a function that makes one, called under the job's seed.
     options: of `samestep.train`: plan, shards, slices, assign, threads, numerics, codec, sync, steps, epochs, seed,
-        checkpoint, resume, allow_nan, memory_limit, rebalance, device, settings; and timeout, seconds that workers wait
-        for one another.
+        checkpoint, resume, allow_nan, memory_limit, rebalance, audit, device, settings; and timeout, seconds that
+        workers wait for one another.
     warnings: what differs from the checkpoint that training goes on from.
 
     Every method must be called by all workers alike. Raises Refused when the job or plan cannot be run, or when the
@@ -78,6 +78,7 @@ class Trainer:
                 first_step=self._step_number,
                 allow_nan=request.allow_nan,
                 deals_anew=run.deals_anew,
+                audit=audit_every(request),
             )
             if run.resumption is not None:
                 self.warnings = self._training.restore(run.resumption.folder, run.resumption.description)
@@ -183,7 +184,8 @@ class Trainer:
 def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[str, Any]) -> Request:
     """Raises Refused for options that there are not, or that cannot be."""
     known = ("shards", "slices", "assign", "threads", "numerics", "codec", "sync", "steps", "epochs", "seed", "resume",
-             "checkpoint", "allow_nan", "memory_limit", "rebalance", "device", "settings", "timeout")  # fmt: skip
+             "checkpoint", "allow_nan", "memory_limit", "rebalance", "audit", "device", "settings",
+             "timeout")  # fmt: skip
     if strange := sorted(set(options) - set(known)):
         raise JobRefused(f"Trainer has no option {', '.join(strange)}: it takes plan, {', '.join(known)}")
     script = getattr(sys.modules.get("__main__"), "__file__", None)

@@ -133,6 +133,10 @@ def summary(report: Report) -> str:
     lines.append(f"done: {report.steps} steps, {quality}{speed}{step}")
     if report.prediction is not None and report.seconds_per_step is not None:
         lines.append(report.prediction.graded(report.seconds_per_step))
+    proofs = [f"audits: {report.audits}"] if report.audits else []
+    if report.epochs_proven:
+        proofs.append(f"ledger: {report.epochs_proven} epoch{'s' * (report.epochs_proven > 1)}, every row once")
+    lines += [", ".join(proofs)] if proofs else []
     for first, assign in report.deals:
         lines.append(f"from step {first} on shards {'+'.join(map(str, assign))}: workers' speeds had changed")
     for rank, spent in enumerate(report.times):

@@ -8,7 +8,9 @@ from samestep.errors import CheckpointRefused, PlanRefused, Refused
 from samestep.plan import PRESETS, TRANSPORTS
 
 DEVICES = ("cpu", "cuda")
-NUMBERS = ("workers", "shards", "slices", "threads", "steps", "epochs", "seed", "every", "trace_steps")
+NUMBERS = ("workers", "shards", "slices", "threads", "steps", "epochs", "seed", "every", "trace_steps", "audit")
+
+AUDIT_EVERY = 32  # steps from one audit to the next, where nobody says how many
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Request:
     every: int | None = None
     resume: bool = False
     rebalance: str | None = None  # deal shards anew when speeds change; None: unless somebody has dealt them
+    audit: int | None = None  # steps from one audit to the next; 0: none
     allow_nan: bool = False
     want_weights: bool = False
     trace_steps: int | None = None  # at the end, tell the last so many steps action by action
@@ -72,7 +75,7 @@ class Request:
     def check(self) -> None:
         """Raise Refused for what can be seen without the job, so that nobody waits for it."""
         for name in NUMBERS:
-            value, least = getattr(self, name), 0 if name == "seed" else 1
+            value, least = getattr(self, name), 0 if name in ("seed", "audit") else 1
             if value is not None and (type(value) is not int or value < least):
                 raise Refused(f"--{name.replace('_', '-')} {value!r}: it must be a whole number of at least {least}")
         if not self.timeout > 0:
@@ -99,6 +102,13 @@ class Request:
             above = next(path for path in (Path(self.checkpoint), *Path(self.checkpoint).parents) if path.exists())
             if not above.is_dir():
                 raise CheckpointRefused(f"--checkpoint {self.checkpoint}: {above} is a file; name a folder")
+
+
+def audit_every(request: Request) -> int:
+    """Steps from one audit to the next; 0 for none. What `verify` looks at is not audited: it names causes better."""
+    if request.record is not None:
+        return 0
+    return AUDIT_EVERY if request.audit is None else request.audit
 
 
 def plan_text(name: str, option: str = "--plan") -> str | None:

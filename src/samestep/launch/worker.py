@@ -20,7 +20,7 @@ from samestep.errors import PeerLost
 from samestep.job import Job
 from samestep.launch.outcome import Event, telling
 from samestep.launch.processes import die_with_parent
-from samestep.launch.request import Request
+from samestep.launch.request import Request, audit_every
 from samestep.parallelize import Prepared, Shared
 from samestep.plan import Plan
 from samestep.planner.decision import Decision
@@ -127,6 +127,7 @@ def work(run: Run, rank: int, prepared: Prepared, shared: Shared, transport: Tra
             first_step=first_step,
             allow_nan=run.request.allow_nan,
             deals_anew=run.deals_anew,
+            audit=audit_every(run.request),
         )
         if run.request.record is not None:
             trainer.executor.observer = Observer(trainer.executor, Recorder(Path(run.request.record), rank))
@@ -268,6 +269,8 @@ def finish(run: Run, trainer: Training, diary: Diary, metrics: dict[str, float],
         *files,
         digest=digest,
         metrics=metrics,
+        audits=0 if trainer.audit is None else trainer.audit.count,
+        epochs_proven=None if trainer.books is None else trainer.books.count,
         step=trainer.step_number,
         stopped=stopped,
         checkpoint=run.request.checkpoint is not None,

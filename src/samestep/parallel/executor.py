@@ -85,6 +85,7 @@ class Executor:
     whole: Callable[[], AbstractContextManager[None]] = nullcontext  # inside, sliced layers have their whole weights
     routines: dict[int, tuple[list[int], actions.Schedule]] = field(default_factory=dict)  # by the rows of a step
     observer: Callable[[actions.Action, StepState], None] | None = None  # is called after every action
+    guard: Callable[[actions.Action], None] | None = None  # is called before every action
 
     @property
     def sliced(self) -> list[tuple[bool, ...]]:

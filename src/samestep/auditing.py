@@ -1,0 +1,234 @@
+"""One worker's audits: every K steps, workers hold against each other what must be equal; in between, memory at rest
+is watched.
+
+    every K steps    fingerprints of all replicas, of settings, of what was done with others    (all workers meet)
+    every step       memory at rest, as long as it takes at most 1 % of the time                (each for itself)
+
+A difference between replicas may be gone after a few steps, and what it has done to the sums stays: a flipped bit in
+a momentum decays, statistics are averaged. Hence the watch.
+"""
+
+import json
+import time
+import warnings
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samestep import snapshot
+from samestep.consistency.audit import (
+    SHARE,
+    Difference,
+    difference,
+    differing,
+    first_difference,
+    packed,
+    text_of,
+)
+from samestep.consistency.fingerprint import WIDE, WORD, blocks, fingerprint, joined, key_of
+from samestep.consistency.policy import EXACT
+from samestep.errors import Disagreement
+from samestep.job import Job
+from samestep.parallel.executor import Executor
+from samestep.parallel.layout import CHUNK
+from samestep.parallelize import Prepared
+from samestep.plain import plain
+from samestep.schedule import actions
+from samestep.watch import Named, Watch, buffer_parts, state_parts
+
+SETTINGS, TOGETHER = "the state of optimizer settings, schedule, seed and step", "the actions done together"
+
+
+def audit_of(
+    executor: Executor, job: Job, prepared: Prepared, parameters: Tensor, every: int, step: int
+) -> "Audit | None":
+    """None where there is nothing to audit, or where that is not supported.
+
+    One worker has nobody to compare with, and its memory is its user's. Between the syncs of a policy, workers
+    differ. Under a memory limit a worker must not look at others' memory; on GPUs, looking costs waiting.
+    """
+    is_exact = executor.plan.numerics.sync == EXACT and executor.plan.workers > 1
+    if not every or not is_exact or prepared.initial is not None or parameters.device.type != "cpu":
+        return None
+    return Audit(executor, job, parameters, every, step)
+
+
+class Audit:
+    """every: steps from one audit to the next."""
+
+    def __init__(self, executor: Executor, job: Job, parameters: Tensor, every: int, step: int) -> None:
+        """parameters: the memory of this host's copy. step: optimizer steps done."""
+        self.executor, self.job, self.every = executor, job, every
+        self.count = 0  # audits held
+        self.watched = 0  # steps in which memory at rest was watched
+        self.watch = Watch(executor, parameters)
+        self._last_good, self._step = step, step
+        self._done: list[actions.Action] = []  # since the last audit
+        self._spent, self._began = 0.0, time.perf_counter()
+        executor.guard = self.before
+
+    def before(self, action: actions.Action) -> None:
+        """Call it before every action."""
+        if isinstance(action, actions.Agree):
+            self.check_rest()
+        self._done.append(action)
+
+    def after(self, step: int) -> None:
+        """Call it when so many optimizer steps are done. Raises Disagreement."""
+        self._step = step
+        is_due = step % self.every == 0
+        if is_due:
+            self.compare()
+        if is_due or self._spent <= SHARE * (time.perf_counter() - self._began):
+            began = time.perf_counter()
+            self.watch.keep(step)
+            self._spent += time.perf_counter() - began
+
+    def check_rest(self) -> None:
+        """Raises Disagreement when memory has changed since the last update."""
+        if self.watch.step is None:
+            return
+        began, kept_after = time.perf_counter(), self.watch.step
+        found = self.watch.check()
+        self.watch.forget()
+        self.watched += 1
+        self._spent += time.perf_counter() - began
+        if found is not None:
+            rank, hosts = self.executor.transport.rank, self.executor.transport.hosts
+            others = [r for r, host in enumerate(hosts) if host == hosts[rank] and r != rank]
+            shared = f", which workers {', '.join(map(str, others))} write to as well" if others else ""
+            whose = f"host {hosts[rank]}'s copy{shared}" if found.name.startswith("parameter ") else "its own copy"
+            raise Disagreement(
+                f"audit in step {kept_after}: {found} is no longer what the update of step {kept_after - 1} left: "
+                f"the culprit is worker {rank}, in {whose}. Memory that nobody may write to has changed: suspect the "
+                "machine's memory, or code that writes to parameters, optimizer state or buffers between updates"
+            )
+
+    def forget(self, step: int) -> None:
+        """All state was put in place anew."""
+        self.watch.forget()
+        self._done.clear()
+        self._last_good = self._step = step
+
+    def compare(self) -> None:
+        """All workers must call it. Raises Disagreement, in all of them, when two hold different values."""
+        transport, own = self.executor.transport, dict(self._record())
+        bad = differing(transport.exchange(packed(own)))
+        if bad:
+            self._explain(own, bad)
+        self._done.clear()
+        self._last_good = self._step
+        self.count += 1
+
+    def _record(self) -> Iterator[tuple[str, int]]:
+        """What may be the cause of other differences comes first."""
+        yield SETTINGS, key_of(json.dumps(self._settings(), sort_keys=True))
+        for name, texts in self._deeds().items():
+            yield name, zlib.crc32("\n".join(texts).encode())
+        if len(set(self.executor.transport.hosts)) > 1:
+            for named in (*self.watch.parameter_parts(), *state_parts(self.executor)):
+                yield from chunk_fingerprints(named)
+        for named in buffer_parts(self.executor):
+            yield named.name, fingerprint(named.flat)
+        for name, constant in snapshot.constants(self.executor):
+            yield f"frozen parameter {name}", fingerprint(constant)
+
+    def _settings(self) -> dict[str, Any]:
+        return snapshot.values(self.executor, self._step)
+
+    def _deeds(self) -> dict[str, list[str]]:
+        """What this worker did with others since the last audit: with all, and with each."""
+        rank, found = self.executor.transport.rank, dict[str, list[str]]()
+        for action in self._done:
+            match action:
+                case actions.Send(shard, stage, peer) | actions.Receive(shard, stage, peer):
+                    pair = (rank, peer) if isinstance(action, actions.Send) else (peer, rank)
+                    text = f"shard {shard} over the cut after stage {stage}"
+                case actions.SendGradient(shard, stage, peer) | actions.ReceiveGradient(shard, stage, peer):
+                    pair = (rank, peer) if isinstance(action, actions.SendGradient) else (peer, rank)
+                    text = f"gradient of shard {shard} over the cut after stage {stage}"
+                case _ if isinstance(action, TOGETHER_KINDS):
+                    found.setdefault(TOGETHER, []).append(type(action).__name__)
+                    continue
+                case _:
+                    continue
+            found.setdefault(f"what went from worker {pair[0]} to worker {pair[1]}", []).append(text)
+        return found
+
+    def _explain(self, own: dict[str, int], bad: set[int]) -> None:
+        """Everybody tells what it holds of the names that differ, and all come to the same sentence."""
+        deeds = self._deeds()
+        told: list[tuple[str, Any, Any]] = []  # name, value, and what this worker thinks is right
+        for name in (name for name in own if key_of(name) in bad):
+            value: Any = own[name]
+            if name == SETTINGS:
+                value = self._settings()
+            elif name in deeds:
+                value = deeds[name]
+            told.append((name, value, self._replayed() if name == SETTINGS else None))
+        held: dict[str, dict[int, Any]] = {}
+        right: dict[str, Any] = {}
+        for rank, text in enumerate(self.executor.transport.exchange(json.dumps(told).encode())):
+            for name, value, opinion in json.loads(text):
+                held.setdefault(name, {})[rank] = value
+                right[name] = right.get(name) or opinion
+        first, *others = (found(name, values, right[name]) for name, values in held.items())
+        raise Disagreement(text_of(first, self._step, self._last_good, len(others)))
+
+    def _replayed(self) -> Any:
+        """The settings, from the job's own optimizer and schedule stepped anew; None where that cannot be."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                optimizer = self.job.optimizer(
+                    [
+                        nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"))
+                        for p in self.executor.model.parameters()
+                        if p.requires_grad
+                    ]
+                )
+                scheduler = None if self.job.scheduler is None else self.job.scheduler(optimizer)
+                for _ in range(self._step if scheduler is not None else 0):
+                    scheduler.step()
+            groups = [
+                {"names": names, **plain({k: v for k, v in group.items() if k != "params"}, "the parameter group")}
+                for names, group in zip(self.executor.update.group_names, optimizer.param_groups, strict=True)
+            ]
+            state = None if scheduler is None else plain(scheduler.state_dict(), "the scheduler's state")
+        except Exception:  # noqa: BLE001 - a second opinion only: whatever the user's functions raise, there is none
+            return None
+        return {**self._settings(), "optimizer": groups, "scheduler": state}
+
+
+TOGETHER_KINDS = (
+    actions.Agree,
+    actions.Reduce,
+    actions.MergeBuffers,
+    actions.Clip,
+    actions.Update,
+    actions.Publish,
+)
+
+
+def found(name: str, values: dict[int, Any], right: Any) -> Difference:
+    """The difference in a name. Structured values say where."""
+    texts = {rank: json.dumps(value, sort_keys=True) for rank, value in values.items()}
+    correct = None if right is None else json.dumps(right, sort_keys=True)
+    result = difference(name, texts, correct if correct in texts.values() else None)
+    if name != SETTINGS:
+        return result
+    one, other = (values[side[0]] for side in result.sides[:2])
+    return Difference(first_difference(one, other) or name, result.sides, result.culprits)
+
+
+def chunk_fingerprints(named: Named) -> Iterator[tuple[str, int]]:
+    """One for every 32,768 elements of the tensor's own index, whoever holds which of them."""
+    per = CHUNK * named.flat.element_size() // (WIDE * WORD)
+    parts = blocks(named.flat)
+    for number, part in enumerate(parts.split(per)):
+        first = named.start + number * CHUNK
+        last = min(first + CHUNK, named.start + named.flat.numel()) - 1
+        yield f"{named.name} (between elements {first} and {last})", joined(part)
