@@ -2,7 +2,7 @@
 is watched.
 
     every K steps    fingerprints of all replicas, of settings, of what was done with others    (all workers meet)
-    every step       memory at rest, as long as it takes at most 1 % of the time                (each for itself)
+    every step       memory at rest, as long as all this takes at most 1.5 % of the time        (each for itself)
 
 A difference between replicas may be gone after a few steps, and what it has done to the sums stays: a flipped bit in
 a momentum decays, statistics are averaged. Hence the watch.
@@ -25,6 +25,7 @@ from samestep.consistency.audit import (
     difference,
     differing,
     first_difference,
+    named,
     packed,
     text_of,
 )
@@ -37,7 +38,7 @@ from samestep.parallel.layout import CHUNK
 from samestep.parallelize import Prepared
 from samestep.plain import plain
 from samestep.schedule import actions
-from samestep.watch import Named, Watch, buffer_parts, state_parts
+from samestep.watch import Change, Named, Watch, buffer_parts, state_parts
 
 SETTINGS, TOGETHER = "the state of optimizer settings, schedule, seed and step", "the actions done together"
 
@@ -68,10 +69,15 @@ class Audit:
         self._last_good, self._step = step, step
         self._done: list[actions.Action] = []  # since the last audit
         self._spent, self._began = 0.0, time.perf_counter()
+        self._good = dict(self._steady())  # fingerprints of the last good audit
+        self._has_begun = False
         executor.guard = self.before
 
     def before(self, action: actions.Action) -> None:
         """Call it before every action."""
+        if not self._has_begun:
+            self._has_begun = True
+            self.watch.keep(self._step)
         if isinstance(action, actions.Agree):
             self.check_rest()
         self._done.append(action)
@@ -80,10 +86,10 @@ class Audit:
         """Call it when so many optimizer steps are done. Raises Disagreement."""
         self._step = step
         is_due = step % self.every == 0
+        began = time.perf_counter()
         if is_due:
             self.compare()
-        if is_due or self._spent <= SHARE * (time.perf_counter() - self._began):
-            began = time.perf_counter()
+        if is_due or self._spent <= SHARE * (began - self._began):
             self.watch.keep(step)
             self._spent += time.perf_counter() - began
 
@@ -97,21 +103,27 @@ class Audit:
         self.watched += 1
         self._spent += time.perf_counter() - began
         if found is not None:
-            rank, hosts = self.executor.transport.rank, self.executor.transport.hosts
-            others = [r for r, host in enumerate(hosts) if host == hosts[rank] and r != rank]
-            shared = f", which workers {', '.join(map(str, others))} write to as well" if others else ""
-            whose = f"host {hosts[rank]}'s copy{shared}" if found.name.startswith("parameter ") else "its own copy"
             raise Disagreement(
-                f"audit in step {kept_after}: {found} is no longer what the update of step {kept_after - 1} left: "
-                f"the culprit is worker {rank}, in {whose}. Memory that nobody may write to has changed: suspect the "
-                "machine's memory, or code that writes to parameters, optimizer state or buffers between updates"
+                f"audit in step {kept_after}: {found} is no longer what it was after {kept_after} steps: the culprit "
+                f"is {self._whose(found)}. Memory that nobody may write to has changed: suspect the machine's memory, "
+                "or code that writes to parameters, optimizer state or buffers between updates"
             )
+
+    def _whose(self, found: Change) -> str:
+        """Who can have written there: a host's workers share one copy of the parameters."""
+        rank, hosts = self.executor.transport.rank, self.executor.transport.hosts
+        near = [r for r, host in enumerate(hosts) if host == hosts[rank]]
+        if found.name.startswith("parameter ") and len(near) > 1:
+            return f"in the memory of host {hosts[rank]}, which {named(near)} share"
+        return f"worker {rank}, in its own copy"
 
     def forget(self, step: int) -> None:
         """All state was put in place anew."""
-        self.watch.forget()
+        self.watch.forget_all()
+        self._has_begun = False
         self._done.clear()
         self._last_good = self._step = step
+        self._good = dict(self._steady())
 
     def compare(self) -> None:
         """All workers must call it. Raises Disagreement, in all of them, when two hold different values."""
@@ -119,6 +131,7 @@ class Audit:
         bad = differing(transport.exchange(packed(own)))
         if bad:
             self._explain(own, bad)
+        self._good = own
         self._done.clear()
         self._last_good = self._step
         self.count += 1
@@ -129,12 +142,26 @@ class Audit:
         for name, texts in self._deeds().items():
             yield name, zlib.crc32("\n".join(texts).encode())
         if len(set(self.executor.transport.hosts)) > 1:
-            for named in (*self.watch.parameter_parts(), *state_parts(self.executor)):
-                yield from chunk_fingerprints(named)
-        for named in buffer_parts(self.executor):
-            yield named.name, fingerprint(named.flat)
+            for part in (*self.watch.parameter_parts(), *state_parts(self.executor)):
+                yield from chunk_fingerprints(part)
+        yield from self._steady()
+
+    def _steady(self) -> Iterator[tuple[str, int]]:
+        """What every worker has a copy of, and what may never change."""
+        for part in buffer_parts(self.executor):
+            yield part.name, fingerprint(part.flat)
         for name, constant in snapshot.constants(self.executor):
             yield f"frozen parameter {name}", fingerprint(constant)
+
+    def suspect(self) -> None:
+        """A number is not finite: before others look for the reason, was it memory? Raises Disagreement."""
+        self.check_rest()
+        for name, now in self._steady():
+            if name.startswith("frozen") and now != self._good.get(name, now):
+                raise Disagreement(
+                    f"audit in step {self._step}: {name} has changed since the audit after step {self._last_good}, and "
+                    f"nothing trains it: the culprit is worker {self.executor.transport.rank}, in its own copy"
+                )
 
     def _settings(self) -> dict[str, Any]:
         return snapshot.values(self.executor, self._step)
@@ -168,7 +195,8 @@ class Audit:
                 value = self._settings()
             elif name in deeds:
                 value = deeds[name]
-            told.append((name, value, self._replayed() if name == SETTINGS else None))
+            # What has not changed anywhere is right, where a copy of it has changed.
+            told.append((name, value, self._replayed() if name == SETTINGS else self._good.get(name)))
         held: dict[str, dict[int, Any]] = {}
         right: dict[str, Any] = {}
         for rank, text in enumerate(self.executor.transport.exchange(json.dumps(told).encode())):
@@ -224,11 +252,11 @@ def found(name: str, values: dict[int, Any], right: Any) -> Difference:
     return Difference(first_difference(one, other) or name, result.sides, result.culprits)
 
 
-def chunk_fingerprints(named: Named) -> Iterator[tuple[str, int]]:
+def chunk_fingerprints(tensor: Named) -> Iterator[tuple[str, int]]:
     """One for every 32,768 elements of the tensor's own index, whoever holds which of them."""
-    per = CHUNK * named.flat.element_size() // (WIDE * WORD)
-    parts = blocks(named.flat)
-    for number, part in enumerate(parts.split(per)):
-        first = named.start + number * CHUNK
-        last = min(first + CHUNK, named.start + named.flat.numel()) - 1
-        yield f"{named.name} (between elements {first} and {last})", joined(part)
+    per = CHUNK * tensor.flat.element_size() // (WIDE * WORD)
+    parts = blocks(tensor.flat)
+    for number, found_there in enumerate(parts.split(per)):
+        first = tensor.start + number * CHUNK
+        last = min(first + CHUNK, tensor.start + tensor.flat.numel()) - 1
+        yield f"{tensor.name} (between elements {first} and {last})", joined(found_there)

@@ -12,6 +12,7 @@ from samestep.batches import num_rows, rows_of
 from samestep.bookkeeping import Bookkeeping
 from samestep.checkpoint import Description, check_same
 from samestep.data import Rows, as_rows
+from samestep.errors import LossNotFinite
 from samestep.evaluate import evaluate
 from samestep.job import Job
 from samestep.metrics import Metric, accuracy, is_classification
@@ -85,7 +86,12 @@ class Training:
             self.executor.next_batch = before
 
     def _step(self, rows: int, stop_asked: bool = False) -> StepResult:
-        result = run_step(self.executor, self.step_number, rows, stop_asked)
+        try:
+            result = run_step(self.executor, self.step_number, rows, stop_asked)
+        except LossNotFinite:
+            if self.audit is not None:
+                self.audit.suspect()
+            raise
         self.step_number += 1
         if self.audit is not None:
             self.audit.after(self.step_number)

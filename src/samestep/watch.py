@@ -9,6 +9,7 @@ is needed to tell who is wrong.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -41,13 +42,13 @@ class Region:
     tensors: tuple[Named, ...]
     fillers: tuple[Tensor, ...]  # zeros after each of many
 
+    @cached_property
+    def views(self) -> list[Tensor]:
+        pairs = zip(self.tensors, self.fillers, strict=True)
+        return [part for named, zeros in pairs for part in (named.flat.view(torch.uint8), zeros)]
+
     def blocks(self) -> Tensor:
-        if len(self.tensors) == 1:
-            return blocks(self.tensors[0].flat, self.width)
-        views = [
-            part for n, zeros in zip(self.tensors, self.fillers, strict=True) for part in (as_bytes(n.flat), zeros)
-        ]
-        return blocks(torch.cat(views), NARROW)
+        return blocks(self.views[0] if len(self.tensors) == 1 else torch.cat(self.views), self.width)
 
     @property
     def width(self) -> int:
@@ -61,10 +62,6 @@ class Region:
                 return named, at
             at -= named.nbytes + len(zeros)
         raise AssertionError("every block has a tensor")
-
-
-def as_bytes(flat: Tensor) -> Tensor:
-    return flat.view(torch.uint8)
 
 
 def regions(tensors: Sequence[Named]) -> list[Region]:
@@ -105,16 +102,28 @@ class Watch:
         self.executor, self.parameters = executor, parameters
         self.shares = list(own_share(executor))
         self.step: int | None = None  # after which `keep` was called
+        self._lasting: list[Region] = []  # of what updates change in place
+        self._lasting_of: list[int] = []
         self._regions: list[Region] = []
         self._kept: list[Tensor] = []
 
     def keep(self, step: int) -> None:
-        self._regions = regions([*self.parameter_parts(), *state_parts(self.executor), *buffer_parts(self.executor)])
+        state = self.executor.update.optimizer.state
+        ids = [id(v) for _, target in self.executor.update.targets for v in state.get(target, {}).values()]
+        if ids != self._lasting_of or not self._lasting:
+            self._lasting = regions([*self.parameter_parts(), *state_parts(self.executor)])
+            self._lasting_of = ids
+        self._regions = [*self._lasting, *regions(list(buffer_parts(self.executor)))]
         self._kept = [region.blocks() for region in self._regions]
         self.step = step
 
     def forget(self) -> None:
         self._regions, self._kept, self.step = [], [], None
+
+    def forget_all(self) -> None:
+        """Tensors may be others now."""
+        self.forget()
+        self._lasting, self._lasting_of = [], []
 
     def check(self) -> Change | None:
         """What has changed since `keep`, if anything."""

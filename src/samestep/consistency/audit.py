@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from samestep.consistency.fingerprint import key_of
 
-SHARE = 0.01  # of the time, that watching memory may take beside the audits
+SHARE = 0.015  # of the time, that audits and watching memory may take; audits are held in any case
 
 
 def packed(found: Mapping[str, int]) -> bytes:
