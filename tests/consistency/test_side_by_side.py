@@ -1,0 +1,50 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from samestep.consistency.audit import difference, differing, first_difference, packed, text_of
+from samestep.consistency.fingerprint import key_of
+
+
+@given(
+    names=st.sets(st.text(max_size=5), min_size=1, max_size=20),
+    workers=st.integers(2, 5),
+    data=st.data(),
+)
+def test_exactly_what_differs_between_holders_is_found(names: set[str], workers: int, data: st.DataObject) -> None:
+    records: list[dict[str, int]] = [{} for _ in range(workers)]
+    wrong = set()
+    for name in names:
+        holders = data.draw(st.sets(st.integers(0, workers - 1), min_size=1))
+        values = {rank: data.draw(st.integers(0, 1)) << 63 for rank in holders}
+        for rank, value in values.items():
+            records[rank][name] = value
+        if len(set(values.values())) > 1:
+            wrong.add(key_of(name))
+    assert differing([packed(record) for record in records]) == wrong
+
+
+def test_the_majority_is_right() -> None:
+    found = difference("buffer a", {0: 1, 1: 2, 2: 1, 3: 1})
+    assert found.sides == ((0, 2, 3), (1,))
+    assert found.culprits == (1,)
+    assert "between workers 0, 2, 3 and worker 1" in text_of(found, 64, 32, 0)
+    assert "culprit is worker 1" in text_of(found, 64, 32, 0)
+
+
+def test_of_two_nobody_is_named_unless_somebody_knows_what_is_right() -> None:
+    assert difference("x", {0: 1, 1: 2}).culprits == ()
+    assert "culprit" not in text_of(difference("x", {0: 1, 1: 2}), 64, 32, 3)
+    assert difference("x", {0: 1, 1: 2}, right=2).culprits == (0,)
+    assert difference("x", {0: 1, 1: 2, 2: 1}, right=2).culprits == (0, 2), "knowing is more than a majority"
+
+
+def test_two_against_two_is_no_majority() -> None:
+    assert difference("x", {0: 1, 1: 2, 2: 1, 3: 2}).culprits == ()
+    assert difference("x", {0: 1, 1: 2, 2: 3}).culprits == ()
+
+
+def test_where_plain_values_differ() -> None:
+    a = {"optimizer": [{"lr": 0.1}, {"lr": 0.2}], "step": 3}
+    assert first_difference(a, {"optimizer": [{"lr": 0.1}, {"lr": 0.3}], "step": 3}) == "optimizer 1 lr"
+    assert first_difference(a, a) is None
+    assert first_difference({"a": [1]}, {"a": [1, 2]}) == "a"

@@ -1,0 +1,134 @@
+"""Audits and the ledger, in whole runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import samestep
+from samestep.cli import main
+from samestep.errors import Refused, TrainingFailed
+from samestep.launch.launcher import Launcher
+from samestep.watch import Named, change, regions, single_bits
+from thread_hosts import LAYOUTS, on
+
+FOLDER = Path(__file__).parent / "jobs"
+JOB = f"{FOLDER / 'flipping.py'}:job"
+GRIDS = FOLDER / "grids.py"
+HOSTS: dict[str, Any] = {"workers": 2, "transport": "threads", "hosts": (1, 1)}
+
+
+def trained(launcher: Launcher, **options: Any) -> samestep.report.Report:
+    return samestep.train(JOB, **{"plan": "data", "audit": 1, "launcher": launcher, **options})
+
+
+def caught(launcher: Launcher, settings: dict[str, Any], **options: Any) -> str:
+    with pytest.raises(TrainingFailed, match="Disagreement") as error:
+        trained(launcher, settings={"steps": 6, **settings}, **options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+@pytest.mark.parametrize("kind", ["parameter", "state", "buffer", "frozen"])
+@pytest.mark.parametrize(("element", "bit"), [(5, 0), (11, 31)])
+def test_a_flipped_bit_is_found_and_its_worker_named(
+    kind: str, worker: int, element: int, bit: int, launcher: Launcher, tmp_path: Path
+) -> None:
+    said = tmp_path / "said"
+    settings = {"kind": kind, "worker": worker, "element": element, "bit": bit, "said": str(said), "tensor": 2}
+    text = caught(launcher, settings, **HOSTS)
+    assert said.read_text() in text
+    assert f"culprit is worker {worker}" in text
+    assert ("step 3" in text) or (kind == "frozen" and "step 4" in text)
+
+
+def test_a_flip_before_the_first_update_is_found(launcher: Launcher) -> None:
+    assert "in step 0: parameter" in caught(launcher, {"kind": "parameter", "at": 0}, **HOSTS)
+
+
+@pytest.mark.parametrize("worker", [0, 1, 2])
+def test_of_three_hosts_any_copy_is_watched(worker: int, launcher: Launcher) -> None:
+    options = {"workers": 3, "transport": "threads", "hosts": (1, 1, 1)}
+    text = caught(launcher, {"kind": "parameter", "worker": worker, "tensor": 4}, **options)
+    assert f"culprit is worker {worker}, in its own copy" in text
+
+
+def test_the_one_copy_of_a_host_is_watched_too(launcher: Launcher) -> None:
+    text = caught(launcher, {"kind": "parameter", "tensor": 1, "bit": 7, "element": 3}, workers=2)
+    assert "in step 3: parameter first.bias (bit 7 of element 3)" in text
+    assert "in the memory of host 0, which workers 0, 1 share" in text
+
+
+def test_what_no_watch_has_seen_the_next_audit_finds(launcher: Launcher) -> None:
+    """Frozen parameters are looked at in audits only."""
+    text = caught(launcher, {"kind": "frozen", "at": 1, "bit": 20}, audit=4, **HOSTS)
+    assert "after step 4: frozen parameter frozen.weight differs" in text
+    assert "culprit is worker 1" in text
+
+
+@pytest.mark.parametrize("hosts", LAYOUTS)
+def test_hosts_raise_no_alarm_and_bits_stay(hosts: tuple[int, ...], launcher: Launcher) -> None:
+    settings = {"steps": 6}
+    report = trained(launcher, settings=settings, shards=6, **on(*hosts))
+    assert (report.audits, report.epochs_proven) == (6, 1)
+    assert report.digest == trained(launcher, settings=settings, shards=6, workers=1).digest
+
+
+@pytest.mark.parametrize("plan", ["data", "pipeline", "slices", "hybrid"])
+@pytest.mark.parametrize("family", ["mlp", "gpt", "cnn"])
+def test_plans_raise_no_alarm(family: str, plan: str, launcher: Launcher) -> None:
+    try:
+        without = samestep.train(f"{GRIDS}:{family}", plan=plan, workers=2, audit=0, launcher=launcher)
+    except Refused:
+        pytest.skip("the family cannot be cut so")
+    report = samestep.train(f"{GRIDS}:{family}", plan=plan, workers=2, audit=2, launcher=launcher)
+    assert report.digest == without.digest
+    assert report.audits == report.steps // 2
+    assert (without.audits, without.epochs_proven) == (0, None)
+
+
+def test_one_worker_keeps_a_ledger_and_has_nobody_to_compare_with(launcher: Launcher) -> None:
+    report = trained(launcher, settings={"steps": 8}, workers=1)
+    assert (report.audits, report.epochs_proven) == (0, 2)
+
+
+def test_the_ledger_goes_on_in_the_middle_of_an_epoch(launcher: Launcher, tmp_path: Path) -> None:
+    trained(launcher, settings={"steps": 6}, workers=2, checkpoint=tmp_path)
+    report = trained(launcher, settings={"steps": 12}, workers=3, checkpoint=tmp_path, resume=True)
+    assert report.epochs_proven == 2, "the second epoch, of which half was left, and the third"
+    assert report.digest == trained(launcher, settings={"steps": 12}, workers=1).digest
+
+
+def test_the_summary_says_it() -> None:
+    ran = CliRunner().invoke(
+        main, ["train", JOB, "--plan", "data", "--workers", "2", "--set", "steps=8", "--audit", "4", "--json"]
+    )
+    assert ran.exit_code == 0, ran.output
+    assert "audits: 2, ledger: 2 epochs, every row once" in ran.stderr
+    report = json.loads(ran.stdout.splitlines()[-1])
+    assert (report["audits"], report["epochs_proven"]) == (2, 2)
+
+
+def test_below_zero_is_refused(launcher: Launcher) -> None:
+    with pytest.raises(Refused, match=r"--audit -1: it must be a whole number of at least 0"):
+        trained(launcher, workers=2, audit=-1)
+
+
+@pytest.mark.parametrize("bit", range(64))
+def test_the_flipped_bit_is_named_or_the_tensor_at_least(bit: int) -> None:
+    x, y = torch.randn(50, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+    [region] = regions([Named("x", x), Named("y", y, start=100)])
+    kept = region.blocks()
+    y.view(torch.int64)[3] ^= (1 << bit) - (1 << 64 if bit == 63 else 0)
+    found = change(region, kept, region.blocks())
+    assert found.name == "y"
+    assert (found.first, found.last) == (100, 106)
+    assert found.element in (103, None)
+    assert bit > 50 or (found.element, found.bit) == (103, bit)
+
+
+def test_two_flips_in_a_block_are_no_single_bit() -> None:
+    assert single_bits(12345678987654321, 32) == []
