@@ -24,7 +24,7 @@ from samestep.launch.launcher import Launcher
 
 JOB = f"{Path(__file__).resolve().parents[2] / 'tests' / 'jobs' / 'flipping.py'}:job"
 KINDS = ("parameter", "state", "buffer", "frozen")
-STEPS, SIZE = 32, 96  # SIZE: of the pictures
+STEPS, SIZE = 32, 128  # SIZE: of the pictures
 
 
 def one(launcher: Launcher, rng: random.Random, number: int, *, processes: bool) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
     update t | keep ... forward and backward of step t+1 ... check | update t+1
 
-It answers for its share of its host's copy of the parameters, its own optimizer state, and its own buffers. A
-change in between is a flipped bit, or a write that nobody should have made, in that memory and in no other: no replica
-is needed to tell who is wrong.
+It answers for its share of its host's copy of the parameters, its own optimizer state, its own buffers and its own
+small frozen parameters. A change in between is a flipped bit, or a write that nobody should have made, in that memory
+and in no other: no replica is needed to tell who is wrong.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from samestep import snapshot
 from samestep.consistency.fingerprint import NARROW, ROUND, WIDE, WORD, blocks, odd
 from samestep.parallel.executor import Executor
 from samestep.parallel.layout import Piece, share_pieces
@@ -45,7 +46,7 @@ class Region:
     @cached_property
     def views(self) -> list[Tensor]:
         pairs = zip(self.tensors, self.fillers, strict=True)
-        return [part for named, zeros in pairs for part in (named.flat.view(torch.uint8), zeros)]
+        return [part for named, zeros in pairs for part in (named.flat.view(torch.uint8), zeros) if len(part)]
 
     def blocks(self) -> Tensor:
         return blocks(self.views[0] if len(self.tensors) == 1 else torch.cat(self.views), self.width)
@@ -101,6 +102,7 @@ class Watch:
         """parameters: the memory of this host's copy."""
         self.executor, self.parameters = executor, parameters
         self.shares = list(own_share(executor))
+        self.small_frozen = [part for part in frozen_parts(executor) if part.nbytes < LARGE]  # audits see all of them
         self.step: int | None = None  # after which `keep` was called
         self._lasting: list[Region] = []  # of what updates change in place
         self._lasting_of: list[int] = []
@@ -111,7 +113,7 @@ class Watch:
         state = self.executor.update.optimizer.state
         ids = [id(v) for _, target in self.executor.update.targets for v in state.get(target, {}).values()]
         if ids != self._lasting_of or not self._lasting:
-            self._lasting = regions([*self.parameter_parts(), *state_parts(self.executor)])
+            self._lasting = regions([*self.parameter_parts(), *state_parts(self.executor), *self.small_frozen])
             self._lasting_of = ids
         self._regions = [*self._lasting, *regions(list(buffer_parts(self.executor)))]
         self._kept = [region.blocks() for region in self._regions]
@@ -157,6 +159,11 @@ def state_parts(executor: Executor) -> Iterator[Named]:
         if kind in ("elementwise", "tensor"):
             name = f"optimizer state {key} of {executor.layout.entries[piece.entry].name}"
             yield Named(name, value.detach().contiguous().view(-1), piece.start if kind == "elementwise" else 0)
+
+
+def frozen_parts(executor: Executor) -> Iterator[Named]:
+    for name, constant in snapshot.constants(executor):
+        yield Named(f"frozen parameter {name}", constant.detach().contiguous().view(-1))
 
 
 def buffer_parts(executor: Executor) -> Iterator[Named]:

@@ -17,15 +17,15 @@ ROWS, BATCH = 64, 16
 class Net(nn.Module):
     """Parameters, statistics, a constant and a frozen weight."""
 
-    def __init__(self) -> None:
+    def __init__(self, wide: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3)
         self.norm = nn.BatchNorm2d(8)
-        self.second = nn.Conv2d(8, 16, 3)
-        self.frozen = nn.Linear(16, 16)
+        self.second = nn.Conv2d(8, wide, 3)
+        self.frozen = nn.Linear(wide, wide)
         self.frozen.requires_grad_(False)
-        self.last = nn.Linear(16, 5)
-        self.register_buffer("mask", torch.ones(16))
+        self.last = nn.Linear(wide, 5)
+        self.register_buffer("mask", torch.ones(wide))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.second(self.norm(self.first(x)).relu()).relu().mean((2, 3))
@@ -42,6 +42,7 @@ def job(
     adam: bool = False,
     steps: int = 32,
     size: int = 10,
+    wide: int = 16,
     said: str = "",
 ) -> samestep.Job:
     """kind: of tensor, parameter, state, buffer or frozen. tensor, element: numbers, taken modulo as many as there are.
@@ -66,7 +67,7 @@ def job(
         torch.randint(0, 5, (ROWS,), generator=generator),
     )
     return samestep.Job(
-        model=Net,
+        model=lambda: Net(wide),
         data=data,
         loss=nn.CrossEntropyLoss(),
         optimizer=(lambda p: optim.AdamW(p, 0.01)) if adam else lambda p: optim.SGD(p, 0.1, momentum=0.9),
