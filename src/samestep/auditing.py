@@ -58,6 +58,7 @@ def audit_of(
 
 
 FIRST = 2  # watches
+MOST = 4096  # actions that are kept as such
 
 
 class Audit:
@@ -70,7 +71,8 @@ class Audit:
         self.watched = 0  # steps in which memory at rest was watched
         self.watch = Watch(executor, parameters)
         self._last_good, self._step = step, step
-        self._done: list[actions.Action] = []  # since the last audit
+        self._done: list[actions.Action] = []
+        self._deeds: dict[str, int] = {}  # checksums of what was done before, since the last audit
         self._spent, self._began = 0.0, time.perf_counter()
         self._good = dict(self._steady())  # fingerprints of the last good audit
         self._has_begun = False
@@ -84,6 +86,8 @@ class Audit:
         if isinstance(action, actions.Agree):
             self.check_rest()
         self._done.append(action)
+        if len(self._done) > MOST:
+            self._fold()
 
     def after(self, step: int) -> None:
         """Call it when so many optimizer steps are done. Raises Disagreement."""
@@ -131,6 +135,7 @@ class Audit:
         self.watch.forget_all()
         self._has_begun = False
         self._done.clear()
+        self._deeds.clear()
         self._last_good = self._step = step
         self._good = dict(self._steady())
 
@@ -142,14 +147,15 @@ class Audit:
             self._explain(own, bad)
         self._good = own
         self._done.clear()
+        self._deeds.clear()
         self._last_good = self._step
         self.count += 1
 
     def _record(self) -> Iterator[tuple[str, int]]:
         """What may be the cause of other differences comes first."""
         yield SETTINGS, key_of(json.dumps(self._settings(), sort_keys=True))
-        for name, texts in self._deeds().items():
-            yield name, zlib.crc32("\n".join(texts).encode())
+        self._fold()
+        yield from self._deeds.items()
         if len(set(self.executor.transport.hosts)) > 1:
             for part in (*self.watch.parameter_parts(), *state_parts(self.executor)):
                 yield from chunk_fingerprints(part)
@@ -175,37 +181,30 @@ class Audit:
     def _settings(self) -> dict[str, Any]:
         return snapshot.values(self.executor, self._step)
 
-    def _deeds(self) -> dict[str, list[str]]:
+    def _fold(self) -> None:
         """What this worker did with others since the last audit: with all, and with each."""
-        rank, found = self.executor.transport.rank, dict[str, list[str]]()
+        rank = self.executor.transport.rank
         for action in self._done:
             match action:
-                case actions.Send(shard, stage, peer) | actions.Receive(shard, stage, peer):
-                    pair = (rank, peer) if isinstance(action, actions.Send) else (peer, rank)
-                    text = f"shard {shard} over the cut after stage {stage}"
-                case actions.SendGradient(shard, stage, peer) | actions.ReceiveGradient(shard, stage, peer):
-                    pair = (rank, peer) if isinstance(action, actions.SendGradient) else (peer, rank)
-                    text = f"gradient of shard {shard} over the cut after stage {stage}"
-                case _ if isinstance(action, TOGETHER_KINDS):
-                    found.setdefault(TOGETHER, []).append(type(action).__name__)
-                    continue
+                case actions.Send(shard, stage, peer) | actions.SendGradient(shard, stage, peer):
+                    name = f"what went from worker {rank} to worker {peer}"
+                case actions.Receive(shard, stage, peer) | actions.ReceiveGradient(shard, stage, peer):
+                    name = f"what went from worker {peer} to worker {rank}"
                 case _:
+                    if isinstance(action, TOGETHER_KINDS):
+                        self._deeds[TOGETHER] = zlib.crc32(type(action).__name__.encode(), self._deeds.get(TOGETHER, 0))
                     continue
-            found.setdefault(f"what went from worker {pair[0]} to worker {pair[1]}", []).append(text)
-        return found
+            is_gradient = isinstance(action, actions.SendGradient | actions.ReceiveGradient)
+            text = f"{'gradient of ' * is_gradient}shard {shard} over the cut after stage {stage}"
+            self._deeds[name] = zlib.crc32(text.encode(), self._deeds.get(name, 0))
+        self._done.clear()
 
     def _explain(self, own: dict[str, int], bad: set[int]) -> None:
         """Everybody tells what it holds of the names that differ, and all come to the same sentence."""
-        deeds = self._deeds()
         told: list[tuple[str, Any, Any]] = []  # name, value, and what this worker thinks is right
         for name in (name for name in own if key_of(name) in bad):
-            value: Any = own[name]
-            if name == SETTINGS:
-                value = self._settings()
-            elif name in deeds:
-                value = deeds[name]
-            # What has not changed anywhere is right, where a copy of it has changed.
-            told.append((name, value, self._replayed() if name == SETTINGS else self._good.get(name)))
+            value: Any = self._settings() if name == SETTINGS else own[name]
+            told.append((name, value, self._right(name)))
         held: dict[str, dict[int, Any]] = {}
         right: dict[str, Any] = {}
         for rank, text in enumerate(self.executor.transport.exchange(json.dumps(told).encode())):
@@ -214,6 +213,12 @@ class Audit:
                 right[name] = right.get(name) or opinion
         first, *others = (found(name, values, right[name]) for name, values in held.items())
         raise Disagreement(text_of(first, self._step, self._last_good, len(others)))
+
+    def _right(self, name: str) -> Any:
+        """What this worker knows to be right, whatever it holds; None where it does not know."""
+        if name == SETTINGS:
+            return self._replayed()
+        return self._good.get(name) if name.startswith("frozen") else None
 
     def _replayed(self) -> Any:
         """The settings, from the job's own optimizer and schedule stepped anew; None where that cannot be."""
@@ -228,8 +233,8 @@ class Audit:
                     ]
                 )
                 scheduler = None if self.job.scheduler is None else self.job.scheduler(optimizer)
-                for _ in range(self._step if scheduler is not None else 0):
-                    scheduler.step()
+                for _ in range(0 if scheduler is None else self._step):
+                    scheduler.step()  # type: ignore[union-attr]
             groups = [
                 {"names": names, **plain({k: v for k, v in group.items() if k != "params"}, "the parameter group")}
                 for names, group in zip(self.executor.update.group_names, optimizer.param_groups, strict=True)
@@ -265,7 +270,7 @@ def chunk_fingerprints(tensor: Named) -> Iterator[tuple[str, int]]:
     """One for every 32,768 elements of the tensor's own index, whoever holds which of them."""
     per = CHUNK * tensor.flat.element_size() // (WIDE * WORD)
     parts = blocks(tensor.flat)
-    for number, found_there in enumerate(parts.split(per)):
+    for number, found_there in enumerate(torch.split(parts, per)):
         first = tensor.start + number * CHUNK
         last = min(first + CHUNK, tensor.start + tensor.flat.numel()) - 1
         yield f"{tensor.name} (between elements {first} and {last})", joined(found_there)
