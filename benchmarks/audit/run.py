@@ -57,7 +57,7 @@ def measure(model: str, rows: int, rounds: int, steps: int) -> None:
                 executor.guard = parts[0].before if parts[0] is not None and name == "with" else None
                 if parts[0] is not None and name == "with":
                     parts[0].forget(trainer.step_number)
-                    parts[0]._spent, parts[0]._began = 0.0, time.perf_counter()
+                    parts[0]._stepped_at = 0.0  # steps without it are no steps of its
                     before = parts[0].watched
                 if parts[1] is not None:
                     parts[1]._first_step = trainer.step_number  # rows of steps without it are not in the books

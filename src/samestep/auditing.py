@@ -2,17 +2,18 @@
 is watched.
 
     every K steps    fingerprints of all replicas, of settings, of what was done with others    (all workers meet)
-    every step       memory at rest, as long as all this takes at most 1.5 % of the time        (each for itself)
+    every step       memory at rest, or as many steps as take 1.2 % of the time with audits     (each for itself)
 
 A difference between replicas may be gone after a few steps, and what it has done to the sums stays: a flipped bit in
 a momentum decays, statistics are averaged. Hence the watch.
 """
 
 import json
+import struct
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 
 from samestep import snapshot
 from samestep.consistency.audit import (
-    SHARE,
     Difference,
     difference,
     differing,
@@ -30,6 +30,7 @@ from samestep.consistency.audit import (
     text_of,
 )
 from samestep.consistency.fingerprint import WIDE, WORD, blocks, fingerprint, joined, key_of
+from samestep.consistency.pace import Pace
 from samestep.consistency.policy import EXACT
 from samestep.errors import Disagreement
 from samestep.job import Job
@@ -57,7 +58,8 @@ def audit_of(
     return Audit(executor, job, parameters, every, step)
 
 
-FIRST = 2  # watches
+FIRST = 4  # steps, after which workers know what the watch costs
+WISH = struct.Struct("<d")  # the share of steps that a worker can afford to watch
 MOST = 4096  # actions that are kept as such
 
 
@@ -73,7 +75,9 @@ class Audit:
         self._last_good, self._step = step, step
         self._done: list[actions.Action] = []
         self._deeds: dict[str, int] = {}  # checksums of what was done before, since the last audit
-        self._spent, self._began = 0.0, time.perf_counter()
+        self.pace = Pace(every)
+        self._kept_for, self._stepped_at = 0.0, 0.0  # seconds; a time
+        self._agree_at = step + FIRST
         self._good = dict(self._steady())  # fingerprints of the last good audit
         self._has_begun = False
         executor.guard = self.before
@@ -92,19 +96,24 @@ class Audit:
     def after(self, step: int) -> None:
         """Call it when so many optimizer steps are done. Raises Disagreement."""
         self._step = step
+        now = time.perf_counter()
+        if self._stepped_at:
+            self.pace.steps.append(now - self._stepped_at)
+        self._stepped_at = now
         is_due = step % self.every == 0
-        may_watch = is_due or self._spent <= SHARE * (time.perf_counter() - self._began)
-        began = time.thread_time()  # of the processor: waiting for others is not what it costs
         if is_due:
+            began = time.thread_time()  # of the processor: waiting for others is not what it costs
             self.compare()
-        if may_watch:
+            self.pace.audits.append(time.thread_time() - began)
+        elif step == self._agree_at:
+            self._set_pace(self.executor.transport.exchange(WISH.pack(self.pace.wish())))
+        if is_due or self.pace.watches_after(step):
+            began = time.thread_time()
             self.watch.keep(step)
-            self._spend(time.thread_time() - began)
+            self._kept_for = time.thread_time() - began
 
-    def _spend(self, seconds: float) -> None:
-        """The first ones do not count: they wake up memory and code."""
-        if self.watched > FIRST:
-            self._spent += seconds
+    def _set_pace(self, records: Sequence[bytes]) -> None:
+        self.pace.agree([WISH.unpack_from(record)[0] for record in records])
 
     def check_rest(self) -> None:
         """Raises Disagreement when memory has changed since the last update."""
@@ -114,7 +123,7 @@ class Audit:
         found = self.watch.check()
         self.watch.forget()
         self.watched += 1
-        self._spend(time.thread_time() - began)
+        self.pace.watches.append(self._kept_for + time.thread_time() - began)
         if found is not None:
             raise Disagreement(
                 f"audit in step {kept_after}: {found} is no longer what it was after {kept_after} steps: the culprit "
@@ -142,7 +151,9 @@ class Audit:
     def compare(self) -> None:
         """All workers must call it. Raises Disagreement, in all of them, when two hold different values."""
         transport, own = self.executor.transport, dict(self._record())
-        bad = differing(transport.exchange(packed(own)))
+        records = transport.exchange(WISH.pack(self.pace.wish()) + packed(own))
+        self._set_pace(records)
+        bad = differing([record[WISH.size :] for record in records])
         if bad:
             self._explain(own, bad)
         self._good = own

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from samestep.consistency.fingerprint import key_of
 
-SHARE = 0.015  # of the time, that audits and watching memory may take; audits are held in any case
-
 
 def packed(found: Mapping[str, int]) -> bytes:
     """A record as bytes: key and fingerprint of each name."""
