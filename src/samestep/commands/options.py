@@ -37,7 +37,6 @@ PLANNING = (
     click.option("--steps", type=int, help="Train for so many optimizer steps."),
     click.option("--epochs", type=int, help="Train for so many passes over the data."),
     click.option("--rebalance", metavar="on|off", help="Deal shards anew when workers get slower or faster."),
-    click.option("--audit", type=int, metavar="K", help="Workers hold their state together every K steps; 0: never."),
     click.option("--seed", type=int, help="Of everything random. Part of the numbers."),
     click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the job function."),
     click.option("--device", type=click.Choice(DEVICES), default="cpu", help="Where workers compute, one on each GPU."),

@@ -20,6 +20,7 @@ from samestep.report import Report
 @click.option("--checkpoint", type=click.Path(file_okay=False), help="Folder for checkpoints.")
 @click.option("--every", type=int, metavar="N", help="A checkpoint every N steps, not only at the end.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint, on any number of workers.")
+@click.option("--audit", type=int, metavar="K", help="Workers hold states together every K steps (32); 0: never.")
 @click.option("--allow-nan", is_flag=True, help="Go on when a loss is NaN or infinite.")
 @click.option("--trace", type=click.Path(dir_okay=False), metavar="FILE", help="Write who did what when, for Perfetto.")
 @click.option("--trace-steps", type=int, metavar="N", help="Of the last N steps. Default: 20.")
