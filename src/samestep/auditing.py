@@ -58,7 +58,7 @@ def audit_of(
     return Audit(executor, job, parameters, every, step)
 
 
-FIRST = 4  # steps, after which workers know what the watch costs
+FIRST = 8  # steps, after which workers know what the watch costs
 WISH = struct.Struct("<d")  # the share of steps that a worker can afford to watch
 MOST = 4096  # actions that are kept as such
 
