@@ -58,12 +58,12 @@ def measure(model: str, rows: int, rounds: int, steps: int) -> None:
                 if parts[0] is not None and name == "with":
                     parts[0].forget(trainer.step_number)
                     parts[0]._stepped_at = 0.0  # steps without it are no steps of its
-                    before = parts[0].watched
                 if parts[1] is not None:
                     parts[1]._first_step = trainer.step_number  # rows of steps without it are not in the books
                     parts[1]._ledger = Ledger(parts[1]._key) if name == "with" else NoLedger()  # type: ignore[assignment]
                 for _ in range(WARM):
                     trainer.step()
+                before = 0 if parts[0] is None else parts[0].watched
                 began = time.perf_counter()
                 for _ in range(steps):
                     trainer.step()
