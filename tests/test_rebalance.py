@@ -60,11 +60,28 @@ def test_hosts_and_threads_deal_anew_too(options: dict[str, Any], train: Train, 
     assert report.digest == alone.digest
 
 
-def test_statistics_and_loader_workers_go_along(train: Train) -> None:
-    settings = {"normed": True, "loaders": 1}
-    report = train(settings=settings)
+def test_statistics_and_loader_workers_go_along(train: Train, tmp_path: Path) -> None:
+    settings = {"normed": True, "loaders": 1, "steps": 40, "usual": 0.004}
+    report = train(settings={**settings, "notes": str(tmp_path / "notes")})
     assert report.deals
+    assert (tmp_path / "notes").read_text() == "1", "loaders of the shares before have ended"
     assert report.digest == train(workers=1, settings={**settings, "usual": 0.0}).digest
+
+
+def test_a_worker_that_got_no_shard_is_tried_again_and_the_bits_stay(train: Train) -> None:
+    """It is slow until the other one has done 300 shards, and tried when that has done 500 without it."""
+    settings = {"after": 40, "until": 300, "slow": 30.0, "usual": 0.002, "steps": 100}
+    report = train(settings=settings)
+    assert sorted(report.deals[0][1])[0] == 0, report.deals
+    assert min(report.deals[-1][1]) >= 3, report.deals
+    assert report.digest == train(workers=1, settings={**settings, "usual": 0.0}).digest
+
+
+def test_uneven_shares_and_three_workers_deal_anew(train: Train) -> None:
+    settings = {"after": 30, "slow": 4.0, "usual": 0.003, "steps": 32}
+    report = train(workers=3, shards=7, settings=settings, transport="threads", hosts=(2, 1))
+    assert report.deals
+    assert report.digest == train(workers=1, shards=7, settings={**settings, "usual": 0.0}).digest
 
 
 def test_a_run_goes_on_from_a_checkpoint_after_a_deal(train: Train, alone: Report, tmp_path: Path) -> None:

@@ -1,64 +1,92 @@
-"""Is a worker that gets slower noticed, and what is its help still worth? `python run.py [MODEL ...]`, as root.
+"""Is a worker that gets slower noticed, and what is its help still worth? `python run.py [GROUP ...]`, as root.
 
-Two workers of one host; before step 50 the second one gets a third of a core (control group). Each round runs, in
-turn: with shards dealt anew, with `--rebalance off`, and one worker alone, which is slowed at step 50 too: its rate
-before and after gives the ideal one, the sum of what the two workers have alone. Digests must be one worker's.
+Two workers of one host, or (GROUP "cnn, hosts") of two hosts, network namespaces with 10 Gbit/s between them; before
+step 50 the second one gets a third of a core (control group). Each round runs, in turn: with shards dealt anew, with
+`--rebalance off`, and one worker alone, which is slowed at step 50 too: its rate before and after gives the ideal one,
+the sum of what the two workers have alone. Digests must be one worker's.
 
 One JSON line in the end.
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
-from itertools import pairwise
+import time
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from job import slow_down
 from rounds import machine
 
 import samestep
-from hosts import cpu_groups
+from hosts import Hosts, cpu_groups
 from samestep.launch.launcher import Launcher
-from samestep.report import Report
 
+PORTS = count(29_700)
 JOB = f"{Path(__file__).resolve().parent / 'job.py'}:job"
 SHARE, PERIOD = 1 / 3, 20_000  # of a core; us
 AT, STEPS = 50, 150
 SETTLED = 20  # steps after the change from which on the rate counts
 
 
-def run(launcher: Launcher, model: str, group: Path, folder: Path, **options: Any) -> tuple[Report, list[float]]:
-    """The report, and the seconds of every step but the first."""
+def run(launcher: Launcher, model: str, group: Path, folder: Path, **options: Any) -> tuple[Any, list[float]]:
+    """The report as JSON has it, and the seconds of every step but the first."""
     times = folder / "times.json"
     settings = {"model": model, "times": str(times), "group": str(group), "at": AT, "steps": STEPS}
-    report = samestep.train(JOB, settings=settings, plan="data", launcher=launcher, **options)
+    if options.pop("hosts", False):
+        report = on_hosts(settings, folder / "other", options["rebalance"])
+    else:
+        report = samestep.train(JOB, settings=settings, plan="data", launcher=launcher, **options).as_json()
     ends = json.loads(times.read_text())
     return report, [b - a for a, b in pairwise(ends)]
 
 
-def measured(launcher: Launcher, model: str, group: Path, rounds: int) -> dict[str, Any]:
+def on_hosts(settings: dict[str, Any], other: Path, rebalance: str | None) -> Any:
+    """A worker on each of two hosts."""
+    command = [sys.executable, "-m", "samestep", "train", JOB, "--plan", "data", "--quiet", "--json"]
+    command += [] if rebalance is None else ["--rebalance", rebalance]
+    for name, value in {**settings, "other": str(other)}.items():
+        command += ["--set", f"{name}={value}"]
+    with Hosts(2, rate="10gbit") as hosts:
+        env = {"GLOO_SOCKET_IFNAME": "eth", "PYTHONPATH": os.pathsep.join(sys.path)}
+        workers = hosts.start_workers([1, 1], command, next(PORTS), env=env, stdout=subprocess.PIPE)
+        while not other.exists() and all(worker.poll() is None for worker in workers):
+            time.sleep(0.001)
+        if other.exists():
+            slow_down(workers[1].pid, Path(settings["group"]))
+            other.unlink()
+        told = [worker.communicate(timeout=900)[0] for worker in workers]
+        return json.loads(told[0].splitlines()[-1])
+
+
+def measured(launcher: Launcher, name: str, group: Path, rounds: int) -> dict[str, Any]:
+    model, *where = name.split(", ")
     found: dict[str, list[Any]] = {"anew": [], "off": [], "dealt": [], "assign": [], "same": []}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, two = Path(temporary), {"hosts": True} if where else {"workers": 2}
         for _ in range(rounds):
-            one, alone = run(launcher, model, group, Path(name), workers=1)
+            one, alone = run(launcher, model, group, folder, workers=1)
             fast, slow = statistics.mean(alone[3 : AT - 1]), statistics.mean(alone[AT + SETTLED :])
             ideal = 1 / (1 / fast + 1 / slow)
             for what, asked in (("anew", None), ("off", "off")):
-                report, steps = run(launcher, model, group, Path(name), workers=2, rebalance=asked)
+                report, steps = run(launcher, model, group, folder, rebalance=asked, **two)
                 found[what].append(ideal / statistics.mean(steps[AT + SETTLED :]))
-                found["same"].append(report.digest == one.digest)
+                found["same"].append(report["digest"] == one["digest"])
                 if what == "anew":
-                    after = [deal for deal in report.deals if deal[0] > AT]
-                    found["dealt"].append(after[0][0] if after else None)
-                    found["assign"].append(after[-1][1] if after else None)
-            print(model, {key: values[-1] for key, values in found.items()}, file=sys.stderr)
+                    after = [deal for deal in report["deals"] if deal["step"] > AT]
+                    found["dealt"].append(after[0]["step"] if after else None)
+                    found["assign"].append(after[-1]["assign"] if after else None)
+            print(name, {key: values[-1] for key, values in found.items()}, file=sys.stderr)
     return {
-        "model": model, "of_ideal": statistics.median(found["anew"]), "off_of_ideal": statistics.median(found["off"]),
+        "group": name, "of_ideal": statistics.median(found["anew"]), "off_of_ideal": statistics.median(found["off"]),
         "spread": [min(found["anew"]), max(found["anew"])], "dealt_at": found["dealt"], "assign": found["assign"],
         "same_bits": all(found["same"]),
     }  # fmt: skip
@@ -66,7 +94,7 @@ def measured(launcher: Launcher, model: str, group: Path, rounds: int) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("models", nargs="*", default=["cnn", "mlp-1024", "resnet"])
+    parser.add_argument("groups", nargs="*", default=["cnn", "mlp-1024", "resnet", "cnn, hosts", "resnet, hosts"])
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     print(machine(), file=sys.stderr)
@@ -76,7 +104,7 @@ def main() -> None:
         (group / "cpu.cfs_period_us").write_text(str(PERIOD))
         (group / "cpu.cfs_quota_us").write_text(str(int(SHARE * PERIOD)))
         with Launcher() as launcher:
-            print(json.dumps([measured(launcher, model, group, asked.rounds) for model in asked.models]))
+            print(json.dumps([measured(launcher, name, group, asked.rounds) for name in asked.groups]))
     finally:
         group.rmdir()
 

@@ -157,3 +157,24 @@ def test_the_summary_of_a_short_run_without_held_out_data(losses: list[float], s
 def test_numbers_are_spelled_with_four_places() -> None:
     assert spelled({"a": 1.0, "b": float("nan")}) == "a 1.0000, b nan"
     assert spelled({}) == ""
+
+
+def test_a_deal_says_who_is_slow_and_where_the_shards_are() -> None:
+    def deal(step: int, assign: list[int], pace: list[float]) -> Event:
+        return {"event": "dealt", "step": step, "assign": assign, "pace": pace}
+
+    lines = shown(PLAN, deal(57, [7, 1], [0.01, 0.029]), deal(90, [4, 4], [0.01, 0.0101])).splitlines()[2:]
+    stay = "; the numbers stay the same"
+    assert lines == [
+        f"step 57: a shard takes worker 1 2.9 times as long as worker 0, shards 5+3 are now 7+1{stay}",
+        f"step 90: all workers take about as long for a shard, shards 7+1 are now 4+4{stay}",
+    ]
+    tried = shown(PLAN, deal(57, [8, 0], [0.01, 0.2]), deal(130, [7, 1], [0.01, 0.2])).splitlines()[-1]
+    assert tried.startswith("step 130: worker 1 has had no shard for long and is tried again, shards 8+0 are now 7+1")
+
+
+def test_the_summary_of_many_deals_is_short() -> None:
+    deals = [(10 * n, (4 + n % 2, 4 - n % 2)) for n in range(1, 9)]
+    lines = summary(dataclasses.replace(REPORT, deals=deals)).splitlines()
+    assert "shards were dealt anew 8 times; the last ones:" in lines
+    assert [line.split()[2] for line in lines if line.startswith("from step")] == ["60", "70", "80"]

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 from samestep.launch.outcome import Event, Outcome
@@ -10,6 +11,8 @@ from samestep.report import Report
 
 PLAIN_EVERY = 5.0  # seconds between plain lines
 LIVE_PER_SECOND = 4  # drawing takes cycles from the workers
+EQUAL = 1.15  # seconds per shard of the slowest worker to the fastest's, for which no names are named
+FEW = 3  # deals that the end of a run tells
 
 
 class Progress:
@@ -36,10 +39,7 @@ class Progress:
                 self._line(f"after step {event['step']}: " + spelled(event["metrics"]))
             case "dealt":
                 was = outcome.deals[-2][1] if len(outcome.deals) > 1 else outcome.plan["assign"]
-                self._line(
-                    f"step {event['step']}: workers' speeds have changed, shards {'+'.join(map(str, was))} are now "
-                    f"{'+'.join(map(str, event['assign']))}; the numbers stay the same"
-                )
+                self._line(f"step {event['step']}: {dealt(was, event['assign'], event['pace'])}")
             case "warning":
                 self._line(f"warning: {event['text']}")
 
@@ -122,6 +122,19 @@ def spelled(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
+def dealt(was: Sequence[int], assign: Sequence[int], pace: Sequence[float]) -> str:
+    """Why shards are dealt anew, and how. pace: seconds that a shard takes each worker."""
+    moved = f"shards {'+'.join(map(str, was))} are now {'+'.join(map(str, assign))}; the numbers stay the same"
+    tried = [w for w, (old, new) in enumerate(zip(was, assign, strict=True)) if (old, new) == (0, 1)]
+    if tried and sum(max(0, new - old) for old, new in zip(was, assign, strict=True)) == 1:
+        return f"worker {tried[0]} has had no shard for long and is tried again, {moved}"
+    slow, fast = max(range(len(pace)), key=pace.__getitem__), min(range(len(pace)), key=pace.__getitem__)
+    times = pace[slow] / pace[fast]
+    if times < EQUAL:
+        return f"all workers take about as long for a shard, {moved}"
+    return f"a shard takes worker {slow} {times:.1f} times as long as worker {fast}, {moved}"
+
+
 def summary(report: Report) -> str:
     """The lines after a run: quality, speed, where the time went."""
     lines = []
@@ -137,7 +150,9 @@ def summary(report: Report) -> str:
     if report.epochs_proven:
         proofs.append(f"ledger: {report.epochs_proven} epoch{'s' * (report.epochs_proven > 1)}, every row once")
     lines += [", ".join(proofs)] if proofs else []
-    for first, assign in report.deals:
+    if len(report.deals) > FEW:
+        lines.append(f"shards were dealt anew {len(report.deals)} times; the last ones:")
+    for first, assign in report.deals[-FEW:]:
         lines.append(f"from step {first} on shards {'+'.join(map(str, assign))}: workers' speeds had changed")
     for rank, spent in enumerate(report.times):
         lines.append(

@@ -170,6 +170,12 @@ class Diary:
             if time.monotonic() - self._flushed > FLUSH:
                 self.flush()
 
+    def dealt(self, trainer: Training, step: int) -> None:
+        """Tell that shards were dealt anew before this step, if they were."""
+        was_dealt = bool(trainer.deals) and trainer.deals[-1][0] == step
+        if was_dealt and trainer.drift is not None and (self.rank == 0 or self.run.apart):
+            self.run.tell("dealt", step=step, assign=trainer.deals[-1][1], pace=trainer.drift.pace)
+
     def flush(self) -> None:
         if self._steps:
             for at in range(0, len(self._steps), 1000):
@@ -199,8 +205,7 @@ def train(run: Run, trainer: Training, diary: Diary) -> None:
             result = trainer.step(run.stop_asked)
             diary.stepped(result.number, result.loss, time.perf_counter() - began)
             stopped = result.stop
-            if trainer.deals and trainer.deals[-1][0] == result.number and diary.rank == 0:
-                run.tell("dealt", step=result.number, assign=trainer.deals[-1][1])
+            diary.dealt(trainer, result.number)
             found = trainer.evaluate() if trainer.evaluation_due and not stopped else {}
             if found and diary.rank == 0:
                 diary.flush()
