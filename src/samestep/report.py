@@ -38,6 +38,8 @@ class Report:
     prediction: the planner's, made before the run; None when nobody made one.
     deals: from which step on which shares, where shards were dealt anew because workers' speeds had changed.
     traces: per worker, the last steps action by action, when they were asked for.
+    sync: of a sync policy other than exact: bound (steps), staleness (the most seen, steps), divergence (the furthest
+        that parameters were from those that a gradient was computed on, relative), updates. Empty for exact.
     """
 
     digest: str
@@ -56,6 +58,7 @@ class Report:
     prediction: Prediction | None = None
     traces: Sequence[WorkerTrace] = field(default=(), repr=False)
     deals: Sequence[tuple[int, tuple[int, ...]]] = ()
+    sync: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def prediction_error(self) -> float | None:
@@ -91,6 +94,7 @@ class Report:
             "times": [vars(time) for time in self.times],
             "predicted_seconds_per_step": None if self.prediction is None else self.prediction.seconds,
             "prediction_error": self.prediction_error,
+            "sync": dict(self.sync),
         }
 
     def __del__(self) -> None:
