@@ -54,12 +54,12 @@ def parts(executor: Executor, *, once: bool = False) -> Iterator[Part]:
             yield Part(label, value, piece.start, whole=False)
         else:
             yield Part(label, value)
-    for label, value, start, is_whole in executor.edges.parts() if executor.edges is not None else ():
-        yield Part(label, value, start, is_whole)
     is_own = not once or is_first_to_tell(executor)
-    for label, value, start, is_whole in executor.under_way():
+    for label, value, start, is_whole in executor.under_way():  # before the edges, which what is under way may cross
         if is_own or is_whole:
             yield Part(label, value, start, is_whole)
+    for label, value, start, is_whole in executor.edges.parts() if executor.edges is not None else ():
+        yield Part(label, value, start, is_whole)
     for name, buffer in zip(executor.buffers.names, executor.buffers.values, strict=True):
         yield Part(f"buffer/{name}", buffer)
     for name, constant in constants(executor):

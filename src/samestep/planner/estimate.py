@@ -7,7 +7,6 @@ The same lists of actions as the executor's are replayed. What a worker does is 
 comes out. Communication on one machine is busy time too: overlap hides waiting, never cycles.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from samestep.cluster import Cluster
@@ -24,7 +23,7 @@ from samestep.schedule import actions
 from samestep.schedule.actions import Action, Schedule
 from samestep.schedule.grid import Grid
 from samestep.schedule.passes import schedule_of
-from samestep.schedule.simulate import Cost, Outcome, Span, simulate
+from samestep.schedule.simulate import Cost, Outcome, Span, free, simulate
 from samestep.schedule.written import parse_order
 
 KIND_OF_TIME: dict[type[Action], str] = {
@@ -77,7 +76,10 @@ def estimate(plan: Plan, chain: Chain, costs: Costs, cluster: Cluster) -> Estima
         return busy.seconds(rank, action) + wires.exposed(action)
 
     outcome = settled(grid, schedules, stale, seconds, wires.transfer)
-    return split(plan, grid, schedules, outcome, busy, wires)
+    late = 0.0
+    if stale:
+        late = end_of(outcome) - end_of(settled(grid, schedules, stale, seconds, free))
+    return split(plan, grid, schedules, outcome, busy, wires, late)
 
 
 def settled(grid: Grid, schedules: tuple[Schedule, ...], stale: int, cost: Cost, transfer: Cost) -> Outcome:
@@ -94,27 +96,34 @@ def settled(grid: Grid, schedules: tuple[Schedule, ...], stale: int, cost: Cost,
 
 
 def split(
-    plan: Plan, grid: Grid, schedules: tuple[Schedule, ...], outcome: Outcome, busy: Busy, wires: Wires
+    plan: Plan,
+    grid: Grid,
+    schedules: tuple[Schedule, ...],
+    outcome: Outcome,
+    busy: Busy,
+    wires: Wires,
+    late: float = 0.0,
 ) -> Estimate:
-    """What the step's time consists of, seen by the worker that the others wait for."""
+    """What the step's time consists of, seen by the worker that the others wait for.
+
+    late: seconds by which gradients that were posted in earlier steps hold it up.
+    """
     by_class = [busy_by_class(schedule, rank, busy) for rank, schedule in enumerate(schedules)]
     bounding = max(range(plan.workers), key=lambda rank: sum(by_class[rank].values()))
     parts = dict.fromkeys(PARTS, 0.0)
-    for position, action in enumerate(schedules[bounding]):
-        if isinstance(action, actions.Await):
-            parts["communication"] += waited(outcome.spans[bounding], position)
+    parts["communication"] += late
+    for action in schedules[bounding]:
         waits = "resharding" if isinstance(action, actions.SliceForward | actions.SliceBackward) else "communication"
         parts[waits] += wires.exposed(action)
         parts[KIND_OF_TIME.get(type(action), "overhead")] += busy.seconds(bounding, action)
-    end = max(span.stop for spans in outcome.spans for span in spans)
+    end = end_of(outcome)
     parts["bubble"] = max(0.0, end - sum(parts.values())) + busy.skew(bounding)
     parts["overhead"] += busy.table(bounding).gap
     return Estimate(plan, sum(parts.values()), parts, tuple(by_class), outcome, schedules, grid, wires.wired())
 
 
-def waited(spans: Sequence[Span], position: int) -> float:
-    """Seconds before an action in which its worker did nothing."""
-    return spans[position].start - spans[position - 1].stop if position else 0.0
+def end_of(outcome: Outcome) -> float:
+    return max(span.stop for spans in outcome.spans for span in spans)
 
 
 def busy_by_class(schedule: Schedule, rank: int, busy: Busy) -> dict[str, float]:

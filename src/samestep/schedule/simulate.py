@@ -14,8 +14,9 @@ Messages of a channel follow one another: each occupies it for its `transfer`. A
 takes its slowest member. Reduce, MergeBuffers and Update come after Agree and before Publish, and wait for nobody.
 
 With stale gradients steps overlap, so several are simulated as one list each: a worker's Post occupies its wire for
-its `transfer` while it goes on, one after the other, and Await(age) waits for everybody's. One step by itself awaits
-what was posted before the simulation began, which is there.
+its `transfer` while it goes on, one after the other, and Await(age) waits for everybody's. What workers say when they
+agree goes the same way, behind what was posted. One step by itself awaits what was posted before the simulation began,
+which is there.
 
     worker 0   F B Agree Post          F B Agree Await(1) Reduce Post ...
     its wire              |---- sums of step 0 ----|             |---- sums of step 1 ----|
@@ -180,9 +181,13 @@ class World:
 
     def post(self, rank: int, action: Post) -> None:
         self.finish(rank, action, self.clock[rank], self.cost(rank, action))
-        before = self.posts[rank][-1] - self.latency if self.posts[rank] else 0.0
-        self.posts[rank].append(max(self.clock[rank], before) + self.transfer(rank, action) + self.latency)
+        begin = max(self.clock[rank], self.posted(rank))
+        self.posts[rank].append(begin + self.transfer(rank, action) + self.latency)
         self.awake.extend(member for member in self.everyone if member != rank)
+
+    def posted(self, rank: int) -> float:
+        """When a worker's wire has carried all that it posted."""
+        return self.posts[rank][-1] - self.latency if self.posts[rank] else 0.0
 
     def take(self, rank: int, action: Await) -> bool:
         if self.late(rank, action):
@@ -209,6 +214,8 @@ class World:
             return False
         del self.arrived[action]
         start, cost = max(self.clock[member] for member in group), max(self.cost(member, action) for member in group)
+        if isinstance(action, Agree | Clip):
+            start = max(start, *(self.posted(member) for member in group))
         for member in group:
             self.finish(member, action, start, cost)
             if member != rank:
