@@ -120,8 +120,12 @@ def delayed(job: samestep.Job, stale: int, steps: int) -> tuple[nn.Module, list[
     waiting: deque[list[torch.Tensor | None]] = deque()
     losses, updates = [], 0
     for step in range(steps):
-        x, y = batch_of(job.data, step, job.batch_size)
-        loss = nn.functional.cross_entropy(model(x), y)
+        x, y = batch = batch_of(job.data, step, job.batch_size)
+        if job.forward is None:
+            loss = nn.functional.cross_entropy(model(x), y)
+        else:
+            total, count = job.forward(model, batch)
+            loss = total / count
         waiting.append(list(torch.autograd.grad(loss, params, allow_unused=True)))
         losses.append(float(loss.detach()))
         if len(waiting) <= stale:
@@ -140,7 +144,14 @@ def delayed(job: samestep.Job, stale: int, steps: int) -> tuple[nn.Module, list[
 @pytest.mark.parametrize("stale", [1, 2, 4])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"clip": 0.3}, {"optimizer": "adam"}, {"kind": "sometimes", "optimizer": "adam"}, {"optimizer": "adagrad"}],
+    [
+        {},
+        {"clip": 0.3},
+        {"kind": "counted"},
+        {"optimizer": "adam"},
+        {"kind": "sometimes", "optimizer": "adam"},
+        {"optimizer": "adagrad"},
+    ],
     ids=str,
 )
 def test_it_is_a_plain_loop_whose_gradients_wait_in_a_queue(stale: int, settings: dict[str, Any], small: Train) -> None:
