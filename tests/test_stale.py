@@ -24,6 +24,7 @@ from samestep.consistency.staleness import Bound, check_stale, sample, steps_sta
 from samestep.consistency.staleness import distance as moved
 from samestep.errors import Disagreement, PlanRefused, Refused, TrainingFailed
 from samestep.launch.launcher import Launcher
+from samestep.launch.progress import summary
 from samestep.numerics import Numerics
 from samestep.parallel.home import Home
 from samestep.parallel.layout import Layout
@@ -294,6 +295,15 @@ def test_a_step_reads_what_so_many_updates_have_made(step: int, stale: int) -> N
 def test_a_lost_update_is_a_disagreement(transport: str, launcher: Launcher) -> None:
     with pytest.raises(TrainingFailed, match="step 3 reads parameters of worker 1 after 1 updates, 2 behind"):
         samestep.train(f"{JOBS}:forgetful", launcher=launcher, workers=2, transport=transport)
+
+
+def test_the_run_ends_with_what_it_has_seen(alone: Train) -> None:
+    report = alone("mlp", sync="stale(2)")
+    assert report.as_json()["sync"] == report.sync
+    far = f"{report.sync['divergence']:.2%}"
+    said = f"sync: gradients were applied at most 2 updates late (bound 2), to parameters up to {far} from those that"
+    assert said in summary(report)
+    assert "sync:" not in summary(alone("mlp"))
 
 
 def test_what_parameters_are_apart_is_measured_on_a_sample_that_nobody_deals_out() -> None:
