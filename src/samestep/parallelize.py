@@ -19,6 +19,7 @@ from torch import Tensor, nn, optim
 from samestep import streams
 from samestep.codec.parse import parse_codec
 from samestep.columns import RowNumbers
+from samestep.consistency.staleness import Bound, steps_stale, version_at
 from samestep.data import Rows, as_rows
 from samestep.device import move_rest
 from samestep.errors import JobRefused, PlanRefused
@@ -41,6 +42,7 @@ from samestep.parallel.linear import Place, write_weight_gradients_once
 from samestep.parallel.network import Network, Way
 from samestep.parallel.reduce import TreeReduction
 from samestep.parallel.slices import SlicedLayer, SlicedRegion, SliceOf, copied, slice_layer, slice_sizes
+from samestep.parallel.stale import ExecutorStale, number_on_host, sets_of
 from samestep.parallel.stretches import Stretches, owners
 from samestep.parallel.unbuilt import reserve
 from samestep.parallel.unchanged import Unchanged
@@ -94,6 +96,7 @@ class Shared:
     slots: Sequence[Sequence[Tensor]]  # per worker
     boards: Sequence[Tensor]  # per shard
     folded: Tensor  # per worker and entry: in which step its gradients were folded last
+    versions: Tensor  # per worker of the host: the updates that it has made, where the sync policy bounds them
 
 
 def prepare(job: Job, model: nn.Module, initial: Recording | None = None) -> Prepared:
@@ -299,11 +302,12 @@ def share(
     slots: list[list[Tensor]] = [[] for _ in range(plan.workers)]
     for rank in range(plan.workers) if near is None else near:
         count = most_published(plan) if for_any_deal else num_published(plan, homes, rank)
-        slots[rank] = [fabric.memory(layout.nbytes) for _ in range(count)]
+        slots[rank] = [fabric.memory(layout.nbytes) for _ in range(count * (steps_stale(plan) + 1))]
     board = buffer_starts(list(prepared.model.buffers()))[-1]
     boards = [fabric.memory(board) for _ in range(plan.numerics.shards)]
     folded = fabric.memory(plan.workers * len(layout.entries)).view(plan.workers, len(layout.entries))
-    return Shared(parameters, slots, boards, folded)
+    versions = fabric.memory(8 * (plan.workers if near is None else len(near))).view(torch.int64)
+    return Shared(parameters, slots, boards, folded, versions)
 
 
 def bind(prepared: Prepared, shared: Shared) -> None:
@@ -342,7 +346,7 @@ def take_part(
     note: Note | None = None,
 ) -> Executor:
     """Worker `transport.rank`'s parts, ready for step `first_step`. note: is told the rows that it takes."""
-    rank, layout = transport.rank, prepared.layout
+    rank, layout, stale = transport.rank, prepared.layout, steps_stale(plan)
     homes = homes_of(prepared, plan)
     gradients = Gradients(layout, shared.slots[rank][: num_published(plan, set(homes), rank)])
     if isinstance(job.loss, nn.Module):  # may hold the weights of classes
@@ -359,12 +363,25 @@ def take_part(
     write_weight_gradients_once(prepared.model, place_of)
     pieces = pieces_of(prepared, plan, homes, transport.hosts)
     edges = edges_of(plan, layout)
-    between = between_hosts(prepared, shared, transport, homes, pieces, edges)
-    gradients.when_folded = None if between is None else between.ready
+    counts = [num_published(plan, set(homes), worker) if own else 0 for worker, own in enumerate(shared.slots)]
+    reductions = [
+        TreeReduction(
+            layout,
+            homes,
+            rank,
+            pieces[rank],
+            slots,
+            between_hosts(prepared, shared, transport, homes, pieces, edges, slots),
+            edges,
+        )
+        for slots in sets_of(shared.slots, counts, stale)
+    ]
+    if not stale and (between := reductions[0].between) is not None:
+        gradients.when_folded = between.ready
     update = ShardedUpdate(prepared.optimizer, layout, pieces[rank])
     batches = iter(()) if job.data is None else shard_batches(job, plan, rank, training_rows(job), first_step, note)
     buffers = Buffers(prepared.model, shared.boards)
-    return Executor(
+    executor = Executor(
         model=prepared.model,
         objective=Objective(job.loss, job.forward),
         plan=plan,
@@ -372,9 +389,7 @@ def take_part(
         layout=layout,
         homes=homes,
         gradients=gradients,
-        reduction=None
-        if plan.workers == 1
-        else TreeReduction(layout, homes, rank, pieces[rank], shared.slots, between, edges),
+        reduction=None if plan.workers == 1 and not stale else reductions[0],
         edges=edges,
         buffers=buffers,
         unchanged=Unchanged(used_parameters(prepared, homes, rank)),
@@ -386,6 +401,12 @@ def take_part(
         network=network_of(prepared, plan, transport, buffers, lambda param: place_of(param) or (lambda: None)),
         whole=prepared.whole,
     )
+    if not stale:
+        return executor
+    views = [gradients.views_in(slots[rank]) for slots in sets_of(shared.slots, counts, stale)]
+    shared.versions[number_on_host(transport)] = version_at(first_step, stale)
+    bound = Bound(stale, shared.versions)
+    return ExecutorStale(**vars(executor), stale=stale, bound=bound, reductions=reductions, views=views)
 
 
 def between_hosts(
@@ -395,13 +416,14 @@ def between_hosts(
     homes: Sequence[Home],
     pieces: Sequence[Sequence[Piece]],
     edges: Edges | None,
+    slots: Sequence[Sequence[Tensor]],
 ) -> BetweenHosts | None:
     """None where all workers are on one host."""
     if transport.links is None:
         return None
     layout, own = prepared.layout, pieces[transport.rank]
     stretches = Stretches(layout, homes, transport.hosts, pieces)
-    return BetweenHosts(layout, homes, transport, stretches, own, shared.slots, shared.parameters, shared.folded, edges)
+    return BetweenHosts(layout, homes, transport, stretches, own, slots, shared.parameters, shared.folded, edges)
 
 
 def deal_anew(
@@ -422,7 +444,7 @@ def deal_anew(
     rank, homes = transport.rank, homes_of(prepared, plan)
     pieces = pieces_of(prepared, plan, homes, transport.hosts)
     assert [piece for piece, _ in executor.update.targets] == pieces[rank]
-    between = between_hosts(prepared, shared, transport, homes, pieces, None)
+    between = between_hosts(prepared, shared, transport, homes, pieces, None, shared.slots)
     if between is not None and executor.between is not None:
         between.go_on_from(executor.between)
     executor.gradients.publish_in(shared.slots[rank][: num_published(plan, set(homes), rank)])

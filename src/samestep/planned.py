@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from samestep import streams
+from samestep.consistency.staleness import steps_stale
 from samestep.errors import JobRefused, PlanRefused, Refused
 from samestep.job import Job
 from samestep.loss import Objective
@@ -18,6 +20,7 @@ from samestep.schedule.actions import Schedule
 from samestep.schedule.checker import check
 from samestep.schedule.draw import svg_of, text_of
 from samestep.schedule.grid import Grid
+from samestep.schedule.overlapped import check_overlapped
 from samestep.schedule.passes import schedule_of
 from samestep.schedule.written import parse_order
 
@@ -70,11 +73,17 @@ def checked(job: Job, plan: Plan, prepared: Prepared) -> tuple[Grid, list[Schedu
     grid = plan.grid(num_shards_of(job.batch_size, plan.numerics.shards), structure.sliced if structure else [(False,)])
     order = plan.order if isinstance(plan.order, str) else parse_order(plan.order, grid)
     clip, lockstep = job.clip_grad_norm is not None, plan.numerics.sync_batchnorm
-    schedules = [
-        schedule_of(grid, order, rank, depth=plan.depth, clip=clip, lockstep=lockstep) for rank in range(plan.workers)
-    ]
-    if plan.stages:
+    stale = steps_stale(plan)
+
+    def of_all(*, filling: bool = False) -> list[Schedule]:
+        options: dict[str, Any] = {"clip": clip, "lockstep": lockstep, "stale": stale, "filling": filling}
+        return [schedule_of(grid, order, rank, depth=plan.depth, **options) for rank in range(plan.workers)]
+
+    schedules = of_all()
+    if plan.stages or stale:
         check(grid, schedules, CAPACITY)
+    if stale:
+        check_overlapped(grid, [of_all(filling=True)] * stale + [schedules] * (stale + 2), stale)
     return grid, schedules
 
 

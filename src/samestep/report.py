@@ -40,6 +40,8 @@ class Report:
     audits: how often workers' states were held together, and were the same.
     epochs_proven: epochs in which every row was used exactly once; None without a ledger.
     traces: per worker, the last steps action by action, when they were asked for.
+    sync: of a sync policy other than exact: bound (steps), staleness (the most seen, steps), divergence (the furthest
+        that parameters were from those that a gradient was computed on, relative), updates. Empty for exact.
     """
 
     digest: str
@@ -60,6 +62,7 @@ class Report:
     deals: Sequence[tuple[int, tuple[int, ...]]] = ()
     audits: int = 0
     epochs_proven: int | None = None
+    sync: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def prediction_error(self) -> float | None:
@@ -97,6 +100,7 @@ class Report:
             "times": [vars(time) for time in self.times],
             "predicted_seconds_per_step": None if self.prediction is None else self.prediction.seconds,
             "prediction_error": self.prediction_error,
+            "sync": dict(self.sync),
         }
 
     def __del__(self) -> None:

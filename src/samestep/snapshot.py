@@ -19,6 +19,7 @@ from samestep.checkpoint import FORMAT, Description, file_hash, publish, tempora
 from samestep.digest import Leaves, chunk_leaves, joint_digest, tensor_leaf, value_leaf
 from samestep.parallel.executor import Executor
 from samestep.parallel.layout import Piece, dense, storage_order
+from samestep.parallel.stale import ExecutorStale
 from samestep.parallel.stretches import is_first
 from samestep.plain import as_before, plain
 
@@ -53,12 +54,22 @@ def parts(executor: Executor, *, once: bool = False) -> Iterator[Part]:
             yield Part(label, value, piece.start, whole=False)
         else:
             yield Part(label, value)
+    is_own = not once or is_first_to_tell(executor)
+    for label, value, start, is_whole in executor.under_way():  # before the edges, which what is under way may cross
+        if is_own or is_whole:
+            yield Part(label, value, start, is_whole)
     for label, value, start, is_whole in executor.edges.parts() if executor.edges is not None else ():
         yield Part(label, value, start, is_whole)
     for name, buffer in zip(executor.buffers.names, executor.buffers.values, strict=True):
         yield Part(f"buffer/{name}", buffer)
     for name, constant in constants(executor):
         yield Part(f"constant/{name}", constant)
+
+
+def is_first_to_tell(executor: Executor) -> bool:
+    """Of hosts that all have the same gradients under way, whether this worker's is the first."""
+    hosts = executor.transport.hosts
+    return hosts[executor.transport.rank] == hosts[0]
 
 
 def constants(executor: Executor) -> Iterator[tuple[str, nn.Parameter]]:
@@ -74,7 +85,8 @@ def values(executor: Executor, step: int) -> dict[str, Any]:
         for names, group in zip(executor.update.group_names, executor.update.hyperparameters(), strict=True)
     ]
     scheduler = None if executor.scheduler is None else plain(executor.scheduler.state_dict(), "the scheduler's state")
-    return {"optimizer": groups, "scheduler": scheduler, "seed": executor.plan.numerics.seed, "step": step}
+    found = {"optimizer": groups, "scheduler": scheduler, "seed": executor.plan.numerics.seed, "step": step}
+    return found if executor.plan.numerics.sync == "exact" else {**found, "sync": executor.plan.numerics.sync}
 
 
 def digest(executor: Executor, step: int) -> str:
@@ -148,6 +160,12 @@ def restore(executor: Executor, folder: Path, description: Description) -> None:
                     if (kind, name) not in collected:
                         collected[kind, name] = stored[0:0].new_empty(piece.stop - piece.start)
                     _fill(collected[kind, name], piece, stored, int(start))
+                elif kind == "underway" and isinstance(executor, ExecutorStale):
+                    step, _, entry = name.partition("/")
+                    if (piece := owned.get(entry)) is not None:
+                        _fill(executor.total_of(int(step), piece), piece, file.get_slice(key), int(start))
+                elif kind == "present" and isinstance(executor, ExecutorStale):
+                    executor.take_back(int(name), file.get_tensor(key).numpy().tobytes())
                 elif kind in ("tensor", "int", "float") and name.rpartition("/")[0] in owned:
                     collected[kind, name] = file.get_tensor(key)
                 elif kind == "buffer":

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from samestep.consistency.staleness import steps_stale
 from samestep.errors import PeerLost
 from samestep.numerics import num_shards_of, shard_rows
 from samestep.parallel.executor import Executor, StepState
@@ -27,7 +28,8 @@ class StepResult:
 def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = False) -> StepResult:
     """One optimizer step over a batch of `rows` rows. All workers must call it with the same numbers."""
     timesheet = executor.transport.timesheet
-    shard_sizes, schedule = executor.routines.get(rows) or routine(executor, rows)
+    filling = executor.is_filling(number)
+    shard_sizes, schedule = executor.routines.get((rows, filling)) or routine(executor, rows, filling=filling)
     state = StepState(number, list(shard_sizes), stop_asked)
     timesheet.start()
     for action in schedule:
@@ -44,7 +46,7 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
     return StepResult(number, state.loss, state.stop, state.present, tuple(state.seconds))
 
 
-def routine(executor: Executor, rows: int) -> tuple[list[int], Schedule]:
+def routine(executor: Executor, rows: int, *, filling: bool = False) -> tuple[list[int], Schedule]:
     """The rows of each shard, and this worker's schedule, for steps of so many rows; kept for the next one."""
     plan = executor.plan
     num_shards = num_shards_of(rows, plan.numerics.shards)
@@ -56,9 +58,11 @@ def routine(executor: Executor, rows: int) -> tuple[list[int], Schedule]:
         depth=plan.depth,
         clip=executor.clip_grad_norm is not None,
         lockstep=plan.numerics.sync_batchnorm,
+        stale=steps_stale(plan),
+        filling=filling,
     )
-    executor.routines[rows] = [len(part) for part in shard_rows(rows, num_shards)], schedule
-    return executor.routines[rows]
+    executor.routines[rows, filling] = [len(part) for part in shard_rows(rows, num_shards)], schedule
+    return executor.routines[rows, filling]
 
 
 def perform(executor: Executor, action: actions.Action, state: StepState) -> None:
@@ -86,6 +90,8 @@ METHODS = {
     actions.Clip: "clip",
     actions.Update: "step",
     actions.Publish: "publish",
+    actions.Post: "post",
+    actions.Await: "wait_for",
 }
 
 

@@ -10,9 +10,12 @@ from measured import FAMILIES, PLANS, chains, cluster_of, costs_of, laid, plainl
 
 from samestep.numerics import Numerics
 from samestep.planned import checked
+from samestep.planner.busy import Busy
 from samestep.planner.costs import Costs
 from samestep.planner.estimate import estimate
+from samestep.planner.placing import place
 from samestep.planner.search import Freedom, candidates
+from samestep.planner.wires import Wires
 from samestep.prediction import PARTS
 
 
@@ -27,6 +30,29 @@ def test_what_is_simulated_is_what_is_run(family: str, preset: str) -> None:
     said = estimate(found.plan, found.chain, costs, cluster_of(4))
     assert said.grid == grid
     assert list(said.schedules) == schedules
+
+
+@pytest.mark.parametrize("hosts", [(1, 1), (2, 1), (1, 1, 1)])
+def test_stale_gradients_hide_what_computing_is_long_enough_for(hosts: tuple[int, ...]) -> None:
+    """A stale step takes the longer of computing and the wire; an exact one the sum, but for what backward hides."""
+    exact, stale, older = (laid("mlp", "data", workers=sum(hosts), sync=s) for s in ("exact", "stale(1)", "stale(2)"))
+    costs = plainly(exact.chain)
+    grid, schedules = checked(stale.job, stale.plan, stale.prepared)
+    computing = estimate(stale.plan, stale.chain, costs, cluster_of(*hosts, bandwidth=1e12, latency=0.0)).seconds
+    for bandwidth in (1e5, 1e6, 3e6, 1e8):
+        cluster = cluster_of(*hosts, bandwidth=bandwidth, latency=0.0)
+        found = estimate(stale.plan, stale.chain, costs, cluster)
+        assert (found.grid, list(found.schedules)) == (grid, schedules)
+        busy = Busy(place(stale.plan, stale.chain), costs, cluster, stale.plan.numerics.shards)
+        on_wire, _ = Wires(busy.placed, cluster, stale.plan.numerics.shards, busy).posted
+        assert found.seconds == pytest.approx(max(computing, on_wire), rel=0.05), bandwidth
+        assert sum(found.parts.values()) == pytest.approx(found.seconds)
+        assert min(found.parts.values()) >= 0
+        assert estimate(older.plan, older.chain, costs, cluster).seconds == pytest.approx(found.seconds)
+        plain = estimate(exact.plan, exact.chain, costs, cluster)
+        assert (found.wired == plain.wired) == (len(hosts) == 2)
+        if computing / 2 < on_wire < 2 * computing:
+            assert found.seconds < plain.seconds
 
 
 def test_a_step_in_lockstep_is_simulated_as_one() -> None:

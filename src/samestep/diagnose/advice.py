@@ -120,7 +120,7 @@ GRADIENTS = "slice large layers (--plan hybrid) or compress gradients (--codec, 
 CARRIED = "cut where less is carried over (`first` in the plan file)"
 SLICES = "leave layers whole (--plan data), or keep a sliced layer's workers on one host"
 OTHERWISE = {
-    "Reduce": GRADIENTS, "Publish": GRADIENTS, "Agree": GRADIENTS,
+    "Reduce": GRADIENTS, "Publish": GRADIENTS, "Agree": GRADIENTS, "Post": GRADIENTS, "Await": GRADIENTS,
     "Send": CARRIED, "Receive": CARRIED, "SendGradient": CARRIED, "ReceiveGradient": CARRIED,
     "SliceForward": SLICES, "SliceBackward": SLICES,
 }  # fmt: skip

@@ -13,6 +13,7 @@ from torch import nn
 from samestep import heap, streams
 from samestep.checkpoint import finished, read_description
 from samestep.consistency.policy import EXACT
+from samestep.consistency.staleness import check_stale
 from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
 from samestep.job import Job
 from samestep.launch.deciding import decided
@@ -68,6 +69,7 @@ def build(
             "as the plan has workers"
         )
     hosts = hosts_of(request, plan.workers) if hosts is None else hosts
+    check_stale(plan, request.device)
     prepared = divide(job, plan, prepared)
     _, schedules = checked(job, plan, prepared)
     if request.memory_limit is not None:

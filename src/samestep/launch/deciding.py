@@ -12,6 +12,7 @@ import psutil
 from torch import nn
 
 from samestep.cluster import Cluster
+from samestep.consistency.policy import EXACT
 from samestep.errors import PlanRefused
 from samestep.job import Job
 from samestep.launch.contest import contest
@@ -58,7 +59,7 @@ def profile_for(request: Request, job: Job, model: nn.Module, chosen: dict[str, 
     """None where a plan is not looked for."""
     if reason_to_leave(request, job) is not None:
         return None
-    numerics = numerics_for(request, job, chosen)
+    numerics = dataclasses.replace(numerics_for(request, job, chosen), sync=EXACT)  # what actions cost is the same
     most = most_of(request, numerics)
     slices = num_slices(numerics.slices) or request.slices
     return profiled(job, model, numerics, most, slices, request.profile, request.function)
@@ -129,7 +130,7 @@ def freedom_of(request: Request, most: int, numerics: Numerics, counts: Sequence
             f"{max(counts)} workers are more than the {numerics.shards} shards of a batch, and a shard is computed by "
             f"one worker: use --workers {numerics.shards}, or --shards {max(counts)} (S is part of the numbers)"
         )
-    return Freedom(counts, may_slice, may_cut=not numerics.sync_batchnorm)
+    return Freedom(counts, may_slice, may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT)
 
 
 def this_machine(profile: Profile, workers: int) -> Cluster:

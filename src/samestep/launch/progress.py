@@ -159,5 +159,12 @@ def summary(report: Report) -> str:
             f"worker {rank}: computed {spent.compute:.1f} s, communicated {spent.communicate:.1f} s, "
             f"waited {spent.wait:.1f} s"
         )
+    if "updates" in report.sync:
+        lines.append(
+            f"sync: gradients were applied at most {report.sync['staleness']:g} updates late (bound "
+            f"{report.sync['bound']:g}), to parameters up to {report.sync['divergence']:.2%} from those that they were "
+            f"computed on; {report.sync['updates']:g} updates, the last {report.sync['bound']:g} gradients are in "
+            "checkpoints only"
+        )
     lines.append(f"digest {report.digest}")
     return "\n".join(lines)

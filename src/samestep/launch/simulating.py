@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from samestep import streams
+from samestep.consistency.policy import EXACT
 from samestep.errors import JobRefused
 from samestep.job import Job
 from samestep.launch.build import job_of
@@ -29,7 +30,7 @@ def simulated(request: Request, counts: Sequence[int]) -> Scaling:
     initial = unmade(job) if is_from_description(request, cluster) else None
     model = job.build_model() if initial is None else initial.model
     profile, cluster = costs_elsewhere(request, job, model, initial, chosen, cluster)
-    freedom = Freedom((), request.slices is not None, may_cut=not numerics.sync_batchnorm)
+    freedom = Freedom((), request.slices is not None, may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT)
     source = "described" if is_from_description(request, cluster) else "measured on this machine"
     return scaling(profile.chain, profile.costs, cluster, numerics, freedom, counts, source)
 

@@ -247,6 +247,7 @@ def _warn_unused(run: Run, trainer: Training, diary: Diary) -> None:
 def finish(run: Run, trainer: Training, diary: Diary, metrics: dict[str, float], *, stopped: bool) -> None:
     """Digest, weights, and how the time went."""
     digest = trainer.digest()
+    sync = trainer.executor.report()
     transport = trainer.executor.transport
     own = {
         "rank": diary.rank,
@@ -280,6 +281,7 @@ def finish(run: Run, trainer: Training, diary: Diary, metrics: dict[str, float],
         stopped=stopped,
         checkpoint=run.request.checkpoint is not None,
         seconds_per_step=statistics.median(timed) if timed else None,
+        sync=sync,
     )
 
 

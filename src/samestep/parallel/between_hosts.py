@@ -2,7 +2,7 @@
 
     begin    expect the sums that others will send          (before the step's first forward)
     ready    a parameter's own gradients are folded: what is complete leaves while backward goes on
-    finish   bring the host's sums together, send the rest, wait for what comes
+    finish   bring the host's sums together, send the rest (post), wait for what comes (arrive)
     publish  new values to the hosts that do not make them themselves
 
 Only what a host's workers have brought together leaves it; see `stretches.py` for who sends what.
@@ -140,11 +140,17 @@ class BetweenHosts:
 
     def finish(self) -> None:
         """Call it when all workers of the host have published."""
+        self.post()
+        self.arrive()
+
+    def post(self) -> None:
         for entry in self._route.prepare.keys() - self._ready:
             self._prepare(entry)
         for number in range(len(self._route.outgoing)):
             if number not in self._posted:
                 self._post(number)
+
+    def arrive(self) -> None:
         for parcel in self._route.incoming:
             parcel.unpack()
             self._transport.counted.wired += parcel.nbytes

@@ -2,7 +2,7 @@
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -83,7 +83,9 @@ class Executor:
     edges: Edges | None = None  # of the reduction tree that a codec applies to
     network: Network | None = None  # None: the whole model is one segment
     whole: Callable[[], AbstractContextManager[None]] = nullcontext  # inside, sliced layers have their whole weights
-    routines: dict[int, tuple[list[int], actions.Schedule]] = field(default_factory=dict)  # by the rows of a step
+    routines: dict[tuple[int, bool], tuple[list[int], actions.Schedule]] = field(
+        default_factory=dict
+    )  # by rows, filling
     observer: Callable[[actions.Action, StepState], None] | None = None  # is called after every action
     guard: Callable[[actions.Action], None] | None = None  # is called before every action
 
@@ -280,6 +282,19 @@ class Executor:
             if everywhere:
                 self.between.publish(everywhere=True)
         self.transport.fence()
+
+    def is_filling(self, step: int) -> bool:
+        """Whether a step makes no update, because the gradients that it would use are still to come."""
+        return False
+
+    def report(self) -> dict[str, float]:
+        """The bound of the sync policy, as the run has seen it. All workers must call it."""
+        return {}
+
+    def under_way(self) -> Iterator[tuple[str, Tensor, int, bool]]:
+        """Gradients that no update has used yet, of the owned pieces, as (label, value, start, whether it is whole).
+        All workers must call it."""
+        return iter(())
 
     @property
     def between(self) -> BetweenHosts | None:

@@ -2,7 +2,8 @@
 
     parameters     what the worker computes with
     gradients      a slot of the same size for every node of the tree that its shards keep open, and the
-                   largest gradient that is made apart, before it is added to a slot
+                   largest gradient that is made apart, before it is added to a slot; with stale(s), so many
+                   slots for each of s + 1 steps
     optimizer      the state of what it updates (SGD with momentum: once, Adam: twice its size)
     activations    the most that is kept for backward at any time, along the worker's own schedule
     workspace      the process itself, and memory through which workers exchange tensors
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn, optim
 
+from samestep.consistency.staleness import steps_stale
 from samestep.parallel.cut import Cut
 from samestep.parallel.home import Home
 from samestep.parallel.layout import Layout, Piece
@@ -56,7 +58,7 @@ def footprint(
     """Of worker `rank`, in a step of `shards`. state: elements of optimizer state per element of a parameter."""
     used = [(e, home) for e, home in zip(layout.entries, homes, strict=True) if rank in home.workers]
     values = sum(e.nbytes for e, _ in used if e.tied_to is None)
-    slots = sum(e.nbytes * home.kept_slots(rank) for e, home in used)
+    slots = sum(e.nbytes * home.kept_slots(rank) for e, home in used) * (steps_stale(plan) + 1)
     # A product may be written into its slot (linear.py); anything else is made first, then copied or added.
     apart = max((e.nbytes for e, home in used if home.adds(rank) or e.param.dim() != 2), default=0)
     owned = sum((p.stop - p.start) * layout.entries[p.entry].param.element_size() for p in pieces)

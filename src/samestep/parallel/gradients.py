@@ -58,13 +58,21 @@ class Gradients:
         self.when_folded: Callable[[int], None] | None = None  # called when an entry's last gradient is folded
         self.when_arrived: Callable[[int, int, Tensor], None] | None = None  # with every gradient: shard, entry, which
         self.present = bytearray(len(layout.entries))  # which entries got a gradient from any shard
-        self.publish_in(published)
+        self.publish_at(self.views_in(published))
         for i, entry in enumerate(layout.entries):
             entry.param.register_post_accumulate_grad_hook(partial(self._hook, i))  # type: ignore[no-untyped-call]
 
     def publish_in(self, published: Sequence[Tensor]) -> None:
         """Between steps: other slots than those of before."""
-        self._fixed = [[self._layout.view(memory, i) for i in range(len(self._turn))] for memory in published]
+        self.publish_at(self.views_in(published))
+
+    def views_in(self, published: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Of every slot, the place of each entry."""
+        return [[self._layout.view(memory, i) for i in range(len(self._turn))] for memory in published]
+
+    def publish_at(self, views: list[list[Tensor]]) -> None:
+        """Between steps: what `views_in` gave."""
+        self._fixed = views
 
     def begin_step(self, units: Sequence[range]) -> None:
         """units: per entry, the shards (of a slice: join sets) whose gradients this worker computes."""

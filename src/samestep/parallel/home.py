@@ -8,6 +8,7 @@ slice of a layer           every join set once, all from the slice's one owner
 from dataclasses import dataclass
 from itertools import accumulate
 
+from samestep.consistency.staleness import steps_stale
 from samestep.plan import Plan
 from samestep.tree import Node, local_plan
 
@@ -21,6 +22,7 @@ class Home:
     workers: tuple[int, ...]
     assign: tuple[int, ...]
     is_slice: bool = False
+    on_every_host: bool = False  # each host sums and updates all of it, however many hosts there are
 
     def units_of(self, rank: int, num_units: int) -> range:
         """The units whose gradients worker `rank` computes, of so many in a step."""
@@ -60,7 +62,7 @@ class Home:
 def stage_home(plan: Plan, stage: int) -> Home:
     """Of the whole layers of a stage."""
     if not plan.stages:
-        return Home(tuple(range(plan.workers)), plan.assign)
+        return Home(tuple(range(plan.workers)), plan.assign, on_every_host=steps_stale(plan) > 0)
     return Home(plan.stages[stage].workers, plan.stages[stage].assign)
 
 
@@ -71,8 +73,11 @@ def slice_home(plan: Plan, owner: int) -> Home:
 
 
 def num_published(plan: Plan, homes: set[Home], rank: int) -> int:
-    """Slots in fabric memory that worker `rank` needs; none when it works alone."""
-    if plan.workers == 1:
+    """Slots in fabric memory that worker `rank` needs for the gradients of a step.
+
+    None when it works alone, unless they outlive the step.
+    """
+    if plan.workers == 1 and not steps_stale(plan):
         return 0
     return max(1, *(home.slots_of(rank) for home in homes))
 

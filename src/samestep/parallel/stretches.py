@@ -5,7 +5,7 @@ the tree that a host holds goes once to everyone who updates that stretch:
 
     up to two hosts   every host updates every stretch: each gives its sums to the other
     three and more    one worker of all owns a stretch: the other hosts give it their sums, and get
-                      the new values back
+                      the new values back; with stale gradients as with two hosts
 
     host 0                                    host 1
     worker 0 owns [0,k)  -- sums of [0,k) --> worker 2 owns [0,k)
@@ -13,7 +13,8 @@ the tree that a host holds goes once to everyone who updates that stretch:
 
 With two hosts both ways cost the same bytes, and swapped sums can all travel while backward runs.
 For H hosts of which each holds one node, G bytes of gradient cost each host G (H = 2) or
-2 (H-1)/H G, as many as a ring's.
+2 (H-1)/H G, as many as a ring's. With stale gradients it is (H-1) G for any H: sums have whole steps to come in,
+and new values would have none (docs/sync-stale.md).
 """
 
 from collections.abc import Iterable, Sequence
@@ -48,17 +49,22 @@ def owners(layout: Layout, homes: Sequence[Home], hosts: Sequence[int], *, whole
     for home in dict.fromkeys(homes):
         entries = [i for i, other in enumerate(homes) if other == home]
         groups = list(by_host(home.workers, hosts).values())
-        for group in groups if len(groups) <= 2 else [list(home.workers)]:
+        for group in groups if len(groups) <= 2 or home.on_every_host else [list(home.workers)]:
             shares = share_pieces(layout, len(group), whole=home.is_slice or whole, entries=entries)
             for rank, share in zip(group, shares, strict=True):
                 found[rank] += share
     return [sorted(pieces, key=lambda piece: piece.entry) for pieces in found]
 
 
+def is_swapped(home: Home, hosts: Sequence[int]) -> bool:
+    """Whether each of several hosts updates all of an entry; else one host does, or each of several a part."""
+    groups = by_host(home.workers, hosts)
+    return len(groups) == 2 or (len(groups) > 2 and home.on_every_host)
+
+
 def is_first(home: Home, hosts: Sequence[int], rank: int) -> bool:
-    """Whether worker `rank`'s host is the first of those that update the same: one of two, or the only one."""
-    groups = list(by_host(home.workers, hosts))
-    return len(groups) != 2 or hosts[rank] == groups[0]
+    """Whether worker `rank`'s host is the first of those that update the same, or the only one."""
+    return not is_swapped(home, hosts) or hosts[rank] == next(iter(by_host(home.workers, hosts)))
 
 
 class Stretches:
@@ -83,8 +89,7 @@ class Stretches:
                     (self.values if host in users else self.everywhere).extend(self._values(entry, host))
 
     def _swapped(self, entry: int) -> bool:
-        """Whether each of two hosts updates all of an entry; else one host does, or each of several a part."""
-        return len(by_host(self._homes[entry].workers, self._hosts)) == 2
+        return is_swapped(self._homes[entry], self._hosts)
 
     def _gradients(self, entry: int) -> Iterable[Stretch]:
         owned, swapped = self._of_entry.get(entry, {}), self._swapped(entry)

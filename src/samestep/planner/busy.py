@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from samestep.cluster import Cluster
+from samestep.consistency.staleness import steps_stale
 from samestep.planner.costs import Costs, Pair, Table
 from samestep.planner.placing import Part, Placed
 from samestep.schedule import actions
@@ -151,8 +152,9 @@ class Busy:
             nodes = sum(len(local_plan(own, self.num_shards).left) for own in self.held[number].values())
             near = Counter(self.hosts[rank] for rank in stage.workers)
             for rank in stage.workers:
-                # Among how many the update is dealt out: two hosts each make it, more share it.
-                share = near[self.hosts[rank]] if len(near) == 2 else len(stage.workers)
+                # Among how many the update is dealt out: two hosts each make it, more share it, unless it is stale.
+                alone = len(near) == 2 or steps_stale(self.plan)
+                share = near[self.hosts[rank]] if alone else len(stage.workers)
                 found[rank].append((whole / share, nodes if len(stage.workers) > 1 else 0))
             for part in here:
                 self._add_slices(part, stage.workers, found)

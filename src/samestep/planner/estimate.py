@@ -10,6 +10,7 @@ comes out. Communication on one machine is busy time too: overlap hides waiting,
 from dataclasses import dataclass
 
 from samestep.cluster import Cluster
+from samestep.consistency.staleness import steps_stale
 from samestep.numerics import num_shards_of
 from samestep.plan import Plan
 from samestep.planner.busy import Busy
@@ -22,7 +23,7 @@ from samestep.schedule import actions
 from samestep.schedule.actions import Action, Schedule
 from samestep.schedule.grid import Grid
 from samestep.schedule.passes import schedule_of
-from samestep.schedule.simulate import Outcome, simulate
+from samestep.schedule.simulate import Cost, Outcome, Span, free, simulate
 from samestep.schedule.written import parse_order
 
 KIND_OF_TIME: dict[type[Action], str] = {
@@ -63,9 +64,10 @@ def estimate(plan: Plan, chain: Chain, costs: Costs, cluster: Cluster) -> Estima
     num_shards = num_shards_of(chain.batch_size, plan.numerics.shards)
     grid = plan.grid(num_shards, placed.sliced)
     order = plan.order if isinstance(plan.order, str) else parse_order(plan.order, grid)
-    clip, lockstep = costs.alone.clip > 0, plan.numerics.sync_batchnorm
+    clip, lockstep, stale = costs.alone.clip > 0, plan.numerics.sync_batchnorm, steps_stale(plan)
     schedules = tuple(
-        schedule_of(grid, order, rank, depth=plan.depth, clip=clip, lockstep=lockstep) for rank in range(plan.workers)
+        schedule_of(grid, order, rank, depth=plan.depth, clip=clip, lockstep=lockstep, stale=stale)
+        for rank in range(plan.workers)
     )
     busy = Busy(placed, costs, cluster, num_shards)
     wires = Wires(placed, cluster, num_shards, busy)
@@ -73,25 +75,55 @@ def estimate(plan: Plan, chain: Chain, costs: Costs, cluster: Cluster) -> Estima
     def seconds(rank: int, action: Action) -> float:
         return busy.seconds(rank, action) + wires.exposed(action)
 
-    outcome = simulate(grid, schedules, cost=seconds, transfer=wires.transfer)
-    return split(plan, grid, schedules, outcome, busy, wires)
+    outcome = settled(grid, schedules, stale, seconds, wires.transfer)
+    late = 0.0
+    if stale:
+        late = end_of(outcome) - end_of(settled(grid, schedules, stale, seconds, free))
+    return split(plan, grid, schedules, outcome, busy, wires, late)
+
+
+def settled(grid: Grid, schedules: tuple[Schedule, ...], stale: int, cost: Cost, transfer: Cost) -> Outcome:
+    """A step among many: of stale gradients, the last one of as many as it takes until each is like the one before."""
+    if not stale:
+        return simulate(grid, schedules, cost=cost, transfer=transfer)
+    steps = 2 * stale + 2
+    found = simulate(grid, [schedule * steps for schedule in schedules], cost=cost, transfer=transfer)
+    last = [spans[len(spans) - len(schedule) :] for spans, schedule in zip(found.spans, schedules, strict=True)]
+    before = [spans[len(spans) - len(schedule) - 1] for spans, schedule in zip(found.spans, schedules, strict=True)]
+    start = max(span.stop for span in before)
+    spans = tuple(tuple(Span(span.start - start, span.stop - start) for span in own) for own in last)
+    return Outcome(spans, found.waits, found.in_flight)
 
 
 def split(
-    plan: Plan, grid: Grid, schedules: tuple[Schedule, ...], outcome: Outcome, busy: Busy, wires: Wires
+    plan: Plan,
+    grid: Grid,
+    schedules: tuple[Schedule, ...],
+    outcome: Outcome,
+    busy: Busy,
+    wires: Wires,
+    late: float = 0.0,
 ) -> Estimate:
-    """What the step's time consists of, seen by the worker that the others wait for."""
+    """What the step's time consists of, seen by the worker that the others wait for.
+
+    late: seconds by which gradients that were posted in earlier steps hold it up.
+    """
     by_class = [busy_by_class(schedule, rank, busy) for rank, schedule in enumerate(schedules)]
     bounding = max(range(plan.workers), key=lambda rank: sum(by_class[rank].values()))
     parts = dict.fromkeys(PARTS, 0.0)
+    parts["communication"] += late
     for action in schedules[bounding]:
         waits = "resharding" if isinstance(action, actions.SliceForward | actions.SliceBackward) else "communication"
         parts[waits] += wires.exposed(action)
         parts[KIND_OF_TIME.get(type(action), "overhead")] += busy.seconds(bounding, action)
-    end = max(span.stop for spans in outcome.spans for span in spans)
+    end = end_of(outcome)
     parts["bubble"] = max(0.0, end - sum(parts.values())) + busy.skew(bounding)
     parts["overhead"] += busy.table(bounding).gap
     return Estimate(plan, sum(parts.values()), parts, tuple(by_class), outcome, schedules, grid, wires.wired())
+
+
+def end_of(outcome: Outcome) -> float:
+    return max(span.stop for spans in outcome.spans for span in spans)
 
 
 def busy_by_class(schedule: Schedule, rank: int, busy: Busy) -> dict[str, float]:

@@ -8,6 +8,9 @@
     values      to hosts that do not make them (three hosts and more): after the update
     cuts        a message occupies its channel; others go on meanwhile
 
+With stale gradients sums leave at a step's end and travel during the next ones: a step waits for what is longer, its
+computing or the wire, and that comes out of the simulation of several. Each host then gives its sums to all others.
+
 Each host has one wire in each direction, as fast as its slowest link to a host that takes part.
 """
 
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from samestep.cluster import Cluster
+from samestep.consistency.staleness import steps_stale
 from samestep.planner.busy import BUSY_BYTE, Busy
 from samestep.planner.placing import Part, Placed
 from samestep.schedule import actions
@@ -39,11 +43,14 @@ class Wires:
         self.num_shards, self.busy = num_shards, busy
         self.hosts = cluster.hosts_of_workers()[: placed.plan.workers]
         self._spans: dict[int, dict[int, range]] = {}  # by stage and host
+        self.stale = steps_stale(placed.plan)
 
     def exposed(self, action: Action) -> float:
         """Seconds of an action in which its workers wait for bytes between hosts."""
         if isinstance(action, actions.Reduce):
-            return self.reduction
+            return 0.0 if self.stale else self.reduction
+        if isinstance(action, actions.Post):
+            return self.posted[1]
         if isinstance(action, actions.Publish):
             return self.values
         if isinstance(action, actions.Agree | actions.Clip):
@@ -51,7 +58,9 @@ class Wires:
         return self.meeting(action) if isinstance(action, actions.SliceForward | actions.SliceBackward) else 0.0
 
     def transfer(self, rank: int, action: Action) -> float:
-        """Seconds that a message occupies its channel between hosts."""
+        """Seconds that a message occupies its channel between hosts, or what a worker posts its host's wire."""
+        if isinstance(action, actions.Post):
+            return self.posted[0]
         if not isinstance(action, actions.Send | actions.SendGradient) or self._near(rank, action.peer):
             return 0.0
         link = self.cluster.link(rank, action.peer)
@@ -69,9 +78,23 @@ class Wires:
         return max(found, default=0.0)
 
     @cached_property
+    def posted(self) -> tuple[float, float]:
+        """Of stale gradients: seconds that a step's sums are on the wire, and that moving them takes from computing."""
+        workers = self.placed.stages[0].workers
+        hosts = self._hosts_of(workers)
+        if len(hosts) < 2:
+            return 0.0, 0.0
+        latency, bandwidth = self._slowest(workers)
+        nbytes = self._whole_bytes(0) * max(self._nodes(0, host) for host in hosts) * (len(hosts) - 1)
+        near = max(sum(self.hosts[w] == host for w in workers) for host in hosts)
+        return latency + nbytes / min(bandwidth, near / BUSY_BYTE), nbytes * BUSY_BYTE / near
+
+    @cached_property
     def values(self) -> float:
         """Seconds until new parameters are on every host, where hosts share the update."""
         found = [0.0]
+        if self.stale:
+            return 0.0
         for number, stage in enumerate(self.placed.stages):
             hosts = self._hosts_of(stage.workers)
             if len(hosts) > 2:
@@ -86,10 +109,11 @@ class Wires:
         for number, stage in enumerate(self.placed.stages):
             hosts = self._hosts_of(stage.workers)
             if len(hosts) > 1:
-                others = len(hosts) - 1 if len(hosts) == 2 else (len(hosts) - 1) / len(hosts)
+                swapped = len(hosts) == 2 or self.stale > 0
+                others = len(hosts) - 1 if swapped else (len(hosts) - 1) / len(hosts)
                 nodes = sum(self._nodes(number, host) for host in hosts)
                 total += self._whole_bytes(number) * nodes * others
-                total += self._whole_bytes(number) * (len(hosts) - 1) if len(hosts) > 2 else 0.0
+                total += 0.0 if swapped else self._whole_bytes(number) * (len(hosts) - 1)
         for segment, part in enumerate(self.placed.parts):
             if part.region is not None:
                 sets = [range(self.num_shards)]

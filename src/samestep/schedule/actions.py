@@ -126,6 +126,18 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Post:
+    """Let this step's partial gradients go to the workers that will sum them, in a later step."""
+
+
+@dataclass(frozen=True)
+class Await:
+    """Wait for all partial gradients of the step `age` steps ago; Reduce, Clip and Update are then about those."""
+
+    age: int
+
+
+@dataclass(frozen=True)
 class Publish:
     """Wait until every worker has updated; the new parameters are then readable."""
 
@@ -149,8 +161,10 @@ Action = (
     | Clip
     | Update
     | Publish
+    | Post
+    | Await
 )
 Schedule = tuple[Action, ...]
 
-COMMUNICATION = (Send, Receive, SendGradient, ReceiveGradient, Agree, Reduce, Publish)
+COMMUNICATION = (Send, Receive, SendGradient, ReceiveGradient, Agree, Reduce, Publish, Post, Await)
 """The actions that move bytes between workers; all others compute."""

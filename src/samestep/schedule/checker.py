@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from samestep.errors import PlanRefused
 from samestep.schedule.actions import (
     Action,
+    Await,
     Backward,
     BackwardWeight,
     Clip,
     Forward,
     Lockstep,
+    Post,
     Recompute,
     Schedule,
     Send,
@@ -69,7 +71,7 @@ def check(grid: Grid, schedules: Sequence[Schedule], capacity: int) -> Found:
         refuse_early_end(rank, schedule)
         refuse_missing(rank, schedule, where, owed[rank])
         refuse_early(rank, schedule, where)
-        refuse_other_end(rank, schedule, Clip() in schedules[0])
+        refuse_other_end(rank, schedule, schedules[0])
     outcome = simulate(grid, schedules, capacity)
     if outcome.waits:
         raise PlanRefused(deadlock(grid, schedules, capacity, outcome))
@@ -178,16 +180,23 @@ def refuse_early(rank: int, schedule: Schedule, where: Places) -> None:
             last[type(action), action.segment] = number, action
 
 
-def refuse_other_end(rank: int, schedule: Schedule, clip: bool) -> None:
+def end_of(first: Schedule) -> Schedule:
+    """The end that a step has where worker 0's list is `first`: whether it clips, and how old its gradients are."""
+    age = next((action.age for action in first if isinstance(action, Await)), 0)
+    filling = Post() in first and not age
+    return tuple(tail(Clip() in first, age or int(filling), filling=filling))
+
+
+def refuse_other_end(rank: int, schedule: Schedule, first: Schedule) -> None:
     """Refuse an end that is not the one of worker 0."""
-    end = tuple(action for action in schedule if isinstance(action, TAIL))
-    if end == tuple(tail(clip)):
+    end, wanted = tuple(action for action in schedule if isinstance(action, TAIL)), end_of(first)
+    if end == wanted:
         return
-    if Clip() in end and not clip:
+    if Clip() in end and Clip() not in first:
         raise PlanRefused(f"{at(rank, schedule.index(Clip()), Clip())}: worker 0 has none; all clip or nobody")
     raise PlanRefused(
         f"worker {rank} ends with {' '.join(map(str, end)) or 'nothing'}; "
-        f"every step ends with {' '.join(map(str, tail(clip)))}, on all workers"
+        f"every step ends with {' '.join(map(str, wanted))}, on all workers"
     )
 
 
@@ -212,6 +221,8 @@ def why(wait: Wait, capacity: int) -> str:
         return f" to take a message ({capacity} untaken)"
     if isinstance(wait.action, MEETINGS):
         return " to join it"
+    if isinstance(wait.action, Await):
+        return " to post it"
     return " to send it"
 
 

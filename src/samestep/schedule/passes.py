@@ -13,6 +13,15 @@ W1.0 of a stage that splits its backwards makes the gradients of weights that Ba
         BackwardWeight(1) | BackwardWeight(1)        of the later dense segment, of the earlier one
 
 A stage that is followed by another one of the same worker sends nothing.
+
+The end of a step is that of the sync policy:
+
+    exact        Agree Reduce MergeBuffers [Clip] Update Publish
+    stale(s)     Agree MergeBuffers Await(s) Reduce [Clip] Post Update Publish
+                 Agree MergeBuffers Post Publish                        in the first s steps
+
+Post comes after the last thing that hosts have to say to one another in a step: what is posted goes before what
+is said later.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +30,7 @@ from samestep.errors import PlanRefused
 from samestep.schedule.actions import (
     Action,
     Agree,
+    Await,
     Backward,
     BackwardWeight,
     Clip,
@@ -28,6 +38,7 @@ from samestep.schedule.actions import (
     Load,
     Lockstep,
     MergeBuffers,
+    Post,
     Publish,
     Receive,
     ReceiveGradient,
@@ -47,9 +58,20 @@ from samestep.schedule.work import Kind, Work, Works
 
 
 def schedule_of(
-    grid: Grid, order: str | tuple[Works, ...], rank: int, *, depth: int = 1, clip: bool, lockstep: bool = False
+    grid: Grid,
+    order: str | tuple[Works, ...],
+    rank: int,
+    *,
+    depth: int = 1,
+    clip: bool,
+    lockstep: bool = False,
+    stale: int = 0,
+    filling: bool = False,
 ) -> Schedule:
-    """One step of worker `rank`. `order` is a name of `pipeline.ORDERS`, or what `written.parse_order` read."""
+    """One step of worker `rank`. `order` is a name of `pipeline.ORDERS`, or what `written.parse_order` read.
+
+    stale: an update uses the gradients of so many steps ago; filling: in this step there are none yet.
+    """
     if lockstep:
         work: Iterable[Action] = in_lockstep(grid, rank)
     elif isinstance(order, str):
@@ -58,7 +80,7 @@ def schedule_of(
         work = lowered(grid, order_named(order)(grid, rank, depth), rank)
     else:
         work = lowered(grid, order[rank], rank)
-    return (Load(), *work, *tail(clip))
+    return (Load(), *work, *tail(clip, stale, filling=filling))
 
 
 def in_lockstep(grid: Grid, rank: int) -> Iterator[Action]:
@@ -76,14 +98,23 @@ def in_lockstep(grid: Grid, rank: int) -> Iterator[Action]:
         yield Lockstep(tuple(shards))
 
 
-def tail(clip: bool) -> Iterator[Action]:
+def tail(clip: bool, stale: int = 0, *, filling: bool = False) -> Iterator[Action]:
     """The end of a step: all workers, together."""
     yield Agree()
-    yield Reduce()
-    yield MergeBuffers()
-    if clip:
+    if stale:
+        yield MergeBuffers()
+        if not filling:
+            yield Await(stale)
+            yield Reduce()
+    else:
+        yield Reduce()
+        yield MergeBuffers()
+    if clip and not filling:
         yield Clip()
-    yield Update()
+    if stale:
+        yield Post()
+    if not filling:
+        yield Update()
     yield Publish()
 
 

@@ -12,6 +12,14 @@ the simulation visits the workers; without a capacity, neither do the times. It 
 
 Messages of a channel follow one another: each occupies it for its `transfer`. A meeting lasts as long as it
 takes its slowest member. Reduce, MergeBuffers and Update come after Agree and before Publish, and wait for nobody.
+
+With stale gradients steps overlap, so several are simulated as one list each: a worker's Post occupies its wire for
+its `transfer` while it goes on, one after the other, and Await(age) waits for everybody's. What workers say when they
+agree goes the same way, behind what was posted. One step by itself awaits what was posted before the simulation began,
+which is there.
+
+    worker 0   F B Agree Post          F B Agree Await(1) Reduce Post ...
+    its wire              |---- sums of step 0 ----|             |---- sums of step 1 ----|
 """
 
 from collections import deque
@@ -21,8 +29,10 @@ from dataclasses import dataclass
 from samestep.schedule.actions import (
     Action,
     Agree,
+    Await,
     Clip,
     MergeBuffers,
+    Post,
     Publish,
     Receive,
     ReceiveGradient,
@@ -37,7 +47,7 @@ from samestep.schedule.actions import (
 from samestep.schedule.grid import Grid
 from samestep.schedule.places import places
 
-TAIL = (Agree, Reduce, MergeBuffers, Clip, Update, Publish)
+TAIL = (Agree, Reduce, MergeBuffers, Clip, Update, Publish, Post, Await)
 MEETINGS = (SliceForward, SliceBackward, Agree, Clip, Publish)
 
 Name = tuple[type, int, int]  # what a receive asks for: activation or gradient, shard, stage
@@ -116,6 +126,7 @@ class World:
         self.occupied: dict[tuple[int, int], float] = {}  # until when a channel is busy with messages
         self.in_flight: dict[tuple[int, int], int] = {}
         self.arrived: dict[Action, list[int]] = {}  # who is at a meeting already
+        self.posts: list[list[float]] = [[] for _ in schedules]  # when each worker's posts arrive, in order
         self.awake = deque(self.everyone)
 
     def action_of(self, rank: int) -> Action | None:
@@ -135,6 +146,11 @@ class World:
             return self.receive(rank, action)
         if isinstance(action, MEETINGS):
             return self.meet(rank, action)
+        if isinstance(action, Await):
+            return self.take(rank, action)
+        if isinstance(action, Post):
+            self.post(rank, action)
+            return True
         self.finish(rank, action, self.clock[rank], self.cost(rank, action))
         return True
 
@@ -163,6 +179,33 @@ class World:
         self.awake.append(action.peer)
         return True
 
+    def post(self, rank: int, action: Post) -> None:
+        self.finish(rank, action, self.clock[rank], self.cost(rank, action))
+        begin = max(self.clock[rank], self.posted(rank))
+        self.posts[rank].append(begin + self.transfer(rank, action) + self.latency)
+        self.awake.extend(member for member in self.everyone if member != rank)
+
+    def posted(self, rank: int) -> float:
+        """When a worker's wire has carried all that it posted."""
+        return self.posts[rank][-1] - self.latency if self.posts[rank] else 0.0
+
+    def take(self, rank: int, action: Await) -> bool:
+        if self.late(rank, action):
+            return False
+        number = self.number_of(rank, action)
+        arrival = max(posts[number] for posts in self.posts) if number >= 0 else 0.0
+        self.finish(rank, action, max(self.clock[rank], arrival), self.cost(rank, action))
+        return True
+
+    def number_of(self, rank: int, action: Await) -> int:
+        """Which of everybody's posts a worker awaits; below 0: one from before the simulation. It posts once a step."""
+        return len(self.posts[rank]) - action.age
+
+    def late(self, rank: int, action: Await) -> tuple[int, ...]:
+        """The workers whose post is still to come."""
+        number = self.number_of(rank, action)
+        return tuple(member for member in self.everyone if len(self.posts[member]) <= number)
+
     def meet(self, rank: int, action: Action) -> bool:
         group, arrived = self.group_of(action), self.arrived.setdefault(action, [])
         if rank not in arrived:
@@ -171,6 +214,8 @@ class World:
             return False
         del self.arrived[action]
         start, cost = max(self.clock[member] for member in group), max(self.cost(member, action) for member in group)
+        if isinstance(action, Agree | Clip):
+            start = max(start, *(self.posted(member) for member in group))
         for member in group:
             self.finish(member, action, start, cost)
             if member != rank:
@@ -186,6 +231,8 @@ class World:
         assert action is not None
         if isinstance(action, Send | SendGradient | Receive | ReceiveGradient):
             blockers: tuple[int, ...] = (action.peer,)
+        elif isinstance(action, Await):
+            blockers = self.late(rank, action)
         else:
             arrived = self.arrived.get(action, [])
             blockers = tuple(member for member in self.group_of(action) if member not in arrived)

@@ -1,0 +1,137 @@
+"""How much of the exchange does stale(1) hide? AlexNet, data parallel on two hosts: `python benchmarks/sync/stale.py`.
+
+Three contenders take turns, with one worker on each of two test hosts (tests/hosts.py; needs root):
+
+    exact       a step waits for its own gradients
+    stale(1)    it waits for those of the step before
+    nothing     exact, and no gradient moves: what is left is computing, sums and update included (wrong numbers)
+
+What is hidden is 1 - (stale - nothing) / (exact - nothing), round by round.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+from rounds import Contender, Turns, machine, race, spread
+
+from hosts import Hosts
+
+PORTS = itertools.count(29_700)
+NOTHING = "nothing"
+EVER = 10**9  # steps
+
+
+class OnHosts(Contender):
+    """One worker on each of two hosts."""
+
+    def __init__(self, kind: str, model: str, batch: int, shards: int, hosts: Hosts) -> None:
+        words = ["--contender", kind, "--model", model, "--batch", str(batch), "--shards", str(shards), "--folder"]
+        super().__init__(kind, [sys.executable, str(Path(__file__).resolve()), *words])
+        self.hosts = hosts
+
+    def launch(self, command: list[str]) -> "subprocess.Popen[Any]":
+        quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {"GLOO_SOCKET_IFNAME": "eth"}}
+        self.workers = self.hosts.start_workers([1, 1], command, next(PORTS), **quiet)
+        return self.workers[0]
+
+    def stop(self) -> None:
+        super().stop()
+        for worker in self.workers[1:]:
+            worker.kill()
+
+
+def contend(kind: str, model: str, batch: int, shards: int, folder: str) -> None:
+    """One worker; worker 0 takes the turns, and answers with the seconds of each step and what of it was waiting."""
+    import torch
+    from models import MODELS, images, optimizer
+
+    import samestep
+
+    if kind == NOTHING:
+        move_nothing()
+    build, data, loss, _ = MODELS[model]
+    torch.manual_seed(0)
+    rows = images(3, 224, 224, classes=1000, rows=batch) if model == "alexnet" else data()
+    job = samestep.Job(
+        model=build, data=rows, loss=loss, optimizer=optimizer, batch_size=batch, shards=shards, steps=EVER
+    )
+    trainer = samestep.Trainer(job, plan="data", sync="exact" if kind == NOTHING else kind, timeout=3600)
+    turns, steps = Turns(folder), trainer.steps()
+    next(steps)
+    next(steps)
+    if trainer.rank == 0:
+        turns.begin()
+    with contextlib.suppress(samestep.TrainingFailed):  # worker 0 leaves without a word
+        for _ in steps:
+            if trainer.rank == 0:
+                turns.step()
+
+
+def move_nothing() -> None:
+    """What should come from the other host stays zero, so that the numbers stay ordinary ones."""
+    from samestep.parallel.parcels import Parcel
+
+    cleared: set[int] = set()
+
+    def expect(parcel: Parcel, _: object) -> None:
+        if id(parcel) not in cleared:
+            cleared.add(id(parcel))
+            for view in parcel.views:
+                view.zero_()
+
+    Parcel.expect = expect  # type: ignore[method-assign]
+    for name in ("post", "wait", "unpack"):
+        setattr(Parcel, name, lambda self, *_: None)
+
+
+def hidden(exact: float, stale: float, nothing: float) -> float:
+    return 1 - (stale - nothing) / (exact - nothing)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="alexnet", help="of benchmarks/models.py")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--policy", default="stale(1)")
+    parser.add_argument("--rate", default="1gbit")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=3, help="per round, after two that do not count")
+    parser.add_argument("--json", type=Path, help="also write the medians of every round there")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.contender is not None:
+        contend(asked.contender, asked.model, asked.batch, asked.shards, asked.folder)
+        return
+    kinds = ["exact", asked.policy, NOTHING]
+    with Hosts(2, rate=asked.rate) as hosts:
+        found = {kind: OnHosts(kind, asked.model, asked.batch, asked.shards, hosts) for kind in kinds}
+        race(list(found.values()), asked.rounds, asked.steps)
+    print(machine(), f"load {os.getloadavg()[0]:.1f}\n")
+    print(f"{asked.model}, batch {asked.batch}, {asked.shards} shards, two hosts, {asked.rate}; {asked.rounds} rounds "
+          f"of {asked.steps} steps\n\n| contender | step, ms |\n|---|--:|")  # fmt: skip
+    for kind in kinds:
+        print(f"| {kind} | {spread(found[kind].medians, lambda s: f'{s * 1e3:.0f}')} |")
+    exact, stale, nothing = (found[kind].medians for kind in kinds)
+    per_round = [hidden(*one) for one in zip(exact, stale, nothing, strict=True)]
+    shown = spread(per_round, lambda share: f"{share:.1%}")
+    at_medians = hidden(*(statistics.median(one) for one in (exact, stale, nothing)))
+    print(f"\nhidden: {shown} by round, {at_medians:.1%} of the medians")
+    if asked.json is not None:
+        asked.json.write_text(json.dumps({kind: found[kind].medians for kind in kinds}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
