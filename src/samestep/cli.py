@@ -8,6 +8,7 @@ from samestep.commands.plan import plan
 from samestep.commands.simulate import simulate
 from samestep.commands.trace import trace
 from samestep.commands.train import train
+from samestep.commands.verify_script import verify_script
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,7 +17,7 @@ def main() -> None:
     """Run an ordinary PyTorch training step on many workers: the same step, bit for bit."""
 
 
-for command in (train, plan, simulate, bench, trace, doctor):
+for command in (train, plan, simulate, bench, trace, doctor, verify_script):
     main.add_command(command)
 
 
