@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+import torch._dynamo  # optimizers and wrappers import it late; here once, before the forks
+import torch.distributed.fsdp
+import torch.nn.parallel
 
 from samestep.verify.scripts.watching import Watcher
 
@@ -155,5 +158,20 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def serve() -> None:
+    """One request after another, each in a fork: a line names its folder, a line answers."""
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                main(Path(line.strip()))
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    serve() if sys.argv[1] == "--serve" else main(Path(sys.argv[1]))

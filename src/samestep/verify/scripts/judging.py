@@ -311,9 +311,11 @@ def judge_accumulation(view: View) -> Finding | None:
     if last == 0:
         return None
     gradients = view.alone("gradient")
-    for name, total in vectors(view.reference, "local gradient").items():
+    totals = vectors(view.reference, "local gradient")
+    for name in (name for name in gradients if name in totals):
+        total = totals[name]
         final = view.reference.get(Key("local gradient", name, last))
-        if final is None or name not in gradients or final[0].values.shape != gradients[name].shape:
+        if final is None or final[0].values.shape != gradients[name].shape:
             continue
         is_last = relative_distance([gradients[name]], [final[0].values]) < 4 * EPS
         if is_last and relative_distance([gradients[name]], [total]) > 1e-3:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import killpg
 from pathlib import Path
@@ -48,6 +48,7 @@ def verify_script(
     steps: int = 3,
     timeout: float = 60.0,
     reference_arguments: Sequence[str] | None = None,
+    start: Callable[[Path, float], None] | None = None,
 ) -> ScriptVerdict:
     """Run a plain PyTorch script with `workers` processes and with one, and say where and why they differ.
 
@@ -65,11 +66,11 @@ def verify_script(
     with tempfile.TemporaryDirectory(prefix="samestep-verify-") as name:
         folder = Path(name)
         (folder / "request.json").write_text(json.dumps(request))
-        start(folder, timeout)
+        (start or start_process)(folder, timeout)
         return verdict(folder, script, workers, timeout)
 
 
-def start(folder: Path, timeout: float) -> None:
+def start_process(folder: Path, timeout: float) -> None:
     command = [sys.executable, "-m", "samestep.verify.scripts.enter", str(folder)]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
@@ -79,6 +80,25 @@ def start(folder: Path, timeout: float) -> None:
             killpg(process.pid, signal.SIGKILL)
             process.wait()
     assert process.returncode == 0, output.decode(errors="replace")
+
+
+class Warm:
+    """A process that has imported torch already, for many scripts one after the other."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "samestep.verify.scripts.enter", "--serve"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(self, folder: Path, timeout: float) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{folder}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline().strip()
+        assert answer == "0", f"the runs' process ended with {answer}"
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
 def verdict(folder: Path, script: Path, workers: int, timeout: float) -> ScriptVerdict:
