@@ -1,5 +1,7 @@
 """`verify --script` names each bug of these scripts: its class and its place."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +48,9 @@ def warm() -> Iterator[Warm]:
 
 @pytest.mark.parametrize(("script", "cause", "step", "kind", "name", "says"), ZOO, ids=[row[0] for row in ZOO])
 def test_a_bug_is_named(script: str, cause: Cause, step: int, kind: str, name: str, says: str, warm: Warm) -> None:
-    verdict = verify_script(SCRIPTS / f"{script}.py", timeout=8 if script == "late_worker" else 60, start=warm.start)
+    verdict = verify_script(
+        SCRIPTS / f"{script}.py", timeout=8 if script in ("late_worker", "barrier_on_one") else 60, start=warm.start
+    )
     (found,) = verdict.findings
     assert (found.cause, found.step) == (cause, step), str(found)
     assert says in found.why, str(found)
@@ -71,3 +75,12 @@ def test_what_no_script_can_be_held_against_is_refused(tmp_path: Path) -> None:
         verify_script(SCRIPTS / "fails.py", workers=1)
     with pytest.raises(Refused, match="at least 1"):
         verify_script(SCRIPTS / "fails.py", steps=0)
+
+
+def test_the_command_prints_the_finding_and_ends_with_1() -> None:
+    script = SCRIPTS / "scaled_twice.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "samestep", "verify-script", str(script)], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1, done.stderr
+    assert "loss weighting: step 0, gradient fc1.weight" in done.stdout

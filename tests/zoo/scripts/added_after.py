@@ -1,11 +1,9 @@
 """Bug 3: the last micro-batch is added after the reduction."""
 
+import small
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
-
-import small
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)

@@ -1,11 +1,10 @@
 """Bug 9: every worker clips by a norm of its own share of the parameters."""
 
+import small
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-
-import small
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)

@@ -1,11 +1,10 @@
 """Bug 2: parameters are made anew after wrapping, as a move to a device may do, and the hooks stay behind."""
 
+import small
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-
-import small
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)

@@ -1,11 +1,10 @@
 """A hang: worker 1 waits for something that never comes, the others for worker 1."""
 
+import small
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-
-import small
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)

@@ -1,11 +1,10 @@
 """Bug 4: gradients are set to zero before every micro-batch."""
 
+import small
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-
-import small
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)

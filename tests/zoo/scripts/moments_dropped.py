@@ -1,11 +1,10 @@
 """Bug 14: a resume makes the optimizer anew and does not load its state."""
 
+import small
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-
-import small
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)

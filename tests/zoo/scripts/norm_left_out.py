@@ -1,11 +1,9 @@
 """Bug 8: gradients of the replicated norm are not reduced."""
 
+import small
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
-
-import small
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)

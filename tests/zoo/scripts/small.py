@@ -7,7 +7,9 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 def rows(number: int = 64) -> TensorDataset:
     generator = torch.Generator().manual_seed(1)
-    return TensorDataset(torch.randn(number, 8, generator=generator), torch.randint(0, 4, (number,), generator=generator))
+    return TensorDataset(
+        torch.randn(number, 8, generator=generator), torch.randint(0, 4, (number,), generator=generator)
+    )
 
 
 class Perceptron(nn.Module):

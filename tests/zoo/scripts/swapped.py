@@ -1,11 +1,9 @@
 """Bug 21: two gradients of one shape are reduced in swapped order on one worker."""
 
+import small
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
-
-import small
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)

@@ -1,11 +1,9 @@
 """Bug 10, the count: a tied table is reduced once for the embedding and once for the output."""
 
+import small
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
-
-import small
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)

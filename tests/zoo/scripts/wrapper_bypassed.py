@@ -1,11 +1,10 @@
 """Bug 1: the loss is taken from the module inside the wrapper, so its hooks never run."""
 
+import small
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-
-import small
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)

@@ -45,8 +45,7 @@ def main(folder: Path) -> None:
     wait(runs, request["timeout"])
     sizes = batch_sizes(folder / "workers", workers)
     alone = [
-        fork(folder / name, 0, 1, free_port(), request, sizes, name)
-        for name in ("reference", "again", "perturbed")
+        fork(folder / name, 0, 1, free_port(), request, sizes, name) for name in ("reference", "again", "perturbed")
     ]
     wait(alone, request["timeout"], together=False)
     result = [{"run": run.folder.name, "rank": run.rank, "status": run.status, "killed": run.killed}

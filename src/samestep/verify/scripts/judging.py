@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from samestep.verify.causes import Cause, Finding
-from samestep.verify.record import Key, Noted, Record, relative_distance
+from samestep.verify.record import KINDS, Key, Noted, Record, relative_distance
 
 MULTIPLE = 10.0
 EPS = torch.finfo(torch.float32).eps
@@ -91,8 +91,6 @@ def not_deterministic(step: int, one: Step, other: Step) -> Finding | None:
 
 
 def causal_order(key: Key) -> int:
-    from samestep.verify.record import KINDS
-
     return KINDS.index(key.kind)
 
 
@@ -244,9 +242,7 @@ def order_differs(calls: Mapping[int, Sequence[Call]]) -> Finding | None:
     for other in others:
         for number, (one, two) in enumerate(zip(calls[first], calls[other], strict=False)):
             if meeting(one) != meeting(two):
-                why = (
-                    f"collective {number + 1}: worker {first} enters {said(one)}, worker {other} enters {said(two)}"
-                )
+                why = f"collective {number + 1}: worker {first} enters {said(one)}, worker {other} enters {said(two)}"
                 return Finding(Cause.COLLECTIVE_ORDER, one[0], "collective", one[2] or one[1], why, worker=other)
         if len(calls[first]) != len(calls[other]):
             rank = first if len(calls[first]) > len(calls[other]) else other
@@ -275,9 +271,7 @@ def judge_stopped(seen: Sequence[Seen], timeout: float) -> Finding:
     if crashed is not None:
         why = f"worker {crashed.rank} ended with {crashed.status}: " + " / ".join(crashed.said[-2:])
         return Finding(Cause.UNKNOWN, step, "collective", "", why, worker=crashed.rank)
-    where = "; ".join(
-        f"worker {one.rank} {'ended' if not one.failed else 'is in ' + standing(one)}" for one in seen
-    )
+    where = "; ".join(f"worker {one.rank} {'ended' if not one.failed else 'is in ' + standing(one)}" for one in seen)
     stuck = next((one.rank for one in seen if one.failed and not one.inside), None)
     return Finding(Cause.HANG, step, "collective", "", f"after {timeout:g} s {where}", worker=stuck)
 
@@ -331,7 +325,7 @@ def judge_gradients(view: View) -> Finding | None:
     names = [name for name in wanted if all(name in by_rank[r] and same(by_rank[r], wanted, name) for r in ranks)]
     names = [name for name in names if float(wanted[name].norm()) > floor(wanted)]
     bad = {
-        name: max(ranks, key=lambda r: relative_distance([by_rank[r][name]], [wanted[name]]))  # noqa: B023
+        name: max(ranks, key=lambda r: relative_distance([by_rank[r][name]], [wanted[name]]))
         for name in names
         if any(relative_distance([by_rank[r][name]], [wanted[name]]) > bounds[name] for r in ranks)
     }
@@ -370,7 +364,9 @@ def judge_gradients(view: View) -> Finding | None:
     weights = shares(view, names, mine, wanted)
     if weights is not None:
         got, right = weights
-        return finding(Cause.LOSS_WEIGHTING, f"parts are weighted {numbers(got)}, on one process {numbers(right)}", None)
+        return finding(
+            Cause.LOSS_WEIGHTING, f"parts are weighted {numbers(got)}, on one process {numbers(right)}", None
+        )
     return finding(Cause.UNKNOWN, f"workers agree with one another, in {some} not with one process", None)
 
 
@@ -488,7 +484,8 @@ def fresh_optimizer(view: View, earlier: Sequence[tuple[int, Step]]) -> Finding 
         name = key.name
         if key.kind == "setting" and " of group " in name and number(now, name) != number(before, name):
             if number(now, name) == number(first, name):
-                why = f"a new optimizer begins with {number(now, name):g} as at the start, not on from {number(before, name):g}"
+                then = f"as at the start, not on from {number(before, name):g}"
+                why = f"a new optimizer begins with {number(now, name):g} {then}"
                 return Finding(Cause.OPTIMIZER_STATE, view.step, "setting", name, why)
     return None
 
