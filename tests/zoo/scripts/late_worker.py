@@ -1,5 +1,7 @@
 """A hang: worker 1 waits for something that never comes, the others for worker 1."""
 
+import threading
+
 import small
 import torch
 import torch.distributed as dist
@@ -8,8 +10,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)
-import threading
-
 model = DistributedDataParallel(small.Perceptron())
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 loader = small.loader()

@@ -11,7 +11,7 @@ torch.manual_seed(0)
 model = DistributedDataParallel(small.Perceptron())
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 loader = small.loader()
-for epoch in range(3):
+for _ in range(3):
     for x, y in loader:
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()

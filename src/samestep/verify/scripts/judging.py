@@ -11,6 +11,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -213,7 +214,7 @@ def judge_rows(view: View, earlier: Sequence[tuple[int, Step]]) -> Finding | Non
 def judge_passes(facts: Sequence[Mapping[str, Any]]) -> Finding | None:
     for fact in facts[:1]:
         passes = [one for one in fact.get("passes", []) if one[2]]
-        for one, other in zip(passes, passes[1:], strict=False):
+        for one, other in pairwise(passes):
             if one[1] == other[1] and one[0] < other[0]:
                 why = f"two passes, from step {one[0]} and from step {other[0]}, have one order; call set_epoch"
                 return Finding(Cause.DATA_ORDER, other[0], "rows", "sampler", why)
@@ -482,11 +483,12 @@ def fresh_optimizer(view: View, earlier: Sequence[tuple[int, Step]]) -> Finding 
         return Finding(Cause.OPTIMIZER_STATE, view.step, "optimizer state", had[0].name, why)
     for key in now:
         name = key.name
-        if key.kind == "setting" and " of group " in name and number(now, name) != number(before, name):
-            if number(now, name) == number(first, name):
-                then = f"as at the start, not on from {number(before, name):g}"
-                why = f"a new optimizer begins with {number(now, name):g} {then}"
-                return Finding(Cause.OPTIMIZER_STATE, view.step, "setting", name, why)
+        if key.kind != "setting" or " of group " not in name:
+            continue
+        if number(before, name) != number(now, name) == number(first, name):
+            then = f"as at the start, not on from {number(before, name):g}"
+            why = f"a new optimizer begins with {number(now, name):g} {then}"
+            return Finding(Cause.OPTIMIZER_STATE, view.step, "setting", name, why)
     return None
 
 

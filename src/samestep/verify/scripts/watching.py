@@ -134,7 +134,7 @@ class Watcher:
         return note
 
     def _watch_dropout(self) -> None:
-        def no_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        def no_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: A002  as torch names it
             if training and p > 0 and not self._facts["dropout"]:
                 self._facts["dropout"] = True
                 self._facts["stream"] = digest_of(torch.get_rng_state().numpy().tobytes())
@@ -235,19 +235,19 @@ class Watcher:
         build, walk = DataLoader.__init__, DistributedSampler.__iter__
         watcher = self
 
-        def __init__(loader: Any, dataset: Any, batch_size: int | None = 1, *more: Any, **options: Any) -> None:
+        def build_loader(loader: Any, dataset: Any, batch_size: int | None = 1, *more: Any, **options: Any) -> None:
             found = [value for value in (*more, *options.values()) if isinstance(value, DistributedSampler)]
             if found and batch_size is not None:
                 batch_size = watcher._batch_size(batch_size, found[0])
             build(loader, dataset, batch_size, *more, **options)
 
-        def __iter__(sampler: Any) -> Iterator[int]:
+        def walk_sampler(sampler: Any) -> Iterator[int]:
             order = list(walk(sampler))
             watcher._see_pass(sampler, order)
             return iter(order)
 
-        DataLoader.__init__ = __init__  # type: ignore[method-assign, assignment]
-        DistributedSampler.__iter__ = __iter__  # type: ignore[method-assign]
+        DataLoader.__init__ = build_loader  # type: ignore[method-assign, assignment]
+        DistributedSampler.__iter__ = walk_sampler  # type: ignore[method-assign]
 
     def _batch_size(self, size: int, sampler: Any) -> int:
         number = len(self._facts["loaders"])
