@@ -358,7 +358,7 @@ def judge_gradients(view: View) -> Finding | None:
         if len(bad) == len(names):
             return finding(Cause.LOSS_WEIGHTING, what, None)
         return finding(Cause.DOUBLE_COUNTING if k > 1 else Cause.MISSING_REDUCTION, what, None)
-    layers = next((fact["batchnorm"] for fact in view.facts if fact.get("batchnorm")), [])
+    layers: list[str] = next((fact["batchnorm"] for fact in view.facts if fact.get("batchnorm")), [])
     if layers:
         why = f"gradients differ in {some}, and each worker normalises by its own rows in {listed(layers)}"
         return Finding(Cause.BATCHNORM, view.step, "buffer", layers[0], why, distance=apart)

@@ -124,7 +124,7 @@ class Watcher:
             if self._perturbed:
                 perturb(parameter)
             if parameter.requires_grad:
-                parameter.register_hook(self._gradient_hook(plain(name)))
+                parameter.register_hook(self._gradient_hook(plain(name)))  # type: ignore[no-untyped-call]
 
     def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
         def note(gradient: Tensor) -> None:
@@ -150,7 +150,7 @@ class Watcher:
         def backward(tensor: Tensor, *arguments: Any, **options: Any) -> None:
             if self._step < self._steps and tensor.numel() == 1:
                 self._recorder.note(Key("loss", "loss", max(self._micro, 0)), float(tensor.detach()))
-            inner(tensor, *arguments, **options)
+            inner(tensor, *arguments, **options)  # type: ignore[no-untyped-call]
 
         Tensor.backward = backward  # type: ignore[method-assign, assignment]
 
@@ -247,7 +247,7 @@ class Watcher:
             return iter(order)
 
         DataLoader.__init__ = build_loader  # type: ignore[method-assign, assignment]
-        DistributedSampler.__iter__ = walk_sampler  # type: ignore[method-assign]
+        DistributedSampler.__iter__ = walk_sampler  # type: ignore[method-assign, assignment]
 
     def _batch_size(self, size: int, sampler: Any) -> int:
         number = len(self._facts["loaders"])
