@@ -1,40 +1,99 @@
-"""`samestep verify`."""
+"""`samestep verify`: a job of ours, or with `--script` anybody's training script."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from samestep.commands.ending import exit_codes
-from samestep.commands.options import make_request, planning_options
-from samestep.errors import PlanRefused
+from samestep.commands.options import PLANNING, make_request
+from samestep.errors import PlanRefused, Refused
 from samestep.launch.environment import world
 from samestep.launch.launcher import Launcher
 
+SCRIPT_STEPS, SCRIPT_WORKERS, SCRIPT_SECONDS = 3, 2, 60.0
 
-@click.command()
-@planning_options
+
+def verifying_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Those of `train`, without its argument: with `--script` there is none."""
+    for option in reversed(PLANNING):
+        command = option(command)
+    return command
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, metavar="FILE[:FUNCTION]", type=click.UNPROCESSED)
+@verifying_options
+@click.option("--script", type=click.Path(dir_okay=False), help="A PyTorch script instead; words after it are its own.")
+@click.option("--reference-arguments", help="With --script: its arguments on one process, in one string.")
+@click.option("--timeout", type=float, help="With --script: seconds that a run may take. Default: 60.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
-def verify(job: str, settings: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+def verify(
+    words: tuple[str, ...],
+    settings: tuple[str, ...],
+    script: str | None,
+    reference_arguments: str | None,
+    timeout: float | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Prove that a plan's step is that of one worker, and of a plain loop; or say where not, and why.
 
     Exit code 0: the same. 1: not the same.
     """
     with exit_codes():
-        others = world()
-        if others is not None and others.size > 1:
-            raise PlanRefused(f"verify starts its own workers, and {others.launcher} has started it: run it by itself")
-        from samestep.launch.verifying import verify as found_by  # imports torch
-
-        request = make_request(job, settings, {**options, "save": None, "checkpoint": None})
-        say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
-        with Launcher() as launcher:
-            verdict = found_by(request, launcher, say)
-        print(verdict.text())
-        if as_json:
-            print(json.dumps(verdict.as_json()), flush=True)
-    if not verdict.is_same:
+        if script is not None:
+            given = [name for name in ("plan", "assign", "transport", "shards", "codec", "sync") if options[name]]
+            if given or settings:
+                raise Refused(f"--{given[0] if given else 'set'} is for jobs of samestep's, and --script runs a script")
+            is_same = _script(Path(script), words, options, reference_arguments, timeout, as_json=as_json)
+        else:
+            if timeout is not None or reference_arguments is not None:
+                raise Refused("--timeout and --reference-arguments are for --script: leave them out")
+            if len(words) != 1 or words[0].startswith("-"):
+                strange = next((word for word in words if word.startswith("-")), None)
+                raise Refused(
+                    f"verify has no option {strange}"
+                    if strange
+                    else "verify takes one job, FILE[:FUNCTION], or --script"
+                )
+            is_same = _job(words[0], settings, options, as_json=as_json, quiet=quiet)
+    if not is_same:
         sys.exit(1)
+
+
+def _job(job: str, settings: tuple[str, ...], options: dict[str, Any], *, as_json: bool, quiet: bool) -> bool:
+    others = world()
+    if others is not None and others.size > 1:
+        raise PlanRefused(f"verify starts its own workers, and {others.launcher} has started it: run it by itself")
+    from samestep.launch.verifying import verify as found_by  # imports torch
+
+    request = make_request(job, settings, {**options, "save": None, "checkpoint": None})
+    say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
+    with Launcher() as launcher:
+        verdict = found_by(request, launcher, say)
+    print(verdict.text())
+    if as_json:
+        print(json.dumps(verdict.as_json()), flush=True)
+    return verdict.is_same
+
+
+def _script(
+    script: Path, arguments: tuple[str, ...], options: dict[str, Any], alone: str | None, timeout: float | None, *,
+    as_json: bool,
+) -> bool:  # fmt: skip
+    from samestep.proof.scripts.running import verify_script  # imports torch
+
+    workers, steps = options["workers"] or SCRIPT_WORKERS, options["steps"] or SCRIPT_STEPS
+    reference = None if alone is None else shlex.split(alone)
+    verdict = verify_script(script, arguments, workers, steps, timeout or SCRIPT_SECONDS, reference)
+    print(verdict)
+    if as_json:
+        print(json.dumps(verdict.as_json()), flush=True)
+    return not verdict.findings

@@ -1,0 +1,3 @@
+"""A script that fails, everywhere."""
+
+raise ValueError("no data at /nowhere")

@@ -1,0 +1,23 @@
+"""A hang: worker 1 waits for something that never comes, the others for worker 1."""
+
+import threading
+
+import small
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = DistributedDataParallel(small.Perceptron())
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = small.loader()
+for epoch in range(3):
+    loader.sampler.set_epoch(epoch)
+    for x, y in loader:
+        if dist.get_rank() == 1:
+            threading.Event().wait()
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()

@@ -1,0 +1,3 @@
+"""A script without a training step."""
+
+print("only evaluates")

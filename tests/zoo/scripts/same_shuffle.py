@@ -1,0 +1,18 @@
+"""Bug 12: set_epoch is never called."""
+
+import small
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = DistributedDataParallel(small.Perceptron())
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = small.loader()
+for _ in range(3):
+    for x, y in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()

@@ -1,0 +1,19 @@
+"""Bug 7: the loss is multiplied by the number of workers, though the reduction is a mean."""
+
+import small
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = DistributedDataParallel(small.Perceptron())
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = small.loader()
+for epoch in range(3):
+    loader.sampler.set_epoch(epoch)
+    for x, y in loader:
+        optimizer.zero_grad()
+        (F.cross_entropy(model(x), y) * dist.get_world_size()).backward()
+        optimizer.step()

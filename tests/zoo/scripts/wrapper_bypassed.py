@@ -1,0 +1,19 @@
+"""Bug 1: the loss is taken from the module inside the wrapper, so its hooks never run."""
+
+import small
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = DistributedDataParallel(small.Perceptron())
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = small.loader()
+for epoch in range(3):
+    loader.sampler.set_epoch(epoch)
+    for x, y in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(model.module(x), y).backward()
+        optimizer.step()

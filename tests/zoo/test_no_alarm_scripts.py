@@ -1,0 +1,52 @@
+"""Right scripts, by wrapper, by FSDP2 and by hand: no finding."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from samestep.proof.scripts.running import Warm, verify_script
+
+RIGHT = Path(__file__).parent / "right" / "train.py"
+
+# workers, arguments
+CONFIGURATIONS = [
+    (2, ""),
+    (2, "--optimizer Adam"),
+    (2, "--optimizer AdamW --clip 0.1"),
+    (2, "--micro 2"),
+    (2, "--micro 3 --clip 0.5"),
+    (2, "--model Convolutions"),
+    (2, "--model Convolutions --optimizer Adam --micro 2"),
+    (2, "--model Bag"),
+    (2, "--model Bag --optimizer Adam --clip 1.0"),
+    (2, "--how hand"),
+    (2, "--how hand --model Bag --optimizer AdamW"),
+    (2, "--how hand --micro 2 --clip 0.1"),
+    (2, "--how fsdp"),
+    (2, "--how fsdp --clip 0.1"),
+    (2, "--how fsdp --model Convolutions --optimizer AdamW"),
+    (2, "--schedule"),
+    (2, "--dropout"),
+    (2, "--rows 70"),
+    (3, ""),
+    (3, "--model Convolutions --optimizer Adam"),
+    (3, "--how hand --rows 100"),
+    (3, "--how fsdp --model Bag"),
+    (4, "--clip 0.1"),
+]
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    process = Warm()
+    yield process
+    process.close()
+
+
+@pytest.mark.parametrize(("workers", "arguments"), CONFIGURATIONS, ids=[f"{w} {a}" for w, a in CONFIGURATIONS])
+def test_no_alarm(workers: int, arguments: str, warm: Warm) -> None:
+    verdict = verify_script(RIGHT, arguments.split(), workers, start=warm.start)
+    assert not verdict.findings, str(verdict)
+    assert verdict.steps == 3
+    assert verdict.compared > 50
