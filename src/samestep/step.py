@@ -38,6 +38,7 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
     )
     timesheet.start()
     for action in schedule:
+        timesheet.whereabouts.enter(action)
         try:
             perform(executor, action, state)
         except PeerLost as lost:

@@ -36,6 +36,8 @@ class Progress:
                 self._line(f"after step {event['step']}: " + spelled(event["metrics"]))
             case "warning":
                 self._line(f"warning: {event['text']}")
+            case "stall":
+                self._line(event["text"])
 
     def close(self) -> None:
         if self._bar is not None:
@@ -80,6 +82,14 @@ class Progress:
             self._bar.print(text)
         else:
             print(text, file=self._stream, flush=True)
+
+
+class OnlyStalls:
+    """Shows nothing but what holds up a run."""
+
+    def see(self, event: Event, outcome: Outcome) -> None:
+        if event["event"] == "stall" and not event["ends"]:
+            print(event["text"], file=sys.stderr, flush=True)
 
 
 class LiveBar:
