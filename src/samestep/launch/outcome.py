@@ -142,8 +142,8 @@ class Outcome:
         name = names.get(-end["code"], f"signal {-end['code']}")
         if end.get("memory"):
             return (
-                f"{who} was killed by {name} at step {end['step']}: the memory of its control group was exhausted; give "
-                "it more, or train on more workers or with more shards"
+                f"{who} was killed by {name} at step {end['step']}: the memory of its control group was exhausted; "
+                "give it more, or train on more workers or with more shards"
             )
         return (
             f"{who} was killed by {name} at step {end['step']}: look for whoever sent it "
