@@ -127,8 +127,8 @@ class Stall:
 def find(workers: Mapping[int, Worker], patience: float) -> Stall | None:
     """What holds up a run, if anything does. patience: seconds after which waiting is no longer usual."""
     for worker in workers.values():
-        if worker.process.is_gone and worker.call != LEFT:
-            return of_culprit(worker, Kind.MEMORY if worker.out_of_memory else Kind.DEAD, workers)
+        if worker.process.is_gone and worker.out_of_memory and worker.call != LEFT:
+            return of_culprit(worker, Kind.MEMORY, workers)
     late = [worker for worker in workers.values() if worker.peer != NOBODY and worker.waits >= patience]
     for worker in late:
         path = chain(worker, workers)

@@ -8,6 +8,7 @@ Started by hand the script is one worker. Started several times by torchrun, sru
 every process of it is a worker, and each must make the same calls.
 """
 
+import atexit
 import contextlib
 import sys
 import uuid
@@ -40,8 +41,8 @@ class Trainer:
 
     job: a `Job`, or a function that makes one, called under the job's seed.
     options: of `samestep.train`: plan, shards, slices, assign, threads, numerics, codec, sync, steps, epochs, seed,
-        checkpoint, resume, allow_nan, memory_limit, device, settings; and timeout, seconds that workers wait for one
-        another.
+        checkpoint, resume, allow_nan, memory_limit, device, settings, stall; and timeout, seconds that workers wait
+        for one another.
     warnings: what differs from the checkpoint that training goes on from.
 
     Every method must be called by all workers alike. Raises Refused when the job or plan cannot be run, or when the
@@ -67,6 +68,8 @@ class Trainer:
         run = self._joined.run
         torch.set_num_threads(run.plan.numerics.threads)
         self._step_number = run.resumption.step if run.resumption else 0
+        self._is_open = True
+        atexit.register(self.close)
         self.warnings: list[str] = []
         with self._explaining():
             self._training = Training(
@@ -151,7 +154,14 @@ class Trainer:
 
     def close(self) -> None:
         """Let go of the other workers."""
-        self._joined.transport.close()
+        if self._is_open:
+            self._is_open = False
+            atexit.unregister(self.close)
+            self._membership.say_end(
+                f"{self._membership.name(self.rank)} has let go of its trainer, or come to the end of its script, after "
+                f"step {self._step_number}: every worker must make as many calls as the others"
+            )
+            self._joined.transport.close()
 
     def __enter__(self) -> Self:
         return self
@@ -159,6 +169,8 @@ class Trainer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not isinstance(error, SamestepError):
             self._membership.say_end(f"{self._membership.name(self.rank)} failed: {type(error).__name__}: {error}")
+            self._is_open = False
+            self._joined.transport.close()
         self.close()
 
     @contextlib.contextmanager
@@ -168,6 +180,7 @@ class Trainer:
             yield
         except SamestepError as error:
             failure = telling(error, self.rank, self._step_number)
+            self._is_open = False
             self._joined.transport.close()
             request = self._joined.run.request
             remove_unfinished(request.checkpoint, None, request.run)
@@ -175,6 +188,7 @@ class Trainer:
         except BaseException as error:
             name = self._membership.name(self.rank)
             self._membership.say_end(f"{name} failed at step {self._step_number}: {type(error).__name__}: {error}")
+            self._is_open = False
             self._joined.transport.close()
             raise
 
@@ -182,7 +196,7 @@ class Trainer:
 def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[str, Any]) -> Request:
     """Raises Refused for options that there are not, or that cannot be."""
     known = ("shards", "slices", "assign", "threads", "numerics", "codec", "sync", "steps", "epochs", "seed", "resume",
-             "checkpoint", "allow_nan", "memory_limit", "device", "settings", "timeout")  # fmt: skip
+             "checkpoint", "allow_nan", "memory_limit", "device", "settings", "timeout", "stall")  # fmt: skip
     if strange := sorted(set(options) - set(known)):
         raise JobRefused(f"Trainer has no option {', '.join(strange)}: it takes plan, {', '.join(known)}")
     script = getattr(sys.modules.get("__main__"), "__file__", None)

@@ -115,7 +115,13 @@ class Watch:
     def seen(self) -> dict[int, Worker]:
         """This host's workers, as they are now."""
         now = time.monotonic()
-        return {rank: self._look_at(member, now) for rank, member in self._members.items()}
+        found = {rank: self._look_at(member, now) for rank, member in self._members.items()}
+        for rank, worker in found.items():
+            known = self._known.get(rank)
+            if known is not None and (known.number, known.call) == (worker.number, worker.call):
+                process = replace(worker.process, frame=known.process.frame, in_lock=known.process.in_lock)
+                found[rank] = replace(worker, process=process, in_loader=known.in_loader, loaders=known.loaders)
+        return found
 
     def look(self, others: Mapping[int, Worker] | None = None) -> list[tuple[str, Stall | None]]:
         """What there is to tell, with the stall, or None where one is over. others: workers of other hosts."""
@@ -126,7 +132,7 @@ class Watch:
             if (over := self._over(own)) is not None:
                 texts.append((over, None))
             self._told = None
-        if found is None or found.key in self._said:
+        if found is None or found.key in self._said or self._may_hear_more(found, own):
             return texts
         closer = own | self._closer(own, found)
         found = find(closer, self.patience)
@@ -137,6 +143,12 @@ class Watch:
         self._said.add(found.key)
         self._known = closer
         return [*texts, (found.text + where, found)]
+
+    def _may_hear_more(self, stall: Stall, workers: Mapping[int, Worker]) -> bool:
+        """Whether another host looks just now where the code of its worker is."""
+        one = workers[stall.culprits[0]]
+        can = stall.kind in (Kind.IDLE, Kind.RUNNING, Kind.LOCK, Kind.LOADER, Kind.APART)
+        return can and one.rank not in self._members and one.process.frame is None and one.still < 0.93 * self.limit
 
     def _over(self, workers: Mapping[int, Worker]) -> str | None:
         assert self._told is not None

@@ -121,6 +121,7 @@ class SharedTransport:
         self.ranks: Sequence[int] = range(size)  # what the workers of this host are called in the whole run
         self.timesheet, self.counted = Timesheet(), Counted()
         self.links: Links | None = None
+        self.ends_with_it: list[Callable[[], None]] = []
         self._sockets = sockets
         self._mailboxes, self._slots = mailboxes, slots
         self._outboxes = outboxes
@@ -214,6 +215,8 @@ class SharedTransport:
         self.timesheet.whereabouts.leave()
         for end in self._sockets.values():
             end.close()
+        while self.ends_with_it:
+            self.ends_with_it.pop()()
 
     def _half(self, group: tuple[int, ...], rank: int, number: int) -> Tensor:
         box = self._outboxes.get((group, rank), torch.empty(0, dtype=torch.uint8))
