@@ -158,8 +158,8 @@ class Trainer:
             self._is_open = False
             atexit.unregister(self.close)
             self._membership.say_end(
-                f"{self._membership.name(self.rank)} has let go of its trainer, or come to the end of its script, after "
-                f"step {self._step_number}: every worker must make as many calls as the others"
+                f"{self._membership.name(self.rank)} has let go of its trainer, or come to the end of its script, "
+                f"after step {self._step_number}: every worker must make as many calls as the others"
             )
             self._joined.transport.close()
 

@@ -314,8 +314,8 @@ def check_same_place(rank: int, own: bytes, peer: int, other: bytes) -> None:
         mine, theirs = (tag.decode(errors="replace") or "no call of its trainer" for tag in (own, other))
         raise Disagreement(
             f"worker {rank} is in {mine} and meets worker {peer}, which is in {theirs}: every worker must make the "
-            "same calls in the same order and as often; look for a call under `if rank == ...`, for calls in another order, "
-            "and for a loop that ends earlier on one worker"
+            "same calls in the same order and as often; look for a call under `if rank == ...`, for calls in another "
+            "order, and for a loop that ends earlier on one worker"
         )
 
 
