@@ -157,6 +157,21 @@ def test_hosts_in_different_calls_are_not_a_broken_link() -> None:
     assert stall(waiter(0, 1), waiter(1, 0, host=1, call="digest")).kind == Kind.ORDER
 
 
+def test_a_host_that_is_a_call_ahead_of_the_other_has_no_link() -> None:
+    ahead = waiter(0, 1, call="step", step=13, calls=14)
+    assert stall(ahead, waiter(1, 0, host=1, calls=13)).kind == Kind.LINK
+    assert stall(ahead, waiter(1, 0, calls=13)).kind == Kind.ORDER  # on one host nothing is under way
+
+
+def test_who_is_stopped_while_it_waits_is_to_blame() -> None:
+    stopped = waiter(1, 0, process=Process(7, "T"))
+    assert (stall(waiter(0, 1), stopped).kind, stall(waiter(0, 1), stopped).culprits) == (Kind.STOPPED, (1,))
+
+
+def test_what_a_silent_host_said_last_is_no_circle() -> None:
+    assert stall(waiter(0, 1, step=13), waiter(1, 0, host=1, host_name="b", silent=28.0)).kind == Kind.LINK
+
+
 def test_a_host_that_is_silent_has_no_link() -> None:
     found = stall(waiter(0, 1), worker(1, host=1, host_name="b", still=40.0, silent=28.0))
     assert found.kind == Kind.LINK

@@ -33,6 +33,13 @@ def long_loop() -> None:
         pass
 
 
+def compute(seconds: float) -> None:
+    """So much processor time, however long it takes to get it."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
 def never() -> None:
     """A lock that nobody gives back."""
     lock = threading.Lock()
@@ -96,20 +103,27 @@ class Rows(Dataset[Any]):
 
 
 class Net(nn.Module):
+    """pace: seconds of forward; as processor time where nothing is to go wrong."""
+
     def __init__(self, fault: str, pace: float) -> None:
         super().__init__()
         self.fault, self.pace, self.is_slow = fault, pace, False
         self.layer = nn.Linear(FEATURES, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        time.sleep(10 * self.pace if self.is_slow else self.pace)
+        if self.fault == "none":
+            compute(self.pace)
+        else:
+            time.sleep(10 * self.pace if self.is_slow else self.pace)
         if bool((x == 1e3).any()):
             self.is_slow = self.fault == "slow"
             FAULTS.get(self.fault, lambda: None)()
         return self.layer(x.clamp(-10, 10))  # type: ignore[no-any-return]
 
 
-def job(fault: str = "none", step: int = 3, loaders: int = 0, steps: int = 32, pace: float = 0.0) -> samestep.Job:
+def job(
+    fault: str = "none", step: int = 3, loaders: int = 0, steps: int = 32, pace: float = 0.0, shards: int = 4
+) -> samestep.Job:
     return samestep.Job(
         model=lambda: Net(fault, pace),
         loss=F.cross_entropy,
@@ -118,6 +132,13 @@ def job(fault: str = "none", step: int = 3, loaders: int = 0, steps: int = 32, p
         num_loader_workers=loaders,
         batch_size=BATCH,
         shuffle=False,
-        shards=4,
+        shards=shards,
         steps=steps,
     )
+
+
+def evaluated() -> samestep.Job:
+    """For loops of one's own."""
+    good = job()
+    good.evaluate = (torch.randn(32, FEATURES), torch.randint(0, CLASSES, (32,)))
+    return good

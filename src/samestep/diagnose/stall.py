@@ -3,6 +3,7 @@
     0 waits for 1, 1 waits for 2, 2 waits for nobody      2 is the culprit, 0 and 1 wait for it
     0 waits for 1, 1 waits for 0, in different calls      they will wait for ever: deadlock by order
     0 waits for 2, 2 waits for 0, in one call, far apart  both are well: what is between them is not
+                                                          (one may be a call ahead: what it sent is on its way)
 
 What keeps a culprit is read off the kernel's account of it, in the order of `Kind`.
 """
@@ -84,6 +85,7 @@ class Worker:
     host: int = 0
     host_name: str = ""
     call: str = "step"
+    calls: int = 0  # made so far, with this one
     step: int = 0
     number: int = 0  # of actions entered
     done: int = 0
@@ -135,12 +137,18 @@ def find(workers: Mapping[int, Worker], patience: float) -> Stall | None:
         last = path[-1]
         if last.peer != NOBODY and last.peer not in workers:
             continue  # it has just ended, or nothing is known of it
+        if (stopped := next((one for one in path if one.process.is_stopped), None)) is not None:
+            return of_culprit(stopped, Kind.STOPPED, workers) if stopped.still >= patience else None
+        if (silent := next((at for at, one in enumerate(path) if one.silent >= patience / 2), None)) is not None:
+            if path[silent].keeps_store:
+                return of_culprit(path[silent], Kind.STOPPED, workers)
+            return of_link(path[max(silent - 1, 0)], path[silent], blocked_by(path[silent], workers))
         if last.peer in [one.rank for one in path]:
             circle = path[[one.rank for one in path].index(last.peer) :]
             if all(one.waits >= patience for one in circle):
                 return of_circle(circle, workers)
             continue
-        found = of_last(last, path, workers, patience)
+        found = of_last(last, workers, patience)
         if found is not None:
             return found
     for worker in workers.values():
@@ -162,12 +170,8 @@ def chain(worker: Worker, workers: Mapping[int, Worker]) -> list[Worker]:
     return path
 
 
-def of_last(last: Worker, path: Sequence[Worker], workers: Mapping[int, Worker], patience: float) -> Stall | None:
+def of_last(last: Worker, workers: Mapping[int, Worker], patience: float) -> Stall | None:
     """The stall by a worker that others wait for and who waits for nobody."""
-    if last.silent >= patience / 2:
-        if last.keeps_store:
-            return of_culprit(last, Kind.STOPPED, workers)
-        return of_link(path[-2] if len(path) > 1 else last, last, blocked_by(last, workers))
     if last.still >= patience:
         return of_culprit(last, hold(last), workers)
     if last.pace is not None and last.pace.ratio >= SLOWER:
@@ -228,7 +232,7 @@ def of_circle(circle: Sequence[Worker], workers: Mapping[int, Worker]) -> Stall:
     waiting = tuple(sorted({rank for one in circle for rank in blocked_by(one, workers)} - ranks))
     calls = {(one.call, one.step) for one in circle}
     far = [(one, workers[one.peer]) for one in circle if one.host != workers[one.peer].host]
-    if far and len(calls) == 1:
+    if far and (len(calls) == 1 or len({one.calls for one in circle}) > 1):  # what lets one go on is under way
         return of_link(*far[0], waiting)
     places = ", ".join(f"{one.name} is in {one.where}" for one in sorted(circle, key=lambda one: one.rank))
     text = (

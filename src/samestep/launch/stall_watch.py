@@ -176,6 +176,7 @@ class Watch:
             host=member.host,
             host_name=member.host_name,
             call=place.call,
+            calls=place.calls,
             step=place.step,
             number=place.number,
             done=place.done,
