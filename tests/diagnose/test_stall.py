@@ -189,6 +189,19 @@ def test_a_worker_killed_for_memory_is_named_at_once() -> None:
     assert (found.kind, found.is_certain) == (Kind.MEMORY, True)
 
 
+def test_a_worker_that_died_unnoticed_is_named_when_its_time_is_over() -> None:
+    dead = worker(1, process=Process(5, "gone"), still=3.0)
+    assert find(workers(worker(0), dead), PATIENCE) is None
+    assert stall(worker(0), replace(dead, still=25.0)).kind == Kind.DEAD
+
+
+def test_a_host_that_is_silent_while_one_connects_to_it_has_no_link() -> None:
+    connecting = worker(0, call="connect", action="", still=25.0)
+    found = stall(connecting, worker(1, host=1, host_name="b", silent=26.0))
+    assert found.kind == Kind.LINK
+    assert find(workers(connecting, worker(1, host=1, silent=3.0)), PATIENCE) is None
+
+
 def test_a_worker_that_has_left_as_it_should_is_no_alarm() -> None:
     assert find(workers(worker(0), worker(1, call=LEFT, process=Process(5, "gone"))), PATIENCE) is None
 

@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,12 +79,18 @@ FAULTS = {
 }
 
 
+def note_time(file: str) -> None:
+    """When it begins, for those who measure."""
+    if file and not Path(file).exists():
+        Path(file).write_text(repr(time.monotonic()))
+
+
 class Rows(Dataset[Any]):
     """One row of step `step` makes whoever computes it come to a standstill, or slow from there on."""
 
-    def __init__(self, fault: str, step: int) -> None:
-        self.fault, self.step = fault, step
-        self.row = step * BATCH + SHARD * BATCH // 4 + 1
+    def __init__(self, fault: str, step: int, note: str, shards: int) -> None:
+        self.fault, self.note = fault, note
+        self.row = step * BATCH + SHARD * BATCH // shards + 1
         self.x, self.y = torch.randn(ROWS, FEATURES), torch.randint(0, CLASSES, (ROWS,))
 
     def __len__(self) -> int:
@@ -92,6 +99,7 @@ class Rows(Dataset[Any]):
     def __getitem__(self, row: int) -> Any:
         x = self.x[row]
         if row == self.row:
+            note_time(self.note if self.fault != "none" else "")
             if self.fault == "exception":
                 raise ValueError(f"row {row} is torn")
             if self.fault == "late in data":
@@ -122,13 +130,19 @@ class Net(nn.Module):
 
 
 def job(
-    fault: str = "none", step: int = 3, loaders: int = 0, steps: int = 32, pace: float = 0.0, shards: int = 4
+    fault: str = "none",
+    step: int = 3,
+    loaders: int = 0,
+    steps: int = 32,
+    pace: float = 0.0,
+    shards: int = 4,
+    note: str = "",
 ) -> samestep.Job:
     return samestep.Job(
         model=lambda: Net(fault, pace),
         loss=F.cross_entropy,
         optimizer=lambda params: SGD(params, 0.01),
-        data=Rows(fault, step),
+        data=Rows(fault, step, note, shards),
         num_loader_workers=loaders,
         batch_size=BATCH,
         shuffle=False,

@@ -1,4 +1,4 @@
-"""Loops of one's own that go wrong on one worker: `own_calls.py WHAT STALL`."""
+"""Loops of one's own that go wrong on one worker: `own_calls.py WHAT STALL [NOTE]`."""
 
 import sys
 import time
@@ -19,6 +19,8 @@ def main() -> None:
     for step in trainer.steps():
         if step.number < LAST:
             continue
+        if odd and len(sys.argv) > 3:
+            hanging.note_time(sys.argv[3])
         if WHAT == "under if" and odd:
             trainer.digest()
         if WHAT == "branch" and odd:

@@ -15,6 +15,7 @@ from enum import StrEnum
 from samestep.diagnose.stacks import Frame
 from samestep.trace.whereabouts import LEFT, NOBODY
 
+CONNECT = "connect"  # the call in which workers of several hosts first reach one another
 IDLE = 0.05  # of a core: a process that uses less does not compute
 SLOWER = 5.0  # times its usual pace, from which on a worker is slow
 ALIKE = 2.0  # while the others are not slower than this
@@ -131,6 +132,12 @@ def find(workers: Mapping[int, Worker], patience: float) -> Stall | None:
     for worker in workers.values():
         if worker.process.is_gone and worker.out_of_memory and worker.call != LEFT:
             return of_culprit(worker, Kind.MEMORY, workers)
+        if worker.process.is_gone and worker.still >= patience and worker.call != LEFT:
+            return of_culprit(worker, Kind.DEAD, workers)
+        if worker.call == CONNECT and worker.still >= patience:
+            lost = next((one for one in workers.values() if one.silent >= patience), None)
+            if lost is not None:
+                return of_link(worker, lost, ())
     late = [worker for worker in workers.values() if worker.peer != NOBODY and worker.waits >= patience]
     for worker in late:
         path = chain(worker, workers)
@@ -247,7 +254,7 @@ def of_link(one: Worker, other: Worker, waiting: tuple[int, ...]) -> Stall:
     first, last = sorted((one, other), key=lambda worker: worker.rank)
     if other.silent > 0:
         what = (
-            f"{one.name} waits for {other.name} in {one.where} for {one.waits:.0f} s, and nothing has been heard from "
+            f"{one.name} waits for {other.name} in {one.where} for {one.still:.0f} s, and nothing has been heard from "
             f"{other.host_name or f'host {other.host}'} for {other.silent:.0f} s: the link between the two hosts is "
             "down, or that host is"
         )

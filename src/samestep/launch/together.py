@@ -17,6 +17,7 @@ from pathlib import Path
 
 from samestep.checkpoint import remove_unfinished, temporary_of
 from samestep.device import check_device, take_device
+from samestep.diagnose.stall import CONNECT
 from samestep.digest import Leaves, joint_digest, tensor_leaf
 from samestep.errors import CheckpointRefused, PeerLost, PlanRefused, Refused, SamestepError, TrainingFailed
 from samestep.job import Job
@@ -141,7 +142,8 @@ def join(membership: Membership, request: Request, send: Callable[..., None], ma
         if len(near) == world.size:
             joint_digest(start, local)
             return Joined(membership, run, prepared, shared, local)
-        links = links_of(membership, request, whereabouts=local.timesheet.whereabouts)
+        with local.timesheet.whereabouts.during(CONNECT, 0):
+            links = links_of(membership, request, whereabouts=local.timesheet.whereabouts)
         transport = HostsTransport(world.rank, membership.hosts, local, links, world.epoch)
         joint_digest(start, transport)
         check_shared_folder(membership, request, transport)
