@@ -25,18 +25,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from commands import free_port
 from hosts import Hosts
 
+ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "tests" / "jobs_bad" / "hanging.py"
 GRIDS = ROOT / "tests" / "jobs" / "grids.py"
 LOOP = ROOT / "tests" / "scripts" / "own_calls.py"
 START = 60.0  # seconds for a run to come to where it goes wrong
 NOT_ENTERED = r"worker 2 has not entered action \d+, Agree\(\) of step 3; it is in hanging\.py:\d+ "
-MEMORY = 1500 << 20  # bytes of the control group
+MEMORY = 1000 << 20  # bytes of the control group
 
 
 @dataclass(frozen=True)

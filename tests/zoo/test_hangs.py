@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 
 import samestep
 from by_hand import ByHand, last_line
-from commands import free_port, wait_until
+from commands import free_port
 from samestep.launch.launcher import Launcher
 from samestep.launch.membership import stores
 
@@ -100,20 +99,10 @@ def test_20_a_peer_that_dies_before_it_connects_is_named_within_the_limit(tmp_pa
     run = ByHand(tmp_path, (2,))
     run.start(MORTAL, "--set", "victim=9", "--set", "how=error", "--stall", 2, "--timeout", 9, "--quiet")
     run.kill(1)
-    stream, lines = run.started[0].stderr, list[tuple[float, str]]()
-    began = time.monotonic()
+    stream, began = run.started[0].stderr, time.monotonic()
     assert stream is not None
-    reading = threading.Thread(
-        target=lambda: lines.extend((time.monotonic(), line) for line in iter(stream.readline, ""))
-    )
-    reading.start()
-    wait_until("a word", lambda: lines)
-    assert lines[0][1].startswith("worker 0 has waited 1.5 s for worker 1 of 2 to come, and waits on until 9 s")
-    assert lines[0][0] - began < 8
-    reading.join()
-    run.started[0].stderr = None
+    assert stream.readline().startswith("worker 0 has waited 1.5 s for worker 1 of 2 to come, and waits on until 9 s")
+    assert time.monotonic() - began < 8  # most of it to start
     ended = run.end()
     assert ended[0].code == 1
-    assert lines[-1][1].startswith("worker 0 has waited 9 s at ")
-    assert "for worker 1 of 2: see whether" in lines[-1][1]
-    assert last_line(ended[1]) == ""
+    assert re.match(r"worker 0 has waited 9 s at \S+ for worker 1 of 2: see whether", last_line(ended[0]))
