@@ -178,6 +178,16 @@ def test_what_ends_by_itself_is_told_as_ever(launcher: Launcher, fault: str) -> 
     assert seen.events == []
 
 
+def test_what_no_waiting_ends_is_the_runs_failure() -> None:
+    outcome = Outcome()
+    text = "workers 0, 1 wait for one another and always will"
+    outcome.take({"event": "stall", "text": "worker 2 is stopped", "kind": "stopped", "ends": False}, [])
+    outcome.take({"event": "stall", "text": text, "kind": "deadlock by order", "ends": True}, [])
+    outcome.take({"event": "gone", "rank": 0, "code": -9, "step": 3}, [])
+    with pytest.raises(TrainingFailed, match=text):
+        outcome.conclude()
+
+
 # -------------------------------------------------------------------------------------- through the real command
 
 

@@ -230,7 +230,11 @@ def watch(pids: list[int], run: Run, events: socket.socket) -> None:
             else:
                 killed = True
         if watched is not None and not killed and not watched.due_in():
-            killed = tell_stalls(watched, run)
+            try:
+                killed = tell_stalls(watched, run)
+            except (OSError, ValueError, IndexError) as error:  # of whatever /proc says: no reason to end a run
+                run.tell("warning", text=f"nobody looks for stalls any more: {type(error).__name__}: {error}")
+                watched = None
         if killed:
             _send_all(alive, signal.SIGKILL)
     remove_unfinished(run.request.checkpoint, run.request.save, run.request.run)
@@ -245,7 +249,7 @@ def watch_for_stalls(run: Run, pids: list[int]) -> Watch | None:
 
 
 def tell_stalls(watched: Watch, run: Run) -> bool:
-    """Whether the run is to end, because no waiting helps."""
+    """Whether the run is to end, because no waiting helps. Raises OSError where the kernel does not let one look."""
     ends = False
     for text, stall in watched.look():
         certain = stall is not None and stall.is_certain

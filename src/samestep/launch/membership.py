@@ -187,7 +187,8 @@ def wait_for_all(store: Any, names: Sequence[str], world: World, timeout: float,
     """Until everybody's word is there. Says within `stall` seconds who is missing, and waits on; worker 0 says it."""
     first = min(stall * 0.75, timeout) if stall else timeout
     try:
-        return in_time(lambda: store.wait(names, timedelta(seconds=first)), first + A_WORD)
+        in_time(lambda: store.wait(names, timedelta(seconds=first)), first + A_WORD)
+        return
     except (RuntimeError, TimeoutError):
         if first >= timeout:
             raise
@@ -200,7 +201,7 @@ def wait_for_all(store: Any, names: Sequence[str], world: World, timeout: float,
             flush=True,
         )
     rest = max(timeout - first, A_WORD)
-    return in_time(lambda: store.wait(names, timedelta(seconds=rest)), rest + A_WORD)
+    in_time(lambda: store.wait(names, timedelta(seconds=rest)), rest + A_WORD)
 
 
 def absent(store: Any, names: Sequence[str]) -> list[int]:

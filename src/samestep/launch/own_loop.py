@@ -8,10 +8,10 @@ Started by hand the script is one worker. Started several times by torchrun, sru
 every process of it is a worker, and each must make the same calls.
 """
 
-import atexit
 import contextlib
 import sys
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,7 @@ from samestep.launch.together import explained, gathered, join
 from samestep.plan import Plan
 from samestep.step import StepResult
 from samestep.trainer import Training
+from samestep.transport.base import Transport
 
 
 class Trainer:
@@ -68,8 +69,7 @@ class Trainer:
         run = self._joined.run
         torch.set_num_threads(run.plan.numerics.threads)
         self._step_number = run.resumption.step if run.resumption else 0
-        self._is_open = True
-        atexit.register(self.close)
+        self._part = weakref.finalize(self, part, self._membership, self._joined.transport)
         self.warnings: list[str] = []
         with self._explaining():
             self._training = Training(
@@ -154,14 +154,7 @@ class Trainer:
 
     def close(self) -> None:
         """Let go of the other workers."""
-        if self._is_open:
-            self._is_open = False
-            atexit.unregister(self.close)
-            self._membership.say_end(
-                f"{self._membership.name(self.rank)} has let go of its trainer, or come to the end of its script, "
-                f"after step {self._step_number}: every worker must make as many calls as the others"
-            )
-            self._joined.transport.close()
+        self._part()
 
     def __enter__(self) -> Self:
         return self
@@ -169,7 +162,7 @@ class Trainer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not isinstance(error, SamestepError):
             self._membership.say_end(f"{self._membership.name(self.rank)} failed: {type(error).__name__}: {error}")
-            self._is_open = False
+            self._part.detach()
             self._joined.transport.close()
         self.close()
 
@@ -180,7 +173,7 @@ class Trainer:
             yield
         except SamestepError as error:
             failure = telling(error, self.rank, self._step_number)
-            self._is_open = False
+            self._part.detach()
             self._joined.transport.close()
             request = self._joined.run.request
             remove_unfinished(request.checkpoint, None, request.run)
@@ -188,9 +181,19 @@ class Trainer:
         except BaseException as error:
             name = self._membership.name(self.rank)
             self._membership.say_end(f"{name} failed at step {self._step_number}: {type(error).__name__}: {error}")
-            self._is_open = False
+            self._part.detach()
             self._joined.transport.close()
             raise
+
+
+def part(membership: Membership, transport: Transport) -> None:
+    """Let go of the others, and tell them so; called once, at the end of the process at the latest."""
+    steps = transport.timesheet.whereabouts.done
+    membership.say_end(
+        f"{membership.name(transport.rank)} has let go of its trainer, or come to the end of its script, after step "
+        f"{steps}: every worker must make as many calls as the others"
+    )
+    transport.close()
 
 
 def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[str, Any]) -> Request:

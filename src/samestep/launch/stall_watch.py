@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from samestep.diagnose.stacks import Frame, place_in, threads_of, waits_for_loader, waits_for_lock
+from samestep.diagnose.stacks import Frame, is_below, place_in, threads_of, waits_for_loader, waits_for_lock
 from samestep.diagnose.stall import FEW, Kind, Pace, Process, Stall, Worker, find
 from samestep.launch.procfs import OutOfMemory, Vital, catches, children, vital
 from samestep.trace.whereabouts import NOBODY, place_of, wait_of
@@ -206,7 +206,7 @@ class Watch:
         found: dict[int, Worker] = {}
         for rank, text in self.stacks.items():
             worker, threads = workers[rank], threads_of(text)
-            main = threads[0] if threads else []
+            main = next((one for one in threads if any(is_below(frame, [OURS]) for frame in one)), [])
             process = replace(worker.process, frame=user_frame(main), in_lock=waits_for_lock(main))
             found[rank] = replace(worker, process=process, in_loader=waits_for_loader(main, LIBRARIES, OURS))
             if rank in stall.culprits and found[rank].in_loader:

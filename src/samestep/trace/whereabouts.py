@@ -81,6 +81,11 @@ class Whereabouts:
             return b"%s of step %d" % (self._kind.encode(), self._step)
         return b"%s after step %d" % (self._call, self._step) if self._call else b""
 
+    @property
+    def done(self) -> int:
+        """Steps done."""
+        return self._done
+
     @contextlib.contextmanager
     def during(self, call: str, step: int) -> Iterator[None]:
         """Inside, the worker is in that call of its trainer."""
@@ -143,8 +148,8 @@ class Whereabouts:
 
 def place_of(memory: Any, rank: int) -> Place:
     """What worker `rank` wrote last."""
-    *numbers, call, action = _read(memory, rank, 0, PLACES, PLACE)
-    return Place(*numbers, _plain(call), _plain(action))
+    found = _read(memory, rank, 0, PLACES, PLACE)
+    return Place(*found[:7], call=_plain(found[7]), action=_plain(found[8]))
 
 
 def wait_of(memory: Any, rank: int) -> Wait:
