@@ -206,7 +206,9 @@ class Watch:
         found: dict[int, Worker] = {}
         for rank, text in self.stacks.items():
             worker, threads = workers[rank], threads_of(text)
-            main = next((one for one in threads if any(is_below(frame, [OURS]) for frame in one)), [])
+            main = next(
+                (one for one in threads if any(is_below(frame, [OURS]) for frame in one)), next(iter(threads), [])
+            )
             process = replace(worker.process, frame=user_frame(main), in_lock=waits_for_lock(main))
             found[rank] = replace(worker, process=process, in_loader=waits_for_loader(main, LIBRARIES, OURS))
             if rank in stall.culprits and found[rank].in_loader:

@@ -18,7 +18,7 @@ import contextlib
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 PLACE = struct.Struct("<qqqqddd24s104s")
@@ -149,7 +149,7 @@ class Whereabouts:
 def place_of(memory: Any, rank: int) -> Place:
     """What worker `rank` wrote last."""
     found = _read(memory, rank, 0, PLACES, PLACE)
-    return Place(*found[:7], call=_plain(found[7]), action=_plain(found[8]))
+    return replace(Place(*found), call=_plain(found[-2]), action=_plain(found[-1]))
 
 
 def wait_of(memory: Any, rank: int) -> Wait:
