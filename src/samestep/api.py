@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from samestep.commands.options import guard_missing, split_job
 from samestep.errors import JobRefused, PlanRefused
 from samestep.launch.environment import is_building, mkl_mode, physical_cores, world
-from samestep.launch.launcher import Launcher, Silent, Watcher
+from samestep.launch.launcher import Launcher, Watcher
 from samestep.launch.locking import read_lock
+from samestep.launch.progress import OnlyStalls
 from samestep.launch.request import Request, plan_text
 from samestep.plan import Plan
 from samestep.report import Report
@@ -49,6 +50,7 @@ def train(
     audit: int | None = None,
     allow_nan: bool = False,
     trace_steps: int | None = None,
+    stall: float = 30.0,
     launcher: Launcher | None = None,
     watcher: Watcher | None = None,
 ) -> Report:
@@ -57,9 +59,10 @@ def train(
     job: a function of a module or script that returns a `samestep.Job`, or "file.py:function".
     settings: the function's arguments, plain values.
     The other arguments are those of `samestep train --help`; `plan` may be a `Plan` or a file.
+    stall: a run that is held up prints within so many seconds by what, on stderr, and waits on (docs/hangs.md).
     trace_steps: the report's `traces` hold the last so many steps, action by action.
     launcher: a fork server to use again for many runs; by default one is started and stopped.
-    watcher: gets every event of the run; by default nothing is shown.
+    watcher: gets every event of the run; by default only what holds it up is shown.
 
     In a process that torchrun, srun, Ray Train or Kubernetes has started beside others, this call is
     one worker's part: all of them must make it. Each gets the report, worker 0 also the events and weights.
@@ -98,17 +101,18 @@ def train(
         audit=audit,
         allow_nan=allow_nan,
         trace_steps=trace_steps,
+        stall=stall,
         want_weights=memory_limit is None,
     )
     if launcher is not None:
-        return launcher.run(request, watcher)
+        return launcher.run(request, watcher or OnlyStalls())
     others = world()
     if device != "cpu" or (others is not None and others.size > 1):
         from samestep.launch.together import train_together  # imports torch
 
-        return train_together(request, others, (watcher or Silent()).see)
+        return train_together(request, others, (watcher or OnlyStalls()).see)
     with Launcher() as own:
-        return own.run(request, watcher)
+        return own.run(request, watcher or OnlyStalls())
 
 
 def verify(

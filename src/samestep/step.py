@@ -33,6 +33,7 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
     state = StepState(number, list(shard_sizes), stop_asked)
     timesheet.start()
     for action in schedule:
+        timesheet.whereabouts.enter(action)
         if executor.guard is not None:
             executor.guard(action)
         try:

@@ -1,6 +1,7 @@
 """One worker's training: steps, evaluation, checkpoints, digest."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ class Training:
 
     def _step(self, rows: int, stop_asked: bool = False) -> StepResult:
         try:
-            result = run_step(self.executor, self.step_number, rows, stop_asked)
+            with self.during("step"):
+                result = run_step(self.executor, self.step_number, rows, stop_asked)
         except LossNotFinite:
             if self.audit is not None:
                 self.audit.suspect()
@@ -126,8 +128,9 @@ class Training:
         if self._held_out is None:
             return {}
         piece_rows = -(-self.job.batch_size // self.plan.numerics.shards)
-        self.executor.share_values(everywhere=True)
-        with self.executor.whole():
+        with self.during("evaluate"):
+            self.executor.share_values(everywhere=True)
+        with self.during("evaluate"), self.executor.whole():
             return evaluate(
                 self.executor.model,
                 self.executor.objective,
@@ -140,28 +143,36 @@ class Training:
             )
 
     def digest(self) -> str:
-        if self.audit is not None:
-            self.audit.check_rest()
-        return snapshot.digest(self.executor, self.step_number)
+        with self.during("digest"):
+            if self.audit is not None:
+                self.audit.check_rest()
+            return snapshot.digest(self.executor, self.step_number)
 
     def save(self, root: Path, run: str) -> None:
         """Write a checkpoint under `root`; `run` names this run's temporary folder."""
-        if self.audit is not None:
-            self.audit.check_rest()
-        snapshot.save(self.executor, self.step_number, root, run, self.fingerprint())
+        with self.during("save"):
+            if self.audit is not None:
+                self.audit.check_rest()
+            snapshot.save(self.executor, self.step_number, root, run, self.fingerprint())
 
     def restore(self, folder: Path, description: Description) -> list[str]:
         """Go on from a checkpoint; returns warnings. Raises CheckpointRefused when it is another job's."""
         warnings = check_same(description, self.fingerprint(), self.plan.numerics.line(), folder)
-        snapshot.restore(self.executor, folder, description)
+        with self.during("restore"):
+            snapshot.restore(self.executor, folder, description)
         if self.audit is not None:
             self.audit.forget(self.step_number)
         return warnings
 
     def weights(self) -> dict[str, Tensor]:
         """All workers must call it; worker 0 gets them."""
-        self.executor.share_values(everywhere=True)
+        with self.during("weights"):
+            self.executor.share_values(everywhere=True)
         return snapshot.weights(self.executor) if self.executor.transport.rank == 0 else {}
+
+    def during(self, call: str) -> AbstractContextManager[None]:
+        """Others see in which call this worker is."""
+        return self.executor.transport.timesheet.whereabouts.during(call, self.step_number)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be of this job."""

@@ -7,8 +7,8 @@ from samestep.commands.ending import show_error
 from samestep.commands.options import guard_missing, make_request
 from samestep.errors import SamestepError
 from samestep.launch.environment import is_building, is_pinned, start_again_pinned, unused_launcher, world
-from samestep.launch.launcher import Launcher, Silent
-from samestep.launch.progress import Progress
+from samestep.launch.launcher import Launcher
+from samestep.launch.progress import OnlyStalls, Progress
 from samestep.report import Report
 
 
@@ -37,10 +37,10 @@ def run(job: str, settings: tuple[str, ...], options: dict[str, Any], *, quiet: 
         if apart:
             from samestep.launch.together import train_together  # imports torch
 
-            report = train_together(request, others, (progress or Silent()).see, show)
+            report = train_together(request, others, (progress or OnlyStalls()).see, show)
         else:
             with Launcher() as launcher:
-                report = launcher.run(request, progress or Silent())
+                report = launcher.run(request, progress or OnlyStalls())
     finally:
         if progress is not None:
             progress.close()

@@ -28,6 +28,7 @@ from samestep.report import Report
 @click.option(
     "--timeout", type=float, default=300.0, help="Seconds that workers on several hosts wait for one another."
 )
+@click.option("--stall", type=float, default=30.0, help="Say within so many seconds what holds up a run. 0: never.")
 @click.option("--quiet", is_flag=True, help="No progress, no summary.")
 def train(
     job: str,

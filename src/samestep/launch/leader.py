@@ -6,6 +6,7 @@ what is left and removes what was half-written.
 
 import copy
 import json
+import mmap
 import os
 import select
 import signal
@@ -30,6 +31,7 @@ from samestep.launch.plain_run import record_plain
 from samestep.launch.processes import die_on_word_from, flush_output, leave, num_threads
 from samestep.launch.request import Request
 from samestep.launch.simulating import simulated
+from samestep.launch.stall_watch import Member, Watch
 from samestep.launch.tuning import tuned
 from samestep.launch.worker import LOST_A_PEER, Run, in_memory, run_threads, run_worker
 from samestep.parallel.stretches import by_host
@@ -37,6 +39,7 @@ from samestep.parallel.workspace import mail_slots
 from samestep.parallelize import Prepared, bind, divide, groups_that_meet, prepare, share
 from samestep.planned import outline
 from samestep.presets import sliceable
+from samestep.trace.whereabouts import SIZE
 from samestep.transport.shared import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
 
@@ -162,6 +165,9 @@ def fork_processes(run: Run, prepared: Prepared) -> list[int]:
     fabric = SharedFabric(run.plan.workers, groups_that_meet(prepared, run.plan), mail_slots(run.plan))
     shared = share(prepared, run.plan, fabric, for_any_deal=run.deals_anew)
     bind(prepared, shared)
+    if run.request.stall:
+        run.seen = mmap.mmap(-1, SIZE * run.plan.workers)
+        run.stacks = [os.memfd_create("samestep-stacks") for _ in range(run.plan.workers)]
     heap.before_fork()
     workers = [_fork(partial(run_worker, run, rank, prepared, shared, fabric)) for rank in range(run.plan.workers)]
     fabric.close()
@@ -216,15 +222,19 @@ def watch(pids: list[int], run: Run, events: socket.socket) -> None:
     """
     threads = run.plan.transport == "threads"
     alive = {(fd := os.pidfd_open(pid)): Watched(None if threads else rank, pid, fd) for rank, pid in enumerate(pids)}
+    watched = watch_for_stalls(run, pids)
     listening = True
     killed = False
     while alive:
-        ready, _, _ = select.select([*alive, *([events.fileno()] if listening else [])], [], [])
+        patience = None if watched is None or killed else watched.due_in()
+        ready, _, _ = select.select([*alive, *([events.fileno()] if listening else [])], [], [], patience)
         for worker in [alive.pop(fd) for fd in ready if fd in alive]:
             _, status = os.waitpid(worker.pid, 0)
             os.close(worker.pidfd)
+            if watched is not None and worker.rank is not None:
+                watched.forget(worker.rank)
             if not killed:
-                _tell_end(worker, status, run)
+                _tell_end(worker, status, run, watched)
                 killed = status != 0 and os.waitstatus_to_exitcode(status) != LOST_A_PEER
         if listening and events.fileno() in ready:
             command, _ = wire.receive(events)
@@ -233,15 +243,42 @@ def watch(pids: list[int], run: Run, events: socket.socket) -> None:
                 _send_all(alive, signal.SIGTERM)
             else:
                 killed = True
+        if watched is not None and not killed and not watched.due_in():
+            try:
+                killed = tell_stalls(watched, run)
+            except (OSError, ValueError, IndexError) as error:  # of whatever /proc says: no reason to end a run
+                run.tell("warning", text=f"nobody looks for stalls any more: {type(error).__name__}: {error}")
+                watched = None
         if killed:
             _send_all(alive, signal.SIGKILL)
     remove_unfinished(run.request.checkpoint, run.request.save, run.request.run)
 
 
-def _tell_end(worker: Watched, status: int, run: Run) -> None:
+def watch_for_stalls(run: Run, pids: list[int]) -> Watch | None:
+    """None where nobody looks: threads take turns by a baton, which does not stall."""
+    if run.seen is None:
+        return None
+    members = [Member(rank, rank, pid, run.stacks[rank], f"worker {rank}") for rank, pid in enumerate(pids)]
+    return Watch(run.seen, members, run.request.stall, run.request.run)
+
+
+def tell_stalls(watched: Watch, run: Run) -> bool:
+    """Whether the run is to end, because no waiting helps. Raises OSError where the kernel does not let one look."""
+    ends = False
+    for text, stall in watched.look():
+        certain = stall is not None and stall.is_certain
+        run.tell("stall", text=text, kind=None if stall is None else stall.kind, ends=certain)
+        ends |= certain
+    return ends
+
+
+def _tell_end(worker: Watched, status: int, run: Run, watched: Watch | None) -> None:
     """How a process ended that was not told to; the command knows whether it had said why."""
     step = min(run.done) if worker.rank is None else run.done[worker.rank]
-    run.tell("gone", rank=worker.rank, code=os.waitstatus_to_exitcode(status), step=step)
+    code, memory = os.waitstatus_to_exitcode(status), False
+    if code == -signal.SIGKILL and worker.rank is not None and watched is not None:
+        memory = watched.ran_out_of_memory(worker.rank)
+    run.tell("gone", rank=worker.rank, code=code, step=step, memory=memory)
 
 
 def _send_all(alive: dict[int, Watched], number: signal.Signals) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ class Membership:
     store: Any
     facts: Sequence[dict[str, Any]]  # by rank
     timeout: float
+    stall: float = 0.0  # seconds of waiting after which one says for whom; 0: never
 
     @property
     def hosts(self) -> tuple[int, ...]:
@@ -133,7 +135,7 @@ class Membership:
             return
         names = [f"built {rank}" for rank in range(self.world.size)]
         try:
-            in_time(lambda: self.store.wait(names, timedelta(seconds=self.timeout)), self.timeout + A_WORD)
+            wait_for_all(self.store, names, self.world, self.timeout, self.stall, "build the job")
         except (RuntimeError, TimeoutError):
             missing = absent(self.store, names)
             raise TrainingFailed(
@@ -161,7 +163,7 @@ def assemble(world: World, request: Request, timeout: float) -> Membership:
     store.set(f"facts {world.rank}", json.dumps(facts_of(request)))
     names = [f"facts {rank}" for rank in range(world.size)]
     try:
-        in_time(lambda: store.wait(names, timedelta(seconds=timeout)), timeout + A_WORD)
+        wait_for_all(store, names, world, timeout, request.stall, "come")
     except (RuntimeError, TimeoutError):
         missing = absent(store, names)
         give_up(world, store, missing)
@@ -171,7 +173,7 @@ def assemble(world: World, request: Request, timeout: float) -> Membership:
             "address; --timeout sets how long to wait"
         ) from None
     facts = [json.loads(store.get(name)) for name in names]
-    return Membership(world, store, facts, timeout)
+    return Membership(world, store, facts, timeout, request.stall)
 
 
 def alone(request: Request) -> Membership:
@@ -179,6 +181,27 @@ def alone(request: Request) -> Membership:
     return Membership(
         World("nobody", 0, 1, "", 0, "", 0, joins_store=False), None, [facts_of(request)], request.timeout
     )
+
+
+def wait_for_all(store: Any, names: Sequence[str], world: World, timeout: float, stall: float, what: str) -> None:
+    """Until everybody's word is there. Says within `stall` seconds who is missing, and waits on; worker 0 says it."""
+    first = min(stall * 0.75, timeout) if stall else timeout
+    try:
+        in_time(lambda: store.wait(names, timedelta(seconds=first)), first + A_WORD)
+        return
+    except (RuntimeError, TimeoutError):
+        if first >= timeout:
+            raise
+    missing = absent(store, names)
+    if world.rank == min(set(range(world.size)) - set(missing), default=0):
+        print(
+            f"worker {world.rank} has waited {first:.3g} s for {spelled(missing)} of {world.size} to {what}, and waits "
+            f"on until {timeout:g} s have passed",
+            file=sys.stderr,
+            flush=True,
+        )
+    rest = max(timeout - first, A_WORD)
+    in_time(lambda: store.wait(names, timedelta(seconds=rest)), rest + A_WORD)
 
 
 def absent(store: Any, names: Sequence[str]) -> list[int]:

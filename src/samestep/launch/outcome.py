@@ -33,6 +33,7 @@ class Outcome:
     finished: Event | None = None
     failures: list[Event] = field(default_factory=list)
     gone: list[Event] = field(default_factory=list)
+    stalls: list[Event] = field(default_factory=list)
     interrupted: bool = False
     deals: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     traces: dict[int, bytes] = field(default_factory=dict)
@@ -71,6 +72,8 @@ class Outcome:
                 self.failures.append(event)
             case "gone":
                 self.gone.append(event)
+            case "stall":
+                self.stalls.append(event)
 
     def conclude(self) -> Report:
         """The report. Raises the first error: Refused, TrainingFailed or Interrupted."""
@@ -105,6 +108,8 @@ class Outcome:
         causes = [failure for failure in self.failures if not failure.get("secondary")]
         if causes:
             return told(causes[0])
+        if ends := [stall for stall in self.stalls if stall["ends"]]:
+            return TrainingFailed(ends[0]["text"])
         if self.interrupted or (self.finished is not None and self.finished["stopped"]):
             return Interrupted(self._stopped())
         early = [end for end in self.gone if self._left_early(end)]
@@ -142,6 +147,11 @@ class Outcome:
             )
         names = {number.value: number.name for number in signal.Signals}
         name = names.get(-end["code"], f"signal {-end['code']}")
+        if end.get("memory"):
+            return (
+                f"{who} was killed by {name} at step {end['step']}: the memory of its control group was exhausted; "
+                "give it more, or train on more workers or with more shards"
+            )
         return (
             f"{who} was killed by {name} at step {end['step']}: look for whoever sent it "
             "(the kernel sends SIGKILL when memory runs out; SIGSEGV and SIGABRT come from a fault in native code)"

@@ -11,6 +11,7 @@ every process of it is a worker, and each must make the same calls.
 import contextlib
 import sys
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,7 @@ from samestep.launch.together import explained, gathered, join
 from samestep.plan import Plan
 from samestep.step import StepResult
 from samestep.trainer import Training
+from samestep.transport.base import Transport
 
 
 class Trainer:
@@ -40,8 +42,8 @@ class Trainer:
 
     job: a `Job`, or a function that makes one, called under the job's seed.
     options: of `samestep.train`: plan, shards, slices, assign, threads, numerics, codec, sync, steps, epochs, seed,
-        checkpoint, resume, allow_nan, memory_limit, rebalance, audit, device, settings; and timeout, seconds that
-        workers wait for one another.
+        checkpoint, resume, allow_nan, memory_limit, rebalance, audit, device, settings, stall; and timeout, seconds
+        that workers wait for one another.
     warnings: what differs from the checkpoint that training goes on from.
 
     Every method must be called by all workers alike. Raises Refused when the job or plan cannot be run, or when the
@@ -67,6 +69,7 @@ class Trainer:
         run = self._joined.run
         torch.set_num_threads(run.plan.numerics.threads)
         self._step_number = run.resumption.step if run.resumption else 0
+        self._part = weakref.finalize(self, part, self._membership, self._joined.transport)
         self.warnings: list[str] = []
         with self._explaining():
             self._training = Training(
@@ -153,7 +156,7 @@ class Trainer:
 
     def close(self) -> None:
         """Let go of the other workers."""
-        self._joined.transport.close()
+        self._part()
 
     def __enter__(self) -> Self:
         return self
@@ -161,6 +164,8 @@ class Trainer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not isinstance(error, SamestepError):
             self._membership.say_end(f"{self._membership.name(self.rank)} failed: {type(error).__name__}: {error}")
+            self._part.detach()
+            self._joined.transport.close()
         self.close()
 
     @contextlib.contextmanager
@@ -170,6 +175,7 @@ class Trainer:
             yield
         except SamestepError as error:
             failure = telling(error, self.rank, self._step_number)
+            self._part.detach()
             self._joined.transport.close()
             request = self._joined.run.request
             remove_unfinished(request.checkpoint, None, request.run)
@@ -177,15 +183,26 @@ class Trainer:
         except BaseException as error:
             name = self._membership.name(self.rank)
             self._membership.say_end(f"{name} failed at step {self._step_number}: {type(error).__name__}: {error}")
+            self._part.detach()
             self._joined.transport.close()
             raise
+
+
+def part(membership: Membership, transport: Transport) -> None:
+    """Let go of the others, and tell them so; called once, at the end of the process at the latest."""
+    steps = transport.timesheet.whereabouts.done
+    membership.say_end(
+        f"{membership.name(transport.rank)} has let go of its trainer, or come to the end of its script, after step "
+        f"{steps}: every worker must make as many calls as the others"
+    )
+    transport.close()
 
 
 def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[str, Any]) -> Request:
     """Raises Refused for options that there are not, or that cannot be."""
     known = ("shards", "slices", "assign", "threads", "numerics", "codec", "sync", "steps", "epochs", "seed", "resume",
              "checkpoint", "allow_nan", "memory_limit", "rebalance", "audit", "device", "settings",
-             "timeout")  # fmt: skip
+             "timeout", "stall")  # fmt: skip
     if strange := sorted(set(options) - set(known)):
         raise JobRefused(f"Trainer has no option {', '.join(strange)}: it takes plan, {', '.join(known)}")
     script = getattr(sys.modules.get("__main__"), "__file__", None)

@@ -42,6 +42,8 @@ class Progress:
                 self._line(f"step {event['step']}: {dealt(was, event['assign'], event['pace'])}")
             case "warning":
                 self._line(f"warning: {event['text']}")
+            case "stall":
+                self._line(event["text"])
 
     def close(self) -> None:
         if self._bar is not None:
@@ -86,6 +88,14 @@ class Progress:
             self._bar.print(text)
         else:
             print(text, file=self._stream, flush=True)
+
+
+class OnlyStalls:
+    """Shows nothing but what holds up a run."""
+
+    def see(self, event: Event, outcome: Outcome) -> None:
+        if event["event"] == "stall" and not event["ends"]:
+            print(event["text"], file=sys.stderr, flush=True)
 
 
 class LiveBar:

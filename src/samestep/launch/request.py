@@ -57,6 +57,7 @@ class Request:
     trace_steps: int | None = None  # at the end, tell the last so many steps action by action
     memory_limit: int | None = None  # bytes per worker
     timeout: float = 300.0  # seconds that workers started apart wait for one another
+    stall: float = 30.0  # seconds within which a run that does not go on is said to stall; 0: nobody looks
     hosts: tuple[int, ...] | None = None  # workers on each host; one host when it is None
     only_outline: bool = False  # decide, and do not train
     tune: bool = False  # choose the numerics, and do not train
@@ -80,6 +81,8 @@ class Request:
                 raise Refused(f"--{name.replace('_', '-')} {value!r}: it must be a whole number of at least {least}")
         if not self.timeout > 0:
             raise Refused(f"--timeout {self.timeout!r}: it must be a number of seconds above 0")
+        if not 0 <= self.stall < float("inf"):
+            raise Refused(f"--stall {self.stall!r}: it must be a number of seconds, or 0 to look for no stall")
         if self.transport not in (None, *TRANSPORTS):
             raise Refused(f"--transport {self.transport!r} is not known: it is one of {', '.join(TRANSPORTS)}")
         if self.probe and (self.plan != "auto" or self.cluster is not None):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from samestep.checkpoint import remove_unfinished, temporary_of
 from samestep.device import check_device, take_device
+from samestep.diagnose.stall import CONNECT
 from samestep.digest import Leaves, joint_digest, tensor_leaf
 from samestep.errors import CheckpointRefused, PeerLost, PlanRefused, Refused, SamestepError, TrainingFailed
 from samestep.job import Job
@@ -26,11 +27,13 @@ from samestep.launch.environment import World, building, let_cublas_repeat
 from samestep.launch.membership import A_WORD, Membership, alone, assemble, check_alike, in_time, own_address, stores
 from samestep.launch.outcome import Event, Outcome, telling, told
 from samestep.launch.request import Request
+from samestep.launch.seen import Seen
 from samestep.launch.worker import Run, work
 from samestep.parallel.workspace import mail_slots
 from samestep.parallelize import Prepared, Shared, bind, groups_that_meet, share
 from samestep.planner.decision import Decision
 from samestep.report import Report
+from samestep.trace.whereabouts import Whereabouts
 from samestep.transport.base import Transport
 from samestep.transport.group import gloo_links
 from samestep.transport.hosts import HostsTransport
@@ -139,7 +142,9 @@ def join(membership: Membership, request: Request, send: Callable[..., None], ma
         if len(near) == world.size:
             joint_digest(start, local)
             return Joined(membership, run, prepared, shared, local)
-        transport = HostsTransport(world.rank, membership.hosts, local, links_of(membership, request), world.epoch)
+        with local.timesheet.whereabouts.during(CONNECT, 0):
+            links = links_of(membership, request, whereabouts=local.timesheet.whereabouts)
+        transport = HostsTransport(world.rank, membership.hosts, local, links, world.epoch)
         joint_digest(start, transport)
         check_shared_folder(membership, request, transport)
     return Joined(membership, run, prepared, shared, transport)
@@ -160,11 +165,14 @@ def planned_together(
         return agreed(membership, request, links)
 
 
-def links_of(membership: Membership, request: Request, name: str = "links") -> Links:
+def links_of(
+    membership: Membership, request: Request, name: str = "links", whereabouts: Whereabouts | None = None
+) -> Links:
     """gloo between CPUs; between GPUs NCCL, or gloo through the host's memory where workers share one."""
     world, timeout = membership.world, membership.timeout
     store = stores.PrefixStore(name, membership.store)
     links = gloo_links(store, world.rank, world.size, own_address(world), timeout)
+    links.whereabouts = whereabouts or links.whereabouts
     if request.device == "cpu":
         return links
     if membership.shares_devices or not has_nccl():
@@ -211,9 +219,14 @@ def _meet(membership: Membership, run: Run, prepared: Prepared) -> tuple[SharedT
     groups = near_groups(groups_that_meet(prepared, run.plan), near)
     device = take_device(run.request.device, membership.number_on_machine)
     private = None if device.type == "cpu" else device
+    looked_at = None if len(near) == membership.world.size == 1 else Seen.of(membership, run.request, meeting)
     fabric = SharedFabric(len(near), groups, mail_slots(run.plan), meeting, private)
     shared = share(prepared, run.plan, fabric, near, fills=number == 0, for_any_deal=run.deals_anew)
     transport = fabric.endpoint(number, timeout)
+    transport.ranks = near
+    if looked_at is not None:
+        transport.timesheet.whereabouts, watcher = looked_at.begin()
+        transport.ends_with_it += [] if watcher is None else [watcher]
     transport.fence()  # the initial values are there
     bind(prepared, shared)
     return transport, shared

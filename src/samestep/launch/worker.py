@@ -21,12 +21,14 @@ from samestep.job import Job
 from samestep.launch.outcome import Event, telling
 from samestep.launch.processes import die_with_parent
 from samestep.launch.request import Request, audit_every
+from samestep.launch.stall_watch import write_stacks_to
 from samestep.parallelize import Prepared, Shared
 from samestep.plan import Plan
 from samestep.planner.decision import Decision
 from samestep.proof.observer import Observer
 from samestep.proof.record import Recorder
 from samestep.trace.clock import offsets, stamped
+from samestep.trace.whereabouts import Whereabouts
 from samestep.trace.worker_trace import WorkerTrace, encoded, last_steps
 from samestep.trainer import Training
 from samestep.transport.base import Transport
@@ -70,6 +72,8 @@ class Run:
     deals_anew: bool = False  # the shards, when workers' speeds change
     apart: bool = False  # every worker was started by itself: nobody hears them all
     decision: Decision | None = None  # of the planner, where it was asked
+    seen: Any = None  # memory in which others see where each worker is
+    stacks: Sequence[int] = ()  # files for the workers' stacks
 
     def tell(self, event: str, *files: int, **fields: Any) -> None:
         with contextlib.suppress(OSError):  # nobody listens any more; the leader will end this process
@@ -80,7 +84,11 @@ def run_worker(run: Run, rank: int, prepared: Prepared, shared: Shared, fabric: 
     """A worker process from fork to exit status."""
     die_with_parent(leader)
     listen_for_stop(run)
-    return work(run, rank, prepared, shared, fabric.endpoint(rank))
+    transport = fabric.endpoint(rank)
+    if run.seen is not None:
+        transport.timesheet.whereabouts = Whereabouts(run.seen, rank)
+        write_stacks_to(run.stacks[rank])
+    return work(run, rank, prepared, shared, transport)
 
 
 def run_threads(
@@ -211,8 +219,9 @@ def train(run: Run, trainer: Training, diary: Diary) -> None:
                 diary.flush()
                 run.tell("metrics", step=trainer.step_number, metrics=found)
             metrics = found or metrics
-            for callback in callbacks:
-                callback(result.number, result.loss, found)
+            with trainer.during("callback"):
+                for callback in callbacks:
+                    callback(result.number, result.loss, found)
             if root is not None and run.request.every and trainer.step_number % run.request.every == 0:
                 trainer.save(root, run.request.run)
                 saved = trainer.step_number

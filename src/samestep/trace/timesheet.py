@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from samestep.trace.ring import Ring
+from samestep.trace.whereabouts import Whereabouts
 
 
 @dataclass
@@ -15,6 +16,7 @@ class Timesheet:
     communicate: float = 0.0
     wait: float = 0.0
     ring: Ring = field(default_factory=Ring)
+    whereabouts: Whereabouts = field(default_factory=Whereabouts)  # what others see from outside
     _mark: float = field(default_factory=time.perf_counter)
     _waited: float = 0.0  # since the last mark
     _before: float = 0.0  # seconds computed before this step

@@ -6,6 +6,7 @@ name neither worker nor side; here they become a PeerLost that does.
 
 import os
 import re
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from samestep.errors import PeerLost
+from samestep.trace.whereabouts import Whereabouts
 from samestep.transport.links import Pending
 
 THREADS = Path("/proc/self/task")
@@ -25,6 +27,7 @@ class GroupLinks:
 
     def __init__(self, group: dist.ProcessGroup, rank: int, timeout: float) -> None:
         self.rank, self.timeout = rank, timeout
+        self.whereabouts = Whereabouts()
         self._group: dist.ProcessGroup | None = group
 
     def post(self, flat: Tensor, peer: int, tag: int) -> Pending:
@@ -67,10 +70,13 @@ class Message:
     peer: int
 
     def wait(self) -> None:
+        began = time.perf_counter()
+        self.links.whereabouts.waits(self.peer, b"message")
         try:
             self.work.wait()
         except RuntimeError as error:
             raise self.links.lost(self.peer, error) from None
+        self.links.whereabouts.goes_on(time.perf_counter() - began)
 
 
 def gloo_links(store: Any, rank: int, size: int, address: str, timeout: float) -> GroupLinks:

@@ -31,6 +31,7 @@ from torch import Tensor
 from samestep.errors import Disagreement, PeerLost
 from samestep.transport.base import Transport
 from samestep.transport.links import Links, Pending
+from samestep.transport.shared import check_same_place
 from samestep.transport.strides import empty_from, header, payload
 
 RECORDS, SENT, MOVED, FREE = 0, 1, 2, 3  # tags; those from FREE on are for whoever uses the links
@@ -65,7 +66,7 @@ class HostsTransport:
             return own
         found = dict(zip(near, own, strict=True))
         if self.rank == near[0]:
-            found |= self._swap_records(joined(own), group)
+            found |= self._swap_records(joined([self.timesheet.whereabouts.tag, *own]), group)
         if len(near) > 1:
             told = joined([found[peer] for peer in group]) if self.rank == near[0] else b""
             found = dict(zip(group, parted(self._exchange_near(told, near)[0]), strict=True))
@@ -146,7 +147,9 @@ class HostsTransport:
         for near, (told, _) in zip(
             others.values(), self._take_bytes([w[0] for w in others.values()], RECORDS), strict=True
         ):
-            found |= zip(near, parted(told), strict=True)
+            tag, *records = parted(told)
+            check_same_place(self.rank, self.timesheet.whereabouts.tag, near[0], tag)
+            found |= zip(near, records, strict=True)
         self._wait(self._copies[posted:])  # a worker that ends after its last exchange must have told the others
         del self._copies[posted:]
         return found

@@ -79,17 +79,21 @@ class Meeting:
 
     def memory(self, nbytes: int) -> Tensor:
         """A uint8 tensor of zeros that all of them see."""
-        if self._host is None:
-            file = os.memfd_create("samestep", os.MFD_CLOEXEC)
-            os.ftruncate(file, max(nbytes, 1))
-            for rank in self._guests:
-                self._give(rank, file)
-        else:
-            [file] = self._take(1)
+        file = self.file(max(nbytes, 1))
         try:
             return torch.frombuffer(mmap.mmap(file, max(nbytes, 1)), dtype=torch.uint8)[:nbytes]
         finally:
             os.close(file)
+
+    def file(self, nbytes: int) -> int:
+        """An open file without a name that all of them see, of zeros."""
+        if self._host is not None:
+            return self._take(1)[0]
+        file = os.memfd_create("samestep", os.MFD_CLOEXEC)
+        os.ftruncate(file, nbytes)
+        for rank in self._guests:
+            self._give(rank, file)
+        return file
 
     def sockets(self) -> dict[int, socket.socket]:
         """A connection to each of the others."""

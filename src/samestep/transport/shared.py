@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from samestep.errors import PeerLost
+from samestep.errors import Disagreement, PeerLost
 from samestep.trace.timesheet import Timesheet
 from samestep.transport.base import Counted
 from samestep.transport.links import Links
@@ -30,6 +30,8 @@ from samestep.transport.meeting import Meeting
 from samestep.transport.strides import empty_from, header, payload, view_from
 
 RECORD, HEADER, PIECE, TAKEN, MOVE = b"R", b"H", b"P", b"T", b"M"  # first byte of a packet
+RECORD_HEAD = struct.Struct("<IB")  # bytes of the record, and of what tells where its sender is
+TAG = 255  # bytes of that at most
 PACKET = 32 * 1024  # bytes of a record per packet; two unread ones fit any socket buffer
 SLOT = 512 * 1024  # bytes of a mailbox slot
 SLOTS = 2  # per direction of a pair
@@ -116,8 +118,10 @@ class SharedTransport:
         self.rank, self.size = rank, size
         self._timeout = timeout
         self.hosts: tuple[int, ...] = (0,) * size
+        self.ranks: Sequence[int] = range(size)  # what the workers of this host are called in the whole run
         self.timesheet, self.counted = Timesheet(), Counted()
         self.links: Links | None = None
+        self.ends_with_it: list[Callable[[], None]] = []
         self._sockets = sockets
         self._mailboxes, self._slots = mailboxes, slots
         self._outboxes = outboxes
@@ -128,21 +132,27 @@ class SharedTransport:
         self._sent, self._taken, self._got = ([0] * size for _ in range(3))  # mailbox slots, per peer
 
     def exchange(self, record: bytes, ranks: Sequence[int] | None = None) -> list[bytes]:
-        """Records longer than a packet go in rounds; the first packet tells how many."""
+        """Records longer than a packet go in rounds; the first packet tells how many.
+
+        Raises Disagreement when another worker meets this one in another call or action.
+        """
         group = range(self.size) if ranks is None else ranks
         peers = [peer for peer in group if peer != self.rank]
         parts: dict[int, list[bytes]] = {peer: [] for peer in peers}
-        length = struct.pack("<I", len(record))
+        own = self.timesheet.whereabouts.tag
+        head = RECORD_HEAD.pack(len(record), len(own)) + own
         mine = [record[at : at + PACKET] for at in range(0, len(record), PACKET)] or [b""]
         rounds, done = len(mine), 0
         while done < rounds:
             part = mine[done] if done < len(mine) else b""
             for peer in peers:
-                self._send(peer, RECORD + length + part)
+                self._send(peer, RECORD + head + part)
             for peer in peers:
                 packet = self._receive(peer, RECORD)
-                rounds = max(rounds, -(-struct.unpack_from("<I", packet)[0] // PACKET))
-                parts[peer].append(packet[4:])
+                length, tagged = RECORD_HEAD.unpack_from(packet)
+                check_same_place(self.ranks[self.rank], own, self.ranks[peer], packet[RECORD_HEAD.size :][:tagged])
+                rounds = max(rounds, -(-length // PACKET))
+                parts[peer].append(packet[RECORD_HEAD.size + tagged :])
             done += 1
         return [record if peer == self.rank else b"".join(parts[peer]) for peer in group]
 
@@ -202,8 +212,11 @@ class SharedTransport:
         return found
 
     def close(self) -> None:
+        self.timesheet.whereabouts.leave()
         for end in self._sockets.values():
             end.close()
+        while self.ends_with_it:
+            self.ends_with_it.pop()()
 
     def _half(self, group: tuple[int, ...], rank: int, number: int) -> Tensor:
         box = self._outboxes.get((group, rank), torch.empty(0, dtype=torch.uint8))
@@ -220,9 +233,10 @@ class SharedTransport:
         kept = self._unread.setdefault((peer, kind), deque())
         if not kept:
             began = time.perf_counter()
+            self.timesheet.whereabouts.waits(self.ranks[peer], b"record" if kind == RECORD else b"move")
             while not kept:
                 self._next(peer)
-            self.timesheet.waited(time.perf_counter() - began)
+            self._waited(time.perf_counter() - began)
         return kept.popleft()
 
     def _wait(self, peer: int, ready: Callable[[], bool]) -> None:
@@ -230,6 +244,7 @@ class SharedTransport:
         if ready():
             return
         began = time.perf_counter()
+        self.timesheet.whereabouts.waits(self.ranks[peer], b"tensor")
         listening = select.poll()
         peer_of = {end.fileno(): other for other, end in self._sockets.items()}
         for fd in peer_of:
@@ -242,7 +257,11 @@ class SharedTransport:
                     if peer_of[fd] == peer:
                         raise
                     listening.unregister(fd)  # it may just have come to its end
-        self.timesheet.waited(time.perf_counter() - began)
+        self._waited(time.perf_counter() - began)
+
+    def _waited(self, seconds: float) -> None:
+        self.timesheet.waited(seconds)
+        self.timesheet.whereabouts.goes_on(seconds)
 
     def _polled(self, listening: select.poll, peer: int) -> list[tuple[int, int]]:
         """Who has something to say. Raises PeerLost when nobody has within the timeout."""
@@ -258,7 +277,7 @@ class SharedTransport:
                 single = select.poll()
                 single.register(self._sockets[peer].fileno(), select.POLLIN)
                 self._polled(single, peer)
-            packet = self._sockets[peer].recv(PACKET + 64)
+            packet = self._sockets[peer].recv(PACKET + TAG + 64)
         except OSError:
             packet = b""
         if not packet:
@@ -287,6 +306,17 @@ class SharedTransport:
         if not len(rest):
             self._inbox[peer].append(tensor)
             del self._coming[peer]
+
+
+def check_same_place(rank: int, own: bytes, peer: int, other: bytes) -> None:
+    """Raises Disagreement where two workers meet and each is somewhere else (`Whereabouts.tag`)."""
+    if own != other:
+        mine, theirs = (tag.decode(errors="replace") or "no call of its trainer" for tag in (own, other))
+        raise Disagreement(
+            f"worker {rank} is in {mine} and meets worker {peer}, which is in {theirs}: every worker must make the "
+            "same calls in the same order and as often; look for a call under `if rank == ...`, for calls in another "
+            "order, and for a loop that ends earlier on one worker"
+        )
 
 
 def _put(outbox: Tensor, at: int, tensor: Tensor) -> tuple[int, int]:

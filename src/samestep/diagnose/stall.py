@@ -1,0 +1,354 @@
+"""Who holds up a run, and why: from what was seen of all workers to one sentence. No processes, no clocks.
+
+    0 waits for 1, 1 waits for 2, 2 waits for nobody      2 is the culprit, 0 and 1 wait for it
+    0 waits for 1, 1 waits for 0, in different calls      they will wait for ever: deadlock by order
+    0 waits for 2, 2 waits for 0, in one call, far apart  both are well: what is between them is not
+                                                          (one may be a call ahead: what it sent is on its way)
+
+What keeps a culprit is read off the kernel's account of it, in the order of `Kind`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from samestep.diagnose.stacks import Frame
+from samestep.trace.whereabouts import LEFT, NOBODY
+
+CONNECT = "connect"  # the call in which workers of several hosts first reach one another
+IDLE = 0.05  # of a core: a process that uses less does not compute
+SLOWER = 5.0  # times its usual pace, from which on a worker is slow
+ALIKE = 2.0  # while the others are not slower than this
+FEW = 5  # steps before a worker's usual pace is known
+
+
+class Kind(StrEnum):
+    DEAD = "dead"
+    MEMORY = "memory exhausted"
+    STOPPED = "stopped"
+    LINK = "link down"
+    ORDER = "deadlock by order"
+    APART = "in no call"
+    LOADER = "loader stuck"
+    LOCK = "lock held"
+    IDLE = "idle"
+    RUNNING = "running"
+    SLOW = "slow"
+
+
+CERTAIN = (Kind.DEAD, Kind.MEMORY, Kind.ORDER)
+"""What no waiting ends."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """As the kernel sees it, over the last moments."""
+
+    pid: int = 0
+    state: str = "S"  # R runs, S sleeps, D waits for a device, T stopped, Z ended; "gone"
+    busy: float = 0.0  # cores
+    has_run: bool = False  # whether it wanted a core when somebody looked
+    asleep_in: str = ""  # the kernel's function
+    frame: Frame | None = None  # where its code is
+    in_lock: bool = False  # whether it is in one of Python's locks
+
+    @property
+    def is_gone(self) -> bool:
+        return self.state in ("gone", "Z", "X")
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.state in ("T", "t")
+
+    @property
+    def is_idle(self) -> bool:
+        return self.busy < IDLE and not self.has_run
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of its own work that a step takes a worker."""
+
+    now: float
+    usual: float
+
+    @property
+    def ratio(self) -> float:
+        return self.now / max(self.usual, 1e-9)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What is known of one worker. Ages are in seconds."""
+
+    rank: int
+    name: str
+    host: int = 0
+    host_name: str = ""
+    call: str = "step"
+    calls: int = 0  # made so far, with this one
+    step: int = 0
+    number: int = 0  # of actions entered
+    done: int = 0
+    action: str = ""
+    still: float = 0.0  # since it last entered something, began to wait, or went on
+    peer: int = NOBODY  # for whom it waits
+    waits: float = 0.0
+    process: Process = Process()
+    loaders: tuple[Process, ...] = ()
+    in_loader: bool = False  # whether it waits for them
+    out_of_memory: bool = False  # whether the kernel has killed for memory in its control group
+    pace: Pace | None = None
+    silent: float = 0.0  # since somebody on its host last spoke
+    keeps_store: bool = False  # whether it keeps the place where hosts speak, which can be reached and is silent
+
+    @property
+    def where(self) -> str:
+        """In words, as a worker that is not to blame calls what it has entered."""
+        if self.call in ("", LEFT):
+            return f"no call of its trainer, after step {self.done}" if self.done else "no call of its trainer"
+        if self.call != "step":
+            return f"{self.call} after step {self.step}"
+        return f"{self.action or 'the beginning'} of step {self.step}"
+
+
+@dataclass(frozen=True)
+class Stall:
+    """kind: of what holds the culprits. waiting: who waits for them. text: a sentence for a person."""
+
+    kind: Kind
+    culprits: tuple[int, ...]
+    waiting: tuple[int, ...]
+    text: str
+    key: tuple[object, ...] = ()  # the same as long as it is the same stall
+
+    @property
+    def is_certain(self) -> bool:
+        return self.kind in CERTAIN
+
+
+def find(workers: Mapping[int, Worker], patience: float) -> Stall | None:
+    """What holds up a run, if anything does. patience: seconds after which waiting is no longer usual."""
+    for worker in workers.values():
+        if worker.process.is_gone and worker.out_of_memory and worker.call != LEFT:
+            return of_culprit(worker, Kind.MEMORY, workers)
+        if worker.process.is_gone and worker.still >= patience and worker.call != LEFT:
+            return of_culprit(worker, Kind.DEAD, workers)
+        if worker.call == CONNECT and worker.still >= patience:
+            lost = next((one for one in workers.values() if one.silent >= patience), None)
+            if lost is not None:
+                return of_link(worker, lost, ())
+    late = [worker for worker in workers.values() if worker.peer != NOBODY and worker.waits >= patience]
+    for worker in late:
+        path = chain(worker, workers)
+        last = path[-1]
+        if last.peer != NOBODY and last.peer not in workers:
+            continue  # it has just ended, or nothing is known of it
+        if (stopped := next((one for one in path if one.process.is_stopped), None)) is not None:
+            return of_culprit(stopped, Kind.STOPPED, workers) if stopped.still >= patience else None
+        if (silent := next((at for at, one in enumerate(path) if one.silent >= patience / 2), None)) is not None:
+            if path[silent].keeps_store:
+                return of_culprit(path[silent], Kind.STOPPED, workers)
+            return of_link(path[max(silent - 1, 0)], path[silent], blocked_by(path[silent], workers))
+        if last.peer in [one.rank for one in path]:
+            circle = path[[one.rank for one in path].index(last.peer) :]
+            if all(one.waits >= patience for one in circle):
+                return of_circle(circle, workers)
+            continue
+        found = of_last(last, workers, patience)
+        if found is not None:
+            return found
+    for worker in workers.values():
+        if worker.process.is_stopped and worker.still >= patience:
+            return of_culprit(worker, Kind.STOPPED, workers)
+    if not late:
+        for worker in workers.values():
+            alone = worker.peer == NOBODY and worker.still >= patience and worker.call not in ("", LEFT)
+            if alone and worker.process.is_idle and worker.silent == 0:
+                return of_culprit(worker, hold(worker), workers)
+    return slowest(workers)
+
+
+def chain(worker: Worker, workers: Mapping[int, Worker]) -> list[Worker]:
+    """From a worker to the one for whom it waits, and so on: to one that does not wait, or the first again."""
+    path = [worker]
+    while path[-1].peer in workers and workers[path[-1].peer] not in path:
+        path.append(workers[path[-1].peer])
+    return path
+
+
+def of_last(last: Worker, workers: Mapping[int, Worker], patience: float) -> Stall | None:
+    """The stall by a worker that others wait for and who waits for nobody."""
+    if last.still >= patience:
+        return of_culprit(last, hold(last), workers)
+    if last.pace is not None and last.pace.ratio >= SLOWER:
+        return of_culprit(last, Kind.SLOW, workers)
+    return None
+
+
+def hold(worker: Worker) -> Kind:
+    """What keeps a worker where it is."""
+    process = worker.process
+    if process.is_gone:
+        return Kind.DEAD
+    if process.is_stopped:
+        return Kind.STOPPED
+    if worker.call in ("", LEFT):
+        return Kind.APART
+    if process.is_idle and worker.in_loader:
+        return Kind.LOADER
+    if not process.is_idle:
+        return Kind.RUNNING
+    return Kind.LOCK if process.in_lock or process.asleep_in.startswith("futex") else Kind.IDLE
+
+
+def blocked_by(worker: Worker, workers: Mapping[int, Worker]) -> tuple[int, ...]:
+    """Who waits for a worker, for one who waits for it, and so on."""
+    found = {worker.rank}
+    while more := {one.rank for one in workers.values() if one.peer in found} - found:
+        found |= more
+    return tuple(sorted(found - {worker.rank}))
+
+
+def slowest(workers: Mapping[int, Worker]) -> Stall | None:
+    """A worker that takes much longer than it used to, while the others do not."""
+    known = [(worker.pace.ratio, worker) for worker in workers.values() if worker.pace is not None]
+    if len(known) < 2:
+        return None
+    ratio, worker = max(known, key=lambda one: one[0])
+    others = max(other for other, one in known if one is not worker)
+    if ratio < SLOWER or others > ALIKE:
+        return None
+    return of_culprit(worker, Kind.SLOW, workers)
+
+
+# ------------------------------------------------------------------------------------------------------ in words
+
+
+def of_culprit(worker: Worker, kind: Kind, workers: Mapping[int, Worker]) -> Stall:
+    waiting = blocked_by(worker, workers)
+    meets = next((one for one in workers.values() if one.peer == worker.rank), None)
+    key = (kind, worker.rank) if kind == Kind.SLOW else (worker.rank, worker.number, worker.call)
+    return Stall(kind, (worker.rank,), waiting, f"{worker.name} {said(worker, kind, meets)}{then(waiting)}", key)
+
+
+def of_circle(circle: Sequence[Worker], workers: Mapping[int, Worker]) -> Stall:
+    """Workers that wait for one another."""
+    seconds = min(one.waits for one in circle)
+    ranks = {one.rank for one in circle}
+    waiting = tuple(sorted({rank for one in circle for rank in blocked_by(one, workers)} - ranks))
+    calls = {(one.call, one.step) for one in circle}
+    far = [(one, workers[one.peer]) for one in circle if one.host != workers[one.peer].host]
+    if far and (len(calls) == 1 or len({one.calls for one in circle}) > 1):  # what lets one go on is under way
+        return of_link(*far[0], waiting)
+    places = ", ".join(f"{one.name} is in {one.where}" for one in sorted(circle, key=lambda one: one.rank))
+    text = (
+        f"{listed(ranks)} wait for one another for {seconds:.0f} s and always will: {places}. Every worker must make "
+        f"the same calls in the same order{then(waiting, 'them')}"
+    )
+    return Stall(Kind.ORDER, tuple(sorted(ranks)), waiting, text, (Kind.ORDER, *sorted(ranks)))
+
+
+def of_link(one: Worker, other: Worker, waiting: tuple[int, ...]) -> Stall:
+    """Two workers of different hosts, both well as far as one can see."""
+    first, last = sorted((one, other), key=lambda worker: worker.rank)
+    if other.silent > 0:
+        what = (
+            f"{one.name} waits for {other.name} in {one.where} for {one.still:.0f} s, and nothing has been heard from "
+            f"{other.host_name or f'host {other.host}'} for {other.silent:.0f} s: the link between the two hosts is "
+            "down, or that host is"
+        )
+        own: tuple[int, ...] = (other.rank,)
+    else:
+        what = (
+            f"{first.name} and {last.name} wait for one another in {first.where} for {min(first.waits, last.waits):.0f}"
+            " s and both are well: what they send does not arrive, the link between their hosts is down"
+        )
+        own = (first.rank, last.rank)
+    rest = tuple(rank for rank in waiting if rank not in (one.rank, other.rank))
+    return Stall(Kind.LINK, own, waiting, what + then(rest, "them"), (Kind.LINK, *own))
+
+
+def said(worker: Worker, kind: Kind, meets: Worker | None = None) -> str:
+    """What is the matter with a worker. meets: one that waits for it."""
+    process, seconds = worker.process, worker.still
+    missing = f"has not come through {worker.where}"
+    if meets is not None and meets.call not in ("", LEFT):
+        number = f"action {meets.number}, " if meets.call == "step" else ""
+        missing = f"has not entered {number}{meets.where}"
+    inside = f", in {worker.where}" if worker.call not in ("", LEFT) else ""
+    match kind:
+        case Kind.DEAD:
+            return f"is dead: its process {process.pid} ended{inside}; look for whoever killed it"
+        case Kind.MEMORY:
+            return (
+                f"is dead: the kernel killed its process {process.pid}{inside}, because the memory of its control group"
+                " was exhausted; give it more, or the worker less to do"
+            )
+        case Kind.STOPPED if worker.keeps_store:
+            return (
+                f"is stopped, or its host cannot compute: the host answers, and {worker.name}, who keeps the store at "
+                f"which the workers meet, has not for {worker.silent:.0f} s"
+            )
+        case Kind.STOPPED:
+            return f"is stopped by a signal{inside}, for {seconds:.0f} s; `kill -CONT {process.pid}` lets it go on"
+        case Kind.SLOW:
+            assert worker.pace is not None
+            return (
+                f"is slow{inside}: a step takes it {spelled(worker.pace.now)} of its own and took it "
+                f"{spelled(worker.pace.usual)} before{at(process)}"
+            )
+        case Kind.APART:
+            return f"{missing}: it is in {worker.where}{at(process)}, {doing(process)} for {seconds:.0f} s"
+        case Kind.LOADER:
+            return f"waits for {loaders(worker)}{inside}, for {seconds:.0f} s"
+        case Kind.LOCK:
+            return f"{missing}{at(process, worker)}, waiting for a lock for {seconds:.0f} s"
+        case _:
+            return f"{missing}{at(process, worker)}, {doing(process)} for {seconds:.0f} s"
+
+
+def at(process: Process, worker: Worker | None = None) -> str:
+    """The line of code; where that is not known, the action."""
+    if process.frame is not None:
+        return f"; it is in {process.frame}"
+    return "" if worker is None else f"; it is in {worker.where}"
+
+
+def doing(process: Process) -> str:
+    """What the kernel says that a process does."""
+    if process.state == "D":
+        return "waiting for a device"
+    if not process.is_idle:
+        return "running"
+    return f"asleep in {process.asleep_in}" if process.asleep_in else "asleep"
+
+
+def loaders(worker: Worker) -> str:
+    """The loader process that is to blame."""
+    if not worker.loaders:
+        return "its data loader"
+    stopped = [one for one in worker.loaders if one.is_stopped]
+    one = next(iter(stopped or [one for one in worker.loaders if one.frame is not None] or worker.loaders))
+    if stopped:
+        return f"its loader process {one.pid}, which is stopped by a signal (`kill -CONT {one.pid}` lets it go on)"
+    where = f"is in {one.frame}, {doing(one)}" if one.frame is not None else f"is {doing(one)}"
+    return f"its loader process {one.pid}, which {where}"
+
+
+def then(waiting: Sequence[int], whom: str = "it") -> str:
+    return f"; {listed(waiting)} wait{'s' * (len(waiting) == 1)} for {whom}" if waiting else ""
+
+
+def listed(ranks: Sequence[int] | set[int]) -> str:
+    return f"worker{'s' * (len(ranks) > 1)} {', '.join(map(str, sorted(ranks)))}"
+
+
+def spelled(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def aged(worker: Worker, seconds: float) -> Worker:
+    """What is known of a worker, so many seconds later."""
+    waits = worker.waits + seconds if worker.peer != NOBODY else 0.0
+    return replace(worker, still=worker.still + seconds, waits=waits)
