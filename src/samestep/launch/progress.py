@@ -141,11 +141,11 @@ def summary(report: Report) -> str:
             f"waited {spent.wait:.1f} s"
         )
     if "updates" in report.sync:
-        bound, staleness, updates = (report.sync[name] for name in ("bound", "staleness", "updates"))
+        bound, late, updates = (report.sync[name] for name in ("bound", "staleness", "updates"))
         lines.append(
-            f"sync: gradients were applied at most {counted(staleness, 'update')} late (bound {bound:g}), to parameters up "
-            f"to {report.sync['divergence']:.2%} from those that they were computed on; {counted(updates, 'update')}, and "
-            f"the gradients of the last {counted(bound, 'step')} are in checkpoints only"
+            f"sync: gradients were applied at most {counted(late, 'update')} late (bound {bound:g}), to parameters "
+            f"up to {report.sync['divergence']:.2%} from those that they were computed on; "
+            f"{counted(updates, 'update')}, and the gradients of the last {counted(bound, 'step')} are in checkpoints only"
         )
     lines.append(f"digest {report.digest}")
     return "\n".join(lines)
