@@ -303,6 +303,8 @@ def test_the_run_ends_with_what_it_has_seen(alone: Train) -> None:
     far = f"{report.sync['divergence']:.2%}"
     said = f"sync: gradients were applied at most 2 updates late (bound 2), to parameters up to {far} from those that"
     assert said in summary(report)
+    assert "; 3 updates, and the gradients of the last 2 steps are in checkpoints only" in summary(report)
+    assert "at most 1 update late (bound 1)" in summary(alone("mlp", sync="stale(1)"))
     assert "sync:" not in summary(alone("mlp"))
 
 

@@ -7,6 +7,10 @@ Three contenders take turns, with one worker on each of two test hosts (tests/ho
     nothing     exact, and no gradient moves: what is left is computing, sums and update included (wrong numbers)
 
 What is hidden is 1 - (stale - nothing) / (exact - nothing), round by round.
+
+--frames 9000: here the kernel cuts and joins packets, on the cores that compute, which a network card does by itself;
+larger frames leave it less to do, at the same rate. --assign 3,1: the second host has time to spare for the bytes.
+While it runs, what else is busy on the machine is counted: such a table is worth nothing.
 """
 
 import argparse
@@ -14,9 +18,11 @@ import contextlib
 import itertools
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from rounds import Contender, Turns, machine, race, spread
 
-from hosts import Hosts
+from hosts import Hosts, run
 
 PORTS = itertools.count(29_700)
 NOTHING = "nothing"
@@ -35,8 +41,9 @@ EVER = 10**9  # steps
 class OnHosts(Contender):
     """One worker on each of two hosts."""
 
-    def __init__(self, kind: str, model: str, batch: int, shards: int, hosts: Hosts) -> None:
-        words = ["--contender", kind, "--model", model, "--batch", str(batch), "--shards", str(shards), "--folder"]
+    def __init__(self, kind: str, asked: argparse.Namespace, hosts: Hosts) -> None:
+        words = ["--contender", kind, "--model", asked.model, "--assign", asked.assign]
+        words += ["--batch", str(asked.batch), "--shards", str(asked.shards), "--folder"]
         super().__init__(kind, [sys.executable, str(Path(__file__).resolve()), *words])
         self.hosts = hosts
 
@@ -49,10 +56,11 @@ class OnHosts(Contender):
         super().stop()
         for worker in self.workers[1:]:
             worker.kill()
+            worker.wait()
 
 
-def contend(kind: str, model: str, batch: int, shards: int, folder: str) -> None:
-    """One worker; worker 0 takes the turns, and answers with the seconds of each step and what of it was waiting."""
+def contend(kind: str, model: str, batch: int, shards: int, assign: str, folder: str) -> None:
+    """One worker; worker 0 takes the turns."""
     import torch
     from models import MODELS, images, optimizer
 
@@ -66,7 +74,9 @@ def contend(kind: str, model: str, batch: int, shards: int, folder: str) -> None
     job = samestep.Job(
         model=build, data=rows, loss=loss, optimizer=optimizer, batch_size=batch, shards=shards, steps=EVER
     )
-    trainer = samestep.Trainer(job, plan="data", sync="exact" if kind == NOTHING else kind, timeout=3600)
+    shares = [int(share) for share in assign.split(",")] if assign else None
+    sync = "exact" if kind == NOTHING else kind
+    trainer = samestep.Trainer(job, plan="data", assign=shares, sync=sync, timeout=3600)
     turns, steps = Turns(folder), trainer.steps()
     next(steps)
     next(steps)
@@ -95,6 +105,24 @@ def move_nothing() -> None:
         setattr(Parcel, name, lambda self, *_: None)
 
 
+def set_frames(hosts: Hosts, nbytes: int) -> None:
+    for host in hosts:
+        for space, device in ((host.name, host.interface), (host._bridge, host._port)):
+            run("ip", "-n", space, "link", "set", "dev", device, "mtu", str(nbytes))
+
+
+def user_seconds() -> float:
+    """Of processor time outside of the kernel, of everybody on this machine."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return (int(fields[1]) + int(fields[2])) / os.sysconf("SC_CLK_TCK")
+
+
+def own_user_seconds() -> float:
+    """The same of this process and of its children that have ended."""
+    both = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(used.ru_utime for used in both)
+
+
 def hidden(exact: float, stale: float, nothing: float) -> float:
     return 1 - (stale - nothing) / (exact - nothing)
 
@@ -104,6 +132,8 @@ def main() -> None:
     parser.add_argument("--model", default="alexnet", help="of benchmarks/models.py")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--assign", default="", help="shards of each host, for example 3,1; default: as many on each")
+    parser.add_argument("--frames", type=int, help="bytes of the largest one; default: as the interface has it (1500)")
     parser.add_argument("--policy", default="stale(1)")
     parser.add_argument("--rate", default="1gbit")
     parser.add_argument("--rounds", type=int, default=7)
@@ -113,15 +143,20 @@ def main() -> None:
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.contender is not None:
-        contend(asked.contender, asked.model, asked.batch, asked.shards, asked.folder)
+        contend(asked.contender, asked.model, asked.batch, asked.shards, asked.assign, asked.folder)
         return
     kinds = ["exact", asked.policy, NOTHING]
+    began, busy = time.perf_counter(), user_seconds() - own_user_seconds()
     with Hosts(2, rate=asked.rate) as hosts:
-        found = {kind: OnHosts(kind, asked.model, asked.batch, asked.shards, hosts) for kind in kinds}
+        if asked.frames:
+            set_frames(hosts, asked.frames)
+        found = {kind: OnHosts(kind, asked, hosts) for kind in kinds}
         race(list(found.values()), asked.rounds, asked.steps)
-    print(machine(), f"load {os.getloadavg()[0]:.1f}\n")
-    print(f"{asked.model}, batch {asked.batch}, {asked.shards} shards, two hosts, {asked.rate}; {asked.rounds} rounds "
-          f"of {asked.steps} steps\n\n| contender | step, ms |\n|---|--:|")  # fmt: skip
+    others = (user_seconds() - own_user_seconds() - busy) / (time.perf_counter() - began)
+    print(f"{machine()}; meanwhile {others:.2f} cores were busy with other work\n")
+    said = f"{asked.model}, batch {asked.batch}, {asked.shards} shards {asked.assign}, two hosts, {asked.rate}"
+    said += f", frames of {asked.frames or 1500} bytes; {asked.rounds} rounds of {asked.steps} steps"
+    print(f"{said}\n\n| contender | step, ms |\n|---|--:|")
     for kind in kinds:
         print(f"| {kind} | {spread(found[kind].medians, lambda s: f'{s * 1e3:.0f}')} |")
     exact, stale, nothing = (found[kind].medians for kind in kinds)

@@ -170,11 +170,15 @@ def summary(report: Report) -> str:
             f"waited {spent.wait:.1f} s"
         )
     if "updates" in report.sync:
+        bound, late, updates = (report.sync[name] for name in ("bound", "staleness", "updates"))
         lines.append(
-            f"sync: gradients were applied at most {report.sync['staleness']:g} updates late (bound "
-            f"{report.sync['bound']:g}), to parameters up to {report.sync['divergence']:.2%} from those that they were "
-            f"computed on; {report.sync['updates']:g} updates, the last {report.sync['bound']:g} gradients are in "
-            "checkpoints only"
+            f"sync: gradients were applied at most {counted(late, 'update')} late (bound {bound:g}), to parameters "
+            f"up to {report.sync['divergence']:.2%} from those that they were computed on; "
+            f"{counted(updates, 'update')}, and the gradients of the last {counted(bound, 'step')} are in checkpoints only"
         )
     lines.append(f"digest {report.digest}")
     return "\n".join(lines)
+
+
+def counted(number: float, what: str) -> str:
+    return f"{number:g} {what}" + ("" if number == 1 else "s")
