@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from samestep import streams
+from samestep.consistency.logical import Logical, logical_of
 from samestep.errors import PlanRefused
 from samestep.job import Job
 from samestep.loss import Objective
@@ -15,6 +16,7 @@ from samestep.parallel.traffic import traffic
 from samestep.parallelize import Prepared, edges_of, first_shard, hollow, homes_of, pieces_of
 from samestep.plan import Plan
 from samestep.schedule.actions import Schedule
+from samestep.schedule.apart import check_apart, steps_apart
 from samestep.schedule.checker import check
 from samestep.schedule.draw import svg_of, text_of
 from samestep.schedule.grid import Grid
@@ -53,6 +55,8 @@ def outline(job: Job, plan: Plan, prepared: Prepared, whole: Mapping[str, str], 
 def checked(job: Job, plan: Plan, prepared: Prepared) -> tuple[Grid, list[Schedule]]:
     """The schedules of a step with a full batch, proven correct. Raises PlanRefused."""
     structure = prepared.structure
+    if (logical := logical_of(plan)) is not None:
+        return checked_apart(plan, logical, num_shards_of(job.batch_size, plan.numerics.shards))
     grid = plan.grid(num_shards_of(job.batch_size, plan.numerics.shards), structure.sliced if structure else [(False,)])
     order = plan.order if isinstance(plan.order, str) else parse_order(plan.order, grid)
     clip, lockstep = job.clip_grad_norm is not None, plan.numerics.sync_batchnorm
@@ -61,6 +65,15 @@ def checked(job: Job, plan: Plan, prepared: Prepared) -> tuple[Grid, list[Schedu
     ]
     if plan.stages:
         check(grid, schedules, CAPACITY)
+    return grid, schedules
+
+
+def checked_apart(plan: Plan, logical: Logical, num_shards: int) -> tuple[Grid, list[Schedule]]:
+    """The same for a step at whose end logical workers meet."""
+    grid, shards = plan.grid(num_shards, [(False,)]), logical.all_shards(num_shards)
+    workers = [logical.of(rank) for rank in range(plan.workers)]
+    schedules = [steps_apart(own, shards, meets=True) for own in workers]
+    check_apart(grid, schedules, workers, shards, meets=True)
     return grid, schedules
 
 

@@ -37,6 +37,9 @@ class Report:
     metrics: of the last evaluation; empty without held-out data.
     prediction: the planner's, made before the run; None when nobody made one.
     traces: per worker, the last steps action by action, when they were asked for.
+    sync: of a sync policy other than exact: bound (steps), staleness (the most seen, steps), divergence (the largest
+        distance of a logical worker's parameters from their mean, relative to it), meetings. Empty for exact. With
+        local(H), seconds_per_step is the mean, since steps that end in a meeting are longer.
     """
 
     digest: str
@@ -54,6 +57,7 @@ class Report:
     weights_file: int | None = field(default=None, repr=False)
     prediction: Prediction | None = None
     traces: Sequence[WorkerTrace] = field(default=(), repr=False)
+    sync: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def prediction_error(self) -> float | None:
@@ -88,6 +92,7 @@ class Report:
             "times": [vars(time) for time in self.times],
             "predicted_seconds_per_step": None if self.prediction is None else self.prediction.seconds,
             "prediction_error": self.prediction_error,
+            "sync": dict(self.sync),
         }
 
     def __del__(self) -> None:

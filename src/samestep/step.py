@@ -1,10 +1,11 @@
 """A training step, top to bottom."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from samestep.errors import PeerLost
 from samestep.numerics import num_shards_of, shard_rows
+from samestep.parallel.apart import ExecutorApart
 from samestep.parallel.executor import Executor, StepState
 from samestep.schedule import actions
 from samestep.schedule.passes import schedule_of
@@ -14,12 +15,16 @@ from samestep.trace.timesheet import Timesheet
 
 @dataclass(frozen=True)
 class StepResult:
-    """What every worker knows after a step."""
+    """What every worker knows after a step.
+
+    loss: NaN where logical workers go apart and do not meet in this step; `known` has it after they have met.
+    """
 
     number: int
     loss: float
     stop: bool  # whether some worker was asked to stop after this step
     present: bytes  # per entry of the layout: whether some shard had a gradient for it
+    known: Sequence[tuple[int, float]] = ()  # the losses that became known in this step: number and loss of each
 
 
 def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = False) -> StepResult:
@@ -27,15 +32,7 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
     plan, timesheet = executor.plan, executor.transport.timesheet
     num_shards = num_shards_of(rows, plan.numerics.shards)
     state = StepState(number, [len(part) for part in shard_rows(rows, num_shards)], stop_asked)
-    grid = plan.grid(num_shards, executor.sliced)
-    schedule = schedule_of(
-        grid,
-        plan.order if isinstance(plan.order, str) else written_order(plan.order, grid, plan.numerics.shards),
-        executor.transport.rank,
-        depth=plan.depth,
-        clip=executor.clip_grad_norm is not None,
-        lockstep=plan.numerics.sync_batchnorm,
-    )
+    schedule = schedule_for(executor, number, num_shards)
     timesheet.start()
     for action in schedule:
         try:
@@ -44,7 +41,24 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
             lost.during = lost.during or str(action)
             raise
         book(timesheet, number, action)
-    return StepResult(number, state.loss, state.stop, state.present)
+    loss = dict(state.known).get(number, state.loss)
+    return StepResult(number, loss, state.stop, state.present, state.known)
+
+
+def schedule_for(executor: Executor, number: int, num_shards: int) -> actions.Schedule:
+    """This worker's actions in a step."""
+    if isinstance(executor, ExecutorApart):
+        return executor.schedule(number, num_shards)
+    plan = executor.plan
+    grid = plan.grid(num_shards, executor.sliced)
+    return schedule_of(
+        grid,
+        plan.order if isinstance(plan.order, str) else written_order(plan.order, grid, plan.numerics.shards),
+        executor.transport.rank,
+        depth=plan.depth,
+        clip=executor.clip_grad_norm is not None,
+        lockstep=plan.numerics.sync_batchnorm,
+    )
 
 
 def perform(executor: Executor, action: actions.Action, state: StepState) -> None:
@@ -72,6 +86,8 @@ METHODS = {
     actions.Clip: "clip",
     actions.Update: "step",
     actions.Publish: "publish",
+    actions.StepApart: "step_apart",
+    actions.Average: "average",
 }
 
 

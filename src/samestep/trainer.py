@@ -1,6 +1,6 @@
 """One worker's training: steps, evaluation, checkpoints, digest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,10 @@ class Training:
         self.step_number += 1
         self._seen |= int.from_bytes(result.present, "little")
         return result
+
+    def settle(self) -> Sequence[tuple[int, float]]:
+        """Losses of steps so far that no result has told yet: number and loss of each."""
+        return self.executor.settle()
 
     def without_gradient(self) -> list[str]:
         """The parameters that no shard of any step so far gave a gradient."""

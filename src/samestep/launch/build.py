@@ -11,6 +11,7 @@ from torch import nn
 
 from samestep import heap, streams
 from samestep.checkpoint import finished, read_description
+from samestep.consistency.logical import logical_of, refuse_memory_limit
 from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
 from samestep.job import Job
 from samestep.launch.deciding import decided
@@ -62,6 +63,9 @@ def build(
             "as the plan has workers"
         )
     hosts = hosts_of(request, plan.workers) if hosts is None else hosts
+    logical_of(plan)
+    if request.memory_limit is not None:
+        refuse_memory_limit(plan)
     prepared = divide(job, plan, prepared)
     _, schedules = checked(job, plan, prepared)
     if request.memory_limit is not None:

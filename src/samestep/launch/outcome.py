@@ -90,6 +90,7 @@ class Outcome:
             rows_per_second=self.plan["batch_size"] / seconds if seconds else None,
             times=[self.times[rank] for rank in sorted(self.times)],
             weights_file=self.weights_file,
+            sync=self.finished.get("sync", {}),
             prediction=None if predicted is None else Prediction(**predicted),
             traces=[decoded(self.traces[rank]) for rank in sorted(self.traces)],
         )

@@ -132,5 +132,11 @@ def summary(report: Report) -> str:
             f"worker {rank}: computed {spent.compute:.1f} s, communicated {spent.communicate:.1f} s, "
             f"waited {spent.wait:.1f} s"
         )
+    if "divergence" in report.sync:
+        lines.append(
+            f"sync: parameters were read at most {report.sync['staleness']:g} steps after a meeting (bound "
+            f"{report.sync['bound'] - 1:g}), and were up to {report.sync['divergence']:.2%} from their mean before "
+            f"{report.sync['meetings']:g} meetings"
+        )
     lines.append(f"digest {report.digest}")
     return "\n".join(lines)

@@ -130,6 +130,18 @@ class Publish:
     """Wait until every worker has updated; the new parameters are then readable."""
 
 
+@dataclass(frozen=True)
+class StepApart:
+    """One optimizer and scheduler step of a logical worker by itself, from the gradients of its own shards."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Average:
+    """The mean of the logical workers' parameters, of the owned pieces, summed in the tree's order."""
+
+
 Action = (
     Load
     | Forward
@@ -149,8 +161,10 @@ Action = (
     | Clip
     | Update
     | Publish
+    | StepApart
+    | Average
 )
 Schedule = tuple[Action, ...]
 
-COMMUNICATION = (Send, Receive, SendGradient, ReceiveGradient, Agree, Reduce, Publish)
+COMMUNICATION = (Send, Receive, SendGradient, ReceiveGradient, Agree, Reduce, Publish, Average)
 """The actions that move bytes between workers; all others compute."""
