@@ -402,9 +402,12 @@ def take_part_apart(
     slots = max(local_plan(range(n), n).num_slots for n in range(1, share + 1))
     gradients = Gradients(layout, [memory() for _ in range(slots)])
     entry_of = {id(entry.param): i for i, entry in enumerate(layout.entries)}
-    write_weight_gradients_once(
-        model, lambda param: None if (i := entry_of.get(id(param))) is None else lambda: gradients.place(i)
-    )
+
+    def place_of(param: nn.Parameter) -> Place | None:
+        entry = entry_of.get(id(param))
+        return None if entry is None else lambda: gradients.place(entry)
+
+    write_weight_gradients_once(model, place_of)
     pieces = owners(untied, homes, transport.hosts, whole=False)
     together = None
     if plan.workers > 1:

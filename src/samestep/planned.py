@@ -1,18 +1,21 @@
 """From a plan and a divided job to its outline, and to its schedules, proven correct."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from samestep import streams
-from samestep.consistency.logical import Logical, logical_of
+from samestep.consistency.logical import Logical, at_meetings, logical_of
 from samestep.errors import PlanRefused
 from samestep.job import Job
 from samestep.loss import Objective
 from samestep.numerics import num_shards_of, shard_rows
 from samestep.outline import Outline, mega
+from samestep.parallel.apart import Untied
 from samestep.parallel.footprint import Footprint, footprint, state_per_element
+from samestep.parallel.layout import Piece
 from samestep.parallel.network import Way
-from samestep.parallel.traffic import traffic
+from samestep.parallel.stretches import owners
+from samestep.parallel.traffic import Traffic, traffic
 from samestep.parallelize import Prepared, edges_of, first_shard, hollow, homes_of, pieces_of
 from samestep.plan import Plan
 from samestep.schedule.actions import Schedule
@@ -36,6 +39,8 @@ def outline(job: Job, plan: Plan, prepared: Prepared, whole: Mapping[str, str], 
     rows = [len(part) for part in shard_rows(job.batch_size, num_shards)]
     edges = edges_of(plan, prepared.layout)
     moved, wired = traffic(plan, prepared.structure, prepared.layout, homes, pieces, rows, hosts, edges)
+    if (logical := logical_of(plan)) is not None:
+        moved, wired = traffic_apart(plan, logical, prepared, hosts)
     return Outline(
         str(plan),
         whole,
@@ -90,8 +95,11 @@ def footprints(
             structure = way.of(first_shard(job, plan.numerics.shards))
     homes = homes_of(prepared, plan)
     pieces = pieces_of(prepared, plan, homes, hosts)
+    logical, layout = logical_of(plan), prepared.layout
+    if logical is not None:  # whoever steps alone updates all of the model
+        pieces = [[Piece(i, 0, e.param.numel()) for i, e in layout.owners()] for _ in range(plan.workers)]
     state = state_per_element(prepared.optimizer)
-    return [
+    found = [
         footprint(
             plan,
             rank,
@@ -105,6 +113,28 @@ def footprints(
         )
         for rank in range(plan.workers)
     ]
+    if logical is None:
+        return found
+    return [footprint_apart(one, count, layout.nbytes) for one, count in zip(found, logical.assign, strict=True)]
+
+
+def footprint_apart(one: Footprint, count: int, nbytes: int) -> Footprint:
+    """Of a worker that is `count` logical ones, from that of a worker which is one: each has parameters and optimizer
+    state, beside what they have in common and the sums that they publish."""
+    return replace(
+        one, parameters=(count + 1) * nbytes, optimizer=count * one.optimizer, gradients=one.gradients + nbytes
+    )
+
+
+def traffic_apart(plan: Plan, logical: Logical, prepared: Prepared, hosts: Sequence[int]) -> tuple[Traffic, Traffic]:
+    """Bytes of a meeting, spread over the steps from one to the next."""
+    meeting, layout = at_meetings(plan), Untied(prepared.layout)
+    homes = homes_of(prepared, meeting)
+    pieces = owners(layout, homes, hosts, whole=False)
+    found = traffic(meeting, None, layout, homes, pieces, [1] * logical.workers, hosts)
+    steps = logical.policy.steps
+    moved, wired = (Traffic(**{cause: n // steps for cause, n in asdict(one).items()}) for one in found)
+    return moved, wired
 
 
 def check_memory(found: Sequence[Footprint], limit: int) -> None:

@@ -14,6 +14,7 @@ Sources: stale synchronous parallel, Ho et al. 2013; local SGD, Stich 2019; DiLo
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from samestep.errors import PlanRefused
 
@@ -94,8 +95,8 @@ def check_policy(policy: Policy | None, shards: int, source: str = "--sync") -> 
         )
 
 
-def _options(words: list[str], text: str, source: str) -> dict[str, int | Nesterov]:
-    found: dict[str, int | Nesterov] = {}
+def _options(words: list[str], text: str, source: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for word in words:
         name, _, value = word.partition("=")
         if name == "workers":

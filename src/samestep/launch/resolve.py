@@ -171,8 +171,8 @@ def _assignment(request: Request, shards: int, fields: dict[str, Any] | None, un
         )
     if workers > shards // unit:
         raise PlanRefused(
-            f"{workers} workers are more than the {shards // unit} logical workers of the sync policy, and each of those "
-            f"is computed by one worker: use --workers {shards // unit}, or more logical workers (local(H,workers=L))"
+            f"{workers} workers are more than the {shards // unit} logical workers of the sync policy, and each of "
+            f"those is computed by one worker: use --workers {shards // unit}, or more logical workers (local(H,workers=L))"
         )
     return tuple(unit * count for count in equal_shares(shards // unit, workers))
 
