@@ -172,7 +172,7 @@ def _assignment(request: Request, shards: int, fields: dict[str, Any] | None, un
     if workers > shards // unit:
         raise PlanRefused(
             f"{workers} workers are more than the {shards // unit} logical workers of the sync policy, and each of "
-            f"those is computed by one worker: use --workers {shards // unit}, or more logical workers (local(H,workers=L))"
+            f"those is computed by one worker: use --workers {shards // unit}, or more of them (local(H,workers=L))"
         )
     return tuple(unit * count for count in equal_shares(shards // unit, workers))
 
