@@ -40,10 +40,12 @@ def test_any_other_text_is_refused_and_named(text: str) -> None:
     try:
         policy = parse_policy(text)
     except PlanRefused as error:
-        assert "--sync" in str(error)
-        assert repr(text) in str(error)
+        said = str(error)
     else:
+        said = f"--sync {text!r}"
         assert policy is None or parse_policy(str(policy)) == policy
+    assert "--sync" in said
+    assert repr(text) in said
 
 
 def test_no_policy_is_exact() -> None:
