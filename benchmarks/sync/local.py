@@ -19,7 +19,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from hosts import Hosts
-
 from samestep.bench.policies import Course, compared
 from samestep.bench.policies_picture import svg_of
 from samestep.bench.policies_table import text_of
