@@ -76,13 +76,14 @@ def test_fewer_logical_workers_have_several_shards_each(train: Train, alone: Tra
         ("local(2)", {"workers": 1}, {"workers": 3}),
         ("local(3)", {"workers": 2}, on(1, 2, 1)),
         ("local(3,outer=nesterov)", on(1, 1), {"workers": 1}),
+        ("local(5)", {"workers": 2}, {"workers": 1}),
         ("local(4,outer=nesterov)", on(1, 2, 1), on(2, 2)),
     ],
 )
 def test_a_run_goes_on_with_other_workers(
     sync: str, first: dict[str, Any], then: dict[str, Any], train: Train, alone: Train, tmp_path: Path
 ) -> None:
-    """From between two meetings, or from one; the short batch lies before."""
+    """From between two meetings, or from one. In a window of five steps, two logical workers have missed a batch."""
     train("cnn", sync=sync, steps=4, checkpoint=tmp_path, **first)
     found = train("cnn", sync=sync, steps=7, checkpoint=tmp_path, resume=True, **then)
     assert found.digest == alone("cnn", sync=sync, steps=7).digest

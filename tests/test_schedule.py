@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.parallel.executor import Executor
+from samestep.parallel.apart import ExecutorApart
 from samestep.schedule import actions
 from samestep.schedule.actions import (
     COMMUNICATION,
@@ -75,14 +75,14 @@ def test_every_action_has_one_method_of_the_executor() -> None:
     assert set(METHODS) == set(get_args(Action))
     assert len(set(METHODS.values())) == len(METHODS)
     for name in METHODS.values():
-        parameters = list(inspect.signature(getattr(Executor, name)).parameters)
+        parameters = list(inspect.signature(getattr(ExecutorApart, name)).parameters)
         assert parameters == ["self", "action", "state"], name
     assert set(COMMUNICATION) <= set(METHODS)
 
 
 @pytest.mark.parametrize("kind", get_args(Action))
 def test_actions_are_frozen_values(kind: type) -> None:
-    fields = {"shard": 1, "shards": range(1, 3), "segment": 4, "stage": 2, "peer": 3}
+    fields = {"shard": 1, "shards": range(1, 3), "segment": 4, "stage": 2, "peer": 3, "worker": 5}
     chosen = {name: fields[name] for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
     assert kind(**chosen) == kind(**chosen)
     assert hash(kind(**chosen)) == hash(kind(**chosen))
