@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
@@ -25,21 +26,22 @@ from samestep.bench.policies_table import text_of
 from samestep.errors import PlanRefused
 
 HERE = Path(__file__).resolve().parent
-POLICIES = "exact local(16,workers=2) local(16) local(16,workers=2,outer=nesterov)"
+POLICIES = "exact local(16,workers=2) local(16) local(16,workers=2,outer=nesterov:1:0.4)"
 WINDOW = 50  # steps whose mean is a training loss
 PORTS = itertools.count(29_800)
 
 
-def command(policy: str, steps: int, log: Path) -> list[str]:
+def command(policy: str, steps: int, log: Path, settings: Sequence[str]) -> list[str]:
     job = [f"{HERE / 'gpt_text.py'}:job", "--set", f"steps={steps}", "--set", f"log={log}"]
+    job += [word for setting in settings for word in ("--set", setting)]
     return [sys.executable, "-m", "samestep", "train", *job, "--plan", "data", "--sync", policy, "--json", "--quiet"]
 
 
-def measured(policy: str, steps: int, hosts: Hosts | None) -> tuple[Course, int]:
+def measured(policy: str, steps: int, hosts: Hosts | None, settings: Sequence[str] = ()) -> tuple[Course, int]:
     """The course, and the bytes that left the interfaces."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "steps.jsonl"
-        told = command(policy, steps, log)
+        told = command(policy, steps, log, settings)
         before = 0 if hosts is None else sum(host.sent() for host in hosts)
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
         if hosts is None:
@@ -68,9 +70,10 @@ def measured(policy: str, steps: int, hosts: Hosts | None) -> tuple[Course, int]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policies", default=POLICIES, help="separated by spaces")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1216)
     parser.add_argument("--rate", default="100mbit")
     parser.add_argument("--target-loss", type=float)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of gpt_text.job")
     parser.add_argument("--one-host", action="store_true")
     parser.add_argument("--out", type=Path, help="folder for results.json and curves.svg")
     asked = parser.parse_args()
@@ -79,13 +82,13 @@ def main() -> None:
     policies = asked.policies.split()
     if asked.one_host:
         for policy in policies:
-            course, sent[policy] = measured(policy, asked.steps, None)
+            course, sent[policy] = measured(policy, asked.steps, None, asked.set)
             found.append(course)
             print(policy, "held out", course.held_out, flush=True)
     else:
         with Hosts(2, rate=asked.rate) as hosts:
             for policy in policies:
-                course, sent[policy] = measured(policy, asked.steps, hosts)
+                course, sent[policy] = measured(policy, asked.steps, hosts, asked.set)
                 found.append(course)
                 print(policy, "held out", course.held_out, flush=True)
     window = min(WINDOW, max(1, asked.steps // 4))
