@@ -23,7 +23,6 @@ from hosts import Hosts
 from samestep.bench.policies import Course, compared
 from samestep.bench.policies_picture import svg_of
 from samestep.bench.policies_table import text_of
-from samestep.errors import PlanRefused
 
 HERE = Path(__file__).resolve().parent
 POLICIES = "exact local(16,workers=2) local(16) local(16,workers=2,outer=nesterov:1:0.4)"
@@ -80,6 +79,8 @@ def main() -> None:
     found: list[Course] = []
     sent: dict[str, int] = {}
     policies = asked.policies.split()
+    if "exact" not in policies:
+        parser.error("nothing to compare with: let exact be one of --policies")
     if asked.one_host:
         for policy in policies:
             course, sent[policy] = measured(policy, asked.steps, None, asked.set)
@@ -94,9 +95,7 @@ def main() -> None:
     window = min(WINDOW, max(1, asked.steps // 4))
     result = compared(found, asked.target_loss, window)
     print(text_of(result))
-    exact = next((course for course in found if course.policy == "exact"), None)
-    if exact is None:
-        raise PlanRefused("nothing to compare with: let exact be one of --policies")
+    exact = next(course for course in found if course.policy == "exact")
     for course in found:
         train = course.smoothed(window)[-1] / exact.smoothed(window)[-1] - 1
         held_out = course.held_out / exact.held_out - 1 if course.held_out and exact.held_out else float("nan")
