@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from samestep.parallel.apart import ExecutorApart
 from samestep.parallel.executor import Executor
 from samestep.parallel.stale import ExecutorStale
 from samestep.schedule import actions
@@ -76,7 +77,7 @@ def test_every_action_has_one_method_of_the_executor() -> None:
     assert set(METHODS) == set(get_args(Action))
     assert len(set(METHODS.values())) == len(METHODS)
     for name in METHODS.values():
-        owner = Executor if hasattr(Executor, name) else ExecutorStale
+        owner = next(kind for kind in (Executor, ExecutorStale, ExecutorApart) if hasattr(kind, name))
         parameters = list(inspect.signature(getattr(owner, name)).parameters)
         assert parameters == ["self", "action", "state"], name
     assert set(COMMUNICATION) <= set(METHODS)
@@ -84,7 +85,7 @@ def test_every_action_has_one_method_of_the_executor() -> None:
 
 @pytest.mark.parametrize("kind", get_args(Action))
 def test_actions_are_frozen_values(kind: type) -> None:
-    fields = {"shard": 1, "shards": range(1, 3), "segment": 4, "stage": 2, "peer": 3, "age": 5}
+    fields = {"shard": 1, "shards": range(1, 3), "segment": 4, "stage": 2, "peer": 3, "age": 5, "worker": 6}
     chosen = {name: fields[name] for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
     assert kind(**chosen) == kind(**chosen)
     assert hash(kind(**chosen)) == hash(kind(**chosen))

@@ -1,22 +1,27 @@
 """From a plan and a divided job to its outline, and to its schedules, proven correct."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from samestep import streams
+from samestep.consistency.logical import Logical, at_meetings, logical_of
 from samestep.consistency.staleness import steps_stale
 from samestep.errors import JobRefused, PlanRefused, Refused
 from samestep.job import Job
 from samestep.loss import Objective
 from samestep.numerics import num_shards_of, shard_rows
 from samestep.outline import Outline, mega
+from samestep.parallel.apart import Untied
 from samestep.parallel.footprint import Footprint, footprint, state_per_element
+from samestep.parallel.layout import Piece
 from samestep.parallel.network import Way
-from samestep.parallel.traffic import traffic
+from samestep.parallel.stretches import owners
+from samestep.parallel.traffic import Traffic, traffic
 from samestep.parallelize import Prepared, edges_of, first_shard, hollow, homes_of, pieces_of
 from samestep.plan import Plan
 from samestep.schedule.actions import Schedule
+from samestep.schedule.apart import check_apart, steps_apart
 from samestep.schedule.checker import check
 from samestep.schedule.draw import svg_of, text_of
 from samestep.schedule.grid import Grid
@@ -38,6 +43,8 @@ def outline(job: Job, plan: Plan, prepared: Prepared, whole: Mapping[str, str], 
     edges = edges_of(plan, prepared.layout)
     needs, why = counted(job, plan, prepared, schedules, hosts)
     moved, wired = traffic(plan, prepared.structure, prepared.layout, homes, pieces, rows, hosts, edges)
+    if (logical := logical_of(plan)) is not None:
+        moved, wired = traffic_apart(plan, logical, prepared, hosts)
     return Outline(
         str(plan),
         whole,
@@ -70,6 +77,8 @@ def counted(
 def checked(job: Job, plan: Plan, prepared: Prepared) -> tuple[Grid, list[Schedule]]:
     """The schedules of a step with a full batch, proven correct. Raises PlanRefused."""
     structure = prepared.structure
+    if (logical := logical_of(plan)) is not None:
+        return checked_apart(plan, logical, num_shards_of(job.batch_size, plan.numerics.shards))
     grid = plan.grid(num_shards_of(job.batch_size, plan.numerics.shards), structure.sliced if structure else [(False,)])
     order = plan.order if isinstance(plan.order, str) else parse_order(plan.order, grid)
     clip, lockstep = job.clip_grad_norm is not None, plan.numerics.sync_batchnorm
@@ -84,6 +93,15 @@ def checked(job: Job, plan: Plan, prepared: Prepared) -> tuple[Grid, list[Schedu
         check(grid, schedules, CAPACITY)
     if stale:
         check_overlapped(grid, [of_all(filling=True)] * stale + [schedules] * (stale + 2), stale)
+    return grid, schedules
+
+
+def checked_apart(plan: Plan, logical: Logical, num_shards: int) -> tuple[Grid, list[Schedule]]:
+    """The same for a step at whose end logical workers meet."""
+    grid, shards = plan.grid(num_shards, [(False,)]), logical.all_shards(num_shards)
+    workers = [logical.of(rank) for rank in range(plan.workers)]
+    schedules = [steps_apart(own, shards, meets=True) for own in workers]
+    check_apart(grid, schedules, workers, shards, meets=True)
     return grid, schedules
 
 
@@ -102,8 +120,11 @@ def footprints(
             structure = way.of(first_shard(job, plan.numerics.shards))
     homes = homes_of(prepared, plan)
     pieces = pieces_of(prepared, plan, homes, hosts)
+    logical, layout = logical_of(plan), prepared.layout
+    if logical is not None:  # whoever steps alone updates all of the model
+        pieces = [[Piece(i, 0, e.param.numel()) for i, e in layout.owners()] for _ in range(plan.workers)]
     state = state_per_element(prepared.optimizer)
-    return [
+    found = [
         footprint(
             plan,
             rank,
@@ -117,6 +138,28 @@ def footprints(
         )
         for rank in range(plan.workers)
     ]
+    if logical is None:
+        return found
+    return [footprint_apart(one, count, layout.nbytes) for one, count in zip(found, logical.assign, strict=True)]
+
+
+def footprint_apart(one: Footprint, count: int, nbytes: int) -> Footprint:
+    """Of a worker that is `count` logical ones, from that of a worker which is one: each has parameters and optimizer
+    state, beside what they have in common and the sums that they publish."""
+    return replace(
+        one, parameters=(count + 1) * nbytes, optimizer=count * one.optimizer, gradients=one.gradients + nbytes
+    )
+
+
+def traffic_apart(plan: Plan, logical: Logical, prepared: Prepared, hosts: Sequence[int]) -> tuple[Traffic, Traffic]:
+    """Bytes of a meeting, spread over the steps from one to the next."""
+    meeting, layout = at_meetings(plan), Untied(prepared.layout)
+    homes = homes_of(prepared, meeting)
+    pieces = owners(layout, homes, hosts, whole=False)
+    found = traffic(meeting, None, layout, homes, pieces, [1] * logical.workers, hosts)
+    steps = logical.policy.steps
+    moved, wired = (Traffic(**{cause: n // steps for cause, n in asdict(one).items()}) for one in found)
+    return moved, wired
 
 
 def check_memory(found: Sequence[Footprint], limit: int) -> None:

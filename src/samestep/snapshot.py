@@ -7,6 +7,7 @@ and the number of steps done *are* the state of the generators and the position 
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from samestep.checkpoint import FORMAT, Description, file_hash, publish, temporary_of
 from samestep.digest import Leaves, chunk_leaves, joint_digest, tensor_leaf, value_leaf
+from samestep.parallel.apart import ExecutorApart
 from samestep.parallel.executor import Executor
 from samestep.parallel.layout import Piece, dense, storage_order
 from samestep.parallel.stale import ExecutorStale
@@ -36,6 +38,10 @@ class Part:
 
 def parts(executor: Executor, *, once: bool = False) -> Iterator[Part]:
     """Everything this worker owns; what several hosts own comes from each of them, or `once` from the first."""
+    if isinstance(executor, ExecutorApart):
+        yield from (Part(*part) for part in executor.parts(once=once))
+        yield from (Part(f"constant/{name}", constant) for name, constant in constants(executor))
+        return
     hosts = executor.transport.hosts
     own = {
         p
@@ -140,7 +146,7 @@ def save(executor: Executor, step: int, root: Path, run: str, fingerprint: dict[
 
 
 def _is_state(part: Part) -> bool:
-    return part.label.split("/", 1)[0] in ("tensor", "int", "float", "edge")
+    return part.label.split("/", 1)[0] in ("tensor", "int", "float", "edge", "local")
 
 
 def restore(executor: Executor, folder: Path, description: Description) -> None:
@@ -152,7 +158,9 @@ def restore(executor: Executor, folder: Path, description: Description) -> None:
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 label, _, start = key.rpartition("@")
                 kind, _, name = label.partition("/")
-                if kind == "parameter" and name in owned:
+                if isinstance(executor, ExecutorApart) and kind != "constant":
+                    executor.put_back(label, int(start), partial(file.get_tensor, key))
+                elif kind == "parameter" and name in owned:
                     target = storage_order(executor.layout.entries[owned[name].entry].param.data)
                     _fill(target[owned[name].start : owned[name].stop], owned[name], file.get_slice(key), int(start))
                 elif kind == "elementwise" and (piece := owned.get(name.rpartition("/")[0])):
@@ -227,13 +235,13 @@ def _fill(target: Tensor, piece: Piece, stored: Any, start: int) -> None:
 
 
 def _restore_values(executor: Executor, description: Description) -> None:
-    for group, stored in zip(executor.update.optimizer.param_groups, description.optimizer, strict=True):
-        for name, value in stored.items():
-            if name != "names":
-                group[name] = as_before(value, group.get(name))
-    if executor.scheduler is not None:
-        before = executor.scheduler.state_dict()
-        executor.scheduler.load_state_dict(as_before(description.scheduler, before))
+    for update, scheduler in executor.optimizers():
+        for group, stored in zip(update.optimizer.param_groups, description.optimizer, strict=True):
+            for name, value in stored.items():
+                if name != "names":
+                    group[name] = as_before(value, group.get(name))
+        if scheduler is not None:
+            scheduler.load_state_dict(as_before(description.scheduler, scheduler.state_dict()))
 
 
 def weights(executor: Executor) -> dict[str, Tensor]:

@@ -1,11 +1,12 @@
 """A training step, top to bottom."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from samestep.consistency.staleness import steps_stale
 from samestep.errors import PeerLost
 from samestep.numerics import num_shards_of, shard_rows
+from samestep.parallel.apart import ExecutorApart
 from samestep.parallel.executor import Executor, StepState
 from samestep.schedule import actions
 from samestep.schedule.actions import Schedule
@@ -16,20 +17,24 @@ from samestep.trace.timesheet import Timesheet
 
 @dataclass(frozen=True)
 class StepResult:
-    """What every worker knows after a step."""
+    """What every worker knows after a step.
+
+    loss: NaN where logical workers go apart and do not meet in this step; `known` has it after they have met.
+    """
 
     number: int
     loss: float
     stop: bool  # whether some worker was asked to stop after this step
     present: bytes  # per entry of the layout: whether some shard had a gradient for it
     seconds: tuple[float, ...] = ()  # that each worker computed for its shards
+    known: Sequence[tuple[int, float]] = ()  # the losses that became known in this step: number and loss of each
 
 
 def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = False) -> StepResult:
     """One optimizer step over a batch of `rows` rows. All workers must call it with the same numbers."""
     timesheet = executor.transport.timesheet
     filling = executor.is_filling(number)
-    shard_sizes, schedule = executor.routines.get((rows, filling)) or routine(executor, rows, filling=filling)
+    shard_sizes, schedule = executor.routines.get((rows, filling)) or routine(executor, rows, number)
     state = StepState(number, list(shard_sizes), stop_asked)
     timesheet.start()
     for action in schedule:
@@ -44,13 +49,17 @@ def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = Fals
         book(timesheet, number, action)
         if executor.observer is not None:
             executor.observer(action, state)
-    return StepResult(number, state.loss, state.stop, state.present, tuple(state.seconds))
+    loss = dict(state.known).get(number, state.loss)
+    return StepResult(number, loss, state.stop, state.present, tuple(state.seconds), state.known)
 
 
-def routine(executor: Executor, rows: int, *, filling: bool = False) -> tuple[list[int], Schedule]:
+def routine(executor: Executor, rows: int, number: int) -> tuple[list[int], Schedule]:
     """The rows of each shard, and this worker's schedule, for steps of so many rows; kept for the next one."""
-    plan = executor.plan
+    plan, filling = executor.plan, executor.is_filling(number)
     num_shards = num_shards_of(rows, plan.numerics.shards)
+    if isinstance(executor, ExecutorApart):  # which meet in some steps only
+        sizes = [len(part) for part in shard_rows(rows, num_shards)]
+        return sizes, executor.schedule(number, num_shards)
     grid = plan.grid(num_shards, executor.sliced)
     schedule = schedule_of(
         grid,
@@ -93,6 +102,8 @@ METHODS = {
     actions.Publish: "publish",
     actions.Post: "post",
     actions.Await: "wait_for",
+    actions.StepApart: "step_apart",
+    actions.Average: "average",
 }
 
 

@@ -1,6 +1,6 @@
 """One worker's training: steps, evaluation, checkpoints, digest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,10 @@ class Training:
             deal_anew(self.executor, assign, self.job, self._prepared, self._shared, self.step_number, self._note)
             self.plan = self.executor.plan
             self.deals.append((self.step_number, assign))
+
+    def settle(self) -> Sequence[tuple[int, float]]:
+        """Losses of steps so far that no result has told yet: number and loss of each."""
+        return self.executor.settle()
 
     def without_gradient(self) -> list[str]:
         """The parameters that no shard of any step so far gave a gradient."""

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from samestep.commands.ending import exit_codes, stopping
 from samestep.commands.options import PLANNING, make_request
+from samestep.errors import PlanRefused
 from samestep.launch.environment import physical_cores
 from samestep.launch.request import Request
 
@@ -22,11 +24,11 @@ SHARED = (
     "--slices",
     "--numerics",
     "--codec",
-    "--sync",
+    "--steps",
     "--seed",
     "--set",
 )
-UNASKED = ("assign", "hosts", "memory_limit", "transport", "steps", "epochs", "save", "checkpoint")
+UNASKED = ("assign", "hosts", "memory_limit", "transport", "epochs", "save", "checkpoint")
 
 
 def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,6 +47,15 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=60.0, help="In all. Default: 60.")
 @click.option("--only", metavar="NAME,...", default="", help="Contestants by name, for instance samestep,'plain 1'.")
 @click.option("--warm-heap", is_flag=True, help="Give PyTorch's own ways our settings of the heap.")
+@click.option(
+    "--sync",
+    is_flag=False,
+    flag_value="",
+    metavar="['POLICY ...']",
+    help="Instead: train under several sync policies, and compare the time to a loss.",
+)
+@click.option("--target-loss", type=float, help="With --sync. Default: what exact steps come to.")
+@click.option("--window", type=click.IntRange(1), metavar="N", help="With --sync: steps whose mean is a loss.")
 @click.option("--svg", type=click.Path(dir_okay=False), help="Write the comparison as a picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -56,6 +67,9 @@ def bench(
     seconds: float,
     only: str,
     warm_heap: bool,
+    sync: str | None,
+    target_loss: float | None,
+    window: int | None,
     svg: str | None,
     as_json: bool,
     quiet: bool,
@@ -69,6 +83,11 @@ def bench(
 
         request = make_request(job, settings, {**options, **dict.fromkeys(UNASKED)})
         say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
+        if sync is not None:
+            _policies(request, sync, target_loss, window, svg, as_json=as_json, say=say)
+            return
+        if request.steps is not None:
+            raise PlanRefused("--steps is the length of training under --sync; rounds have --steps-per-round")
         verdict = _verdict(request, Pace(seconds, rounds, steps_per_round), only, warm_heap=warm_heap, say=say)
         print(text_of(verdict))
         if svg is not None:
@@ -87,3 +106,29 @@ def _verdict(request: Request, pace: Any, only: str, *, warm_heap: bool, say: Ca
         everybody = [*own_contestants(request), *peers(workers, physical_cores())]
         names = [name.strip() for name in only.split(",") if name.strip()]
         return compare(chosen(everybody, names), request, pace, warm_heap=warm_heap, say=say)
+
+
+def _policies(
+    request: Request,
+    sync: str,
+    target: float | None,
+    window: int | None,
+    svg: str | None,
+    *,
+    as_json: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Under every policy the same plan: each worker the whole model, unless another one was asked for."""
+    from samestep.bench.policies import DEFAULT, compare_policies, policies_of
+    from samestep.bench.policies_picture import svg_of
+    from samestep.bench.policies_table import text_of
+
+    with stopping("stopped before the comparison was done"):
+        if request.plan == "auto":
+            request = replace(request, plan="data")
+        found = compare_policies(request, policies_of(sync or DEFAULT), target, window, say)
+    print(text_of(found))
+    if svg is not None:
+        Path(svg).write_text(svg_of(found, f"Training {request.function} of {Path(str(request.file)).name}"))
+    if as_json:
+        print(json.dumps(found.as_json()), flush=True)

@@ -39,7 +39,7 @@ class Nesterov:
     momentum: float
 
     def __str__(self) -> str:
-        return f"nesterov:{self.lr:g}:{self.momentum:g}"
+        return f"nesterov:{self.lr}:{self.momentum}"
 
 
 @dataclass(frozen=True)

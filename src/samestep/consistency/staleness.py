@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from samestep.consistency.policy import Local, Stale, parse_policy
+from samestep.consistency.policy import Stale, parse_policy
 from samestep.errors import Disagreement, PlanRefused
 from samestep.plan import Plan
 
@@ -38,9 +38,7 @@ def steps_stale(plan: Plan) -> int:
 
 
 def check_stale(plan: Plan, device: str = "cpu") -> None:
-    """Raises PlanRefused for a plan that stale gradients cannot serve, and for local steps, which are not served."""
-    if isinstance(parse_policy(plan.numerics.sync, "the numerics"), Local):
-        raise PlanRefused(f"{plan.numerics.sync} is not served by this version: use --sync exact or stale(1)")
+    """Raises PlanRefused for a plan that stale gradients cannot serve."""
     stale = steps_stale(plan)
     if not stale:
         return

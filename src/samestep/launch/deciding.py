@@ -116,6 +116,8 @@ def reason_to_leave(request: Request, job: Job) -> str | None:
         return "the command says who computes what"
     if request.memory_limit is not None:
         return "the model is made in parts"
+    if job.sync.startswith("local"):
+        return f"with {job.sync} every logical worker has the whole model"
     if request.plan_is_asked or request.only_outline or request.slices is not None:
         return None
     steps = job.num_steps(job.row_order(training_rows(job).num_rows))

@@ -174,7 +174,14 @@ def summary(report: Report) -> str:
         lines.append(
             f"sync: gradients were applied at most {counted(late, 'update')} late (bound {bound:g}), to parameters "
             f"up to {report.sync['divergence']:.2%} from those that they were computed on; "
-            f"{counted(updates, 'update')}, and the gradients of the last {counted(bound, 'step')} are in checkpoints only"
+            f"{counted(updates, 'update')}, and the gradients of the last {counted(bound, 'step')} are in checkpoints "
+            "only"
+        )
+    if "meetings" in report.sync:
+        lines.append(
+            f"sync: parameters were read at most {report.sync['staleness']:g} steps after a meeting (bound "
+            f"{report.sync['bound'] - 1:g}), and were up to {report.sync['divergence']:.2%} from their mean before "
+            f"{report.sync['meetings']:g} meetings"
         )
     lines.append(f"digest {report.digest}")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from torch import nn
 
 from samestep.cluster import Cluster
 from samestep.codec.parse import parse_codec
-from samestep.consistency.policy import EXACT, check_policy, parse_policy
+from samestep.consistency.policy import EXACT, Local, check_policy, parse_policy
 from samestep.device import instruction_set
 from samestep.errors import PlanRefused
 from samestep.job import Job
@@ -109,7 +109,9 @@ def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str
     if stages:
         options = {name: fields[name] for name in OPTIONS if fields and name in fields}
         return Plan.staged(numerics, stages, transport, **options)
-    return Plan(numerics, _assignment(request, numerics.shards, fields), transport)
+    policy = parse_policy(job.sync, "Job.sync")
+    unit = numerics.shards // policy.num_workers(numerics.shards) if isinstance(policy, Local) else 1
+    return Plan(numerics, _assignment(request, numerics.shards, fields, unit), transport)
 
 
 def _stages(
@@ -146,7 +148,8 @@ def _stages(
     return (Stage("", tuple(range(len(assign))), assign, slices),)
 
 
-def _assignment(request: Request, shards: int, fields: dict[str, Any] | None) -> tuple[int, ...]:
+def _assignment(request: Request, shards: int, fields: dict[str, Any] | None, unit: int = 1) -> tuple[int, ...]:
+    """unit: consecutive shards that one worker must compute together."""
     assign = request.assign
     if assign is None and fields is not None and request.workers is None:
         assign = tuple(fields["assign"])
@@ -157,7 +160,7 @@ def _assignment(request: Request, shards: int, fields: dict[str, Any] | None) ->
                 "leave one of them out"
             )
         return assign
-    workers = min(request.default_workers, shards) if request.workers is None else request.workers
+    workers = min(request.default_workers, shards // unit) if request.workers is None else request.workers
     if workers < 1:
         raise PlanRefused(f"--workers {workers}: a run needs at least 1 worker")
     if workers > shards:
@@ -166,7 +169,12 @@ def _assignment(request: Request, shards: int, fields: dict[str, Any] | None) ->
             f"use --workers {shards}, or --shards {workers} (S is part of the numbers: another S gives other bits; "
             "it is set by --shards, --numerics or Job.shards)"
         )
-    return equal_shares(shards, workers)
+    if workers > shards // unit:
+        raise PlanRefused(
+            f"{workers} workers are more than the {shards // unit} logical workers of the sync policy, and each of "
+            f"those is computed by one worker: use --workers {shards // unit}, or more of them (local(H,workers=L))"
+        )
+    return tuple(unit * count for count in equal_shares(shards // unit, workers))
 
 
 def hosts_of(request: Request, workers: int) -> tuple[int, ...]:

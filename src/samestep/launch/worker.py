@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save
 
 from samestep.checkpoint import Description, unfinished_file
+from samestep.consistency.logical import logical_of
 from samestep.errors import PeerLost
 from samestep.job import Job
 from samestep.launch.outcome import Event, telling
@@ -165,16 +166,22 @@ class Diary:
     step: int = 0
     seconds: list[float] = field(default_factory=list)
     _steps: list[tuple[int, float, float]] = field(default_factory=list)
+    _timed: dict[int, float] = field(default_factory=dict)  # steps whose loss is not known yet
     _flushed: float = field(default_factory=time.monotonic)
 
     def up(self) -> None:
         self.run.tell("up", rank=self.rank, pid=os.getpid(), threads=torch.get_num_threads())
 
-    def stepped(self, step: int, loss: float, seconds: float) -> None:
+    def stepped(self, step: int, seconds: float) -> None:
         self.step = self.run.done[self.rank] = step + 1
         self.seconds.append(seconds)
+        self._timed[step] = seconds
+
+    def learned(self, losses: Sequence[tuple[int, float]]) -> None:
+        """What the losses of steps were, of this one and perhaps of earlier ones."""
+        found = [(step, loss, self._timed.pop(step)) for step, loss in losses]
         if self.rank == 0 or self.run.apart:
-            self._steps.append((step, loss, seconds))
+            self._steps += found
             if time.monotonic() - self._flushed > FLUSH:
                 self.flush()
 
@@ -211,17 +218,20 @@ def train(run: Run, trainer: Training, diary: Diary) -> None:
         while trainer.step_number < trainer.num_steps and not stopped:
             began = time.perf_counter()
             result = trainer.step(run.stop_asked)
-            diary.stepped(result.number, result.loss, time.perf_counter() - began)
+            diary.stepped(result.number, time.perf_counter() - began)
             stopped = result.stop
             diary.dealt(trainer, result.number)
+            known = result.known or (trainer.settle() if trainer.evaluation_due else ())
+            diary.learned(known)
             found = trainer.evaluate() if trainer.evaluation_due and not stopped else {}
             if found and diary.rank == 0:
                 diary.flush()
                 run.tell("metrics", step=trainer.step_number, metrics=found)
             metrics = found or metrics
             with trainer.during("callback"):
-                for callback in callbacks:
-                    callback(result.number, result.loss, found)
+                for number, loss in known:
+                    for callback in callbacks:
+                        callback(number, loss, found if number == result.number else {})
             if root is not None and run.request.every and trainer.step_number % run.request.every == 0:
                 trainer.save(root, run.request.run)
                 saved = trainer.step_number
@@ -229,9 +239,19 @@ def train(run: Run, trainer: Training, diary: Diary) -> None:
                 _warn_unused(run, trainer, diary)
         if trainer.step_number - (run.resumption.step if run.resumption else 0) < UNUSED_AFTER:
             _warn_unused(run, trainer, diary)
+        known = trainer.settle()
+        diary.learned(known)
+        for number, loss in known:
+            for callback in callbacks:
+                callback(number, loss, {})
     if root is not None and saved != trainer.step_number:
         trainer.save(root, run.request.run)
     finish(run, trainer, diary, metrics, stopped=stopped)
+
+
+def _a_step(seconds: Sequence[float], plan: Plan) -> float:
+    """The median; of local steps the mean, since those that end in a meeting are longer."""
+    return (statistics.median if logical_of(plan) is None else statistics.fmean)(seconds)
 
 
 @contextlib.contextmanager
@@ -289,7 +309,7 @@ def finish(run: Run, trainer: Training, diary: Diary, metrics: dict[str, float],
         step=trainer.step_number,
         stopped=stopped,
         checkpoint=run.request.checkpoint is not None,
-        seconds_per_step=statistics.median(timed) if timed else None,
+        seconds_per_step=_a_step(timed, run.plan) if timed else None,
         sync=sync,
     )
 

@@ -54,6 +54,7 @@ class StepState:
     present: bytes = b""
     stop: bool = False
     seconds: list[float] = field(default_factory=list)  # that each worker computed
+    known: Sequence[tuple[int, float]] = ()  # losses of earlier steps too, where they are told at meetings only
 
     def note_changed(self, shard: int, changed: bytes) -> None:
         """Which buffers a shard changed, in any of the stages that it goes through."""
@@ -234,6 +235,19 @@ class Executor:
                     at = self.buffers.hear(shard, changed, text, at, keep=not is_near)
         state.present = present.to_bytes(entries, "little")
         self._settle_loss([facts[shard] for shard in range(shards)], state)
+        state.known = [(state.number, state.loss)]
+
+    def settle(self) -> Sequence[tuple[int, float]]:
+        """Steps whose losses not everybody knows yet, and these. All workers must call it."""
+        return ()
+
+    def report(self) -> dict[str, float]:
+        """The bound of the sync policy, as the run has seen it. All workers must call it."""
+        return {}
+
+    def optimizers(self) -> list[tuple[ShardedUpdate, Any]]:
+        """All that this worker has, with their schedulers."""
+        return [(self.update, self.scheduler)]
 
     def reduce(self, action: actions.Reduce, state: StepState) -> None:
         if self.reduction is not None:
@@ -286,10 +300,6 @@ class Executor:
     def is_filling(self, step: int) -> bool:
         """Whether a step makes no update, because the gradients that it would use are still to come."""
         return False
-
-    def report(self) -> dict[str, float]:
-        """The bound of the sync policy, as the run has seen it. All workers must call it."""
-        return {}
 
     def under_way(self) -> Iterator[tuple[str, Tensor, int, bool]]:
         """Gradients that no update has used yet, of the owned pieces, as (label, value, start, whether it is whole).

@@ -142,6 +142,18 @@ class Publish:
     """Wait until every worker has updated; the new parameters are then readable."""
 
 
+@dataclass(frozen=True)
+class StepApart:
+    """One optimizer and scheduler step of a logical worker by itself, from the gradients of its own shards."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Average:
+    """The mean of the logical workers' parameters, of the owned pieces, summed in the tree's order."""
+
+
 Action = (
     Load
     | Forward
@@ -163,8 +175,10 @@ Action = (
     | Publish
     | Post
     | Await
+    | StepApart
+    | Average
 )
 Schedule = tuple[Action, ...]
 
-COMMUNICATION = (Send, Receive, SendGradient, ReceiveGradient, Agree, Reduce, Publish, Post, Await)
+COMMUNICATION = (Send, Receive, SendGradient, ReceiveGradient, Agree, Reduce, Publish, Post, Await, Average)
 """The actions that move bytes between workers; all others compute."""
