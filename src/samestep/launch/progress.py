@@ -145,7 +145,8 @@ def summary(report: Report) -> str:
         lines.append(
             f"sync: gradients were applied at most {counted(late, 'update')} late (bound {bound:g}), to parameters "
             f"up to {report.sync['divergence']:.2%} from those that they were computed on; "
-            f"{counted(updates, 'update')}, and the gradients of the last {counted(bound, 'step')} are in checkpoints only"
+            f"{counted(updates, 'update')}, and the gradients of the last {counted(bound, 'step')} are in checkpoints "
+            "only"
         )
     lines.append(f"digest {report.digest}")
     return "\n".join(lines)
