@@ -42,9 +42,10 @@ def test_a_worker_travels_as_text() -> None:
 
 
 def test_a_host_that_has_not_come_yet_is_not_silent(relay: Relay) -> None:
+    relay._began -= COMING - 5
     assert relay.others({})[0].silent == 0
     assert not relay.speaks()
-    relay._began -= COMING + 10
+    relay._began -= 15
     assert relay.others({})[0].silent > 9
     assert relay.speaks()
 
