@@ -54,6 +54,7 @@ class Run:
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit
         self.note = folder / "note"
+        self.misleading = ""  # what was said of somebody before the sentence that is right
         self.processes: list[subprocess.Popen[Any]] = []
         self.cleanup = contextlib.ExitStack()
 
@@ -86,6 +87,7 @@ class Run:
                         if about and not found:
                             found, at = line, time.monotonic()
                         if about and re.search(right, line):
+                            self.misleading = found if found != line else ""
                             return line, time.monotonic()
                 if found and time.monotonic() > at + 2.0:
                     break
@@ -206,7 +208,8 @@ def once(name: str, limit: float) -> dict[str, Any]:
             run.close()
         right = re.search(kind.right, line) is not None
         line = line.replace(folder, "/tmp")
-    return {"kind": name, "right": right, "in time": right and seconds <= limit, "seconds": seconds, "line": line}
+    return {"kind": name, "right": right, "in time": right and seconds <= limit, "seconds": seconds, "line": line,
+            "misleading": run.misleading}  # fmt: skip
 
 
 MOVING = (
@@ -261,6 +264,8 @@ def main() -> None:
             flush=True,
         )
         for run in runs:
+            if run["misleading"]:
+                print(f"  said before: {run['misleading']}", file=sys.stderr)
             if not run["in time"]:
                 print(f"  not right in time: {run['seconds']:.2f} s: {run['line']}", file=sys.stderr)
     print(json.dumps({"limit": asked.limit, "runs": found}))

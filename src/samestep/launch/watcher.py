@@ -17,12 +17,13 @@ from datetime import timedelta
 from typing import Any
 
 from samestep.diagnose.stacks import Frame
-from samestep.diagnose.stall import Process, Worker, aged
+from samestep.diagnose.stall import Pace, Process, Worker, aged
 from samestep.launch import wire
 from samestep.launch.stall_watch import Member, Watch
 from samestep.trace.whereabouts import SIZE
 
 SILENT = 3  # periods without a word, after which a host is silent
+COMING = 20.0  # seconds for the watcher of another host to be there: it imports torch, at low priority
 KNOCK = 1.0  # seconds for the kernel of another host to answer
 
 
@@ -83,8 +84,9 @@ class Relay:
         return found
 
     def _age(self, host: int) -> float:
-        at, _ = self._heard.get(host, (self._began, ""))
-        return time.monotonic() - at
+        """Seconds since another host said something new; 0 as long as its watcher may still be on its way."""
+        at, _ = self._heard.get(host, (self._began + COMING, ""))
+        return max(0.0, time.monotonic() - at)
 
     def _store_is_mute(self) -> bool:
         """Whether the host of the store can be reached, so that it is worker 0 who does not answer."""
@@ -125,6 +127,7 @@ def worker_from(found: dict[str, Any]) -> Worker:
     known = {field.name for field in fields(Worker)} - {"process", "loaders", "pace"}
     return Worker(
         **{name: value for name, value in found.items() if name in known},
+        pace=None if found["pace"] is None else Pace(**found["pace"]),
         process=process_from(found["process"]),
         loaders=tuple(process_from(one) for one in found["loaders"]),
     )
