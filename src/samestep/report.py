@@ -40,10 +40,10 @@ class Report:
     audits: how often workers' states were held together, and were the same.
     epochs_proven: epochs in which every row was used exactly once; None without a ledger.
     traces: per worker, the last steps action by action, when they were asked for.
-    sync: of a sync policy other than exact: bound (steps), staleness (the most seen, steps), and divergence: of
-        stale(S) the furthest that parameters were from those that a gradient was computed on, of local(H) the largest distance
-        of a logical worker's parameters from their mean, both relative; updates, or meetings. Empty for exact. With
-        local(H), seconds_per_step is the mean, since steps that end in a meeting are longer.
+    sync: of a sync policy other than exact: bound (steps), staleness (the most seen, steps), divergence (relative), and
+        updates or meetings. Divergence is, of stale(S), the furthest that parameters were from those that a gradient
+        was computed on; of local(H), the largest distance of a logical worker's parameters from their mean. Empty for
+        exact. With local(H), seconds_per_step is the mean, since steps that end in a meeting are longer.
     """
 
     digest: str
