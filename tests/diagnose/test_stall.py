@@ -220,6 +220,11 @@ def test_a_worker_that_takes_ten_times_as_long_as_before_is_slow() -> None:
     assert "a step takes it 1.2 s of its own and took it 100 ms before" in found.text
 
 
+def test_who_is_stopped_and_so_takes_longer_is_not_called_slow() -> None:
+    stopped = replace(paced(1, 1.2), process=Process(7, "T"))
+    assert find(workers(paced(0, 0.1), stopped, paced(2, 0.11)), PATIENCE) is None
+
+
 def test_all_slower_together_is_a_busy_machine_and_no_alarm() -> None:
     assert find(workers(paced(0, 0.4), paced(1, 0.9), paced(2, 0.5)), PATIENCE) is None
 

@@ -5,6 +5,7 @@ Each worker has a memory of its own, and what it sends is staged in another one.
 
 import os
 import sys
+from typing import Any
 
 from samestep.cli import main
 from samestep.launch import membership, together
@@ -15,8 +16,8 @@ from samestep.transport.staged import StagedLinks
 def as_with_a_gpu() -> None:
     shared, links_of = membership.host_identity, together.links_of
 
-    def links(found: membership.Membership, request: Request) -> StagedLinks:
-        return StagedLinks(links_of(found, request))
+    def links(found: membership.Membership, request: Request, **options: Any) -> StagedLinks:
+        return StagedLinks(links_of(found, request, **options))
 
     membership.host_identity = lambda: f"{shared()} {os.getpid()}"  # what facts_of tells of a worker with a GPU
     together.links_of = links

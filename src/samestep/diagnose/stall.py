@@ -217,7 +217,7 @@ def slowest(workers: Mapping[int, Worker]) -> Stall | None:
         return None
     ratio, worker = max(known, key=lambda one: one[0])
     others = max(other for other, one in known if one is not worker)
-    if ratio < SLOWER or others > ALIKE:
+    if ratio < SLOWER or others > ALIKE or worker.process.is_stopped:  # who is stopped is told so, in its time
         return None
     return of_culprit(worker, Kind.SLOW, workers)
 

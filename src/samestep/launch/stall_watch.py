@@ -197,7 +197,8 @@ class Watch:
         usual = (then.busy - first.busy) / (then.done - first.done)
         under_way = in_step - (sample.waited - history.before(sample.at - in_step).waited)
         steps = sample.done - then.done
-        return Pace(max((sample.busy - then.busy) / steps if steps else 0.0, under_way), usual)
+        rate = (sample.busy - then.busy) / steps if steps else 0.0
+        return Pace(max(rate, under_way if under_way >= self.patience else 0.0), usual)  # no alarm at a hiccup
 
     def _closer(self, workers: Mapping[int, Worker], stall: Stall) -> dict[int, Worker]:
         """This host's workers with their stacks, and the culprits' loader processes."""
