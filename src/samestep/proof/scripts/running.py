@@ -14,7 +14,8 @@ from typing import Any
 from samestep.errors import Refused
 from samestep.proof.causes import Finding
 from samestep.proof.record import Record
-from samestep.proof.scripts.judging import Runs, Seen, judge, judge_stopped
+from samestep.proof.scripts.judging import Runs, judge, judge_stopped
+from samestep.proof.scripts.order import Seen
 
 LINES = 8  # of a failed script's output
 
