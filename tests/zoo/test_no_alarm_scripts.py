@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from samestep.proof.causes import Cause
 from samestep.proof.scripts.running import Warm, verify_script
 
 RIGHT = Path(__file__).parent / "right" / "train.py"
+OWN_DIVISION = Path(__file__).parent / "right" / "own_division.py"
 
 # workers, arguments
 CONFIGURATIONS = [
@@ -29,6 +31,8 @@ CONFIGURATIONS = [
     (2, "--schedule"),
     (2, "--dropout"),
     (2, "--rows 70"),
+    (2, "--check --micro 2"),
+    (2, "--scale 1e36 --clip 0.1"),
     (3, ""),
     (3, "--model Convolutions --optimizer Adam"),
     (3, "--how hand --rows 100"),
@@ -50,3 +54,18 @@ def test_no_alarm(workers: int, arguments: str, warm: Warm) -> None:
     assert not verdict.findings, str(verdict)
     assert verdict.steps == 3
     assert verdict.compared > 50
+
+
+def test_a_script_that_divides_its_rows_itself_needs_another_batch_size_on_one_process(warm: Warm) -> None:
+    right = verify_script(OWN_DIVISION, reference_arguments=["--batch-size", "16"], start=warm.start)
+    assert not right.findings, str(right)
+    assert (right.steps, right.compared > 50) == (3, True)
+    (found,) = verify_script(OWN_DIVISION, start=warm.start).findings
+    assert found.cause is Cause.DATA_ORDER
+    assert "--reference-arguments" in found.why
+
+
+def test_steps_that_a_scaler_leaves_out_are_counted_and_not_compared(warm: Warm) -> None:
+    verdict = verify_script(RIGHT, ["--scale", "1e36", "--clip", "0.1"], start=warm.start)
+    assert not verdict.findings, str(verdict)
+    assert any("GradScaler left out" in note for note in verdict.notes), str(verdict)

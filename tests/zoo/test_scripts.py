@@ -23,6 +23,7 @@ ZOO = [
     ("scaled_twice", Cause.LOSS_WEIGHTING, 0, "gradient", "fc1.weight", "2 times one process's gradient (the number"),
     ("norm_left_out", Cause.MISSING_REDUCTION, 0, "gradient", "norm.weight", "of its own rows, in 2 of 6"),
     ("clipped_alone", Cause.CLIPPING, 0, "gradient", "fc1.weight", "a factor of its own"),
+    ("clipped_by_share", Cause.CLIPPING, 0, "clip norm", "norm", "worker 0 clips by norm 0.77"),
     ("tied_twice", Cause.DOUBLE_COUNTING, 0, "gradient", "table.weight", "2 times one process's"),
     ("own_statistics", Cause.BATCHNORM, 0, "buffer", "norm", "its own rows in norm"),
     ("same_shuffle", Cause.DATA_ORDER, 4, "rows", "sampler", "call set_epoch"),
@@ -31,6 +32,9 @@ ZOO = [
     ("moments_dropped", Cause.OPTIMIZER_STATE, 1, "optimizer state", "fc1.weight.momentum_buffer", "without the state"),
     ("schedule_lost", Cause.OPTIMIZER_STATE, 2, "setting", "lr of group 0", "begins with 0.1 as at the start"),
     ("optimizer_too_early", Cause.STALE_WEIGHTS, 0, "parameter", "fc1.weight", "that the model has not"),
+    ("masters_kept", Cause.STALE_WEIGHTS, 0, "parameter", "fc1.weight", "no parameter of the 6 is changed"),
+    ("nan_after_reduction", Cause.NOT_FINITE, 1, "local gradient", "fc1.weight", "a NaN, from a loss of 1.5"),
+    ("own_average", Cause.BUFFERS, 0, "buffer", "average", "worker 0's is"),
     ("barrier_on_one", Cause.COLLECTIVE_ORDER, 0, "collective", "barrier", "worker 0 enters barrier"),
     ("swapped", Cause.COLLECTIVE_ORDER, 0, "collective", "gradient of norm.weight", "swapped.py:"),
     ("same_masks", Cause.RANDOM_STREAM, 0, "random stream", "dropout", "one mask"),
@@ -56,6 +60,13 @@ def test_a_bug_is_named(script: str, cause: Cause, step: int, kind: str, name: s
     assert says in found.why, str(found)
     if cause is not Cause.NOT_DETERMINISTIC:
         assert (found.kind, found.name) == (kind, name), str(found)
+
+
+def test_the_worker_whose_row_made_a_nan_is_named(warm: Warm) -> None:
+    """After the reduction all workers have it, and one process has it as well."""
+    (found,) = verify_script(SCRIPTS / "nan_after_reduction.py", start=warm.start).findings
+    assert (found.worker, found.shard) == (1, 0)
+    assert "one process has one too" in found.why
 
 
 def test_a_script_that_never_trains_is_refused(warm: Warm) -> None:

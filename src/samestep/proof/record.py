@@ -101,6 +101,10 @@ class Recorder:
         temporary = path.with_suffix(".unfinished")
         save_file(self._values, temporary, {"facts": json.dumps(self._facts)})
         temporary.replace(path)
+        self.forget()
+
+    def forget(self) -> None:
+        """Take back what was noted since the last step's end."""
         self._values, self._facts = {}, {}
 
 

@@ -23,6 +23,8 @@ parser.add_argument("--clip", type=float, default=0.0)
 parser.add_argument("--rows", type=int, default=96)
 parser.add_argument("--schedule", action="store_true")
 parser.add_argument("--dropout", action="store_true")
+parser.add_argument("--scale", type=float, default=0.0, help="a GradScaler's first factor, of 1000 times the loss")
+parser.add_argument("--check", action="store_true", help="leave a step out whose gradient is not finite")
 options = parser.parse_args()
 
 dist.init_process_group("gloo")
@@ -38,22 +40,29 @@ rate = 0.01 if options.optimizer != "SGD" else 0.1
 more = {"momentum": 0.9} if options.optimizer == "SGD" else {}
 optimizer = getattr(torch.optim, options.optimizer)(model.parameters(), lr=rate, **more)
 schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+scaler = torch.amp.GradScaler("cpu", init_scale=options.scale or 1.0, enabled=options.scale > 0)
+times = 1000 if options.scale else 1  # so that the first steps overflow
 loader = small.loader(8, options.rows)
 for epoch in range(3):
     loader.sampler.set_epoch(epoch)
     for number, (x, y) in enumerate(loader):
         last = (number + 1) % options.micro == 0
         with model.no_sync() if options.how == "ddp" and not last else contextlib.nullcontext():
-            (F.cross_entropy(model(x), y) / options.micro).backward()
+            scaler.scale(F.cross_entropy(model(x), y) * times / options.micro).backward()
         if not last:
             continue
         if options.how == "hand":
             for parameter in model.parameters():
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= dist.get_world_size()
+        if options.check and not all(parameter.grad.isfinite().all() for parameter in model.parameters()):
+            optimizer.zero_grad()
+            continue
         if options.clip:
+            scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         if options.schedule:
             schedule.step()
         optimizer.zero_grad()

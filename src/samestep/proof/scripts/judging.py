@@ -4,6 +4,7 @@ In the order in which a step makes its values, because of two differences the ea
 
     rows, random stream     rows.py
     collectives             order.py
+    no NaN, no infinity     finite.py
     gradients               sums.py
     the update              updates.py
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 from samestep.proof.causes import Cause, Finding
 from samestep.proof.record import KINDS, Key, Record
+from samestep.proof.scripts.finite import judge_finite
 from samestep.proof.scripts.order import Seen, judge_collectives, order_differs, said
 from samestep.proof.scripts.rows import judge_passes, judge_rows, judge_stream
 from samestep.proof.scripts.sums import judge_accumulation, judge_gradients
@@ -83,6 +85,7 @@ def judge_step(view: View, earlier: Sequence[tuple[int, Step]], seen: Sequence[S
         judge_rows(view, earlier)
         or judge_stream(view)
         or judge_collectives(view.step, seen)
+        or judge_finite(view)
         or judge_membership(view)
         or judge_accumulation(view)
         or judge_gradients(view)

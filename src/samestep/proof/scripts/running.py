@@ -127,6 +127,9 @@ def verdict(folder: Path, script: Path, workers: int, timeout: float) -> ScriptV
     notes = []
     if any(fact["dropout"] for fact in facts):
         notes.append("dropout was left out, in all runs: its masks depend on how the batch is divided")
+    left_out = max(fact["left out"] for fact in facts)
+    if left_out:
+        notes.append(f"{left_out} steps that the GradScaler left out are not compared")
     return ScriptVerdict(tuple(findings), len(runs.reference.steps()), compared, tuple(notes))
 
 

@@ -3,6 +3,7 @@
     forward of the outermost module     rows, one hash each                 micro-batch 0, 1, ...
     backward                            loss; gradients of this process's own rows, by parameter
     clip_grad_norm_                     gradients before it, and the norm
+    GradScaler.step                     forgets what was noted, where it leaves the step out
     Optimizer.step                      gradients, if no clip noted them; afterwards parameters, buffers, moments
     torch.distributed.*                 a line per collective, written before it is entered
 
@@ -68,7 +69,14 @@ class Watcher:
         self._before: dict[str, Tensor] = {}
         self._optimizers: list[Any] = []
         self._in_collective = False
-        self._facts: dict[str, Any] = {"loaders": [], "passes": [], "dropout": False, "batchnorm": [], "rows": 0}
+        self._facts: dict[str, Any] = {
+            "loaders": [],
+            "passes": [],
+            "dropout": False,
+            "batchnorm": [],
+            "rows": 0,
+            "left out": 0,
+        }
 
     def install(self) -> None:
         global_hooks.register_module_forward_pre_hook(self._enter_module)
@@ -77,6 +85,7 @@ class Watcher:
         optimizers.register_optimizer_step_post_hook(self._after_step)
         self._watch_backward()
         self._watch_clipping()
+        self._watch_scaling()
         self._watch_dropout()
         self._watch_data()
         for name in COLLECTIVES:
@@ -166,6 +175,21 @@ class Watcher:
 
         nn.utils.clip_grad_norm_ = clip_grad_norm_
         nn.utils.clip_grad.clip_grad_norm_ = clip_grad_norm_
+
+    def _watch_scaling(self) -> None:
+        """A step that a GradScaler leaves out, for an overflow that it looks for, is none of the training's."""
+        inner = torch.amp.GradScaler.step
+
+        def step(scaler: Any, optimizer: Any, *arguments: Any, **options: Any) -> Any:
+            before = self._step
+            found = inner(scaler, optimizer, *arguments, **options)
+            if self._step == before:
+                self._recorder.forget()
+                self._micro, self._gradients_noted = -1, False
+                self._facts["left out"] += 1
+            return found
+
+        torch.amp.GradScaler.step = step  # type: ignore[method-assign, assignment]
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters of what was run forward last, by the model's names."""
