@@ -174,6 +174,15 @@ def test_the_last_micro_batch_alone_is_a_missing_reduction(micro: int, seed: int
     assert f"the last of {micro} micro-batches" in found.why
 
 
+@given(st.integers(1, 4), SEEDS, st.floats(0.02, 50))
+def test_what_a_script_does_to_the_sum_of_its_micro_batches_is_its_own_affair(micro: int, seed: int, k: float) -> None:
+    training = made(2, micro, seed)
+    for name, value in training.combined().items():
+        training.everywhere(Key("gradient", name), value * k)
+    training.remove("clip norm")
+    assert training.findings() == []
+
+
 def pattern(name: str, workers: int) -> Made:
     training = made(workers)
     right, parts = training.combined(), training.all_parts()
