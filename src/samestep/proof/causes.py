@@ -17,6 +17,7 @@ class Cause(StrEnum):
     OPTIMIZER_STATE = "optimizer state"
     BUFFERS = "buffers"
     HIDDEN_STATE = "hidden state"
+    NOT_FINITE = "not finite"
     COUPLED_ROWS = "coupled rows"
     COLLECTIVE_ORDER = "collective order"
     HANG = "hang"
@@ -37,6 +38,7 @@ MEANING = {
     Cause.OPTIMIZER_STATE: "moments, steps or settings of the optimizer differ",
     Cause.BUFFERS: "buffers differ between workers, or from one process's",
     Cause.HIDDEN_STATE: "forward or backward depends on what the process did before, or on which process it is",
+    Cause.NOT_FINITE: "a NaN or an infinity, which a reduction spreads to all workers",
     Cause.COUPLED_ROWS: "the loss of a row depends on the other rows of its batch, which no sharding keeps",
     Cause.COLLECTIVE_ORDER: "workers do not meet in the same collectives in the same order",
     Cause.HANG: "workers wait for one another",
