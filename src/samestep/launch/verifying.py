@@ -65,7 +65,7 @@ def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -
             perturbed = [Record(folder) for folder in sorted(root.glob("perturbed-*"))]
             rough = roughly(reference, Record(root / "plain"), perturbed)
     excused, warnings = excuses(facts)
-    finding = None if rough is None or excused or nan is not None else rough.finding
+    finding = None if rough is None or excused or repeats or nan else rough.finding
     if facts["coupled"] is not None and finding is not None:
         finding = replace(finding, cause=Cause.COUPLED_ROWS, why=facts["coupled"])
     return Verdict(
