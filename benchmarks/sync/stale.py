@@ -9,7 +9,8 @@ Three contenders take turns, with one worker on each of two test hosts (tests/ho
 What is hidden is 1 - (stale - nothing) / (exact - nothing), round by round.
 
 Here the kernel cuts and joins packets, on the cores that compute, which a network card does by itself (segmentation and
-receive offload). --card lets TCP's packets of 64 KB through whole; --frames 9000 makes larger pieces. The rate stays. --assign 3,1: the second host has time to spare for the bytes.
+receive offload). --card lets TCP's packets of 64 KB through whole; --frames 9000 makes larger pieces. The rate stays.
+--assign 3,1: the second host has time to spare for the bytes.
 While it runs, what else is busy on the machine is counted: such a table is worth nothing.
 """
 
