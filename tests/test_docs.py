@@ -96,3 +96,15 @@ def test_decisions_are_numbered_and_have_their_headings() -> None:
         title, *headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
         assert title.startswith(page.name[:4])
         assert headings == ["Context", "Decision", "Reasons and what we tried", "Consequences"], page.name
+
+
+def test_every_bug_of_the_zoo_is_one_that_a_test_makes() -> None:
+    rows = re.findall(r"^\| (\d+) \|[^|]*\| ([^|]*) \|", (ROOT / "docs" / "zoo.md").read_text(), re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 23))
+    tests = "".join(path.read_text() for path in (ROOT / "tests" / "zoo").glob("test_*.py"))
+    for _, made in rows:
+        names = [name for name in re.findall(r"`([^`]+)`", made) if "=" not in name]
+        assert names
+        for name in names:
+            stem = Path(name).stem.removesuffix("_...")
+            assert re.search(rf"\b{stem}", tests), f"no test of the zoo knows {name}"

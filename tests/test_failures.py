@@ -44,6 +44,21 @@ def test_a_failure_names_worker_step_and_cause_on_every_transport(
     assert re.fullmatch(f"worker 1 failed at step {STEP}: {FAULTS[fault]}", str(error))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_loss_that_an_earlier_gradient_spoilt_is_not_laid_to_its_rows(launcher: Launcher, workers: int) -> None:
+    """A NaN in a gradient is in all parameters after the update, and in the next loss of every shard."""
+    text = str(failure(launcher, "gradient", workers=workers))
+    assert f"at step {STEP + 1}: LossNotFinite: the loss of shard " in text
+    assert "is nan: its rows are not the cause, used.weight is not finite since an earlier step's update" in text
+    verdict = samestep.verify(
+        f"{FAILING}:job", settings={"fault": "gradient"}, workers=workers, steps=STEP + 2, launcher=launcher
+    )
+    assert verdict.not_finite is not None
+    assert (verdict.not_finite.step, verdict.not_finite.shard) == (STEP, 2)
+    assert verdict.not_finite.worker == (1 if workers == 2 else 0)
+    assert "NOT FINITE\n  not finite: step 5, local gradient used." in verdict.text()
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_a_failure_is_that_of_the_worker_that_holds_the_shard(launcher: Launcher, workers: int) -> None:
     error = failure(launcher, "raises", workers=workers)

@@ -65,7 +65,8 @@ class RowOrder:
 class Rows(Protocol):
     """Any data set, as rows that can be counted and taken."""
 
-    num_rows: int
+    @property
+    def num_rows(self) -> int: ...
 
     def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
         """The batch of each (epoch, rows) request, in order."""
@@ -85,6 +86,21 @@ class DatasetRows:
         # Lists of (epoch, row); a data set may be indexed by anything.
         samples = ([(epoch, int(row)) for row in rows] for epoch, rows in requests)
         return load(self._data, samples, self._collate, self._num_loader_workers)
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """Of other rows, at most so many."""
+
+    rows: Rows
+    most: int
+
+    @property
+    def num_rows(self) -> int:
+        return min(self.most, self.rows.num_rows)
+
+    def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
+        return self.rows.take(requests)
 
 
 class _KeyedRows(Dataset[Any]):

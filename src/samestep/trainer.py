@@ -1,6 +1,6 @@
 """One worker's training: steps, evaluation, checkpoints, digest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from samestep.auditing import audit_of
 from samestep.batches import num_rows, rows_of
 from samestep.bookkeeping import Bookkeeping
 from samestep.checkpoint import Description, check_same
-from samestep.data import Rows, as_rows
+from samestep.data import FirstRows, Rows, as_rows
 from samestep.errors import LossNotFinite
 from samestep.evaluate import evaluate
 from samestep.job import Job
@@ -60,6 +60,7 @@ class Training:
         self.deals: list[tuple[int, tuple[int, ...]]] = []  # from which step on, the shares dealt anew
         self._prepared, self._shared = prepared, shared
         self._seen = 0  # one byte per entry of the layout: whether it ever had a gradient
+        self._told: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
         self._held_out: Rows | None = None
         if job.evaluate is not None:
             self._held_out = as_rows(job.evaluate, "evaluate", job.seed, job.collate_fn, job.num_loader_workers)
@@ -127,6 +128,12 @@ class Training:
             return False
         return self.step_number % self._order.batches_per_epoch == 0 or self.step_number >= self.num_steps
 
+    def tell_evaluations(self, told: Callable[[int, Mapping[str, float]], None], most_rows: int) -> None:
+        """From now on each evaluation is of so many rows at most, and what it finds after a step is told."""
+        self._told = told
+        if self._held_out is not None:
+            self._held_out = FirstRows(self._held_out, most_rows)
+
     def evaluate(self) -> dict[str, float]:
         """The metrics over the held-out rows; empty without any."""
         if self._held_out is None:
@@ -135,7 +142,7 @@ class Training:
         with self.during("evaluate"):
             self.executor.share_values(everywhere=True)
         with self.during("evaluate"), self.executor.whole():
-            return evaluate(
+            found = evaluate(
                 self.executor.model,
                 self.executor.objective,
                 self._held_out,
@@ -145,6 +152,8 @@ class Training:
                 self.plan.numerics.seed,
                 self.step_number,
             )
+        self._told(self.step_number, found)
+        return found
 
     def digest(self) -> str:
         with self.during("digest"):

@@ -11,6 +11,9 @@ from samestep.errors import PlanRefused
 
 EXACT = Course("exact", (4.0, 3.0, 2.0, 2.0), (1.0, 2.0, 3.0, 4.0), 2.2, 8e6, 4e6)
 FAST = Course("local(4)", (4.0, 3.0, 3.0, 1.0), (0.5, 1.0, 1.5, 2.0), 2.1, 2e6, 1e6, {"divergence": 0.1, "meetings": 1})
+LATE = Course(
+    "stale(1)", (4.0, 4.0, 3.0, 2.0), (0.7, 1.4, 2.1, 2.8), seen={"staleness": 1, "divergence": 0.02, "updates": 3}
+)
 NONE = Course("stale(1)", refused="this plan cannot serve it")
 
 
@@ -43,6 +46,11 @@ def test_a_table_says_who_is_first() -> None:
     assert lines[2].split() == ["local(4)", "500", "2.0000", "+0.0%", "2.1000", "2", "1", "2", "2.00"]
     assert lines[3] == "stale(1): this plan cannot serve it"
     assert "local(4): parameters up to 10.00% from their mean before 1 meetings" in lines
+    late = text_of(compared([EXACT, LATE], None, 2)).splitlines()[-1]
+    assert late == (
+        "stale(1): gradients up to 1 updates late, for parameters that were up to 2.00% from those that they were "
+        "computed on"
+    )
 
 
 def test_who_never_comes_there_is_told() -> None:

@@ -43,7 +43,7 @@ class Rows(Dataset[Any]):
                     x = x * float("nan")
                 case "infinite":
                     x = x * float("inf")
-                case "exits" | "exits with 0" | "is killed" | "forward":
+                case "exits" | "exits with 0" | "is killed" | "forward" | "gradient":
                     x = torch.full_like(x, 1e3)  # seen by forward
         return x, self.y[row]
 
@@ -66,6 +66,8 @@ class Net(nn.Module):
                     os.kill(os.getpid(), signal.SIGKILL)
                 case "forward":
                     raise RuntimeError("no such thing")
+                case "gradient":  # of a root at zero
+                    return self.used(x) + (self.used.weight.sum() * 0).sqrt() * 0  # type: ignore[no-any-return]
         return self.used(x)  # type: ignore[no-any-return]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from samestep.proof.causes import Cause
-from samestep.proof.exactly import exactly, sum_judged
+from samestep.proof.exactly import exactly, sum_judged, swapped
 from samestep.proof.record import Key, Record, Recorder
 
 
@@ -61,6 +61,19 @@ def test_another_order_of_additions_is_rounding() -> None:
 def test_what_no_factor_explains_is_not_explained() -> None:
     parts = shards(4, 0)
     assert sum_judged(shards(1, 5)["0"], summed(parts, [1] * 4), parts, {})[0] == Cause.UNKNOWN
+
+
+@given(st.integers(2, 6), st.integers(0, 99), st.data())
+def test_another_parameters_gradients_in_a_sum_are_told_from_lost_ones(
+    count: int, seed: int, data: st.DataObject
+) -> None:
+    lost = data.draw(st.sets(st.integers(0, count - 1), min_size=1))
+    own, strange = shards(count, seed), shards(count, seed + 1000)
+    wanted = summed(own, [1.0] * count)
+    without = [0.0 if n in lost else 1.0 for n in range(count)]
+    found = summed(own, without) + summed(strange, [1.0 - kept for kept in without])
+    assert swapped(found, wanted, own, strange) == [str(n) for n in sorted(lost)]
+    assert swapped(summed(own, without), wanted, own, strange) == []
 
 
 def record(folder: Path, *steps: dict[Key, float | Tensor], rank: int = 0) -> Record:

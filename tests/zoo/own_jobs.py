@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn, optim
 
 import samestep
-from samestep import streams
+from samestep import evaluate as evaluation
+from samestep import streams, trainer
 from samestep.parallel import executor as executors
 from samestep.parallel.buffers import Buffers
 from samestep.parallel.executor import Executor
@@ -281,30 +282,51 @@ def other_rate() -> samestep.Job:
 
 
 def old_weights() -> samestep.Job:
-    """#22: a worker computes its shards with the weights of the step before."""
+    """#22: a worker computes a shard with the weights of the step before."""
     old: dict[int, Tensor] = {}
 
     def forward(original: Any, self: Executor, action: Any, state: Any) -> None:
+        param = next(entry.param for entry in self.layout.entries if entry.name == "left.weight")
+        old[state.number] = param.detach().clone()  # here, since another worker may update it soon
         if is_second(self) and action.shard == 3 and state.number > 0:
-            param = next(entry.param for entry in self.layout.entries if entry.name == "left.weight")
             now = param.data
-            param.data = old[0]
+            param.data = old[state.number - 1]
             original(self, action, state)
             param.data = now
         else:
             original(self, action, state)
 
-    def step(original: Any, self: Executor, action: Any, state: Any) -> None:
-        param = next(entry.param for entry in self.layout.entries if entry.name == "left.weight")
-        old[0] = param.detach().clone()
-        original(self, action, state)
-
     around(Executor, "forward", forward)
-    around(Executor, "step", step)
     return job()
 
 
+def validation_divided(everywhere: bool = False) -> samestep.Job:
+    """#6: the validation loss is divided by the number of accumulated shards; with one worker too, where asked."""
+
+    def evaluate(*given: Any) -> dict[str, float]:
+        found = evaluation.evaluate(*given)
+        model, transport = given[0], given[5]
+        assert isinstance(model, nn.Module)
+        return {**found, "loss": found["loss"] / 4} if everywhere or transport.size > 1 else found
+
+    trainer.evaluate = evaluate  # type: ignore[assignment]
+    return job(evaluate=images())
+
+
 # Bugs of users' own code
+
+
+def nan_of_a_row() -> samestep.Job:
+    """#17: a row has a finite loss and a gradient that is NaN; after the reduction every worker has it."""
+
+    class Rooted(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            size = x.square().sum(1, keepdim=True) * self.first.weight.square().sum()
+            return super().forward(x) + torch.where(size > 0, size.sqrt(), 0.0)
+
+    x, y = images()
+    x[0] = 0.0
+    return job(model=Rooted, data=(x, y), shuffle=False)
 
 
 def counts_calls() -> samestep.Job:

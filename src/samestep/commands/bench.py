@@ -1,6 +1,7 @@
 """`samestep bench`."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -123,6 +124,8 @@ def _policies(
     from samestep.bench.policies_picture import svg_of
     from samestep.bench.policies_table import text_of
 
+    if target is not None and not math.isfinite(target):
+        raise PlanRefused(f"--target-loss {target}: give a finite loss, or none for what exact steps come to")
     with stopping("stopped before the comparison was done"):
         if request.plan == "auto":
             request = replace(request, plan="data")

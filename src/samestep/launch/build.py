@@ -48,8 +48,8 @@ def build(
     if request.device != "cpu" and hosts is None:
         raise PlanRefused(f"--device {request.device}: `samestep plan` and hosted workers look at the CPU only")
     job, chosen = job_of(request, made)
-    if request.record is not None:  # looks at steps, and at nothing else
-        job = replace(job, evaluate=None, callbacks=())
+    if request.record is not None:  # looks at numbers
+        job = replace(job, callbacks=())
     streams.enter(job.seed, "model")
     initial = None if request.memory_limit is None else recorded(job, request)
     model = job.build_model() if initial is None else initial.model

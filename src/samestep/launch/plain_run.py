@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from samestep import streams
 from samestep.batches import num_rows, rows_of, tensors_in
 from samestep.consistency.policy import EXACT
+from samestep.data import as_rows
 from samestep.job import Job
 from samestep.launch.build import job_of
 from samestep.launch.request import Request
@@ -24,7 +25,7 @@ from samestep.launch.resolve import threads_of
 from samestep.parallel.layout import dense, storage_order
 from samestep.parallelize import training_rows
 from samestep.plain_loop import Loop, trainable
-from samestep.proof.observer import stretches
+from samestep.proof.observer import EVALUATED, stretches
 from samestep.proof.record import Key, Recorder
 from samestep.proof.roughly import coupled
 
@@ -47,7 +48,7 @@ def record_plain(request: Request) -> PlainFacts:
     assert request.record is not None, "a record has a folder"
     assert request.steps is not None, "a record has a length"
     job, chosen = job_of(request)
-    job = dataclasses.replace(job, num_loader_workers=0, callbacks=(), evaluate=None)
+    job = dataclasses.replace(job, num_loader_workers=0, callbacks=())
     torch.set_num_threads(threads_of(chosen, request))
     facts = facts_of(job)
     if facts.by_design is None:
@@ -97,9 +98,15 @@ def _loss(job: Job, model: nn.Module, batch: Any) -> float:
     kept = [(module, name, b) for module in model.modules() for name, b in module._buffers.items() if b is not None]
     for module, name, buffer in kept:
         module._buffers[name] = buffer.clone()
-    found = job.forward(model, batch) if job.forward is not None else _of_pair(job, model, batch)
+    found = loss_of(job, model, batch)
     for module, name, buffer in kept:
         module._buffers[name] = buffer
+    return found
+
+
+def loss_of(job: Job, model: nn.Module, batch: Any) -> float:
+    """As the job has it: a mean, or what a sum comes to by its weight."""
+    found = job.forward(model, batch) if job.forward is not None else _of_pair(job, model, batch)
     if isinstance(found, tuple | list):
         return float(found[0].detach()) / max(float(found[1]), 1e-30)
     return float(found.detach())
@@ -174,9 +181,24 @@ def train(job: Job, steps: int, recorder: Recorder, perturbed: int) -> None:
             away = torch.where(moved, torch.full_like(param, torch.inf), torch.full_like(param, -torch.inf))
             param.data = torch.nextafter(param.data, away)
     loop = NotedLoop(job, model, recorder)
+    done = 0
     for step, batch in zip(range(steps), batches(job), strict=False):
         streams.enter(job.seed, "step", step, 0)
         loop.take(shuffled(batch, noise) if perturbed else batch, step)
+        done = step + 1
+    if job.evaluate is not None:
+        loop.note_value("evaluation", "loss", held_out_loss(job, model, done))
+        recorder.end_step(done)
+
+
+def held_out_loss(job: Job, model: nn.Module, step: int) -> float:
+    """Of as many rows as the workers evaluate, in one batch."""
+    rows = as_rows(job.evaluate, "evaluate", job.seed, job.collate_fn, 0)
+    (batch,) = rows.take(iter([(step, range(min(EVALUATED * job.batch_size, rows.num_rows)))]))
+    streams.enter(job.seed, "evaluate", step, 0)
+    model.eval()
+    with torch.no_grad():
+        return loss_of(job, model, batch)
 
 
 def shuffled(batch: Any, noise: torch.Generator) -> Any:

@@ -64,7 +64,8 @@ def with_numerics(job: Job, chosen: dict[str, Any], request: Request) -> Job:
     shards, codec = job.resolved_shards(), parse_codec(job.codec, "Job.codec")
     if codec is not None:
         codec.check(shards)
-    check_policy(parse_policy(job.sync, "Job.sync"), shards, "Job.sync")
+    source = "Job.sync" if request.sync is None else "--sync"
+    check_policy(parse_policy(job.sync, source), shards, source)
     return dataclasses.replace(
         job, shards=shards, codec=normal_codec(job.codec, "Job.codec"), sync=normal_sync(job.sync, "Job.sync")
     )

@@ -17,6 +17,7 @@ from samestep.launch.request import Request
 from samestep.plan import Plan, spell
 from samestep.proof.causes import Cause, Finding
 from samestep.proof.exactly import exactly
+from samestep.proof.finite import not_finite
 from samestep.proof.record import Record
 from samestep.proof.roughly import roughly
 from samestep.proof.verdict import Verdict
@@ -53,8 +54,9 @@ def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -
 
         reference = noted("one worker", alone)
         repeats = exactly(noted("one worker again", alone), reference).finding
-        found = exactly(noted("the plan", plan), reference)
-        if failures and repeats is None and found.finding is None:
+        of_plan = noted("the plan", plan)
+        found, nan = exactly(of_plan, reference), not_finite(of_plan)
+        if failures and repeats is None and found.finding is None and nan is None:
             raise failures[0]
         say("the plain step")
         facts = launcher.plain(replace(planned(request, alone, root), plan_text=None, plan="data"))
@@ -63,7 +65,7 @@ def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -
             perturbed = [Record(folder) for folder in sorted(root.glob("perturbed-*"))]
             rough = roughly(reference, Record(root / "plain"), perturbed)
     excused, warnings = excuses(facts)
-    finding = None if rough is None or excused else rough.finding
+    finding = None if rough is None or excused or repeats or nan else rough.finding
     if facts["coupled"] is not None and finding is not None:
         finding = replace(finding, cause=Cause.COUPLED_ROWS, why=facts["coupled"])
     return Verdict(
@@ -78,6 +80,7 @@ def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -
         furthest=None if rough is None or excused else rough.furthest,
         against_plain=0 if rough is None else rough.compared,
         warnings=warnings,
+        not_finite=nan,
     )
 
 

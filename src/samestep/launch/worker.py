@@ -26,7 +26,7 @@ from samestep.launch.stall_watch import write_stacks_to
 from samestep.parallelize import Prepared, Shared
 from samestep.plan import Plan
 from samestep.planner.decision import Decision
-from samestep.proof.observer import Observer
+from samestep.proof.observer import EVALUATED, Observer
 from samestep.proof.record import Recorder
 from samestep.trace.clock import offsets, stamped
 from samestep.trace.whereabouts import Whereabouts
@@ -138,10 +138,14 @@ def work(run: Run, rank: int, prepared: Prepared, shared: Shared, transport: Tra
             deals_anew=run.deals_anew,
             audit=audit_every(run.request),
         )
+        observer = None
         if run.request.record is not None:
-            trainer.executor.observer = Observer(trainer.executor, Recorder(Path(run.request.record), rank))
+            trainer.executor.observer = observer = Observer(trainer.executor, Recorder(Path(run.request.record), rank))
+            trainer.tell_evaluations(observer.evaluated, EVALUATED * run.job.batch_size)
         diary.step = run.done[rank] = first_step
         train(run, trainer, diary)
+        if observer is not None:
+            observer.finish(trainer.step_number)
     except BaseException as error:  # noqa: BLE001 - told to the command, which decides what to print
         _no_more_news_of_loaders()
         diary.failed(error)

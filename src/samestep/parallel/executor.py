@@ -316,9 +316,15 @@ class Executor:
 
     def _check_loss(self, shard: int, loss: ShardLoss) -> None:
         if not (math.isfinite(loss.sum) or self.allow_nan):
+            bad = next((one.name for one in self.layout.entries if not bool(one.param.isfinite().all())), None)
+            cure = "lower the learning rate or look at the shard's rows"
+            if bad is not None:  # the shard is not to blame
+                cure = (
+                    f"its rows are not the cause, {bad} is not finite since an earlier step's update; lower the "
+                    "learning rate, or let `samestep verify JOB --steps N` name the gradient that was not"
+                )
             raise LossNotFinite(
-                f"the loss of shard {shard} is {float(loss.objective.detach())}: lower the learning rate or look at "
-                "the shard's rows; --allow-nan goes on"
+                f"the loss of shard {shard} is {float(loss.objective.detach())}: {cure}; --allow-nan goes on"
             )
         if not loss.objective.requires_grad:
             raise JobRefused(

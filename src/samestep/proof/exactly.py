@@ -125,9 +125,19 @@ def _gradient(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
     earlier = joined(before[1], "gradient", name)
     if earlier is not None and earlier.shape == found.shape and relative_distance([found], [earlier]) < ROUNDING:
         return Cause.STALE_WEIGHTS, "it is the gradient of the step before"
-    shards = _locals(now[1], name)
+    shards = {label: noted.values for label, noted in _locals(now[1], name).items()}
     holders = {label: noted.rank for label, noted in _locals(now[0], name).items()}
-    return sum_judged(found, wanted, {label: noted.values for label, noted in shards.items()}, holders)
+    cause, why = sum_judged(found, wanted, shards, holders)
+    others = {key.name for key in now[1] if key.kind == "local gradient" and AS not in key.name} - {name}
+    for other in sorted(others if cause in (Cause.UNKNOWN, Cause.MISSING_REDUCTION) else ()):
+        strange = {label: noted.values for label, noted in _locals(now[1], other).items()}
+        lost = swapped(found, wanted, shards, strange)
+        if lost:
+            where = sorted({holders[label] for label in lost if label in holders})
+            return Cause.COLLECTIVE_ORDER, (
+                f"in the place of the gradients of shards [{', '.join(lost)}], of workers {where}, are those of {other}"
+            )
+    return cause, why
 
 
 def _locals(step: Step, name: str) -> dict[str, Noted]:
@@ -164,18 +174,38 @@ def sum_judged(
     return Cause.LOSS_WEIGHTING, f"the shards' gradients enter with the factors {said}"
 
 
-def factors_of(found: Tensor, wanted: Tensor, shards: Mapping[str, Tensor]) -> dict[str, float] | None:
-    """With which factors the shards' gradients enter, where all of them are 1 in what is wanted; None: with none."""
+def factors_of(
+    found: Tensor, wanted: Tensor, shards: Mapping[str, Tensor], parts: int | None = None
+) -> dict[str, float] | None:
+    """With which factors the shards' gradients enter, where all of them are 1 in what is wanted; None: with none.
+
+    parts: how many of them, the first ones, what is wanted consists of; default all.
+    """
     columns = [shard for shard in shards.values() if shard.shape == found.shape]
     if len(columns) < len(shards) or len(columns) < 2:
         return None
     basis = torch.stack(columns, 1)
-    whole = basis.sum(1)
+    whole = basis[:, :parts].sum(1)
     unit = float(whole @ wanted / (whole @ whole)) if float(whole @ whole) else 0.0  # what the loss still lacked
     solution = torch.linalg.lstsq(basis, found[:, None]).solution[:, 0]
     if not unit or relative_distance([basis @ solution], [found]) > FITS:
         return None
     return dict(zip(shards, (solution / unit).tolist(), strict=True))
+
+
+def swapped(found: Tensor, wanted: Tensor, shards: Mapping[str, Tensor], strange: Mapping[str, Tensor]) -> list[str]:
+    """The shards whose gradients of another parameter are in a sum instead of their own; none where that fits not."""
+    if set(strange) != set(shards) or any(shard.shape != found.shape for shard in strange.values()):
+        return []
+    factors = factors_of(found, wanted, {**shards, **{f"{label} of the other": one for label, one in strange.items()}},
+                         parts=len(shards))  # fmt: skip
+    if factors is None:
+        return []
+    own = {label: factors[label] for label in shards}
+    others = {label: factors[f"{label} of the other"] for label in shards}
+    lost = [label for label in shards if abs(own[label]) < 0.05 and abs(others[label] - 1) < 0.05]
+    kept = [label for label in shards if abs(own[label] - 1) < 0.05 and abs(others[label]) < 0.05]
+    return lost if len(lost) + len(kept) == len(shards) else []
 
 
 def _norm(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
@@ -207,7 +237,13 @@ def _buffer(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
     return cause, f"after the step it is {_off(first)}"
 
 
+def _evaluation(first: Difference, now: Pair, before: Pair) -> tuple[Cause, str]:
+    found, wanted = float(first.found.values[0]), float(first.wanted.values[0])
+    return Cause.LOSS_WEIGHTING, f"{found:g} instead of {wanted:g}, of the same held-out rows by the same parameters"
+
+
 CLASSES = {
+    "evaluation": _evaluation,
     "rows": _rows,
     "random stream": _stream,
     "weights": _weights,

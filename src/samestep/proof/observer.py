@@ -10,9 +10,10 @@ Reduce       gradient          of the pieces that this worker updates
 Clip         clip norm
 Update       setting, optimizer state
 Publish      parameter, buffer
+evaluate     evaluation        the loss and the metrics
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -29,6 +30,9 @@ from samestep.proof.record import AS, Key, Recorder, tensor_digest
 from samestep.schedule import actions
 
 MANY = 64 * CHUNK  # elements of a parameter above which its stretches are folded
+
+
+EVALUATED = 4  # batches of held-out rows at most
 
 
 class Observer:
@@ -159,6 +163,15 @@ class Observer:
         for name, buffer in zip(self._executor.buffers.names, self._executor.buffers.values, strict=True):
             self._note("buffer", name, buffer)
         self._recorder.end_step(state.number)
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """After `step` steps. It goes into the record with the next step, or by `finish`."""
+        for name, value in metrics.items():
+            self._note("evaluation", name, value)
+
+    def finish(self, step: int) -> None:
+        """After the last step."""
+        self._recorder.end_step(step)
 
     def _wholes(self, kind: str, value_of: Callable[[int], Tensor]) -> None:
         """Of sliced parameters, where one worker has all slices: a plain loop knows no slices."""

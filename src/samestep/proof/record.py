@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 KINDS = (
+    "evaluation",  # of what the steps before have left
     "rows",  # which rows of the data
     "random stream",  # where the generators stand when a shard begins
     "weights",  # that a shard was computed with
@@ -96,7 +97,9 @@ class Recorder:
         self._facts[str(key)] = [tensor_digest(tensor), list(tensor.shape), ""]
 
     def end_step(self, step: int) -> None:
-        """Write what was noted since the last call."""
+        """Write what was noted since the last call, if anything was."""
+        if not self._facts:
+            return
         path = self._folder / f"step-{step:06d}.worker-{self._rank}.safetensors"
         temporary = path.with_suffix(".unfinished")
         save_file(self._values, temporary, {"facts": json.dumps(self._facts)})

@@ -8,7 +8,6 @@ times that is rounding; what lies further away is another step.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from samestep.proof.causes import Cause, Finding
@@ -17,7 +16,7 @@ from samestep.proof.record import Record, relative_distance
 
 SAFETY = 16.0  # times what the perturbed runs are apart
 LEAST = 1e-6  # relative; a few units in the last place of float32
-LOOKED_AT = ("loss", "gradient", "clip norm", "parameter", "buffer")
+LOOKED_AT = ("evaluation", "loss", "gradient", "clip norm", "parameter", "buffer")
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def _cause(first: Apart, ours: Step, theirs: Step) -> tuple[Cause, str]:
         k = float(value @ plain / (plain @ plain))
         if first.kind == "gradient" and abs(k - 1) > first.bound and distance(value, plain * k) <= first.bound:
             return Cause.LOSS_WEIGHTING, f"it is {k:.6g} times that of the whole batch"
-    if first.kind in ("loss", "gradient"):
+    if first.kind in ("evaluation", "loss", "gradient"):
         return Cause.LOSS_WEIGHTING, f"it is {off}: the shards' parts do not add up to the whole batch's"
     causes = {"clip norm": Cause.CLIPPING, "buffer": Cause.BUFFERS, "parameter": Cause.OPTIMIZER_STATE}
     return causes[first.kind], f"it is {off}"
@@ -96,7 +95,3 @@ def coupled(first: float, second: float, both: float, bound: float) -> bool:
     low, high = sorted((first, second))
     slack = bound * max(abs(low), abs(high))
     return not low - slack <= both <= high + slack
-
-
-def is_finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

@@ -21,10 +21,12 @@ class Verdict:
     furthest: Apart | None  # from the plain step, in bounds
     against_plain: int  # values held against the plain step's
     warnings: Sequence[str] = ()
+    not_finite: Finding | None = None  # the plan's first NaN or infinity, whether one worker has it too or not
 
     @property
     def findings(self) -> list[Finding]:
-        return [one for one in (self.repeats, self.same_bits, self.same_step) if one is not None]
+        found = (self.repeats, self.same_bits, self.not_finite, self.same_step)
+        return [one for one in found if one is not None]
 
     @property
     def is_same(self) -> bool:
@@ -47,6 +49,8 @@ class Verdict:
             lines += ["NOT the same as one worker with the same numerics", f"  {self.same_bits}"]
         else:
             lines += [f"the same as one worker with the same numerics, bit for bit: {total:,} values ({kinds})"]
+        if self.not_finite is not None:
+            lines += ["NOT FINITE", f"  {self.not_finite}"]
         if self.same_step is not None:
             lines += ["NOT the plain step on the whole batch", f"  {self.same_step}"]
         elif self.furthest is not None:
