@@ -31,6 +31,8 @@ def test_the_first_micro_batch_of_the_first_worker_is_named(
 ) -> None:
     """Tensors are noted in the order of backward, from the last layer on."""
     training = made(3, 2)
+    for number, worker in enumerate(training.workers):
+        worker[Key("loss", "loss", 0)] = worker[Key("loss", "loss", 1)] = 1.5 + number
     for place in places:
         spoil(training, *place, value)
     if one_process_too:
@@ -40,7 +42,7 @@ def test_the_first_micro_batch_of_the_first_worker_is_named(
     assert (found.cause, found.kind, found.step) == (Cause.NOT_FINITE, "local gradient", 0)
     assert (found.shard, found.worker, found.name) == (micro, rank, NAMES[-backwards])
     assert ("a NaN" if math.isnan(value) else "an infinity") in found.why
-    assert "from a loss of 1.5" in found.why
+    assert f"from a loss of {1.5 + rank};" in found.why
     assert f"one process has {'one too' if one_process_too else 'none'}" in found.why
 
 
@@ -63,6 +65,12 @@ def test_without_local_gradients_the_loss_says_whose_it_is() -> None:
     found = training.finding()
     assert (found.cause, found.kind, found.worker, found.shard) == (Cause.NOT_FINITE, "loss", 1, 0)
     assert "the loss is inf" in found.why
+
+
+def test_an_infinite_loss_with_finite_gradients_is_no_alarm() -> None:
+    training = made()
+    training.workers[1][Key("loss", "loss", 0)] = math.inf
+    assert training.findings() == []
 
 
 def test_without_either_only_the_gradient_is_named() -> None:
