@@ -51,8 +51,17 @@ def test_rows_that_two_workers_use_are_named_with_both() -> None:
     assert "1 of 5 rows are used more than once, the first by workers 0, 2" in found.why
 
 
+@pytest.mark.parametrize("reference", ["a b c", "b c d e", "b b c c"], ids=["once", "never", "never, others twice"])
+def test_two_workers_with_one_row_are_named_whatever_one_process_has(reference: str) -> None:
+    found = drawn("a b", "a c", reference=reference).finding()
+    assert "1 of 3 rows are used more than once, the first by workers 0, 1" in found.why
+
+
 def test_a_row_that_is_in_the_data_twice_may_be_used_twice() -> None:
     assert drawn("a b", "a c", reference="a a b c").findings() == []
+    found = drawn("a b", "a x", reference="a a b c").finding()
+    assert found.worker == 1
+    assert "1 of the workers' 4 rows are not among those" in found.why
 
 
 def test_another_number_of_rows_asks_for_reference_arguments() -> None:
@@ -281,9 +290,11 @@ def test_the_first_step_with_a_difference_is_judged_and_no_later_one(tmp_path: P
 def test_what_one_process_does_not_repeat_is_said_and_nothing_else(at: int, tmp_path: Path) -> None:
     trainings = three_steps()
     trainings[0].get(0, trainings[0].parts[0][0])
+    for training in trainings:  # noted before what a step makes earlier
+        training.reference = {Key("buffer", "early"): torch.ones(5), **training.reference}
     again = [dict(training.reference) for training in trainings]
     again[at][Key("gradient", "a.bias")] = torch.zeros(5)
-    again[at][Key("parameter", "a.bias")] = torch.zeros(5)
+    again[at][Key("buffer", "early")] = torch.zeros(5)
     findings, _ = judge(runs(tmp_path, trainings, again))
     assert [(f.cause, f.step, f.kind, f.name) for f in findings] == [
         (Cause.NOT_DETERMINISTIC, at, "gradient", "a.bias")
