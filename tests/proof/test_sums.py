@@ -1,5 +1,7 @@
 """Which pattern a sum of gradients follows: pure, on made-up steps."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -9,6 +11,7 @@ from made_steps import NAMES, Made, made, some_tensors, weighted
 from samestep.proof.causes import Cause
 from samestep.proof.record import Key
 from samestep.proof.scripts.sums import meaning
+from samestep.proof.scripts.view import EPS
 
 WORKERS, MICRO, SEEDS = st.integers(2, 4), st.integers(1, 3), st.integers(0, 99)
 FACTORS = st.floats(0.02, 50).filter(lambda k: abs(k - 1) > 1e-3)
@@ -31,6 +34,21 @@ def test_noise_below_the_bound_is_never_a_finding(workers: int, seed: int, share
         scale = {n: share * 10 * rounding * float(right[n].norm() / noise[n].norm()) for n in NAMES}
         training.get(rank, {n: right[n] + noise[n] * scale[n] for n in NAMES})
     assert training.findings() == []
+
+
+@pytest.mark.parametrize(
+    ("moved", "bounds"),
+    [
+        ((1e-3, 1e-5, 0.0), (1e-2, 1e-4, 1e-4)),  # its own rounding, but the median of all at least
+        ((1e-3, 0.0, 0.0), (1e-2, 40 * EPS, 40 * EPS)),  # and four units in the last place
+        ((math.inf, 1e-5, 1e-5), (math.inf, 1e-4, 1e-4)),
+    ],
+)
+def test_a_bound_is_ten_times_the_measured_rounding(moved: tuple[float, ...], bounds: tuple[float, ...]) -> None:
+    training = made()
+    for name, by, value in zip(NAMES, moved, training.combined().values(), strict=True):
+        training.perturbed[Key("gradient", name)] = value * (1 + by)
+    assert training.view().bounds("gradient") == pytest.approx(dict(zip(NAMES, bounds, strict=True)))
 
 
 @given(WORKERS, SEEDS, st.floats(1.5, 100), st.data())

@@ -10,7 +10,8 @@ from torch import Tensor
 from samestep.proof.causes import Cause
 from samestep.proof.record import Key
 
-OPTIMIZER, STATES, RATE = (Key("setting", name) for name in ("optimizer", "states before", "lr of group 0"))
+ROWS = Key("rows", "batch", 0)
+OPTIMIZER, RATE = Key("setting", "optimizer"), Key("setting", "lr of group 0")
 MOMENT = Key("optimizer state", "a.bias.momentum_buffer")
 NORM = Key("clip norm", "norm")
 
@@ -66,13 +67,13 @@ def test_another_learning_rate_is_the_optimizers_state(workers: int, data: st.Da
     assert f"worker {rank} has 0.2, one process 0.1" in found.why
 
 
-def continued(**settings: Value) -> Made:
-    """Step 2, after two steps of optimizer 0 with learning rates 0.1 and 0.05; now optimizer 1 goes on."""
+def continued(past_rates: tuple[float, float] = (0.1, 0.05), **settings: Value) -> Made:
+    """Step 2, after two steps of optimizer 0; now optimizer 1 goes on."""
     training = made()
-    for step, rate in enumerate((0.1, 0.05)):
+    for step, rate in enumerate(past_rates):
         past = made(seed=step + 1)
         for worker in past.workers:
-            worker[Key("rows", "batch", 0)] = f"of step {step}"
+            worker[ROWS] = f"of step {step}"
             worker[RATE] = rate
         training.earlier.append((step, together(past.workers)))
     training.step = 2
@@ -101,6 +102,27 @@ def test_a_new_optimizer_with_the_first_learning_rate_is_found() -> None:
 
 def test_the_same_optimizer_may_go_back_to_the_first_learning_rate() -> None:
     assert continued(optimizer=0.0, lr_of_group_0=0.1, states_before=0.0).findings() == []
+
+
+def test_two_optimizers_may_take_turns() -> None:
+    training = continued(optimizer=0.0, lr_of_group_0=0.1, states_before=0.0)
+    between = made(seed=2).workers[0] | {ROWS: "of step 1", RATE: 0.05, OPTIMIZER: 1.0}
+    training.earlier[1] = (1, together([between, between]))
+    assert training.findings() == []
+
+
+def test_a_new_optimizer_may_keep_a_rate_that_never_changed() -> None:
+    assert continued((0.1, 0.1), lr_of_group_0=0.1).findings() == []
+
+
+def test_a_new_optimizer_after_one_without_moments_has_none_to_lose() -> None:
+    training = continued(states_before=0.0)
+    training.remove("optimizer state")
+    training.earlier = [
+        (step, {key: each for key, each in past.items() if key.kind != "optimizer state"})
+        for step, past in training.earlier
+    ]
+    assert training.findings() == []
 
 
 def unchanged(names: list[str]) -> Made:
@@ -164,6 +186,15 @@ def test_moments_and_parameters_may_be_a_little_off_and_buffers_may_not() -> Non
     key = Key("buffer", "a.average")
     training.workers[1][key] = moved(training.workers[1][key], 5e-5)
     assert training.finding().cause is Cause.BUFFERS
+
+
+def test_what_is_next_to_zero_may_be_relatively_far() -> None:
+    training, key = made(), Key("parameter", "a.bias")
+    training.everywhere(key, torch.full((5,), 1e-9))
+    training.workers[1][key] = torch.full((5,), 9e-9)
+    assert training.findings() == []
+    training.workers[1][key] = torch.full((5,), 9e-7)
+    assert training.finding().cause is Cause.STALE_WEIGHTS
 
 
 def test_of_two_differences_the_earlier_kind_is_named() -> None:

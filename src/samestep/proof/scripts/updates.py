@@ -63,8 +63,7 @@ def judge_settings(view: View, earlier: Sequence[tuple[int, Step]]) -> Finding |
 def fresh_optimizer(view: View, earlier: Sequence[tuple[int, Step]]) -> Finding | None:
     """Another optimizer object took over, without the moments or the settings of the last."""
     before, now, first = earlier[-1][1], view.workers, earlier[0][1]
-    which = number(now, "optimizer"), number(before, "optimizer")
-    if which[0] == which[1] or which[0] in {number(step, "optimizer") for _, step in earlier}:
+    if number(now, "optimizer") in {number(step, "optimizer") for _, step in earlier}:
         return None
     had = [key for key in before if key.kind == "optimizer state"]
     if had and number(now, "states before") == 0:
