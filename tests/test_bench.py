@@ -36,16 +36,19 @@ def test_a_comparison_from_the_command_line(tmp_path: Path) -> None:
 
 def test_policies_are_compared_by_the_time_to_a_loss(tmp_path: Path) -> None:
     ended = Command(tmp_path).run(
-        "bench", f"{JOB}:mlp", "--workers", 2, "--steps", 6, "--sync", "exact local:2 local(2,workers=1)", "--json",
-        "--quiet", "--svg", "curves.svg",
+        "bench", f"{JOB}:mlp", "--workers", 2, "--steps", 6, "--sync", "exact stale:1 local:2 local(2,workers=1)",
+        "--json", "--quiet", "--svg", "curves.svg",
     )  # fmt: skip
     assert (ended.code, ended.err) == (0, "")
     *text, last = ended.out.splitlines()
-    exact, local, one = json.loads(last)["policies"]
+    exact, stale, local, one = json.loads(last)["policies"]
     assert [exact["policy"], local["policy"], one["policy"]] == ["exact", "local(2)", "local(2,workers=1)"]
     assert len(exact["losses"]) == len(local["losses"]) == len(local["seconds"]) == 6
     assert exact["seconds_to_target"] <= exact["seconds"][-1]
     assert local["seen"]["meetings"] == 3
+    assert stale["seen"]["updates"] == 5
+    assert any(line.startswith("stale(1): gradients applied at most 1 updates late") for line in text)
+    assert any(line.startswith("local(2): parameters up to ") for line in text)
     assert 0 < local["moved"] < exact["moved"]
     assert "more than the 1 logical workers" in one["refused"]
     assert text[0].startswith("policy")

@@ -51,7 +51,13 @@ def said(compared: Compared, run: Sequence[Course]) -> list[str]:
         f"{steps} steps each, over the same rows. loss: mean of the last {compared.window} steps; target: "
         f"{compared.target:.4f}, the first time that such a mean is no more. Bytes are per step, over all workers."
     ]
-    apart = [course for course in run if "divergence" in course.seen]
+    lines += [
+        f"{course.policy}: gradients applied at most {course.seen['staleness']:g} updates late, to parameters up to "
+        f"{course.seen['divergence']:.2%} from those that they were computed on"
+        for course in run
+        if "updates" in course.seen
+    ]
+    apart = [course for course in run if "meetings" in course.seen]
     lines += [
         f"{course.policy}: parameters up to {course.seen['divergence']:.2%} from their mean before "
         f"{course.seen['meetings']:g} meetings"
