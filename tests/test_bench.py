@@ -36,19 +36,21 @@ def test_a_comparison_from_the_command_line(tmp_path: Path) -> None:
 
 def test_policies_are_compared_by_the_time_to_a_loss(tmp_path: Path) -> None:
     ended = Command(tmp_path).run(
-        "bench", f"{JOB}:mlp", "--workers", 2, "--steps", 6, "--sync", "exact local:2 local(2,workers=1) stale:1",
+        "bench", f"{JOB}:mlp", "--workers", 2, "--steps", 6, "--sync", "exact stale:1 local:2 local(2,workers=1)",
         "--json", "--quiet", "--svg", "curves.svg",
     )  # fmt: skip
     assert (ended.code, ended.err) == (0, "")
     *text, last = ended.out.splitlines()
-    exact, local, one, stale = json.loads(last)["policies"]
+    exact, stale, local, one = json.loads(last)["policies"]
     assert [exact["policy"], local["policy"], one["policy"]] == ["exact", "local(2)", "local(2,workers=1)"]
     assert len(exact["losses"]) == len(local["losses"]) == len(local["seconds"]) == 6
     assert exact["seconds_to_target"] <= exact["seconds"][-1]
     assert local["seen"]["meetings"] == 3
+    assert stale["seen"]["updates"] == 5
+    assert any(line.startswith("stale(1): gradients applied at most 1 updates late") for line in text)
+    assert any(line.startswith("local(2): parameters up to ") for line in text)
     assert 0 < local["moved"] < exact["moved"]
     assert "more than the 1 logical workers" in one["refused"]
-    assert stale["seen"]["updates"] == 5
     assert text[0].startswith("policy")
     assert (tmp_path / "curves.svg").read_text().startswith("<svg")
 
@@ -60,6 +62,11 @@ def test_policies_are_compared_by_the_time_to_a_loss(tmp_path: Path) -> None:
         (["--workers", "0"], "samestep: --workers 0: it must be a whole number of at least 1"),
         (["--sync", "local(0)"], "samestep: --sync 'local(0)': workers that never take a step never meet"),
         (["--sync", "", "--target-loss", "nan"], "samestep: --target-loss nan: give a finite loss"),
+        (
+            ["--sync", "", "--rounds", "3"],
+            "samestep: --rounds is for the comparison of plans, --sync compares policies",
+        ),
+        (["--window", "3"], "samestep: --window is for --sync: leave it out"),
         (["--steps", "3"], "samestep: --steps is the length of training under --sync"),
         (["--set", "batch_size=1000"], "samestep: a batch of 1000 rows is larger than the data set of 200 rows"),
     ],

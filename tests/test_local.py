@@ -13,7 +13,7 @@ import samestep
 from hosts import Hosts, HostsUnavailable
 from jobs import local as jobs
 from plainly import batch_of, distance, initial_model
-from samestep.consistency.logical import Logical, at_meetings, logical_of
+from samestep.consistency.logical import Logical, at_meetings, check_local, logical_of
 from samestep.consistency.meeting import Outer, Seen
 from samestep.consistency.meeting import distance as apart
 from samestep.consistency.policy import Local, Nesterov
@@ -361,6 +361,8 @@ def test_what_it_cannot_serve_is_refused_with_the_reason(options: dict[str, Any]
 def test_statistics_over_the_whole_batch_are_refused() -> None:
     with pytest.raises(PlanRefused, match="sync_batchnorm computes statistics"):
         logical_of(Plan(Numerics(shards=4, sync="local(2)", sync_batchnorm=True), (4,)))
+    with pytest.raises(PlanRefused, match=r"local\(2\) runs on CPUs so far, and --device is cuda"):
+        check_local(Plan(Numerics(shards=4, sync="local(2)"), (4,)), "cuda")
     staged = Plan.staged(Numerics(shards=4, sync="local(2)"), [Stage("", (0,), (4,))])
     with pytest.raises(PlanRefused, match="1 stages"):
         logical_of(staged)

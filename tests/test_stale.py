@@ -92,6 +92,11 @@ def test_a_codec_goes_with_it(codec: str, train: Train, alone: Train) -> None:
         assert train("gpt", sync="stale(1)", codec=codec, **layout).digest == expected.digest, layout
 
 
+def test_workers_may_hold_their_parts_of_the_model_only(train: Train, alone: Train) -> None:
+    found = train("gpt", sync="stale(1)", workers=2, memory_limit=800_000_000)
+    assert found.digest == alone("gpt", sync="stale(1)").digest
+
+
 def test_real_hosts_give_the_same_digest(train: Train, alone: Train) -> None:
     try:
         with Hosts(2, rate="1gbit") as hosts:

@@ -73,6 +73,13 @@ def test_plans_with_slices_and_stages_are_verified_layer_by_layer(plan: str, lau
     assert {"rows", "weights", "activation", "local gradient", "gradient", "parameter"} <= set(verdict.compared)
 
 
+@pytest.mark.parametrize("sync", ["stale(1)", "local(2)"])
+def test_a_policy_is_verified_against_one_worker_with_the_same(sync: str, launcher: Launcher) -> None:
+    verdict = samestep.verify(f"{GRIDS}:mlp", plan="data", workers=2, sync=sync, launcher=launcher)
+    assert verdict.is_same, verdict.text()
+    assert any(f"workers agree by {sync}" in warning for warning in verdict.warnings)
+
+
 def test_random_numbers_in_forward_are_said_and_not_held_against_the_plain_step(launcher: Launcher) -> None:
     verdict = samestep.verify(f"{GRIDS}:encoder", plan="data", workers=2, launcher=launcher)
     assert verdict.is_same, verdict.text()

@@ -48,7 +48,7 @@ def test_a_table_says_who_is_first() -> None:
     assert "local(4): parameters up to 10.00% from their mean before 1 meetings" in lines
     late = text_of(compared([EXACT, LATE], None, 2)).splitlines()[-1]
     assert late == (
-        "stale(1): gradients up to 1 updates late, for parameters that were up to 2.00% from those that they were "
+        "stale(1): gradients applied at most 1 updates late, to parameters up to 2.00% from those that they were "
         "computed on"
     )
 

@@ -57,6 +57,7 @@ def decide_for(request: Request, job: samestep.Job = LONG) -> Plan | None:
         ({"transport": "threads"}, {}),
         ({"device": "cuda"}, {}),
         ({"memory_limit": 10**9}, {}),
+        ({"plan_is_asked": True}, {"sync": "local(4)"}),
     ],
     ids=str,
 )
@@ -85,6 +86,11 @@ def test_the_numbers_are_the_requests_and_the_jobs() -> None:
     sliced = decide_for(asked(slices=2))
     assert sliced is not None
     assert dataclasses.replace(sliced.numerics, slices="none") == Numerics(shards=8)
+
+
+def test_stale_gradients_are_not_for_stages() -> None:
+    assert freedom_of(asked(), 2, Numerics(shards=2), ()).may_cut
+    assert not freedom_of(asked(), 2, Numerics(shards=2, sync="stale(1)"), ()).may_cut
 
 
 def test_only_slices_let_more_workers_than_shards_take_part() -> None:

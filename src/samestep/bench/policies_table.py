@@ -52,7 +52,7 @@ def said(compared: Compared, run: Sequence[Course]) -> list[str]:
         f"{compared.target:.4f}, the first time that such a mean is no more. Bytes are per step, over all workers."
     ]
     lines += [
-        f"{course.policy}: gradients up to {course.seen['staleness']:g} updates late, for parameters that were up to "
+        f"{course.policy}: gradients applied at most {course.seen['staleness']:g} updates late, to parameters up to "
         f"{course.seen['divergence']:.2%} from those that they were computed on"
         for course in run
         if "updates" in course.seen

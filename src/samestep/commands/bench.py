@@ -85,8 +85,16 @@ def bench(
         request = make_request(job, settings, {**options, **dict.fromkeys(UNASKED)})
         say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
         if sync is not None:
+            plans = {"rounds": rounds, "steps-per-round": steps_per_round, "only": only, "warm-heap": warm_heap}
+            if (strange := next((name for name, value in plans.items() if value), None)) is not None:
+                raise PlanRefused(
+                    f"--{strange} is for the comparison of plans, --sync compares policies: leave one out"
+                )
             _policies(request, sync, target_loss, window, svg, as_json=as_json, say=say)
             return
+        given = {"target-loss": target_loss, "window": window}
+        if (strange := next((name for name, value in given.items() if value is not None), None)) is not None:
+            raise PlanRefused(f"--{strange} is for --sync: leave it out, or give --sync")
         if request.steps is not None:
             raise PlanRefused("--steps is the length of training under --sync; rounds have --steps-per-round")
         verdict = _verdict(request, Pace(seconds, rounds, steps_per_round), only, warm_heap=warm_heap, say=say)

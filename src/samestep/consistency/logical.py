@@ -81,13 +81,17 @@ def logical_of(plan: Plan) -> Logical | None:
     return Logical(policy, numerics.shards, tuple(count // share for count in plan.assign))
 
 
-def refuse_memory_limit(plan: Plan) -> None:
-    """Raises PlanRefused: workers under a limit hold parts of one model."""
-    if (logical := logical_of(plan)) is not None:
+def check_local(plan: Plan, device: str = "cpu", *, is_limited: bool = False) -> None:
+    """Raises PlanRefused for a plan that logical workers cannot serve. is_limited: workers hold parts of one model."""
+    if (logical := logical_of(plan)) is None:
+        return
+    if is_limited:
         raise PlanRefused(
             f"--memory-limit is for models that do not fit one worker, and {logical.policy} keeps a whole one for "
             "every logical worker: leave one of the two out"
         )
+    if device != "cpu":
+        raise PlanRefused(f"{logical.policy} runs on CPUs so far, and --device is {device}: use --sync exact there")
 
 
 def at_meetings(plan: Plan) -> Plan:

@@ -12,7 +12,7 @@ from torch import nn
 
 from samestep import heap, streams
 from samestep.checkpoint import finished, read_description
-from samestep.consistency.logical import logical_of, refuse_memory_limit
+from samestep.consistency.logical import check_local
 from samestep.consistency.policy import EXACT
 from samestep.consistency.staleness import check_stale
 from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
@@ -71,9 +71,7 @@ def build(
         )
     hosts = hosts_of(request, plan.workers) if hosts is None else hosts
     check_stale(plan, request.device)
-    logical_of(plan)
-    if request.memory_limit is not None:
-        refuse_memory_limit(plan)
+    check_local(plan, request.device, is_limited=request.memory_limit is not None)
     prepared = divide(job, plan, prepared)
     _, schedules = checked(job, plan, prepared)
     if request.memory_limit is not None:

@@ -125,7 +125,7 @@ def reason_to_leave(request: Request, job: Job) -> str | None:
 
 
 def freedom_of(request: Request, most: int, numerics: Numerics, counts: Sequence[int]) -> Freedom:
-    may_slice = request.slices is not None
+    may_slice = request.slices is not None and numerics.sync == EXACT
     counts = tuple(counts) or ((most,) if request.workers is not None else tuple(range(1, most + 1)))
     if not may_slice and max(counts) > numerics.shards:
         raise PlanRefused(

@@ -30,7 +30,11 @@ def simulated(request: Request, counts: Sequence[int]) -> Scaling:
     initial = unmade(job) if is_from_description(request, cluster) else None
     model = job.build_model() if initial is None else initial.model
     profile, cluster = costs_elsewhere(request, job, model, initial, chosen, cluster)
-    freedom = Freedom((), request.slices is not None, may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT)
+    freedom = Freedom(
+        (),
+        may_slice=request.slices is not None and numerics.sync == EXACT,
+        may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT,
+    )
     source = "described" if is_from_description(request, cluster) else "measured on this machine"
     return scaling(profile.chain, profile.costs, cluster, numerics, freedom, counts, source)
 

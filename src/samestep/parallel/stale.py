@@ -3,7 +3,7 @@
 Two hosts, s = 1; every host brings its sums together, gives them to all others, and updates everything itself:
 
     host 0   | F B 0 | F B 1        | F B 2        |      W waits for the sums of the step before, U updates with
-                     P0            W0 U0 P1       W1 U1    them, P posts its own
+                     P0            W0 P1 U0       W1 P2 U1 them, P posts its own
     wire             |--- sums 0 ---|--- sums 1 ---|      as long as F B: nobody waits
 
 The slots come in s + 1 sets, one for the gradients of each step under way and one for those being made; each has
