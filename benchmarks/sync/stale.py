@@ -6,24 +6,25 @@ Three contenders take turns, with one worker on each of two test hosts (tests/ho
     stale(1)    it waits for those of the step before
     nothing     exact, and no gradient moves: what is left is computing, sums and update included (wrong numbers)
 
-What is hidden is 1 - (stale - nothing) / (exact - nothing), round by round.
+Two shares, round by round. Of the exchange: 1 - (stale - nothing) / wire, where wire is what the bytes of one host take
+at the link's rate; and of what exact leaves of it, since exact sends while it computes too: 1 - (stale - nothing) /
+(exact - nothing).
 
-Here the kernel cuts and joins packets, on the cores that compute, which a network card does by itself (segmentation and
-receive offload). --card lets TCP's packets of 64 KB through whole; --frames 9000 makes larger pieces. The rate stays.
+What the kernel does for packets it does on the cores that compute; with --frames 9000 it has less to do, at the same
+rate.
 --assign 3,1: the second host has time to spare for the bytes.
 While it runs, what else is busy on the machine is counted: such a table is worth nothing.
 """
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,21 @@ from hosts import Hosts, run
 PORTS = itertools.count(29_700)
 NOTHING = "nothing"
 EVER = 10**9  # steps
-WHOLE = "80kb"
+EPOCH = 1000  # batches
+BITS = {"100mbit": 1e8, "1gbit": 1e9, "10gbit": 1e10}  # per second
+
+
+class Again:
+    """As many rows as one likes, of a few."""
+
+    def __init__(self, columns: Sequence[Any], length: int) -> None:
+        self.columns, self.length = columns, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, row: int) -> tuple[Any, ...]:
+        return tuple(column[row % len(column)] for column in self.columns)
 
 
 class OnHosts(Contender):
@@ -72,22 +87,26 @@ def contend(kind: str, model: str, batch: int, shards: int, assign: str, folder:
         move_nothing()
     build, data, loss, _ = MODELS[model]
     torch.manual_seed(0)
-    rows = images(3, 224, 224, classes=1000, rows=batch) if model == "alexnet" else data()
+    columns = images(3, 224, 224, classes=1000, rows=batch) if model == "alexnet" else data()
+    rows = Again(columns, EPOCH * batch)  # at an epoch's end the ledger has an exchange that nothing hides
     job = samestep.Job(
         model=build, data=rows, loss=loss, optimizer=optimizer, batch_size=batch, shards=shards, steps=EVER
     )
     shares = [int(share) for share in assign.split(",")] if assign else None
     sync = "exact" if kind == NOTHING else kind
-    trainer = samestep.Trainer(job, plan="data", assign=shares, sync=sync, timeout=3600)
+    trainer = samestep.Trainer(job, plan="data", assign=shares, sync=sync, timeout=3600, audit=0, stall=0)
     turns, steps = Turns(folder), trainer.steps()
     next(steps)
     next(steps)
     if trainer.rank == 0:
         turns.begin()
-    with contextlib.suppress(samestep.TrainingFailed):  # worker 0 leaves without a word
+    try:
         for _ in steps:
             if trainer.rank == 0:
                 turns.step()
+    except samestep.TrainingFailed:
+        if trainer.rank == 0:  # who leaves without a word when there are no more rounds
+            raise
 
 
 def move_nothing() -> None:
@@ -113,16 +132,6 @@ def set_frames(hosts: Hosts, nbytes: int) -> None:
             run("ip", "-n", space, "link", "set", "dev", device, "mtu", str(nbytes))
 
 
-def let_whole_packets_pass(hosts: Hosts) -> None:
-    """TCP gives the link packets of up to 64 KB, which a network card cuts. A bucket that is smaller than that cuts
-    them too, on the cores that compute: make it a little larger. The rate stays."""
-    rate, _, latency = hosts._limit
-    for host in hosts:
-        for space, device in ((host.name, host.interface), (host._bridge, host._port)):
-            limit = ["rate", rate, "burst", WHOLE, "latency", latency]
-            run("tc", "-n", space, "qdisc", "change", "dev", device, "root", "tbf", *limit)
-
-
 def user_seconds() -> float:
     """Of processor time outside of the kernel, of everybody on this machine."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
@@ -135,8 +144,18 @@ def own_user_seconds() -> float:
     return sum(used.ru_utime for used in both)
 
 
-def hidden(exact: float, stale: float, nothing: float) -> float:
-    return 1 - (stale - nothing) / (exact - nothing)
+def hidden(stale: float, nothing: float, all_of_it: float) -> float:
+    return 1 - (stale - nothing) / all_of_it
+
+
+def wire_seconds(model: str, rate: str) -> float:
+    """What one host's gradients take at the rate of the link."""
+    import torch
+    from models import MODELS
+
+    with torch.device("meta"):
+        params = MODELS[model][0]().parameters()
+    return 8 * sum(param.numel() * param.element_size() for param in params) / BITS[rate]
 
 
 def main() -> None:
@@ -146,7 +165,6 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--assign", default="", help="shards of each host, for example 3,1; default: as many on each")
     parser.add_argument("--frames", type=int, help="bytes of the largest one; default: as the interface has it (1500)")
-    parser.add_argument("--card", action="store_true", help="packets are not cut by cores, as a network card would do")
     parser.add_argument("--policy", default="stale(1)")
     parser.add_argument("--rate", default="1gbit")
     parser.add_argument("--rounds", type=int, default=7)
@@ -163,23 +181,21 @@ def main() -> None:
     with Hosts(2, rate=asked.rate) as hosts:
         if asked.frames:
             set_frames(hosts, asked.frames)
-        if asked.card:
-            let_whole_packets_pass(hosts)
         found = {kind: OnHosts(kind, asked, hosts) for kind in kinds}
         race(list(found.values()), asked.rounds, asked.steps)
     others = (user_seconds() - own_user_seconds() - busy) / (time.perf_counter() - began)
     print(f"{machine()}; meanwhile {others:.2f} cores were busy with other work\n")
     said = f"{asked.model}, batch {asked.batch}, {asked.shards} shards {asked.assign}, two hosts, {asked.rate}"
-    said += ", as with a network card that cuts packets" if asked.card else ""
     said += f", frames of {asked.frames or 1500} bytes; {asked.rounds} rounds of {asked.steps} steps"
     print(f"{said}\n\n| contender | step, ms |\n|---|--:|")
     for kind in kinds:
         print(f"| {kind} | {spread(found[kind].medians, lambda s: f'{s * 1e3:.0f}')} |")
     exact, stale, nothing = (found[kind].medians for kind in kinds)
-    per_round = [hidden(*one) for one in zip(exact, stale, nothing, strict=True)]
-    shown = spread(per_round, lambda share: f"{share:.1%}")
-    at_medians = hidden(*(statistics.median(one) for one in (exact, stale, nothing)))
-    print(f"\nhidden: {shown} by round, {at_medians:.1%} of the medians")
+    wire = wire_seconds(asked.model, asked.rate)
+    rounds = list(zip(exact, stale, nothing, strict=True))
+    of_all = spread([hidden(s, n, wire) for _, s, n in rounds], lambda share: f"{share:.1%}")
+    of_rest = spread([hidden(s, n, e - n) for e, s, n in rounds], lambda share: f"{share:.1%}")
+    print(f"\nhidden: {of_all} of the exchange, which takes {wire:.2f} s; {of_rest} of what exact leaves of it")
     if asked.json is not None:
         asked.json.write_text(json.dumps({kind: found[kind].medians for kind in kinds}) + "\n")
 

@@ -149,7 +149,9 @@ def find(workers: Mapping[int, Worker], patience: float) -> Stall | None:
         if (silent := next((at for at, one in enumerate(path) if one.silent >= patience / 2), None)) is not None:
             if path[silent].keeps_store:
                 return of_culprit(path[silent], Kind.STOPPED, workers)
-            return of_link(path[max(silent - 1, 0)], path[silent], blocked_by(path[silent], workers))
+            if silent == 0:
+                continue  # of a host that is silent nobody knows for whom it waits by now
+            return of_link(path[silent - 1], path[silent], blocked_by(path[silent], workers))
         if last.peer in [one.rank for one in path]:
             circle = path[[one.rank for one in path].index(last.peer) :]
             if all(one.waits >= patience for one in circle):

@@ -59,14 +59,17 @@ class Sample:
 
 @dataclass
 class History:
-    """What a member did in the last moments, and when its usual pace begins."""
+    """What a member did in the last moments, when its usual pace begins, and the first look at the step under way."""
 
     samples: deque[Sample] = field(default_factory=deque)
     usual_from: Sample | None = None
+    step_from: Sample | None = None
 
     def add(self, sample: Sample, window: float) -> None:
         if self.usual_from is None and sample.done >= 2:  # the first steps are slow
             self.usual_from = sample
+        if self.step_from is None or self.step_from.done != sample.done:
+            self.step_from = sample
         self.samples.append(sample)
         while len(self.samples) > 2 and self.samples[1].at <= sample.at - window:
             self.samples.popleft()
@@ -74,6 +77,19 @@ class History:
     def before(self, at: float) -> Sample:
         """The last sample before a moment, or the first there is."""
         return next((sample for sample in reversed(self.samples) if sample.at <= at), self.samples[0])
+
+
+def pace(history: History, in_step: float, patience: float) -> Pace | None:
+    """Of the last moments; None while it is not known. in_step: seconds since the step under way began."""
+    then, first, begun, now = history.samples[0], history.usual_from, history.step_from, history.samples[-1]
+    assert begun is not None
+    if first is None or then.done - first.done < FEW or now.at - then.at < patience:
+        return None
+    usual = (then.busy - first.busy) / (then.done - first.done)
+    steps = now.done - then.done
+    rate = (now.busy - then.busy) / steps if steps else 0.0
+    under_way = in_step - (now.waited - begun.waited)
+    return Pace(max(rate, under_way if under_way >= patience else 0.0), usual)  # no alarm at a hiccup
 
 
 def write_stacks_to(file: int) -> None:
@@ -186,19 +202,8 @@ class Watch:
             waits=max(0.0, now - wait.changed) if wait.peer != NOBODY else 0.0,
             process=Process(member.pid, account.state, busy, has_run, account.asleep_in),
             out_of_memory=account.state in ("gone", "Z", "X") and self.ran_out_of_memory(member.rank),
-            pace=self._pace(history, sample, now - place.call_entered if place.call == "step" else 0.0),
+            pace=pace(history, now - place.call_entered if place.call == "step" else 0.0, self.patience),
         )
-
-    def _pace(self, history: History, sample: Sample, in_step: float) -> Pace | None:
-        """None while it is not known. in_step: seconds since the step under way began."""
-        then, first = history.samples[0], history.usual_from
-        if first is None or then.done - first.done < FEW or sample.at - then.at < self.patience:
-            return None
-        usual = (then.busy - first.busy) / (then.done - first.done)
-        under_way = in_step - (sample.waited - history.before(sample.at - in_step).waited)
-        steps = sample.done - then.done
-        rate = (sample.busy - then.busy) / steps if steps else 0.0
-        return Pace(max(rate, under_way if under_way >= self.patience else 0.0), usual)  # no alarm at a hiccup
 
     def _closer(self, workers: Mapping[int, Worker], stall: Stall) -> dict[int, Worker]:
         """This host's workers with their stacks, and the culprits' loader processes."""

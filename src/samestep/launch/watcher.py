@@ -4,6 +4,7 @@ host a   watcher --what it sees--> the run's store <--what it sees-- watcher   h
          tells what holds up the run                                 tells it only if a is silent
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -111,15 +112,16 @@ class Relay:
             ),
         )  # fmt: skip
         own, others = self._told["host"], sorted(set(self._told["hosts"]) - {self._told["host"]})
-        while True:
-            if self._own:
-                store.set(f"seen {own}", self._own)
-            for host in others:
-                if store.check([f"seen {host}"]):
-                    text = store.get(f"seen {host}").decode()
-                    if text != self._heard.get(host, (0.0, ""))[1]:
-                        self._heard[host] = time.monotonic(), text
-            time.sleep(self._period / 2)
+        with contextlib.suppress(RuntimeError):  # who keeps the store has ended; to whoever is left it is silent
+            while True:
+                if self._own:
+                    store.set(f"seen {own}", self._own)
+                for host in others:
+                    if store.check([f"seen {host}"]):
+                        text = store.get(f"seen {host}").decode()
+                        if text != self._heard.get(host, (0.0, ""))[1]:
+                            self._heard[host] = time.monotonic(), text
+                time.sleep(self._period / 2)
 
 
 def worker_from(found: dict[str, Any]) -> Worker:

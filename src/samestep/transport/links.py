@@ -32,7 +32,9 @@ class Links(Protocol):
         ...
 
     def give_way(self) -> None:
-        """From now on, the thread that moves bytes interrupts nobody who computes: for who waits for each message."""
+        """From now on, the thread that moves bytes interrupts nobody who computes.
+
+        For those who wait for each message, and for messages that nobody waits for."""
         ...
 
     def close(self) -> None: ...
