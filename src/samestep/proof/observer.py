@@ -126,7 +126,8 @@ class Observer:
         for shard, (total, weight, is_mean) in state.facts.items():
             self._note("loss", "of a mean" if is_mean else "", total, shard)
             self._note("loss weight", "", weight, shard)
-        self._note("loss", "of the batch", state.loss)
+        if state.facts:  # logical workers that are apart do not know it yet
+            self._note("loss", "of the batch", state.loss)
 
     def _gradients(self, state: StepState) -> None:
         for piece, _ in self._executor.update.targets:
