@@ -225,6 +225,16 @@ def test_who_is_stopped_and_so_takes_longer_is_not_called_slow() -> None:
     assert find(workers(paced(0, 0.1), stopped, paced(2, 0.11)), PATIENCE) is None
 
 
+def test_a_worker_that_waits_for_others_all_the_same_is_not_the_slow_one() -> None:
+    for waiting, found in ((0.3, True), (0.7, False)):
+        slow = worker(1, pace=Pace(1.2, 0.1, waiting))
+        assert (find(workers(paced(0, 0.1), slow), PATIENCE) is not None) == found
+
+
+def test_a_few_milliseconds_more_are_those_of_a_busy_machine() -> None:
+    assert find(workers(paced(0, 0.001, 0.001), paced(1, 0.006, 0.001)), PATIENCE) is None
+
+
 def test_all_slower_together_is_a_busy_machine_and_no_alarm() -> None:
     assert find(workers(paced(0, 0.4), paced(1, 0.9), paced(2, 0.5)), PATIENCE) is None
 

@@ -19,6 +19,8 @@ CONNECT = "connect"  # the call in which workers of several hosts first reach on
 IDLE = 0.05  # of a core: a process that uses less does not compute
 SLOWER = 5.0  # times its usual pace, from which on a worker is slow
 ALIKE = 2.0  # while the others are not slower than this
+LEAST = 0.02  # seconds of a step below which a few turns of other processes on its core make such a difference
+WAITING = 0.5  # of its time, from which on it is not the one that others wait for
 FEW = 5  # steps before a worker's usual pace is known
 
 
@@ -71,6 +73,11 @@ class Pace:
 
     now: float
     usual: float
+    waiting: float = 0.0  # share of its time that it waits
+
+    @property
+    def is_slow(self) -> bool:
+        return self.ratio >= SLOWER and self.now >= LEAST and self.waiting < WAITING
 
     @property
     def ratio(self) -> float:
@@ -183,7 +190,7 @@ def of_last(last: Worker, workers: Mapping[int, Worker], patience: float) -> Sta
     """The stall by a worker that others wait for and who waits for nobody."""
     if last.still >= patience:
         return of_culprit(last, hold(last), workers)
-    if last.pace is not None and last.pace.ratio >= SLOWER:
+    if last.pace is not None and last.pace.is_slow:
         return of_culprit(last, Kind.SLOW, workers)
     return None
 
@@ -217,9 +224,10 @@ def slowest(workers: Mapping[int, Worker]) -> Stall | None:
     known = [(worker.pace.ratio, worker) for worker in workers.values() if worker.pace is not None]
     if len(known) < 2:
         return None
-    ratio, worker = max(known, key=lambda one: one[0])
+    _, worker = max(known, key=lambda one: one[0])
     others = max(other for other, one in known if one is not worker)
-    if ratio < SLOWER or others > ALIKE or worker.process.is_stopped:  # who is stopped is told so, in its time
+    assert worker.pace is not None
+    if not worker.pace.is_slow or others > ALIKE or worker.process.is_stopped:  # who is stopped is told so, in its time
         return None
     return of_culprit(worker, Kind.SLOW, workers)
 

@@ -89,7 +89,8 @@ def pace(history: History, in_step: float, patience: float) -> Pace | None:
     steps = now.done - then.done
     rate = (now.busy - then.busy) / steps if steps else 0.0
     under_way = in_step - (now.waited - begun.waited)
-    return Pace(max(rate, under_way if under_way >= patience else 0.0), usual)  # no alarm at a hiccup
+    waiting = min(1.0, (now.waited - then.waited) / (now.at - then.at))
+    return Pace(max(rate, under_way if under_way >= patience else 0.0), usual, waiting)  # no alarm at a hiccup
 
 
 def write_stacks_to(file: int) -> None:
