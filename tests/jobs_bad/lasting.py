@@ -19,7 +19,9 @@ class Notes:
         self.file = Path(file)  # text when it comes from Python, whose settings are plain values
 
     def __call__(self, step: int, loss: float, metrics: Any) -> None:
-        self.file.write_text(str(step + 1))
+        new = self.file.with_name(self.file.name + ".new")  # a kill between two writes leaves the old note whole
+        new.write_text(str(step + 1))
+        new.replace(self.file)
 
 
 def job(notes: Path = Path("notes"), hidden: int = 16, loaders: int = 0) -> samestep.Job:
