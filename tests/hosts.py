@@ -10,11 +10,13 @@ Names hold the process id of their maker: what one that was killed has left, the
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -139,6 +141,18 @@ class Hosts:
                 share = None if cpu is None else cpu[host.number]
                 found.append(host.popen(command, share, env=every, **options))
         return found
+
+
+def report_of(counts: Sequence[int], *arguments: str) -> dict[str, Any]:
+    """Worker 0's last line, of `samestep train` with these arguments on hosts that 1 Gbit/s joins."""
+    command = [sys.executable, "-m", "samestep", "train", *arguments, "--json", "--quiet"]
+    with Hosts(len(counts), rate="1gbit") as hosts:
+        env = {"GLOO_SOCKET_IFNAME": "eth"}
+        workers = hosts.start_workers(counts, command, env=env, stdout=subprocess.PIPE)
+        texts = [worker.communicate(timeout=120)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * sum(counts)
+    found: dict[str, Any] = json.loads(texts[0].splitlines()[-1])
+    return found
 
 
 def run(*command: str) -> str:

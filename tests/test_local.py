@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 
 import samestep
-from hosts import Hosts, HostsUnavailable
+from hosts import HostsUnavailable, report_of
 from jobs import local as jobs
 from plainly import batch_of, distance, initial_model
 from samestep.consistency.logical import Logical, at_meetings, check_local, logical_of
@@ -101,22 +101,11 @@ def test_a_restored_state_is_the_saved_one(train: Train, alone: Train, tmp_path:
 
 
 def test_real_hosts_give_the_same_digest(train: Train, alone: Train) -> None:
-    import json
-    import subprocess
-    import sys
-
+    job = Path(__file__).parent / "jobs" / "grids.py"
     try:
-        with Hosts(2, rate="1gbit") as hosts:
-            job = Path(__file__).parent / "jobs" / "grids.py"
-            command = [sys.executable, "-m", "samestep", "train", f"{job}:cnn", "--sync", "local:2", "--plan", "data"]
-            workers = hosts.start_workers(
-                [1, 2], [*command, "--json", "--quiet"], env={"GLOO_SOCKET_IFNAME": "eth"}, stdout=subprocess.PIPE
-            )
-            texts = [worker.communicate(timeout=120)[0] for worker in workers]
-            assert [worker.returncode for worker in workers] == [0, 0, 0]
+        found = report_of([1, 2], f"{job}:cnn", "--sync", "local:2", "--plan", "data")
     except HostsUnavailable as reason:
         pytest.skip(str(reason))
-    found = json.loads(texts[0].splitlines()[-1])
     expected = alone("cnn", sync="local(2)")
     assert (found["digest"], found["losses"]) == (expected.digest, list(expected.losses))
 

@@ -1,9 +1,6 @@
 """stale(s): updates use the gradients of s steps ago. Who does the work does not change a bit."""
 
-import json
 import math
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import samestep
-from hosts import Hosts, HostsUnavailable
+from hosts import HostsUnavailable, report_of
 from jobs import stale as jobs
 from plainly import batch_of, distance, initial_model, moves, parameters_of
 from samestep.consistency.staleness import Bound, check_stale, sample, steps_stale, version_at
@@ -98,18 +95,12 @@ def test_workers_may_hold_their_parts_of_the_model_only(train: Train, alone: Tra
 
 
 def test_real_hosts_give_the_same_digest(train: Train, alone: Train) -> None:
+    job = Path(__file__).parent / "jobs" / "grids.py"
     try:
-        with Hosts(2, rate="1gbit") as hosts:
-            job = Path(__file__).parent / "jobs" / "grids.py"
-            command = [sys.executable, "-m", "samestep", "train", f"{job}:cnn", "--sync", "stale:1", "--plan", "data"]
-            workers = hosts.start_workers(
-                [1, 2], [*command, "--json", "--quiet"], env={"GLOO_SOCKET_IFNAME": "eth"}, stdout=subprocess.PIPE
-            )
-            texts = [worker.communicate(timeout=120)[0] for worker in workers]
-            assert [worker.returncode for worker in workers] == [0, 0, 0]
+        found = report_of([1, 2], f"{job}:cnn", "--sync", "stale:1", "--plan", "data")
     except HostsUnavailable as reason:
         pytest.skip(str(reason))
-    found, expected = json.loads(texts[0].splitlines()[-1]), alone("cnn", sync="stale(1)")
+    expected = alone("cnn", sync="stale(1)")
     assert found["digest"] == expected.digest
     assert found["sync"] == expected.sync
 

@@ -50,7 +50,6 @@ class ExecutorStale(Executor):
     coming: list[UnderWay] = field(default_factory=list)  # oldest first
     now: UnderWay | None = None  # that this step's update is about
     _read: int = 0  # the version that this step's shards are computed on
-    _gives_way: bool = False  # the thread that moves bytes
 
     def is_filling(self, step: int) -> bool:
         return step < self.stale
@@ -73,10 +72,8 @@ class ExecutorStale(Executor):
         sets = -(-shards // self.plan.set_size(shards))
         self.coming.append(UnderWay(state.number, shards, sets, state.scale, state.present, self._read))
         if self.between is not None:
-            if not self._gives_way:  # nobody waits for these bytes, and each time it woke it would disturb who computes
-                assert self.transport.links is not None
-                self.transport.links.give_way()
-                self._gives_way = True
+            assert self.transport.links is not None
+            self.transport.links.give_way()  # nobody waits for these bytes; who computes would be disturbed for each
             self.between.post()
 
     def wait_for(self, action: actions.Await, state: StepState) -> None:

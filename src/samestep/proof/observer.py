@@ -13,6 +13,7 @@ Publish      parameter, buffer
 evaluate     evaluation        the loss and the metrics
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
@@ -126,7 +127,7 @@ class Observer:
         for shard, (total, weight, is_mean) in state.facts.items():
             self._note("loss", "of a mean" if is_mean else "", total, shard)
             self._note("loss weight", "", weight, shard)
-        if state.facts:  # logical workers that are apart do not know it yet
+        if state.facts or not math.isnan(state.loss):  # logical workers that are apart do not know it yet
             self._note("loss", "of the batch", state.loss)
 
     def _gradients(self, state: StepState) -> None:

@@ -29,6 +29,7 @@ class GroupLinks:
         self.rank, self.timeout = rank, timeout
         self.whereabouts = Whereabouts()
         self._group: dist.ProcessGroup | None = group
+        self._gives_way = False
 
     def post(self, flat: Tensor, peer: int, tag: int) -> Pending:
         return self._start("send", flat, peer, tag)
@@ -40,6 +41,9 @@ class GroupLinks:
         """gloo's thread that is woken while Python holds its lock takes the core from it and asks for the lock again
         and again, until the next tick of the scheduler; threads of the batch class wait until the core is free.
         """
+        if self._gives_way:
+            return
+        self._gives_way = True
         for thread in THREADS.iterdir() if THREADS.is_dir() else ():
             if (thread / "comm").read_text().startswith("gloo_tcp"):
                 os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))

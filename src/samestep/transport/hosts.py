@@ -49,7 +49,6 @@ class HostsTransport:
         self.links: Links | None = links
         self._links = links
         self._local, self._epoch = local, epoch
-        self._has_moved = False
         self._near = [peer for peer in range(self.size) if hosts[peer] == hosts[rank]]
         self._copies: list[Pending] = []  # what is under way, since the last exchange of all
         self._older: list[Pending] = []  # and before it
@@ -93,9 +92,7 @@ class HostsTransport:
         self, group: Sequence[int], outgoing: Sequence[tuple[int, Tensor]], sources: Sequence[int]
     ) -> list[Tensor]:
         """Frames first, then each expects before it posts: gloo then sends both ways at once."""
-        if not self._has_moved:
-            self._links.give_way()
-            self._has_moved = True
+        self._links.give_way()
         near = [peer for peer in group if peer in self._near]
         gives: dict[int, list[Tensor]] = {}
         for peer, tensor in outgoing:
