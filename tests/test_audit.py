@@ -69,6 +69,37 @@ def test_what_no_watch_has_seen_the_next_audit_finds(launcher: Launcher) -> None
     assert "culprit is worker 1" in text
 
 
+UNWATCHED = {"watched": False, "at": 2, "element": 3, "bit": 20, "tensor": 1, "steps": 8}
+
+
+@pytest.mark.parametrize("adam", [False, True])
+@pytest.mark.parametrize("worker", [0, 1])
+@pytest.mark.parametrize("kind", ["parameter", "state"])
+def test_of_two_copies_the_steps_done_again_tell_the_wrong_one(
+    kind: str, worker: int, adam: bool, launcher: Launcher
+) -> None:
+    text = caught(launcher, {**UNWATCHED, "kind": kind, "worker": worker, "adam": adam}, audit=4, **HOSTS)
+    assert "audit after step 4" in text
+    assert f"culprit is worker {worker}: " in text
+    assert "all steps since the start again" in text
+
+
+@pytest.mark.parametrize("hosts", [(2, 2), (1, 3)])
+def test_steps_are_done_again_on_each_host(hosts: tuple[int, ...], launcher: Launcher) -> None:
+    text = caught(launcher, {**UNWATCHED, "kind": "state"}, audit=4, shards=6, **on(*hosts))
+    assert "culprit is worker 1: " in text
+    assert "optimizer state momentum_buffer" in text
+
+
+def test_steps_are_done_again_from_a_checkpoint(launcher: Launcher, tmp_path: Path) -> None:
+    quiet = {"kind": "none", "steps": 5}
+    trained(launcher, settings=quiet, checkpoint=tmp_path, **HOSTS)
+    settings = {**UNWATCHED, "kind": "parameter", "at": 9, "steps": 12}
+    text = caught(launcher, settings, audit=4, checkpoint=tmp_path, resume=True, **HOSTS)
+    assert "culprit is worker 1: " in text
+    assert "all steps since the checkpoint after step 5 again" in text
+
+
 @pytest.mark.parametrize("hosts", LAYOUTS)
 def test_hosts_raise_no_alarm_and_bits_stay(hosts: tuple[int, ...], launcher: Launcher) -> None:
     settings = {"steps": 6}

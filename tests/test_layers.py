@@ -68,6 +68,7 @@ LAYERS: dict[str, int] = {
     "auditing": 6,
     "bookkeeping": 6,
     "step": 6,
+    "replay": 6,
     "trainer": 6,
     # what a run was like
     "diagnose": 7,

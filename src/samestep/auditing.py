@@ -2,18 +2,22 @@
 is watched.
 
     every K steps    fingerprints of all replicas, of settings, of what was done with others    (all workers meet)
-    every step       memory at rest, or as many steps as take 1.2 % of the time with audits     (each for itself)
+    every step       memory at rest, or in as many steps as take `SHARE` of the time        (each for itself)
 
 A difference between replicas may be gone after a few steps, and what it has done to the sums stays: a flipped bit in
-a momentum decays, statistics are averaged. Hence the watch.
+a momentum decays, statistics are averaged. Hence the watch. Where two copies differ and no watch has seen why, one
+worker does the steps again (replay.py).
 """
 
 import json
+import math
+import statistics
 import struct
 import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +25,13 @@ from torch import Tensor, nn
 
 from samestep import snapshot
 from samestep.consistency.audit import (
+    Again,
     Difference,
     difference,
     differing,
     first_difference,
     named,
+    nearest,
     packed,
     text_of,
 )
@@ -38,6 +44,7 @@ from samestep.parallel.executor import Executor
 from samestep.parallel.layout import CHUNK
 from samestep.parallelize import Prepared
 from samestep.plain import plain
+from samestep.replay import Base, Replay
 from samestep.schedule import actions
 from samestep.watch import Change, Named, Watch, buffer_parts, state_parts
 
@@ -58,6 +65,7 @@ def audit_of(
     return Audit(executor, job, parameters, every, step)
 
 
+LONGEST = 60.0  # seconds that doing steps again may take; others wait for it
 FIRST = 8  # steps, after which workers know what the watch costs
 WISH = struct.Struct("<d")  # the share of steps that a worker can afford to watch
 MOST = 4096  # actions that are kept as such
@@ -76,9 +84,11 @@ class Audit:
         self._done: list[actions.Action] = []
         self._deeds: dict[str, int] = {}  # checksums of what was done before, since the last audit
         self.pace = Pace(every)
+        can_be_made_anew = job.data is not None and not isinstance(job.model, nn.Module)
+        self.replay = Replay(job, executor.plan) if can_be_made_anew else None
         self._kept_for, self._stepped_at = 0.0, 0.0  # seconds; a time
         self._agree_at = step + FIRST
-        self._good = dict(self._steady())  # fingerprints of the last good audit
+        self._good = dict(steady_fingerprints(executor))  # fingerprints of the last good audit
         self._has_begun = False
         executor.guard = self.before
 
@@ -146,7 +156,16 @@ class Audit:
         self._done.clear()
         self._deeds.clear()
         self._last_good = self._step = step
-        self._good = dict(self._steady())
+        self._good = dict(steady_fingerprints(self.executor))
+
+    def saved(self, step: int, folder: Path) -> None:
+        """There is a checkpoint of what all had after so many steps."""
+        if self.replay is not None:
+            self.replay.saved.append(Base(step, folder))
+
+    def took_other_rows(self) -> None:
+        """A batch that is not the job's own: nobody can do these steps again."""
+        self.replay = None
 
     def compare(self) -> None:
         """All workers must call it. Raises Disagreement, in all of them, when two hold different values."""
@@ -163,26 +182,19 @@ class Audit:
         self.count += 1
 
     def _record(self) -> Iterator[tuple[str, int]]:
-        """What may be the cause of other differences comes first."""
+        """What may be the cause of other differences comes first: a wrong momentum makes wrong parameters."""
         yield SETTINGS, key_of(json.dumps(self._settings(), sort_keys=True))
         self._fold()
         yield from self._deeds.items()
         if len(set(self.executor.transport.hosts)) > 1:
-            for part in (*self.watch.parameter_parts(), *state_parts(self.executor)):
+            for part in (*state_parts(self.executor), *self.watch.parameter_parts()):
                 yield from chunk_fingerprints(part)
-        yield from self._steady()
-
-    def _steady(self) -> Iterator[tuple[str, int]]:
-        """What every worker has a copy of, and what may never change."""
-        for part in buffer_parts(self.executor):
-            yield part.name, fingerprint(part.flat)
-        for name, constant in snapshot.constants(self.executor):
-            yield f"frozen parameter {name}", fingerprint(constant)
+        yield from steady_fingerprints(self.executor)
 
     def suspect(self) -> None:
         """A number is not finite: before others look for the reason, was it memory? Raises Disagreement."""
         self.check_rest()
-        for name, now in self._steady():
+        for name, now in steady_fingerprints(self.executor):
             if name.startswith("frozen") and now != self._good.get(name, now):
                 raise Disagreement(
                     f"audit in step {self._step}: {name} has changed since the audit after step {self._last_good}, and "
@@ -217,21 +229,56 @@ class Audit:
             value: Any = self._settings() if name == SETTINGS else own[name]
             told.append((name, value, self._right(name)))
         held: dict[str, dict[int, Any]] = {}
-        right: dict[str, Any] = {}
+        opinions: dict[str, list[Any]] = {}
         for rank, text in enumerate(self.executor.transport.exchange(json.dumps(told).encode())):
             for name, value, opinion in json.loads(text):
                 held.setdefault(name, {})[rank] = value
-                right[name] = right.get(name) or opinion
-        first, *others = (found(name, values, right[name]) for name, values in held.items())
-        raise Disagreement(text_of(first, self._step, self._last_good, len(others)))
+                opinions.setdefault(name, []).append(opinion)
+        first, *others = (found(name, values, agreed(opinions[name])) for name, values in held.items())
+        again = None
+        if not first.culprits and first.name in held:
+            again = self._again(first)
+            first = first if again is None else nearest(first, again.distances)
+        raise Disagreement(text_of(first, self._step, self._last_good, [one.name for one in others], again))
+
+    def _again(self, first: Difference) -> Again | None:
+        """One worker of each host does the steps again, and says how far its copy is from what it finds. All workers
+        must call it; None where nobody can."""
+        transport, own = self.executor.transport, None
+        holders = sorted(worker for side in first.sides for worker in side)
+        host = transport.hosts[transport.rank]
+        if transport.rank == next((w for w in holders if transport.hosts[w] == host), None):
+            own = self._done_again(first.name)
+        heard = [json.loads(record) for record in transport.exchange(json.dumps(own).encode())]
+        found = {rank: one for rank, one in enumerate(heard) if one is not None}
+        if not found:
+            return None
+        return Again(next(iter(found.values()))[0], {rank: distance for rank, (_, distance) in found.items()})
+
+    def _done_again(self, name: str) -> tuple[str, float] | None:
+        """From where the steps were done again, and how far this worker's copy is from what it should be."""
+        if self.replay is None:
+            return None
+        base = self.replay.base(self._last_good)
+        seconds = statistics.median(self.pace.steps) if self.pace.steps else 0.0
+        if seconds * (self._step - base.step) * self.executor.transport.size > LONGEST:
+            return None
+        with self.executor.transport.timesheet.whereabouts.during("audit", self._step):
+            try:
+                executor, parameters = self.replay.to(self._step, base)
+            except Exception:  # noqa: BLE001 - a second opinion only: whatever the user's functions raise, there is none
+                return None
+            right = dict(copies(executor, Watch(executor, parameters))).get(name)
+        own = dict(copies(self.executor, self.watch)).get(name)
+        return None if right is None or own is None else (str(base), distance(own, right))
 
     def _right(self, name: str) -> Any:
         """What this worker knows to be right, whatever it holds; None where it does not know."""
         if name == SETTINGS:
-            return self._replayed()
+            return self._settings_anew()
         return self._good.get(name) if name.startswith("frozen") else None
 
-    def _replayed(self) -> Any:
+    def _settings_anew(self) -> Any:
         """The settings, from the job's own optimizer and schedule stepped anew; None where that cannot be."""
         try:
             with warnings.catch_warnings():
@@ -266,6 +313,37 @@ TOGETHER_KINDS = (
 )
 
 
+def copies(executor: Executor, watch: Watch) -> Iterator[tuple[str, Tensor]]:
+    """What hosts or workers have copies of, by the names that audits give it."""
+    for part in (*watch.parameter_parts(), *state_parts(executor)):
+        yield from chunks(part)
+    yield from steady(executor)
+
+
+def steady(executor: Executor) -> Iterator[tuple[str, Tensor]]:
+    """What every worker has a copy of."""
+    for part in buffer_parts(executor):
+        yield part.name, part.flat
+    for name, constant in snapshot.constants(executor):
+        yield f"frozen parameter {name}", constant.detach()
+
+
+def steady_fingerprints(executor: Executor) -> Iterator[tuple[str, int]]:
+    return ((name, fingerprint(tensor)) for name, tensor in steady(executor))
+
+
+def distance(own: Tensor, right: Tensor) -> float:
+    """The sum of what elements are off; infinite where they are not numbers."""
+    found = float((own.double() - right.double()).abs().sum())
+    return found if math.isfinite(found) else math.inf
+
+
+def agreed(opinions: Sequence[Any]) -> Any:
+    """What those say who have an opinion, if they say the same."""
+    texts = {json.dumps(opinion, sort_keys=True) for opinion in opinions if opinion is not None}
+    return json.loads(texts.pop()) if len(texts) == 1 else None
+
+
 def found(name: str, values: dict[int, Any], right: Any) -> Difference:
     """The difference in a name. Structured values say where."""
     texts = {rank: json.dumps(value, sort_keys=True) for rank, value in values.items()}
@@ -277,11 +355,15 @@ def found(name: str, values: dict[int, Any], right: Any) -> Difference:
     return Difference(first_difference(one, other) or name, result.sides, result.culprits)
 
 
-def chunk_fingerprints(tensor: Named) -> Iterator[tuple[str, int]]:
-    """One for every 32,768 elements of the tensor's own index, whoever holds which of them."""
-    per = CHUNK * tensor.flat.element_size() // (WIDE * WORD)
-    parts = blocks(tensor.flat)
-    for number, found_there in enumerate(torch.split(parts, per)):
+def chunks(tensor: Named) -> Iterator[tuple[str, Tensor]]:
+    """The tensor in pieces of 32,768 elements of its own index, the same whoever holds which of them."""
+    for number, piece in enumerate(torch.split(tensor.flat, CHUNK)):
         first = tensor.start + number * CHUNK
-        last = min(first + CHUNK, tensor.start + tensor.flat.numel()) - 1
-        yield f"{tensor.name} (between elements {first} and {last})", joined(found_there)
+        yield f"{tensor.name} (between elements {first} and {first + len(piece) - 1})", piece
+
+
+def chunk_fingerprints(tensor: Named) -> Iterator[tuple[str, int]]:
+    """Of each of its pieces."""
+    per = CHUNK * tensor.flat.element_size() // (WIDE * WORD)
+    for (name, _), found_there in zip(chunks(tensor), torch.split(blocks(tensor.flat), per), strict=True):
+        yield name, joined(found_there)

@@ -11,7 +11,7 @@ from samestep import snapshot
 from samestep.auditing import audit_of
 from samestep.batches import num_rows, rows_of
 from samestep.bookkeeping import Bookkeeping
-from samestep.checkpoint import Description, check_same
+from samestep.checkpoint import Description, check_same, folder_of
 from samestep.data import FirstRows, Rows, as_rows
 from samestep.errors import LossNotFinite
 from samestep.evaluate import evaluate
@@ -77,6 +77,8 @@ class Training:
     def step_on(self, batch: Any) -> StepResult:
         """Train on a whole batch, the same on every worker: tensors with rows first, in any nest."""
         self._deal()
+        if self.audit is not None:
+            self.audit.took_other_rows()
         rows = num_rows(batch)
         parts = shard_rows(rows, num_shards := num_shards_of(rows, self.plan.numerics.shards))
         own = self.plan.touched(self.executor.transport.rank, num_shards)
@@ -167,6 +169,8 @@ class Training:
             if self.audit is not None:
                 self.audit.check_rest()
             snapshot.save(self.executor, self.step_number, root, run, self.fingerprint())
+            if self.audit is not None:
+                self.audit.saved(self.step_number, folder_of(root, self.step_number))
 
     def restore(self, folder: Path, description: Description) -> list[str]:
         """Go on from a checkpoint; returns warnings. Raises CheckpointRefused when it is another job's."""
@@ -175,6 +179,7 @@ class Training:
             snapshot.restore(self.executor, folder, description)
         if self.audit is not None:
             self.audit.forget(self.step_number)
+            self.audit.saved(self.step_number, folder)
         return warnings
 
     def weights(self) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn, optim
 
 import samestep
+from samestep.consistency.pace import Pace
 from samestep.parallel.executor import Executor
 from samestep.parallel.layout import storage_order
 from samestep.schedule import actions
@@ -44,15 +45,17 @@ def job(
     size: int = 10,
     wide: int = 16,
     said: str = "",
+    watched: bool = True,
 ) -> samestep.Job:
     """kind: of tensor, parameter, state, buffer or frozen. tensor, element: numbers, taken modulo as many as there are.
 
-    The tensor's name is appended to the file `said`.
+    The tensor's name is appended to the file `said`. watched: else memory at rest is looked at after audits only.
     """
-    original = Executor.load
+    original, flipped = Executor.load, []
 
     def load(self: Executor, action: actions.Load, state: Any) -> None:
-        if state.number == at and self.transport.rank == worker:
+        if state.number == at and self.transport.rank == worker and not flipped:
+            flipped.append(True)  # whoever does the step again has no flip
             name = flip(self, kind, tensor, element, bit)
             if said:
                 with Path(said).open("a") as file:
@@ -61,6 +64,8 @@ def job(
 
     if kind != "none":
         Executor.load = load  # type: ignore[method-assign]
+    if not watched:
+        Pace.watches_after = lambda self, step: False  # type: ignore[method-assign]
     generator = torch.Generator().manual_seed(1)
     data = (
         torch.randn(ROWS, 3, size, size, generator=generator),

@@ -4,15 +4,18 @@ A record has the fingerprint of everything that its worker answers for, by the k
 name must have the same fingerprint.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samestep.consistency.fingerprint import key_of
+
+SPELLED = 2  # names of what else differs
 
 
 def packed(found: Mapping[str, int]) -> bytes:
@@ -54,18 +57,49 @@ def named(workers: Sequence[int]) -> str:
     return f"worker{'s' * (len(workers) > 1)} {', '.join(map(str, workers))}"
 
 
-def text_of(found: Difference, step: int, last_good: int, others: int) -> str:
+@dataclass(frozen=True)
+class Again:
+    """What one worker has found that did the steps again. since: where it began.
+
+    distances: how far copies are from that, of a worker of each host. A copy that was right at first may be off as
+    well: what a wrong one has done to the sums of gradients is in all of them.
+    """
+
+    since: str
+    distances: Mapping[int, float]
+
+
+def nearest(found: Difference, distances: Mapping[int, float]) -> Difference:
+    """Of sides that are equally large, the one that is nearest to what should be is right, the others are wrong."""
+    known = {side: min(distances[w] for w in side if w in distances) for side in found.sides if {*side} & {*distances}}
+    best = min(known.values())
+    if list(known.values()).count(best) > 1 or math.isinf(best):
+        return found
+    return replace(found, culprits=tuple(sorted(w for side, off in known.items() if off > best for w in side)))
+
+
+def text_of(
+    found: Difference, step: int, last_good: int, others: Sequence[str] = (), again: Again | None = None
+) -> str:
     """The sentence for a difference that an audit after `step` steps has found, the last good one being at `last_good`.
 
-    others: how many names differ besides.
+    others: what differs besides.
     """
     sides = " and ".join(named(side) for side in found.sides)
     text = f"audit after step {step}: {found.name} differs between {sides}, which must be equal"
-    text += f" (and {others} more)" if others else ""
+    if others:
+        text += f" (so {'do' if len(others) > 1 else 'does'} {', '.join(others[:SPELLED])}"
+        text += f" and {len(others) - SPELLED} more)" if len(others) > SPELLED else ")"
     text += f"; the last good audit was after step {last_good}. "
+    anew = "" if again is None else f"what one worker finds that has done all steps since {again.since} again"
     if found.culprits:
-        return text + f"The culprit is {named(found.culprits)}: look at its memory, and at what it does on its own"
-    return text + "As many are on either side: a third host, or --audit 1, would tell who is wrong"
+        text += f"The culprit is {named(found.culprits)}: look at its memory, and at what it does on its own"
+        if again is not None:
+            far = (f"worker {rank} by {off:.3g} in all" for rank, off in sorted(again.distances.items()))
+            text += f". Held against {anew}, its copy is the wrong one: off are {', '.join(far)}"
+        return text
+    text += f"As many are on either side, and as far from {anew}" if anew else "As many are on either side"
+    return text + ": a third host, or --audit 1, would tell who is wrong"
 
 
 def first_difference(a: Any, b: Any, path: str = "") -> str | None:

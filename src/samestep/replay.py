@@ -1,0 +1,68 @@
+"""Steps done again by one worker, to tell which of two copies of a state is right.
+
+    the start, or a checkpoint from before the last good audit --steps of the run--> what every copy should be
+
+Whoever does the work gives the same bits, so one worker alone finds what all should have. Nothing is kept for this
+while a run is right; that a few seconds pass is no matter once it is wrong.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from samestep import snapshot, streams
+from samestep.checkpoint import read_description
+from samestep.errors import CheckpointRefused
+from samestep.job import Job
+from samestep.parallel.executor import Executor
+from samestep.parallelize import bind, divide, prepare, share, take_part, training_rows
+from samestep.plan import Plan
+from samestep.step import run_step
+from samestep.transport.threads import ThreadFabric
+
+
+@dataclass(frozen=True)
+class Base:
+    """The state to begin from. folder: of the checkpoint; None: the initial values."""
+
+    step: int = 0  # optimizer steps done
+    folder: Path | None = None
+
+    def __str__(self) -> str:
+        return "the start" if self.folder is None else f"the checkpoint after step {self.step}"
+
+
+@dataclass
+class Replay:
+    """Of a run of `job`, whose model is made by a function and whose batches are its own."""
+
+    job: Job
+    plan: Plan
+    saved: list[Base] = field(default_factory=list)  # checkpoints of this run, oldest first
+
+    def base(self, good: int) -> Base:
+        """The last state there is from before step `good`, after which all copies were still equal."""
+        there = (base for base in reversed(self.saved) if base.step <= good and base.folder and base.folder.is_dir())
+        return next(there, Base())
+
+    def to(self, step: int, base: Base) -> tuple[Executor, Tensor]:
+        """One worker after `step` steps, and the memory of its parameters. Raises what the job raises, and
+        CheckpointRefused."""
+        job, plan = dataclasses.replace(self.job, num_loader_workers=0), self.plan.on_one_worker()
+        streams.enter(job.seed, "model")
+        prepared = divide(job, plan, prepare(job, job.build_model()))
+        fabric = ThreadFabric(1)
+        shared = share(prepared, plan, fabric)
+        bind(prepared, shared)
+        executor = take_part(job, plan, prepared, shared, fabric.endpoint(0), base.step, allow_nan=True)
+        if base.folder is not None:
+            description = read_description(base.folder)
+            if description.step != base.step:
+                raise CheckpointRefused(f"checkpoint {base.folder} is of step {description.step}, not {base.step}")
+            snapshot.restore(executor, base.folder, description)
+        order = job.row_order(training_rows(job).num_rows)
+        for number in range(base.step, step):
+            run_step(executor, number, order.batch_rows(number))
+        return executor, shared.parameters
