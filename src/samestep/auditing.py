@@ -99,6 +99,8 @@ class Audit:
             self.watch.keep(self._step)
         if isinstance(action, actions.Agree):
             self.check_rest()
+        if isinstance(action, actions.Publish) and len(set(self.executor.transport.hosts)) == 1:
+            self._keep(self._step + 1)  # before others may go on
         self._done.append(action)
         if len(self._done) > MOST:
             self._fold()
@@ -117,7 +119,12 @@ class Audit:
             self.pace.audits.append(time.thread_time() - began)
         elif step == self._agree_at:
             self._set_pace(self.executor.transport.exchange(WISH.pack(self.pace.wish())))
-        if is_due or self.pace.watches_after(step):
+        if self.watch.step is None:
+            self._keep(step)
+
+    def _keep(self, step: int) -> None:
+        """Watch the next step, if it is one of those to be watched."""
+        if step % self.every == 0 or self.pace.watches_after(step):
             began = time.thread_time()
             self.watch.keep(step)
             self._kept_for = time.thread_time() - began

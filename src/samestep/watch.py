@@ -1,10 +1,11 @@
 """Memory at rest: what one worker answers for must not change between an update and the next one.
 
-    update t | keep ... forward and backward of step t+1 ... check | update t+1
+    update t | keep | forward and backward of step t+1 | check | update t+1
 
-It answers for its share of its host's copy of the parameters, its own optimizer state, its own buffers and its own
-small frozen parameters. A change in between is a flipped bit, or a write that nobody should have made, in that memory
-and in no other: no replica is needed to tell who is wrong.
+A worker answers for its share of its host's copy of the parameters, its own optimizer state, its own buffers and its
+own small frozen parameters. On one host it keeps what it has updated before it lets the others go on, so nobody writes
+there unseen; on several it waits first until its host's copy is whole. A change in between is a flipped bit, or a
+write that nobody should have made, in that memory and in no other: no replica is needed to tell who is wrong.
 """
 
 from collections.abc import Iterator, Sequence
@@ -143,8 +144,11 @@ class Watch:
 
 
 def own_share(executor: Executor) -> Sequence[Piece]:
-    """This worker's share of the parameters that its host's workers compute with or update."""
+    """This worker's share of the parameters that its host's workers compute with or update: on one host, what it
+    updates itself."""
     layout, homes, transport = executor.layout, executor.homes, executor.transport
+    if len(set(transport.hosts)) == 1:
+        return [piece for piece, _ in executor.update.targets]
     near = [r for r, host in enumerate(transport.hosts) if host == transport.hosts[transport.rank]]
     used = [
         i for i, _ in layout.owners()
