@@ -80,6 +80,7 @@ class Audit:
         self.count = 0  # audits held
         self.watched = 0  # steps in which memory at rest was watched
         self.watch = Watch(executor, parameters)
+        self._is_one_host = len(set(executor.transport.hosts)) == 1
         self._last_good, self._step = step, step
         self._done: list[actions.Action] = []
         self._deeds: dict[str, int] = {}  # checksums of what was done before, since the last audit
@@ -97,13 +98,15 @@ class Audit:
         if not self._has_begun:
             self._has_begun = True
             self.watch.keep(self._step)
-        if isinstance(action, actions.Agree):
+        kind = type(action)
+        if kind is actions.Agree:
             self.check_rest()
-        if isinstance(action, actions.Publish) and len(set(self.executor.transport.hosts)) == 1:
+        elif kind is actions.Publish and self._is_one_host:
             self._keep(self._step + 1)  # before others may go on
-        self._done.append(action)
-        if len(self._done) > MOST:
-            self._fold()
+        if kind in TOLD_KINDS:  # what a worker does by itself is not held against others
+            self._done.append(action)
+            if len(self._done) > MOST:
+                self._fold()
 
     def after(self, step: int) -> None:
         """Call it when so many optimizer steps are done. Raises Disagreement."""
@@ -193,7 +196,7 @@ class Audit:
         yield SETTINGS, key_of(json.dumps(self._settings(), sort_keys=True))
         self._fold()
         yield from self._deeds.items()
-        if len(set(self.executor.transport.hosts)) > 1:
+        if not self._is_one_host:
             for part in (*state_parts(self.executor), *self.watch.parameter_parts()):
                 yield from chunk_fingerprints(part)
         yield from steady_fingerprints(self.executor)
@@ -221,8 +224,7 @@ class Audit:
                 case actions.Receive(shard, stage, peer) | actions.ReceiveGradient(shard, stage, peer):
                     name = f"what went from worker {peer} to worker {rank}"
                 case _:
-                    if isinstance(action, TOGETHER_KINDS):
-                        self._deeds[TOGETHER] = zlib.crc32(type(action).__name__.encode(), self._deeds.get(TOGETHER, 0))
+                    self._deeds[TOGETHER] = zlib.crc32(type(action).__name__.encode(), self._deeds.get(TOGETHER, 0))
                     continue
             is_gradient = isinstance(action, actions.SendGradient | actions.ReceiveGradient)
             text = f"{'gradient of ' * is_gradient}shard {shard} over the cut after stage {stage}"
@@ -310,13 +312,19 @@ class Audit:
         return {**self._settings(), "optimizer": groups, "scheduler": state}
 
 
-TOGETHER_KINDS = (
-    actions.Agree,
-    actions.Reduce,
-    actions.MergeBuffers,
-    actions.Clip,
-    actions.Update,
-    actions.Publish,
+TOLD_KINDS = frozenset(
+    {
+        actions.Send,
+        actions.SendGradient,
+        actions.Receive,
+        actions.ReceiveGradient,
+        actions.Agree,
+        actions.Reduce,
+        actions.MergeBuffers,
+        actions.Clip,
+        actions.Update,
+        actions.Publish,
+    }
 )
 
 

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.consistency.ledger import Balance, Ledger, balance, demanded, mistake, text_of
+from samestep.consistency.ledger import AT_ONCE, Balance, Ledger, balance, demanded, mistake, text_of
 
 NOTHING = np.zeros(0, np.int64)
 
@@ -52,6 +52,12 @@ def test_a_row_that_should_have_been_left_out() -> None:
     text = text_of(found, 2, 6)
     assert "epoch 2" in text
     assert "1 rows were not used: 3" in text
+
+
+def test_many_rows_are_summed_in_parts() -> None:
+    rows = np.random.default_rng(1).permutation(AT_ONCE + 7)
+    assert balance(rows, 3) == demanded(len(rows), NOTHING, 3)
+    assert demanded(len(rows), NOTHING, 3) == balance(rows[:5], 3) + balance(rows[5:], 3)
 
 
 def test_another_key_gives_other_sums() -> None:

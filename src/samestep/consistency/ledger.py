@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
+AT_ONCE = 1 << 18  # rows
 
 
 def hashes(rows: Rows, key: int) -> NDArray[np.uint64]:
@@ -37,31 +38,41 @@ class Balance:
 
 
 def balance(rows: Rows, key: int) -> Balance:
-    return Balance(len(rows), int(hashes(rows, key).sum(dtype=np.uint64)))
+    """In parts, since hashing takes several times the memory of its rows."""
+    parts = (rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE))
+    return Balance(len(rows), sum(int(hashes(part, key).sum(dtype=np.uint64)) for part in parts) % 2**64)
 
 
 def demanded(num_rows: int, left_out: Rows, key: int) -> Balance:
     """What all workers together must have. left_out: rows that an epoch goes without, because the last batch is dropped
     or because the run began in its middle."""
-    return balance(np.arange(num_rows), key) - balance(left_out, key)
+    found = Balance()
+    for start in range(0, num_rows, AT_ONCE):
+        found += balance(np.arange(start, min(start + AT_ONCE, num_rows)), key)
+    return found - balance(left_out, key)
 
 
 @dataclass
 class Ledger:
-    """One worker's book of one epoch. Rows are kept as they came, which costs no copy."""
+    """One worker's book of one epoch. Rows are kept as they came, which costs no copy, and summed in the end: a few at
+    a time they would take as long as some of a step's actions."""
 
     key: int
-    own: Balance = Balance()
     taken: list[Rows] = field(default_factory=list)
 
     def note(self, rows: Rows) -> None:
         self.taken.append(rows)
-        self.own += balance(rows, self.key)
+
+    @property
+    def own(self) -> Balance:
+        return balance(self._all(), self.key)
 
     def counts(self, num_rows: int) -> NDArray[np.uint8]:
         """How often this worker took each row, 255 for more."""
-        rows = np.concatenate([*self.taken, np.zeros(0, np.int64)])
-        return np.minimum(np.bincount(rows, minlength=num_rows), 255).astype(np.uint8)
+        return np.minimum(np.bincount(self._all(), minlength=num_rows), 255).astype(np.uint8)
+
+    def _all(self) -> Rows:
+        return np.concatenate([*self.taken, np.zeros(0, np.int64)])
 
 
 @dataclass(frozen=True)
