@@ -91,6 +91,12 @@ def test_steps_are_done_again_on_each_host(hosts: tuple[int, ...], launcher: Lau
     assert "optimizer state momentum_buffer" in text
 
 
+def test_steps_that_nobody_can_do_again_name_nobody(launcher: Launcher) -> None:
+    text = caught(launcher, {**UNWATCHED, "kind": "parameter", "made": False}, audit=4, **HOSTS)
+    assert "As many are on either side: a third host" in text
+    assert "culprit" not in text
+
+
 def test_steps_are_done_again_from_a_checkpoint(launcher: Launcher, tmp_path: Path) -> None:
     quiet = {"kind": "none", "steps": 5}
     trained(launcher, settings=quiet, checkpoint=tmp_path, **HOSTS)

@@ -69,6 +69,8 @@ LAYERS: dict[str, int] = {
     "bookkeeping": 6,
     "step": 6,
     "replay": 6,
+    "copies": 6,
+    "inquiry": 6,
     "trainer": 6,
     # what a run was like
     "diagnose": 7,

@@ -2,53 +2,55 @@
 is watched.
 
     every K steps    fingerprints of all replicas, of settings, of what was done with others    (all workers meet)
-    every step       memory at rest, or in as many steps as take `SHARE` of the time        (each for itself)
+    every step       memory at rest, or in as many steps as take `SHARE` of the time            (each for itself)
 
 A difference between replicas may be gone after a few steps, and what it has done to the sums stays: a flipped bit in
-a momentum decays, statistics are averaged. Hence the watch. Where two copies differ and no watch has seen why, one
-worker does the steps again (replay.py).
+a momentum decays, statistics are averaged. Hence the watch. Who is to blame for a difference: inquiry.py.
 """
 
 import json
-import math
 import statistics
 import struct
 import time
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from samestep import snapshot
-from samestep.consistency.audit import (
-    Again,
-    Difference,
-    difference,
-    differing,
-    first_difference,
-    named,
-    nearest,
-    packed,
-    text_of,
-)
-from samestep.consistency.fingerprint import WIDE, WORD, blocks, fingerprint, joined, key_of
+from samestep.consistency.audit import differing, named, packed
+from samestep.consistency.fingerprint import key_of
 from samestep.consistency.pace import Pace
 from samestep.consistency.policy import EXACT
+from samestep.copies import chunk_fingerprints, steady_fingerprints
 from samestep.errors import Disagreement
+from samestep.inquiry import SETTINGS, Inquiry
 from samestep.job import Job
 from samestep.parallel.executor import Executor
-from samestep.parallel.layout import CHUNK
 from samestep.parallelize import Prepared
-from samestep.plain import plain
 from samestep.replay import Base, Replay
 from samestep.schedule import actions
-from samestep.watch import Change, Named, Watch, buffer_parts, state_parts
+from samestep.watch import Change, Watch, state_parts
 
-SETTINGS, TOGETHER = "the state of optimizer settings, schedule, seed and step", "the actions done together"
+TOGETHER = "the actions done together"
+TOLD_KINDS = frozenset(
+    {
+        actions.Send,
+        actions.SendGradient,
+        actions.Receive,
+        actions.ReceiveGradient,
+        actions.Agree,
+        actions.Reduce,
+        actions.MergeBuffers,
+        actions.Clip,
+        actions.Update,
+        actions.Publish,
+    }
+)
+FIRST = 8  # steps, after which workers know what the watch costs
+WISH = struct.Struct("<d")  # the share of steps that a worker can afford to watch
+MOST = 4096  # actions that are kept as such
 
 
 def audit_of(
@@ -63,12 +65,6 @@ def audit_of(
     if not every or not is_exact or prepared.initial is not None or parameters.device.type != "cpu":
         return None
     return Audit(executor, job, parameters, every, step)
-
-
-LONGEST = 60.0  # seconds that doing steps again may take; others wait for it
-FIRST = 8  # steps, after which workers know what the watch costs
-WISH = struct.Struct("<d")  # the share of steps that a worker can afford to watch
-MOST = 4096  # actions that are kept as such
 
 
 class Audit:
@@ -184,7 +180,10 @@ class Audit:
         self._set_pace(records)
         bad = differing([record[WISH.size :] for record in records])
         if bad:
-            self._explain(own, bad)
+            seconds = statistics.median(self.pace.steps) if self.pace.steps else 0.0
+            raise Inquiry(
+                self.executor, self.job, self.watch, self._step, self._good, self._last_good, self.replay, seconds
+            ).outcome(own, bad)
         self._good = own
         self._done.clear()
         self._deeds.clear()
@@ -193,7 +192,7 @@ class Audit:
 
     def _record(self) -> Iterator[tuple[str, int]]:
         """What may be the cause of other differences comes first: a wrong momentum makes wrong parameters."""
-        yield SETTINGS, key_of(json.dumps(self._settings(), sort_keys=True))
+        yield SETTINGS, key_of(json.dumps(snapshot.values(self.executor, self._step), sort_keys=True))
         self._fold()
         yield from self._deeds.items()
         if not self._is_one_host:
@@ -211,9 +210,6 @@ class Audit:
                     f"nothing trains it: the culprit is worker {self.executor.transport.rank}, in its own copy"
                 )
 
-    def _settings(self) -> dict[str, Any]:
-        return snapshot.values(self.executor, self._step)
-
     def _fold(self) -> None:
         """What this worker did with others since the last audit: with all, and with each."""
         rank = self.executor.transport.rank
@@ -230,155 +226,3 @@ class Audit:
             text = f"{'gradient of ' * is_gradient}shard {shard} over the cut after stage {stage}"
             self._deeds[name] = zlib.crc32(text.encode(), self._deeds.get(name, 0))
         self._done.clear()
-
-    def _explain(self, own: dict[str, int], bad: set[int]) -> None:
-        """Everybody tells what it holds of the names that differ, and all come to the same sentence."""
-        told: list[tuple[str, Any, Any]] = []  # name, value, and what this worker thinks is right
-        for name in (name for name in own if key_of(name) in bad):
-            value: Any = self._settings() if name == SETTINGS else own[name]
-            told.append((name, value, self._right(name)))
-        held: dict[str, dict[int, Any]] = {}
-        opinions: dict[str, list[Any]] = {}
-        for rank, text in enumerate(self.executor.transport.exchange(json.dumps(told).encode())):
-            for name, value, opinion in json.loads(text):
-                held.setdefault(name, {})[rank] = value
-                opinions.setdefault(name, []).append(opinion)
-        first, *others = (found(name, values, agreed(opinions[name])) for name, values in held.items())
-        again = None
-        if not first.culprits and first.name in held:
-            again = self._again(first)
-            first = first if again is None else nearest(first, again.distances)
-        raise Disagreement(text_of(first, self._step, self._last_good, [one.name for one in others], again))
-
-    def _again(self, first: Difference) -> Again | None:
-        """One worker of each host does the steps again, and says how far its copy is from what it finds. All workers
-        must call it; None where nobody can."""
-        transport, own = self.executor.transport, None
-        holders = sorted(worker for side in first.sides for worker in side)
-        host = transport.hosts[transport.rank]
-        if transport.rank == next((w for w in holders if transport.hosts[w] == host), None):
-            own = self._done_again(first.name)
-        heard = [json.loads(record) for record in transport.exchange(json.dumps(own).encode())]
-        found = {rank: one for rank, one in enumerate(heard) if one is not None}
-        if not found:
-            return None
-        return Again(next(iter(found.values()))[0], {rank: distance for rank, (_, distance) in found.items()})
-
-    def _done_again(self, name: str) -> tuple[str, float] | None:
-        """From where the steps were done again, and how far this worker's copy is from what it should be."""
-        if self.replay is None:
-            return None
-        base = self.replay.base(self._last_good)
-        seconds = statistics.median(self.pace.steps) if self.pace.steps else 0.0
-        if seconds * (self._step - base.step) * self.executor.transport.size > LONGEST:
-            return None
-        with self.executor.transport.timesheet.whereabouts.during("audit", self._step):
-            try:
-                executor, parameters = self.replay.to(self._step, base)
-            except Exception:  # noqa: BLE001 - a second opinion only: whatever the user's functions raise, there is none
-                return None
-            right = dict(copies(executor, Watch(executor, parameters))).get(name)
-        own = dict(copies(self.executor, self.watch)).get(name)
-        return None if right is None or own is None else (str(base), distance(own, right))
-
-    def _right(self, name: str) -> Any:
-        """What this worker knows to be right, whatever it holds; None where it does not know."""
-        if name == SETTINGS:
-            return self._settings_anew()
-        return self._good.get(name) if name.startswith("frozen") else None
-
-    def _settings_anew(self) -> Any:
-        """The settings, from the job's own optimizer and schedule stepped anew; None where that cannot be."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                optimizer = self.job.optimizer(
-                    [
-                        nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"))
-                        for p in self.executor.model.parameters()
-                        if p.requires_grad
-                    ]
-                )
-                scheduler = None if self.job.scheduler is None else self.job.scheduler(optimizer)
-                for _ in range(0 if scheduler is None else self._step):
-                    scheduler.step()  # type: ignore[union-attr]
-            groups = [
-                {"names": names, **plain({k: v for k, v in group.items() if k != "params"}, "the parameter group")}
-                for names, group in zip(self.executor.update.group_names, optimizer.param_groups, strict=True)
-            ]
-            state = None if scheduler is None else plain(scheduler.state_dict(), "the scheduler's state")
-        except Exception:  # noqa: BLE001 - a second opinion only: whatever the user's functions raise, there is none
-            return None
-        return {**self._settings(), "optimizer": groups, "scheduler": state}
-
-
-TOLD_KINDS = frozenset(
-    {
-        actions.Send,
-        actions.SendGradient,
-        actions.Receive,
-        actions.ReceiveGradient,
-        actions.Agree,
-        actions.Reduce,
-        actions.MergeBuffers,
-        actions.Clip,
-        actions.Update,
-        actions.Publish,
-    }
-)
-
-
-def copies(executor: Executor, watch: Watch) -> Iterator[tuple[str, Tensor]]:
-    """What hosts or workers have copies of, by the names that audits give it."""
-    for part in (*watch.parameter_parts(), *state_parts(executor)):
-        yield from chunks(part)
-    yield from steady(executor)
-
-
-def steady(executor: Executor) -> Iterator[tuple[str, Tensor]]:
-    """What every worker has a copy of."""
-    for part in buffer_parts(executor):
-        yield part.name, part.flat
-    for name, constant in snapshot.constants(executor):
-        yield f"frozen parameter {name}", constant.detach()
-
-
-def steady_fingerprints(executor: Executor) -> Iterator[tuple[str, int]]:
-    return ((name, fingerprint(tensor)) for name, tensor in steady(executor))
-
-
-def distance(own: Tensor, right: Tensor) -> float:
-    """The sum of what elements are off; infinite where they are not numbers."""
-    found = float((own.double() - right.double()).abs().sum())
-    return found if math.isfinite(found) else math.inf
-
-
-def agreed(opinions: Sequence[Any]) -> Any:
-    """What those say who have an opinion, if they say the same."""
-    texts = {json.dumps(opinion, sort_keys=True) for opinion in opinions if opinion is not None}
-    return json.loads(texts.pop()) if len(texts) == 1 else None
-
-
-def found(name: str, values: dict[int, Any], right: Any) -> Difference:
-    """The difference in a name. Structured values say where."""
-    texts = {rank: json.dumps(value, sort_keys=True) for rank, value in values.items()}
-    correct = None if right is None else json.dumps(right, sort_keys=True)
-    result = difference(name, texts, correct if correct in texts.values() else None)
-    if name != SETTINGS:
-        return result
-    one, other = (values[side[0]] for side in result.sides[:2])
-    return Difference(first_difference(one, other) or name, result.sides, result.culprits)
-
-
-def chunks(tensor: Named) -> Iterator[tuple[str, Tensor]]:
-    """The tensor in pieces of 32,768 elements of its own index, the same whoever holds which of them."""
-    for number, piece in enumerate(torch.split(tensor.flat, CHUNK)):
-        first = tensor.start + number * CHUNK
-        yield f"{tensor.name} (between elements {first} and {first + len(piece) - 1})", piece
-
-
-def chunk_fingerprints(tensor: Named) -> Iterator[tuple[str, int]]:
-    """Of each of its pieces."""
-    per = CHUNK * tensor.flat.element_size() // (WIDE * WORD)
-    for (name, _), found_there in zip(chunks(tensor), torch.split(blocks(tensor.flat), per), strict=True):
-        yield name, joined(found_there)

@@ -46,10 +46,12 @@ def job(
     wide: int = 16,
     said: str = "",
     watched: bool = True,
+    made: bool = True,
 ) -> samestep.Job:
     """kind: of tensor, parameter, state, buffer or frozen. tensor, element: numbers, taken modulo as many as there are.
 
-    The tensor's name is appended to the file `said`. watched: else memory at rest is looked at after audits only.
+    The tensor's name is appended to the file `said`. watched: else memory at rest is looked at after audits only. made: else the model
+    is a module that nobody can make anew.
     """
     original, flipped = Executor.load, []
 
@@ -72,7 +74,7 @@ def job(
         torch.randint(0, 5, (ROWS,), generator=generator),
     )
     return samestep.Job(
-        model=lambda: Net(wide),
+        model=(lambda: Net(wide)) if made else Net(wide),
         data=data,
         loss=nn.CrossEntropyLoss(),
         optimizer=(lambda p: optim.AdamW(p, 0.01)) if adam else lambda p: optim.SGD(p, 0.1, momentum=0.9),
