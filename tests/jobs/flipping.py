@@ -50,8 +50,8 @@ def job(
 ) -> samestep.Job:
     """kind: of tensor, parameter, state, buffer or frozen. tensor, element: numbers, taken modulo as many as there are.
 
-    The tensor's name is appended to the file `said`. watched: else memory at rest is looked at after audits only. made: else the model
-    is a module that nobody can make anew.
+    The tensor's name is appended to the file `said`. watched: else memory at rest is looked at after audits only.
+    made: else the model is a module that nobody can make anew.
     """
     original, flipped = Executor.load, []
 
