@@ -2,7 +2,11 @@
 
     host 0 (namespace)   eth 10.91.0.1 ──veth── port 0 ┐
     host 1               eth 10.91.0.2 ──veth── port 1 ┤ bridge, in a namespace of its own
-    every eth and every port has a token bucket, so each direction of each link is limited
+    every eth has a token bucket, so what leaves a host is limited; from three hosts on every port too, so what arrives
+    from several is
+
+A bucket's work for every packet is done on the cores that compute, where a network card would do it by itself: hence
+no second one where there is nothing for it to limit.
 
 They share one kernel, and so its clock, memory and cores. Nothing is touched outside of the namespaces.
 Names hold the process id of their maker: what one that was killed has left, the next one removes.
@@ -69,7 +73,8 @@ class Host:
     def pids(self) -> list[int]:
         return [int(pid) for pid in run("ip", "netns", "pids", self.name).split()]
 
-    def connect(self, rate: str, burst: str, latency: str) -> None:
+    def connect(self, limit: Sequence[str], *, hears_many: bool) -> None:
+        """limit: the bucket's. hears_many: whether more may arrive than one other host sends."""
         run("ip", "netns", "add", self.name)
         run("ip", "-n", self.name, "link", "set", "lo", "up")
         pair = ["type", "veth", "peer", "name", self._port, "netns", self._bridge]
@@ -77,8 +82,7 @@ class Host:
         run("ip", "-n", self.name, "addr", "add", f"{self.address}/24", "dev", self.interface)
         run("ip", "-n", self._bridge, "link", "set", self._port, "master", "bridge", "up")
         run("ip", "-n", self.name, "link", "set", self.interface, "up")
-        for space, device in ((self.name, self.interface), (self._bridge, self._port)):
-            limit = ["rate", rate, "burst", burst, "latency", latency]
+        for space, device in ((self.name, self.interface), (self._bridge, self._port))[: 1 + hears_many]:
             run("tc", "-n", space, "qdisc", "add", "dev", device, "root", "tbf", *limit)
 
     def _group(self, cpu: float) -> Path:
@@ -104,7 +108,8 @@ class Hosts:
         check_available()
         remove_leftovers()
         self.name = f"{PREFIX}-{os.getpid()}-{next(_counter)}"
-        self._bridge, self._limit = f"{self.name}-b", (rate, BURSTS[rate], latency)
+        self._bridge = f"{self.name}-b"
+        self._limit = ["rate", rate, "burst", BURSTS[rate], "latency", latency]
         self._hosts = [Host(f"{self.name}-{number}", number, self._bridge) for number in range(count)]
 
     def __enter__(self) -> Self:
@@ -113,7 +118,7 @@ class Hosts:
             run("ip", "-n", self._bridge, "link", "add", "bridge", "type", "bridge")
             run("ip", "-n", self._bridge, "link", "set", "bridge", "up")
             for host in self._hosts:
-                host.connect(*self._limit)
+                host.connect(self._limit, hears_many=len(self._hosts) > 2)
         except BaseException:
             remove(self.name)
             raise
