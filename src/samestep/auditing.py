@@ -36,8 +36,8 @@ from samestep.errors import Disagreement
 from samestep.job import Job
 from samestep.parallel.executor import Executor
 from samestep.parallel.layout import CHUNK
-from samestep.parallelize import Prepared
 from samestep.plain import plain
+from samestep.prepared import Prepared
 from samestep.schedule import actions
 from samestep.watch import Change, Named, Watch, buffer_parts, state_parts
 
