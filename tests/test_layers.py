@@ -58,6 +58,7 @@ LAYERS: dict[str, int] = {
     # plan + job -> this worker's part; the state of a run
     "prepared": 5,
     "shared_memory": 5,
+    "logical_workers": 5,
     "parallelize": 5,
     "presets": 5,
     "planned": 5,

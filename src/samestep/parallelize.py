@@ -3,7 +3,8 @@
 prepare    build the optimizer, give tied names their own leaves, lay the parameters out (`prepared.py`)
 divide     for a plan with stages: record and cut the forward, give slices leaves of their own
            (the run then gives the parameters memory that every worker sees: `shared_memory.py`)
-take_part  in the worker: network, gradients, reduction, buffers, update over that memory
+take_part  in the worker: network, gradients, reduction, buffers, update over that memory; where logical
+           workers go apart, `logical_workers.py` says how
 """
 
 import dataclasses
@@ -14,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from samestep import streams
-from samestep.consistency.logical import Logical, at_meetings, logical_of
-from samestep.consistency.meeting import Outer, Seen
+from samestep.consistency.logical import logical_of
 from samestep.consistency.staleness import Bound, steps_stale, version_at
 from samestep.errors import JobRefused, PlanRefused
 from samestep.job import Job
+from samestep.logical_workers import take_part_apart
 from samestep.loss import Objective
-from samestep.parallel.apart import ExecutorApart, Replica, Untied
 from samestep.parallel.batchnorm import synchronise_batchnorm
 from samestep.parallel.between_hosts import BetweenHosts
 from samestep.parallel.buffers import Buffers
@@ -32,13 +32,13 @@ from samestep.parallel.gradients import Gradients, untie
 from samestep.parallel.heads import slice_attention
 from samestep.parallel.home import Home, num_published
 from samestep.parallel.initial import Recording
-from samestep.parallel.layout import Layout, Piece, dense, share_pieces
+from samestep.parallel.layout import Layout, Piece, dense
 from samestep.parallel.linear import Place, write_weight_gradients_once
 from samestep.parallel.network import Network, Way
 from samestep.parallel.reduce import TreeReduction
 from samestep.parallel.slices import SlicedLayer, SlicedRegion, SliceOf, copied, slice_layer, slice_sizes
 from samestep.parallel.stale import ExecutorStale, number_on_host, sets_of
-from samestep.parallel.stretches import Stretches, by_host, owners
+from samestep.parallel.stretches import Stretches
 from samestep.parallel.unbuilt import reserve
 from samestep.parallel.unchanged import Unchanged
 from samestep.parallel.undecorated import skip_dynamo_in_step, skip_dynamo_while_building
@@ -49,7 +49,6 @@ from samestep.scheduler import make_scheduler
 from samestep.shared_memory import Shared
 from samestep.training_data import Note, first_shard, shard_batches, training_rows
 from samestep.transport.base import Transport
-from samestep.tree import local_plan
 
 
 def prepare(job: Job, model: nn.Module, initial: Recording | None = None) -> Prepared:
@@ -290,94 +289,6 @@ def deal_anew(
     executor.routines.clear()
     if job.data is not None:
         executor.next_batch = shard_batches(job, plan, rank, training_rows(job), step, note).__next__
-
-
-def take_part_apart(
-    job: Job,
-    plan: Plan,
-    logical: Logical,
-    prepared: Prepared,
-    shared: Shared,
-    transport: Transport,
-    first_step: int,
-    *,
-    allow_nan: bool,
-    note: Note | None = None,
-) -> ExecutorApart:
-    """The same where logical workers go apart: each has a whole model's state, and no memory of it is shared."""
-    rank, layout, model, common = transport.rank, prepared.layout, prepared.model, shared.parameters
-    untied, homes = Untied(layout), homes_of(prepared, at_meetings(plan))
-    if isinstance(job.loss, nn.Module):
-        job.loss.to(common.device)
-
-    def memory() -> Tensor:
-        return torch.zeros(layout.nbytes, dtype=torch.uint8, device=common.device)
-
-    share = len(logical.shards_of(0, logical.shards))
-    slots = max(local_plan(range(n), n).num_slots for n in range(1, share + 1))
-    gradients = Gradients(layout, [memory() for _ in range(slots)])
-    entry_of = {id(entry.param): i for i, entry in enumerate(layout.entries)}
-
-    def place_of(param: nn.Parameter) -> Place | None:
-        entry = entry_of.get(id(param))
-        return None if entry is None else lambda: gradients.place(entry)
-
-    write_weight_gradients_once(model, place_of)
-    pieces = owners(untied, homes, transport.hosts, whole=False)
-    together = None
-    if plan.workers > 1:
-        between = None
-        if transport.links is not None:
-            stretches = Stretches(untied, homes, transport.hosts, pieces)
-            between = BetweenHosts(
-                untied, homes, transport, stretches, pieces[rank], shared.slots, common, shared.folded
-            )
-        together = TreeReduction(untied, homes, rank, pieces[rank], shared.slots, between)
-    tied = {id(entry.param) for entry in layout.entries if entry.tied_to is not None}
-    trainable = [param for param in model.parameters() if param.requires_grad and id(param) not in tied]
-    boards = [common.new_zeros(len(shared.boards[0])) for _ in range(share)]
-    replicas = []
-    for number in logical.of(rank):
-        optimizer = check_optimizer(job.optimizer(trainable))
-        skip_dynamo_in_step(optimizer, ELEMENTWISE)
-        update = ShardedUpdate(optimizer, layout, [Piece(i, 0, e.param.numel()) for i, e in layout.owners()])
-        own, buffers = memory().copy_(common), Buffers(model, boards)
-        replicas.append(Replica(number, own, update, make_scheduler(job, optimizer), buffers, first_step))
-    host = by_host(range(plan.workers), transport.hosts)[transport.hosts[rank]]
-    near = share_pieces(untied, len(host), whole=False)[host.index(rank)]
-    outer: dict[Piece, Outer] = {}
-    if logical.policy.outer is not None:
-        for piece in near:
-            before = untied.flat(common, piece.entry)[piece.start : piece.stop].clone()
-            outer[piece] = Outer(logical.policy.outer, before, torch.zeros_like(before))
-    batches = iter(()) if job.data is None else shard_batches(job, plan, rank, training_rows(job), first_step, note)
-    return ExecutorApart(
-        model=model,
-        objective=Objective(job.loss, job.forward),
-        plan=plan,
-        transport=transport,
-        layout=layout,
-        homes=homes,
-        gradients=gradients,
-        reduction=None,
-        buffers=replicas[0].buffers,
-        unchanged=Unchanged(used_parameters(prepared, homes, rank)),
-        update=replicas[0].update,
-        scheduler=replicas[0].scheduler,
-        next_batch=batches.__next__,
-        clip_grad_norm=job.clip_grad_norm,
-        allow_nan=allow_nan,
-        logical=logical,
-        replicas=replicas,
-        common=common,
-        published=shared.slots[rank],
-        together=together,
-        pieces=[Piece(i, 0, e.param.numel()) for i, e in layout.owners()] if together is None else pieces[rank],
-        meeting=Buffers(model, shared.boards),
-        near=near,
-        outer=outer,
-        seen=Seen(logical.policy.steps),
-    )
 
 
 def network_of(prepared: Prepared, plan: Plan, transport: Transport, buffers: Buffers, place_of: Any) -> Network | None:
