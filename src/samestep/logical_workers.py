@@ -12,7 +12,7 @@ from samestep.parallel.between_hosts import BetweenHosts
 from samestep.parallel.buffers import Buffers
 from samestep.parallel.gradients import Gradients
 from samestep.parallel.layout import Piece, share_pieces
-from samestep.parallel.linear import Place, write_weight_gradients_once
+from samestep.parallel.linear import write_weight_gradients_once
 from samestep.parallel.reduce import TreeReduction
 from samestep.parallel.stretches import Stretches, by_host, owners
 from samestep.parallel.unchanged import Unchanged
@@ -51,13 +51,7 @@ def take_part_apart(
     share = len(logical.shards_of(0, logical.shards))
     slots = max(local_plan(range(n), n).num_slots for n in range(1, share + 1))
     gradients = Gradients(layout, [memory() for _ in range(slots)])
-    entry_of = {id(entry.param): i for i, entry in enumerate(layout.entries)}
-
-    def place_of(param: nn.Parameter) -> Place | None:
-        entry = entry_of.get(id(param))
-        return None if entry is None else lambda: gradients.place(entry)
-
-    write_weight_gradients_once(model, place_of)
+    write_weight_gradients_once(model, gradients.place_of)
     pieces = owners(untied, homes, transport.hosts, whole=False)
     together = None
     if plan.workers > 1:

@@ -9,7 +9,6 @@ take_part  in the worker: network, gradients, reduction, buffers, update over th
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -186,16 +185,10 @@ def take_part(
     gradients = Gradients(layout, shared.slots[rank][: num_published(plan, set(homes), rank)])
     if isinstance(job.loss, nn.Module):  # may hold the weights of classes
         job.loss.to(shared.parameters.device)
-    entry_of = {id(entry.param): i for i, entry in enumerate(layout.entries)}
-
-    def place_of(param: nn.Parameter) -> Place | None:
-        entry = entry_of.get(id(param))
-        return None if entry is None else lambda: gradients.place(entry)
-
     if prepared.initial is not None:
         fill(prepared, homes, rank, transport.hosts, job.seed)
         transport.fence()
-    write_weight_gradients_once(prepared.model, place_of)
+    write_weight_gradients_once(prepared.model, gradients.place_of)
     pieces = pieces_of(prepared, plan, homes, transport.hosts)
     edges = edges_of(plan, layout)
     counts = [num_published(plan, set(homes), worker) if own else 0 for worker, own in enumerate(shared.slots)]
@@ -233,7 +226,7 @@ def take_part(
         next_batch=batches.__next__,
         clip_grad_norm=job.clip_grad_norm,
         allow_nan=allow_nan,
-        network=network_of(prepared, plan, transport, buffers, lambda param: place_of(param) or (lambda: None)),
+        network=network_of(prepared, plan, transport, buffers, gradients),
         whole=prepared.whole,
     )
     if not stale:
@@ -291,10 +284,17 @@ def deal_anew(
         executor.next_batch = shard_batches(job, plan, rank, training_rows(job), step, note).__next__
 
 
-def network_of(prepared: Prepared, plan: Plan, transport: Transport, buffers: Buffers, place_of: Any) -> Network | None:
+def network_of(
+    prepared: Prepared, plan: Plan, transport: Transport, buffers: Buffers, gradients: Gradients
+) -> Network | None:
+    """None where nothing is cut."""
     structure, model = prepared.structure, prepared.model
     if structure is None or prepared.way is None:
         return None
+
+    def place_of(param: nn.Parameter) -> Place:
+        return gradients.place_of(param) or (lambda: None)
+
     regions: dict[int, SlicedRegion] = {}
     for number, segment in enumerate(structure.segments):
         if (region := segment.region) is not None:
