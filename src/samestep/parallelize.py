@@ -20,6 +20,7 @@ from samestep.errors import JobRefused, PlanRefused
 from samestep.job import Job
 from samestep.logical_workers import take_part_apart
 from samestep.loss import Objective
+from samestep.parallel.address_space import reserve
 from samestep.parallel.batchnorm import synchronise_batchnorm
 from samestep.parallel.between_hosts import BetweenHosts
 from samestep.parallel.buffers import Buffers
@@ -38,7 +39,6 @@ from samestep.parallel.reduce import TreeReduction
 from samestep.parallel.slices import SlicedLayer, SlicedRegion, SliceOf, copied, slice_layer, slice_sizes
 from samestep.parallel.stale import ExecutorStale, number_on_host, sets_of
 from samestep.parallel.stretches import Stretches
-from samestep.parallel.unbuilt import reserve
 from samestep.parallel.unchanged import Unchanged
 from samestep.parallel.undecorated import skip_dynamo_in_step, skip_dynamo_while_building
 from samestep.parallel.update import ELEMENTWISE, ShardedUpdate, check_optimizer, is_elementwise
