@@ -15,8 +15,8 @@ from samestep.errors import JobRefused, TrainingFailed
 from samestep.files import Files
 from samestep.job import Job
 from samestep.numerics import Numerics, num_shards_of, shard_rows
-from samestep.parallelize import shard_batches
 from samestep.plan import Plan
+from samestep.training_data import shard_batches
 
 DTYPES = ["float32", "float64", "int64", "uint8", "bool", "complex64", "float16"]
 

@@ -46,6 +46,8 @@ LAYERS: dict[str, int] = {
     "report": 2,
     "outline": 2,
     "prediction": 2,
+    "scheduler": 2,
+    "training_data": 2,
     "transport": 2,
     # when workers must agree
     "consistency": 3,
@@ -54,6 +56,9 @@ LAYERS: dict[str, int] = {
     # the techniques
     "parallel": 4,
     # plan + job -> this worker's part; the state of a run
+    "prepared": 5,
+    "shared_memory": 5,
+    "logical_workers": 5,
     "parallelize": 5,
     "presets": 5,
     "planned": 5,

@@ -13,8 +13,9 @@ from torch import Tensor, nn, optim
 import samestep
 from jobs import grids
 from samestep import streams
-from samestep.parallelize import Prepared, prepare
+from samestep.parallelize import prepare
 from samestep.planner.chain import Chain
+from samestep.prepared import Prepared
 from samestep.survey import survey
 
 FAMILIES = ("mlp", "cnn", "gpt", "resnet", "embedding", "encoder")

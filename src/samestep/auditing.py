@@ -28,7 +28,7 @@ from samestep.errors import Disagreement
 from samestep.inquiry import SETTINGS, Inquiry
 from samestep.job import Job
 from samestep.parallel.executor import Executor
-from samestep.parallelize import Prepared
+from samestep.prepared import Prepared
 from samestep.replay import Base, Replay
 from samestep.schedule import actions
 from samestep.watch import Change, Watch, state_parts

@@ -18,8 +18,8 @@ from samestep.parallel.layout import Piece
 from samestep.parallel.network import Way
 from samestep.parallel.stretches import owners
 from samestep.parallel.traffic import Traffic, traffic
-from samestep.parallelize import Prepared, edges_of, first_shard, hollow, homes_of, pieces_of
 from samestep.plan import Plan
+from samestep.prepared import Prepared, edges_of, hollow, homes_of, pieces_of
 from samestep.schedule.actions import Schedule
 from samestep.schedule.apart import check_apart, steps_apart
 from samestep.schedule.checker import check
@@ -28,6 +28,7 @@ from samestep.schedule.grid import Grid
 from samestep.schedule.overlapped import check_overlapped
 from samestep.schedule.passes import schedule_of
 from samestep.schedule.written import parse_order
+from samestep.training_data import first_shard
 
 CAPACITY = 1_000  # messages: a worker that waits takes in all that others send
 

@@ -22,8 +22,8 @@ from samestep.parallel.cut import values_in
 from samestep.parallel.network import precision_of, untouched_buffers
 from samestep.parallel.recording import Recording, record
 from samestep.parallel.slices import CONVOLUTIONS, outputs_of, why_whole
-from samestep.parallelize import first_shard
 from samestep.plan import Stage, equal_shares, spell
+from samestep.training_data import first_shard
 
 DEFAULT_SLICES = 4
 

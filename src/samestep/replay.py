@@ -17,9 +17,11 @@ from samestep.checkpoint import read_description
 from samestep.errors import CheckpointRefused
 from samestep.job import Job
 from samestep.parallel.executor import Executor
-from samestep.parallelize import bind, divide, prepare, share, take_part, training_rows
+from samestep.parallelize import divide, prepare, take_part
 from samestep.plan import Plan
+from samestep.shared_memory import bind, share
 from samestep.step import run_step
+from samestep.training_data import training_rows
 from samestep.transport.threads import ThreadFabric
 
 

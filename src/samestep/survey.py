@@ -21,9 +21,10 @@ from samestep.parallel.network import precision_of, untouched_buffers
 from samestep.parallel.recording import Recording, record
 from samestep.parallel.slices import outputs_of
 from samestep.parallel.update import is_elementwise
-from samestep.parallelize import Prepared, first_shard, hollow
 from samestep.planner.chain import Chain, Region, Unit
+from samestep.prepared import Prepared, hollow
 from samestep.presets import DEFAULT_SLICES, chain_of, sliceable, work_of
+from samestep.training_data import first_shard
 
 
 def survey(job: Job, prepared: Prepared, num_slices: int | None = None) -> Chain:

@@ -19,10 +19,13 @@ from samestep.job import Job
 from samestep.metrics import Metric, accuracy, is_classification
 from samestep.numerics import num_shards_of, shard_rows
 from samestep.parallel.executor import Executor
-from samestep.parallelize import Prepared, Shared, deal_anew, take_part, training_rows
+from samestep.parallelize import deal_anew, take_part
 from samestep.plan import Plan
 from samestep.planner.drift import Drift
+from samestep.prepared import Prepared
+from samestep.shared_memory import Shared
 from samestep.step import StepResult, run_step
+from samestep.training_data import training_rows
 from samestep.transport.base import Transport
 
 

@@ -1,21 +1,19 @@
-"""Small jobs whose delayed gradients can be followed by hand: rows in their order, nothing random in forward."""
+"""Small jobs whose delayed gradients a plain loop can follow."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn, optim
-from torch.optim import lr_scheduler
 
 import samestep
+from jobs import in_order
+from jobs.in_order import perceptron
 from samestep.parallel.executor import StepState
 from samestep.parallel.stale import ExecutorStale
 from samestep.schedule import actions
 
-ROWS, BATCH, SHARDS, STEPS = 56, 16, 4, 9  # the fourth step of an epoch has 8 rows
-
-
-def numbers(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
+ROWS, SEED, STEPS = 56, 5, 9  # the fourth step of an epoch has 8 rows
 
 
 def sgd(params: list[nn.Parameter]) -> optim.Optimizer:
@@ -52,33 +50,24 @@ def counted(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Ten
 
 
 def net(kind: str) -> nn.Module:
-    if kind == "sometimes":
-        return Sometimes()
-    middle = [nn.BatchNorm1d(24)] if kind == "norm" else []
-    return nn.Sequential(nn.Linear(12, 24, bias=not middle), *middle, nn.ReLU(), nn.Linear(24, 5))
+    return Sometimes() if kind == "sometimes" else perceptron(norm=kind == "norm")
 
 
 def job(
     kind: str = "plain", optimizer: str = "sgd", clip: float = 0.0, falls: bool = True, steps: int = STEPS,
     sync: str = "exact", sync_batchnorm: bool = False,
 ) -> samestep.Job:  # fmt: skip
-    return samestep.Job(
+    usual = in_order.job(
         model=partial(net, kind),
-        loss=None if kind == "counted" else nn.CrossEntropyLoss(),
-        forward=counted if kind == "counted" else None,
         optimizer=OPTIMIZERS[optimizer],
-        scheduler=(lambda optimizer: lr_scheduler.ExponentialLR(optimizer, 0.8)) if falls else None,
-        clip_grad_norm=clip or None,
-        data=(numbers(ROWS, 12), torch.arange(ROWS) % 5),
-        evaluate=(numbers(20, 12), torch.arange(20) % 5),
-        batch_size=BATCH,
-        shards=SHARDS,
-        shuffle=False,
+        rows=ROWS,
+        seed=SEED,
         steps=steps,
-        epochs=99,
-        sync=sync,
-        sync_batchnorm=sync_batchnorm,
+        clip=clip,
+        decay=0.8 if falls else None,
     )
+    found = replace(usual, sync=sync, sync_batchnorm=sync_batchnorm)
+    return replace(found, loss=None, forward=counted) if kind == "counted" else found
 
 
 def forgetful() -> samestep.Job:

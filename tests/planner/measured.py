@@ -14,10 +14,11 @@ from samestep.launch.request import Request
 from samestep.launch.resolve import chosen_numerics, make_plan, with_numerics
 from samestep.machine import Host, Link
 from samestep.parallel.update import implementation
-from samestep.parallelize import Prepared, divide, prepare
+from samestep.parallelize import divide, prepare
 from samestep.plan import Plan, equal_shares
 from samestep.planner.chain import Chain, Region, Unit
 from samestep.planner.costs import Costs, Pair, Passing, Table
+from samestep.prepared import Prepared
 from samestep.survey import survey
 
 FAMILIES = ("mlp", "cnn", "gpt", "resnet", "embedding", "encoder")

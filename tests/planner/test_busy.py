@@ -9,13 +9,13 @@ from measured import FAMILIES, PLANS, chains, cluster_of, costs_of, laid, plainl
 
 from samestep.cluster import Cluster
 from samestep.numerics import Numerics
-from samestep.parallelize import homes_of, pieces_of
 from samestep.plan import Plan, Stage, equal_shares
 from samestep.planner.busy import Busy
 from samestep.planner.chain import Chain
 from samestep.planner.costs import Costs
 from samestep.planner.estimate import estimate
 from samestep.planner.placing import place
+from samestep.prepared import homes_of, pieces_of
 from samestep.schedule import actions
 
 

@@ -7,9 +7,9 @@ from measured import FAMILIES, PLANS, chains, cluster_of, costs_of, laid, plainl
 
 from samestep.numerics import Numerics, shard_rows
 from samestep.parallel.traffic import traffic
-from samestep.parallelize import homes_of, pieces_of
 from samestep.planner.estimate import estimate
 from samestep.planner.search import Freedom, candidates
+from samestep.prepared import homes_of, pieces_of
 
 KNOWN = {
     ("gpt", "pipeline"): 0.09,  # a weight that stages on two hosts share: its gradient and its values are not counted

@@ -34,7 +34,7 @@ from samestep.launch.processes import die_with_parent, leave
 from samestep.launch.request import Request
 from samestep.launch.resolve import chosen_numerics, with_numerics
 from samestep.numerics import shard_rows
-from samestep.parallelize import training_rows
+from samestep.training_data import training_rows
 
 WAITS = datetime.timedelta(days=1)  # the others have their turns meanwhile
 

@@ -15,9 +15,9 @@ from samestep.bench.seat import DoesNotApply
 from samestep.errors import Refused
 from samestep.job import Job
 from samestep.parallel.network import precision_of
-from samestep.parallelize import first_shard
 from samestep.plain_loop import Update, trainable
 from samestep.presets import pipeline_stages
+from samestep.training_data import first_shard
 
 PER_STAGE = 4  # microbatches: with 4 stages' worth of them, little of a step is waiting (Huang et al. 2019, 2.3)
 

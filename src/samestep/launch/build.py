@@ -25,10 +25,12 @@ from samestep.launch.resolve import chosen_numerics, hosts_of, make_plan, with_n
 from samestep.launch.worker import Resumption, Run, Send
 from samestep.parallel.initial import Recording, record
 from samestep.parallel.update import implementation
-from samestep.parallelize import Prepared, divide, hollow, prepare, training_rows
+from samestep.parallelize import divide, prepare
 from samestep.plan import Plan
 from samestep.planned import check_memory, checked, footprints
 from samestep.planner.decision import Decision
+from samestep.prepared import Prepared, hollow
+from samestep.training_data import training_rows
 
 
 def build(

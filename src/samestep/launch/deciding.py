@@ -23,11 +23,11 @@ from samestep.launch.request import Request
 from samestep.launch.resolve import threads_of
 from samestep.machine import Host, Link, rounded
 from samestep.numerics import Numerics
-from samestep.parallelize import training_rows
 from samestep.planner.costs import Passing
 from samestep.planner.decision import Decision, decide
 from samestep.planner.profile import Profile
 from samestep.planner.search import Freedom
+from samestep.training_data import training_rows
 
 SHORT = 100  # steps: a run that is shorter is not worth measuring, unless somebody asked for it
 

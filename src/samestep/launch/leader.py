@@ -36,9 +36,11 @@ from samestep.launch.tuning import tuned
 from samestep.launch.worker import LOST_A_PEER, Run, in_memory, run_threads, run_worker
 from samestep.parallel.stretches import by_host
 from samestep.parallel.workspace import mail_slots
-from samestep.parallelize import Prepared, bind, divide, groups_that_meet, prepare, share
+from samestep.parallelize import divide, prepare
 from samestep.planned import outline
+from samestep.prepared import Prepared
 from samestep.presets import sliceable
+from samestep.shared_memory import bind, groups_that_meet, share
 from samestep.trace.whereabouts import SIZE
 from samestep.transport.shared import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts

@@ -23,11 +23,11 @@ from samestep.launch.build import job_of
 from samestep.launch.request import Request
 from samestep.launch.resolve import threads_of
 from samestep.parallel.layout import dense, storage_order
-from samestep.parallelize import training_rows
 from samestep.plain_loop import Loop, trainable
 from samestep.proof.observer import EVALUATED, stretches
 from samestep.proof.record import Key, Recorder
 from samestep.proof.roughly import coupled
+from samestep.training_data import training_rows
 
 PERTURBED = 2
 COUPLING = 1e-4  # relative slack: a mean of means lies between them, up to rounding

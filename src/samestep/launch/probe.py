@@ -27,10 +27,13 @@ from samestep.job import Job
 from samestep.launch.outcome import telling, told
 from samestep.launch.processes import die_with_parent, flush_output, leave
 from samestep.parallel.workspace import mail_slots
-from samestep.parallelize import Prepared, Shared, bind, divide, groups_that_meet, prepare, share, training_rows
+from samestep.parallelize import divide, prepare
 from samestep.plan import Plan
+from samestep.prepared import Prepared
+from samestep.shared_memory import Shared, bind, groups_that_meet, share
 from samestep.trace.ring import Event
 from samestep.trainer import Training
+from samestep.training_data import training_rows
 from samestep.transport.shared import SharedFabric
 
 WARM = 2  # steps that do not count: kernels are chosen, memory is fetched (the heap grows in the second step, too)

@@ -24,11 +24,12 @@ from samestep.launch.probe import forked, read_json, write_json
 from samestep.launch.processes import die_with_parent
 from samestep.numerics import Numerics
 from samestep.parallel.update import implementation
-from samestep.parallelize import Prepared, prepare
+from samestep.parallelize import prepare
 from samestep.planner import profile as profiles
 from samestep.planner.chain import Chain
 from samestep.planner.costs import Costs
 from samestep.planner.profile import Ground, Profile
+from samestep.prepared import Prepared
 from samestep.survey import survey, uncut
 
 

@@ -30,9 +30,10 @@ from samestep.launch.request import Request
 from samestep.launch.seen import Seen
 from samestep.launch.worker import Run, work
 from samestep.parallel.workspace import mail_slots
-from samestep.parallelize import Prepared, Shared, bind, groups_that_meet, share
 from samestep.planner.decision import Decision
+from samestep.prepared import Prepared
 from samestep.report import Report
+from samestep.shared_memory import Shared, bind, groups_that_meet, share
 from samestep.trace.whereabouts import Whereabouts
 from samestep.transport.base import Transport
 from samestep.transport.group import gloo_links

@@ -23,11 +23,12 @@ from samestep.launch.outcome import Event, telling
 from samestep.launch.processes import die_with_parent
 from samestep.launch.request import Request, audit_every
 from samestep.launch.stall_watch import write_stacks_to
-from samestep.parallelize import Prepared, Shared
 from samestep.plan import Plan
 from samestep.planner.decision import Decision
+from samestep.prepared import Prepared
 from samestep.proof.observer import EVALUATED, Observer
 from samestep.proof.record import Recorder
+from samestep.shared_memory import Shared
 from samestep.trace.clock import offsets, stamped
 from samestep.trace.whereabouts import Whereabouts
 from samestep.trace.worker_trace import WorkerTrace, encoded, last_steps

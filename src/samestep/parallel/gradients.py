@@ -27,6 +27,7 @@ from samestep.errors import JobRefused
 from samestep.parallel import edges
 from samestep.parallel.later import later_here
 from samestep.parallel.layout import Layout
+from samestep.parallel.linear import Place
 from samestep.tree import Fold
 
 
@@ -48,6 +49,7 @@ class Gradients:
 
     def __init__(self, layout: Layout, published: Sequence[Tensor]) -> None:
         self._layout = layout
+        self._entry_of = {id(entry.param): i for i, entry in enumerate(layout.entries)}
         self._fixed: list[list[Tensor]] = []
         self._loose: dict[int, list[Tensor | None]] = {}
         # None outside backward: a gradient that forward takes for itself is no shard's gradient yet.
@@ -98,6 +100,11 @@ class Gradients:
         self._current.set(arrivals)
         for entry, grad in arrivals.waiting.items():
             self._fold(entry, grad, arrivals)
+
+    def place_of(self, param: nn.Parameter) -> Place | None:
+        """`place` of a parameter's entry; None for a parameter that has none."""
+        entry = self._entry_of.get(id(param))
+        return None if entry is None else lambda: self.place(entry)
 
     def place(self, entry: int) -> Tensor | None:
         """Where a kernel may write this entry's gradient of the current shard; once per shard."""

@@ -23,7 +23,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from samestep import heap
-from samestep.parallel.unbuilt import Draws, Part, Recorder, Written, memory_of
+from samestep.parallel.address_space import memory_of
+from samestep.parallel.draws import Draws
+from samestep.parallel.operations import Part, Written
+from samestep.parallel.unbuilt import Recorder
 
 ELEMENT_BY_ELEMENT = {torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default}
 """Drawn in pieces they leave the generator as they do drawn at once."""

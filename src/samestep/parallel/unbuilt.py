@@ -1,7 +1,6 @@
-"""Tensors with addresses and no memory, and the list of operations on them.
+"""Tensors with addresses and no memory; operations on them are written down as they are called.
 
-The list speaks of storages, not of tensors: an argument is written down as (storage, dtype, shape,
-strides, offset), so views, `.data`, `detach` and tied parameters need no bookkeeping of their own.
+What becomes of an operation:
 
     recorded          shape and strides from the meta device, address space from `reserve`
     known             small, and computed from known values only: computed at once as well
@@ -9,17 +8,15 @@ strides, offset), so views, `.data`, `detach` and tied parameters need no bookke
                       somebody seeded it or brought back an earlier state in between
 """
 
-import mmap
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-import torch._meta_registrations
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -27,85 +24,17 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from samestep.errors import JobRefused
+from samestep.parallel.address_space import SMALL, memory_of, reserve
+from samestep.parallel.draws import Draws, Marks
+from samestep.parallel.operations import Part, Written
+from samestep.parallel.shape_inference import WITHOUT_VALUES, inferred
 
-NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux; Python names it from 3.13 on
-SMALL = 1 << 16  # bytes up to which a tensor has memory, and is computed when its values are known
 PACKAGES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, sys.modules["samestep"]))
 OVERWRITING = {  # in place, without a look at what was there
     "zero_", "fill_", "copy_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_",
     "geometric_", "eye_",
 }  # fmt: skip
-SAME_SHAPE = {"tril", "triu", "cumsum", "cumprod", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
 UNDECLARED = {"native_batch_norm"}  # writes its running statistics, and its schema does not say so
-WITHOUT_VALUES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"}
-
-
-@dataclass(frozen=True)
-class Part:
-    """A tensor of the list: which elements of which storage."""
-
-    storage: int
-    dtype: torch.dtype
-    shape: torch.Size
-    stride: tuple[int, ...]
-    offset: int
-
-    @property
-    def numel(self) -> int:
-        return self.shape.numel()
-
-    @property
-    def is_dense(self) -> bool:
-        expected = 1
-        for n, stride in sorted(zip(self.shape, self.stride, strict=True), key=lambda d: (d[1], d[0])):
-            if n != 1 and stride != expected:
-                return False
-            expected *= n
-        return True
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Row by row."""
-        return self.is_dense and self.stride == torch.empty(self.shape, device="meta").stride()
-
-    def of(self, storage: torch.UntypedStorage, start: int = 0) -> Tensor:
-        """These elements of a storage whose first byte counts as `start`."""
-        begin, rest = divmod(start, self.dtype.itemsize)
-        assert rest == 0, "a tensor's memory begins at a multiple of its element"
-        return torch.empty(0, dtype=self.dtype).set_(storage, begin + self.offset, self.shape, self.stride)
-
-    @property
-    def end(self) -> int:
-        """The byte of the storage behind the last element."""
-        last = sum((n - 1) * stride for n, stride in zip(self.shape, self.stride, strict=True))
-        return (self.offset + last + 1) * self.dtype.itemsize if self.numel else 0
-
-
-@dataclass
-class Draws:
-    """How an operation meets its generator: as it is given, in a state, or as an earlier draw left it."""
-
-    generator: torch.Generator
-    number: int
-    state: Tensor | None = None
-    follows: int | None = None
-    is_returned_to: bool = False
-
-
-@dataclass
-class Written:
-    """One operation of the list."""
-
-    function: Callable[..., Any]
-    args: Any
-    kwargs: Any
-    reads: Sequence[Part]
-    writes: Sequence[Part]
-    overwrites: Sequence[Part]  # those of `writes` whose earlier elements it does not read
-    overwritten: set[int]  # the storages of which nothing earlier is left
-    outputs: Sequence[Part | None]
-    draws: Draws | None
-    default_dtype: torch.dtype = field(default_factory=torch.get_default_dtype)
 
 
 @dataclass
@@ -287,50 +216,8 @@ class Recorder:
         return draws
 
 
-class Marks:
-    """The states in which the factory can find a generator, each for the operation that left it so.
-
-    randn(4)              leaves mark 0
-    with fork_rng():      keeps mark 0
-        manual_seed(1)    a state that is no mark
-        randn(9)          from that state; leaves mark 1
-    randn(4)              finds mark 0, not 1: from where the first operation ended
-    """
-
-    def __init__(self, generator: torch.Generator, start: Tensor | None) -> None:
-        self.generator = generator
-        self.start = start if start is not None else generator.get_state()
-        self._found: dict[bytes, Draws] = {}
-        self._last: Draws | None = None
-        self._is_given = start is not None  # whoever runs the list seeds it as for the recording
-
-    def place(self, number: int) -> Draws:
-        state = self.generator.get_state()
-        found = self._found.get(state.numpy().tobytes())
-        if found is None:
-            goes_on = self._last is None and self._is_given and torch.equal(state, self.start)
-            return Draws(self.generator, number, state=None if goes_on else state)
-        found.is_returned_to |= found is not self._last
-        return Draws(self.generator, number, follows=found.number)
-
-    def mark(self, draws: Draws) -> None:
-        self.generator.manual_seed(0x5A3E57E9 << 16 | draws.number)
-        self._found[self.generator.get_state().numpy().tobytes()] = draws
-        self._last = draws
-
-
-def memory_of(nbytes: int) -> torch.UntypedStorage:
-    return torch.empty(nbytes, dtype=torch.uint8).untyped_storage()
-
-
 def _weak(storage: torch.UntypedStorage) -> StorageWeakRef:
     return StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-
-
-def reserve(nbytes: int) -> torch.UntypedStorage:
-    """Address space. Memory comes only to pages that somebody touches."""
-    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | NORESERVE
-    return torch.frombuffer(mmap.mmap(-1, nbytes, flags=flags), dtype=torch.uint8, count=nbytes).untyped_storage()
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -402,7 +289,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             recorder.learn([leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)])
             shapes = func(*args, **kwargs)
         else:
-            shapes = _shapes(func, args, kwargs)
+            shapes = inferred(func, args, kwargs)
         leaves, spec = pytree.tree_flatten(shapes)
         if any(leaf.layout != torch.strided for leaf in leaves if isinstance(leaf, Tensor)):
             raise JobRefused(
@@ -504,64 +391,6 @@ def _alias(value: Any) -> str:
 
 def _separate(recorder: Recorder, reads: Sequence[Tensor], writes: Sequence[Tensor]) -> bool:
     return {recorder.part(t).storage for t in reads}.isdisjoint(recorder.part(t).storage for t in writes)
-
-
-def _shapes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Tensors like those that `func` returns, whatever their values."""
-    found = _shape_at_once(func, args, kwargs)
-    if found is not None:
-        return found
-    try:
-        return func(*_stand_ins(args, "meta"), **_stand_ins(_without_generator(func, kwargs), "meta"))
-    except NotImplementedError:  # not every operation knows its result's shape without computing one
-        with torch.random.fork_rng(devices=()):
-            return func(*_stand_ins(args, "cpu"), **_stand_ins(kwargs, "cpu"))
-
-
-def _shape_at_once(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """For common operations: the meta device has them in Python, behind imports of more than a second."""
-    name, names = func._schema.name.split("::")[-1], [argument.name for argument in func._schema.arguments]
-    inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if "size" in names and not inputs and name not in WITHOUT_VALUES:
-        at = names.index("size")
-        empty = func(*args[:at], [0], *args[at + 1 :], **kwargs)
-        return torch.empty(args[at], dtype=empty.dtype, device="meta")
-    if name in ("arange", "linspace") and all(isinstance(n, int | float) and abs(n) <= SMALL for n in args):
-        is_short = name == "linspace" or len(args) < 3 or abs(args[2]) >= 1
-        return func(*args, **kwargs) if is_short else None
-    is_alike = torch.Tag.pointwise in func.tags or name in SAME_SHAPE
-    if is_alike and inputs and len(func._schema.returns) == 1 and all(tensor.is_contiguous() for tensor in inputs):
-        dtype = _tiny(func, args, kwargs).dtype
-        shape = torch.broadcast_shapes(*(tensor.shape for tensor in inputs))  # type: ignore[no-untyped-call]
-        return torch.empty(shape, dtype=dtype, device="meta")
-    return None
-
-
-def _tiny(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """What `func` returns for tensors of one element, or none where it would draw."""
-    n = 0 if torch.Tag.nondeterministic_seeded in func.tags else 1
-
-    def tiny(value: object) -> object:
-        return torch.ones((n,) * value.ndim, dtype=value.dtype) if isinstance(value, Tensor) else value
-
-    result: Tensor = func(*pytree.tree_map(tiny, args), **pytree.tree_map(tiny, dict(kwargs)))
-    return result
-
-
-def _stand_ins(values: Any, device: str) -> Any:
-    def stand_in(value: object) -> object:
-        if isinstance(value, Tensor):
-            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device).zero_()
-        return value
-
-    return pytree.tree_map(stand_in, values)
-
-
-def _without_generator(func: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: None if name == "generator" else value for name, value in kwargs.items()}
-    if any(argument.name == "device" for argument in func._schema.arguments):
-        found["device"] = torch.device("meta")
-    return found
 
 
 def _place() -> str:
