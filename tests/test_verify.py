@@ -15,6 +15,7 @@ from samestep.launch.launcher import Launcher
 TESTS = Path(__file__).parent
 ZOO = TESTS / "zoo" / "own_jobs.py"
 GRIDS = TESTS / "jobs" / "grids.py"
+SCRIPT = TESTS / "zoo" / "scripts" / "fails.py"
 
 
 def verified(*options: object) -> Result:
@@ -51,6 +52,13 @@ def test_the_command_names_what_differs_and_fails() -> None:
         ([f"{ZOO}:right", "--memory-limit", "1GB"], "leave --memory-limit and --device out"),
         ([f"{ZOO}:right", "--steps", 0], "at least 1"),
         ([f"{ZOO}:missing"], "missing"),
+        (["--script", SCRIPT, "--seed", 0], "--seed is for jobs of samestep's"),
+        (["--script", SCRIPT, "--memory-limit", "1GB"], "--memory-limit is for jobs of samestep's"),
+        (["--script", SCRIPT, "--probe"], "--probe is for jobs of samestep's"),
+        (["--script", SCRIPT, "--set", "lr=1"], "--set is for jobs of samestep's"),
+        (["--script", SCRIPT, "--steps", 0], "0 steps: give at least 1"),
+        (["--script", SCRIPT, "--workers", 0], "0 workers: "),
+        (["--script", SCRIPT, "--timeout", 0], "--timeout"),
     ],
 )
 def test_what_cannot_be_verified_is_refused(options: list[object], said: str) -> None:
