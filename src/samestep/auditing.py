@@ -2,7 +2,7 @@
 is watched.
 
     every K steps    fingerprints of all replicas, of settings, of what was done with others    (all workers meet)
-    every step       memory at rest, or as many steps as take 1.2 % of the time with audits     (each for itself)
+    every step       memory at rest, or as many steps as fit SHARE of the time (pace.py)        (each for itself)
 
 A difference between replicas may be gone after a few steps, and what it has done to the sums stays: a flipped bit in
 a momentum decays, statistics are averaged. Hence the watch.
