@@ -12,7 +12,7 @@ from samestep.cli import main
 
 ROOT = Path(__file__).parents[1]
 SRC = Path(samestep.__file__).parent
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
 
 
 def python_blocks(text: str) -> list[str]:
@@ -87,6 +87,12 @@ def test_every_field_of_the_json_line_is_described() -> None:
     text = (ROOT / "docs" / "command.md").read_text()
     report = samestep.Report("", [], None, 1, (1,), 1, "", "", {}, 0, None, [])
     assert not [name for name in report.as_json() if f"`{name}`" not in text]
+
+
+def test_every_benchmark_is_in_the_list() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    folders = {path.parent.name for path in (ROOT / "benchmarks").glob("*/*.py")}
+    assert not [name for name in sorted(folders) if f"{name}/" not in text]
 
 
 def test_decisions_are_numbered_and_have_their_headings() -> None:
