@@ -9,8 +9,12 @@ from click.testing import CliRunner, Result
 
 import samestep
 from samestep.cli import main
+from samestep.commands.ending import print_json
 from samestep.errors import JobRefused, Refused
 from samestep.launch.launcher import Launcher
+from samestep.proof.causes import Cause, Finding
+from samestep.proof.roughly import Apart
+from samestep.proof.verdict import Verdict
 
 TESTS = Path(__file__).parent
 ZOO = TESTS / "zoo" / "own_jobs.py"
@@ -98,3 +102,11 @@ def test_batch_normalisation_is_said(launcher: Launcher) -> None:
     verdict = samestep.verify(f"{GRIDS}:cnn", plan="data", workers=2, launcher=launcher)
     assert verdict.is_same, verdict.text()
     assert any("sync_batchnorm=True" in warning for warning in verdict.warnings)
+
+
+def test_a_distance_without_end_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    finding = Finding(Cause.OPTIMIZER_STATE, 0, "optimizer state", "w", "", distance=float("inf"))
+    far = Apart(0, "loss", "", float("nan"), 1e-6)
+    print_json(Verdict("", 1, None, finding, None, {}, far, 0).as_json())
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (found["same_bits"]["distance"], found["furthest"]["distance"]) == (None, None)

@@ -1,6 +1,5 @@
 """`samestep verify`: a job of ours, or with `--script` anybody's training script."""
 
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from typing import Any
 
 import click
 
-from samestep.commands.ending import exit_codes
+from samestep.commands.ending import exit_codes, print_json
 from samestep.commands.options import PLANNING, make_request
 from samestep.errors import PlanRefused, Refused
 from samestep.launch.environment import world
@@ -93,7 +92,7 @@ def _job(job: str, settings: tuple[str, ...], options: dict[str, Any], *, as_jso
         verdict = found_by(request, launcher, say)
     print(verdict.text())
     if as_json:
-        print(json.dumps(verdict.as_json()), flush=True)
+        print_json(verdict.as_json())
     return verdict.is_same
 
 
@@ -110,5 +109,5 @@ def _script(
     )
     print(verdict)
     if as_json:
-        print(json.dumps(verdict.as_json()), flush=True)
+        print_json(verdict.as_json())
     return not verdict.findings
