@@ -210,7 +210,7 @@ STAGE_FIELDS: Mapping[str, type] = {
 
 
 def parse_fields(text: str, source: str) -> dict[str, Any]:
-    """The fields of a plan's text, checked for presence and type, not yet for sense."""
+    """The fields of a plan's text, checked for presence and type, not yet for sense. Raises PlanRefused."""
     try:
         fields = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
