@@ -12,7 +12,7 @@ from samestep.cli import main
 
 ROOT = Path(__file__).parents[1]
 SRC = Path(samestep.__file__).parent
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
 
 
 def python_blocks(text: str) -> list[str]:
@@ -75,9 +75,9 @@ def test_the_journey_is_about_as_long_as_it_says() -> None:
     assert sum(table.values()) == pytest.approx(real, rel=0.05), "count again"
 
 
-def test_every_option_of_the_command_is_described() -> None:
+def test_every_option_of_every_command_is_described() -> None:
     text = (ROOT / "docs" / "command.md").read_text()
-    params = [param for command in ("train", "plan") for param in main.commands[command].params]
+    params = [param for command in main.commands.values() for param in command.params]
     options = [name for param in params for name in param.opts if name.startswith("-")]
     assert len(options) > 15
     assert not [name for name in options if not re.search(rf"`{name}[` ]", text)]
@@ -87,6 +87,12 @@ def test_every_field_of_the_json_line_is_described() -> None:
     text = (ROOT / "docs" / "command.md").read_text()
     report = samestep.Report("", [], None, 1, (1,), 1, "", "", {}, 0, None, [])
     assert not [name for name in report.as_json() if f"`{name}`" not in text]
+
+
+def test_every_benchmark_is_in_the_list() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    folders = {path.parent.name for path in (ROOT / "benchmarks").glob("*/*.py")}
+    assert not [name for name in sorted(folders) if f"{name}/" not in text]
 
 
 def test_decisions_are_numbered_and_have_their_headings() -> None:

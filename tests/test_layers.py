@@ -1,6 +1,7 @@
 """The rooms and their order: a file imports only from lower layers and from its own room."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -132,6 +133,13 @@ def test_every_source_file_has_a_place_in_the_table() -> None:
     rooms = {room_of(file) for file in sources()}
     assert rooms - set(LAYERS) == set(), "new rooms: give them a layer"
     assert set(LAYERS) - rooms == set(), "rooms that are gone: take them out of the table"
+
+
+def test_contributors_are_shown_the_same_table() -> None:
+    text = (SRC.parents[1] / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (.*) \|$", text, re.MULTILINE)
+    shown = {room: int(layer) for layer, rooms in rows for room in re.findall(r"`(\w+)`", rooms)}
+    assert shown == {room: layer for room, layer in LAYERS.items() if not room.startswith("__")}
 
 
 @pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(SRC)))

@@ -9,12 +9,17 @@ from click.testing import CliRunner, Result
 
 import samestep
 from samestep.cli import main
+from samestep.commands.ending import print_json
 from samestep.errors import JobRefused, Refused
 from samestep.launch.launcher import Launcher
+from samestep.proof.causes import Cause, Finding
+from samestep.proof.roughly import Apart
+from samestep.proof.verdict import Verdict
 
 TESTS = Path(__file__).parent
 ZOO = TESTS / "zoo" / "own_jobs.py"
 GRIDS = TESTS / "jobs" / "grids.py"
+SCRIPT = TESTS / "zoo" / "scripts" / "fails.py"
 
 
 def verified(*options: object) -> Result:
@@ -51,6 +56,13 @@ def test_the_command_names_what_differs_and_fails() -> None:
         ([f"{ZOO}:right", "--memory-limit", "1GB"], "leave --memory-limit and --device out"),
         ([f"{ZOO}:right", "--steps", 0], "at least 1"),
         ([f"{ZOO}:missing"], "missing"),
+        (["--script", SCRIPT, "--seed", 0], "--seed is for jobs of samestep's"),
+        (["--script", SCRIPT, "--memory-limit", "1GB"], "--memory-limit is for jobs of samestep's"),
+        (["--script", SCRIPT, "--probe"], "--probe is for jobs of samestep's"),
+        (["--script", SCRIPT, "--set", "lr=1"], "--set is for jobs of samestep's"),
+        (["--script", SCRIPT, "--steps", 0], "0 steps: give at least 1"),
+        (["--script", SCRIPT, "--workers", 0], "0 workers: "),
+        (["--script", SCRIPT, "--timeout", 0], "--timeout"),
     ],
 )
 def test_what_cannot_be_verified_is_refused(options: list[object], said: str) -> None:
@@ -90,3 +102,11 @@ def test_batch_normalisation_is_said(launcher: Launcher) -> None:
     verdict = samestep.verify(f"{GRIDS}:cnn", plan="data", workers=2, launcher=launcher)
     assert verdict.is_same, verdict.text()
     assert any("sync_batchnorm=True" in warning for warning in verdict.warnings)
+
+
+def test_a_distance_without_end_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    finding = Finding(Cause.OPTIMIZER_STATE, 0, "optimizer state", "w", "", distance=float("inf"))
+    far = Apart(0, "loss", "", float("nan"), 1e-6)
+    print_json(Verdict("", 1, None, finding, None, {}, far, 0).as_json())
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (found["same_bits"]["distance"], found["furthest"]["distance"]) == (None, None)

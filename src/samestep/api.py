@@ -71,7 +71,7 @@ def train(
     `if __name__ == "__main__":`.
 
     Raises Refused when the job, plan or checkpoint cannot be run, TrainingFailed when training
-    fails, Interrupted on Ctrl-C.
+    fails, samestep.errors.Interrupted on Ctrl-C.
     """
     request = _request(
         job,
@@ -131,7 +131,8 @@ def verify(
 
     The verdict's `is_same` says it all; its `findings` name the first value that differs, and why.
 
-    Raises Refused when the job or plan cannot be run, TrainingFailed when a run fails.
+    Raises Refused when the job or plan cannot be run, TrainingFailed when a run fails, samestep.errors.Interrupted on
+    Ctrl-C.
     """
     known = ("workers", "shards", "slices", "threads", "transport", "profile", "numerics", "codec", "sync", "steps",
              "seed", "allow_nan")  # fmt: skip

@@ -37,9 +37,6 @@ class RowOrder:
         whole, rest = divmod(self.num_rows, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def epoch_of(self, step: int) -> int:
-        return step // self.batches_per_epoch
-
     def permutation(self, epoch: int) -> Tensor:
         """All rows in the order of an epoch. int64, (num_rows,)."""
         if not self.shuffle:

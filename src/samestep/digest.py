@@ -44,7 +44,7 @@ def joint_digest(leaves: Leaves, transport: Transport) -> str:
 
 
 def digest_of(workers: Iterable[Leaves]) -> str:
-    """Workers may hold the same leaf, and must then agree on it."""
+    """Workers may hold the same leaf, and must then agree on it. Raises Disagreement where they do not."""
     joint: dict[str, tuple[int, str]] = {}
     for rank, leaves in enumerate(workers):
         for label, leaf in leaves.items():

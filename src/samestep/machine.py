@@ -124,7 +124,7 @@ def at(place: str) -> Iterator[None]:
 
 
 def check_names(table: object, known: Mapping[str, type], needed: set[str]) -> None:
-    """The keys of a table, and the types of what they hold where those are plain."""
+    """The keys of a table, and the types of what they hold where those are plain. Raises ClusterRefused."""
     if not isinstance(table, dict):
         raise ClusterRefused(f"{table!r} is no table: write one with {', '.join(known)}")
     if unknown := [name for name in table if name not in known]:

@@ -23,6 +23,8 @@ class Ordered:
     A worker passes over rows of other workers' shards, which costs what it costs to make them. Each
     loader worker passes over all rows, so that more than one (`num_loader_workers=1`) seldom helps.
     Held-out data (`Job.evaluate`) are always those of epoch 0.
+
+    Raises JobRefused for what is no function, or no number of rows. Training fails when `make` ends before `num_rows`.
     """
 
     def __init__(self, make: Callable[[int, int], Iterable[Any]], num_rows: int) -> None:

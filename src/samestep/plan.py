@@ -160,7 +160,7 @@ class Plan:
         if "stage" not in fields:
             return Plan(numerics, tuple(fields["assign"]), fields["transport"])
         options = {name: fields[name] for name in OPTIONS if name in fields}
-        return Plan.staged(numerics, parse_stages(fields["stage"], source), fields["transport"], **options)
+        return Plan.staged(numerics, parse_stages(fields["stage"]), fields["transport"], **options)
 
 
 def _joined(slices: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -210,7 +210,7 @@ STAGE_FIELDS: Mapping[str, type] = {
 
 
 def parse_fields(text: str, source: str) -> dict[str, Any]:
-    """The fields of a plan's text, checked for presence and type, not yet for sense."""
+    """The fields of a plan's text, checked for presence and type, not yet for sense. Raises PlanRefused."""
     try:
         fields = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -249,7 +249,7 @@ def _check_types(fields: Mapping[str, Any], expected: Mapping[str, type], source
             raise PlanRefused(f"{source}: {name} = {value} must be a list of whole numbers")
 
 
-def parse_stages(tables: Sequence[Mapping[str, Any]], source: str) -> tuple[Stage, ...]:
+def parse_stages(tables: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
     """The [[stage]] tables of a plan. Layer names may still be patterns."""
     return tuple(
         Stage(

@@ -109,7 +109,7 @@ def checked_apart(plan: Plan, logical: Logical, num_shards: int) -> tuple[Grid, 
 def footprints(
     job: Job, plan: Plan, prepared: Prepared, schedules: Sequence[Schedule], hosts: Sequence[int]
 ) -> list[Footprint]:
-    """The memory that every worker needs, for a step with a full batch."""
+    """The memory that every worker needs, for a step with a full batch. Raises JobRefused for sync_batchnorm."""
     structure = prepared.structure
     if structure is None and plan.numerics.sync_batchnorm:
         raise JobRefused("the memory of layers in which shards meet, as sync_batchnorm=True asks for, is not counted")

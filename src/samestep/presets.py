@@ -76,7 +76,10 @@ def _is_shared(model: nn.Module, module: nn.Module) -> bool:
 
 
 def sliced_stage(name: str, job: Job, model: nn.Module, shards: int, num_slices: int | None) -> Stage:
-    """The one stage of the presets `slices` and `hybrid`, all on one worker."""
+    """The one stage of the presets `slices` and `hybrid`, all on one worker.
+
+    Raises PlanRefused where there is no layer to slice.
+    """
     layers = sliceable(job, model, shards)
     slices: list[tuple[str, tuple[int, ...]]] = []
     for layer, reason in layers.items():
@@ -90,7 +93,10 @@ def sliced_stage(name: str, job: Job, model: nn.Module, shards: int, num_slices:
 
 
 def resolved(stages: Sequence[Stage], job: Job, model: nn.Module, shards: int, source: str) -> tuple[Stage, ...]:
-    """The stages with patterns replaced by the layers that they match."""
+    """The stages with patterns replaced by the layers that they match.
+
+    Raises PlanRefused where they do not fit the model.
+    """
     known = {name for name, _ in model.named_modules()}
     for number, stage in enumerate(stages):
         if stage.first and stage.first not in known:
@@ -134,7 +140,10 @@ def resolved(stages: Sequence[Stage], job: Job, model: nn.Module, shards: int, s
 
 
 def pipeline_stages(job: Job, model: nn.Module, shards: int, workers: int) -> tuple[Stage, ...]:
-    """At most as many stages as there are parts with parameters; further workers replicate the heaviest."""
+    """At most as many stages as there are parts with parameters; further workers replicate the heaviest.
+
+    Raises PlanRefused where there is no such part.
+    """
     parts = chain_of(model)
     recording = _record(job, model, shards, parts)
     work = work_of(recording, model, parts)

@@ -74,7 +74,10 @@ class Report:
         return self.prediction.seconds / self.seconds_per_step - 1
 
     def state_dict(self) -> "dict[str, Tensor]":
-        """The trained weights, under the names that the model's `load_state_dict` takes."""
+        """The trained weights, under the names that the model's `load_state_dict` takes.
+
+        Raises RuntimeError where the run did not bring them home: on workers other than 0, and with a memory limit.
+        """
         from safetensors.torch import load
 
         if self.weights_file is None:

@@ -113,6 +113,8 @@ def test_what_cannot_be_is_refused_by_name() -> None:
 def test_batches_that_cannot_be_cut_are_refused() -> None:
     with samestep.Trainer(JOB) as trainer, pytest.raises(JobRefused, match="no data to take steps over"):
         next(trainer.steps())
+    with samestep.Trainer(JOB) as trainer, pytest.raises(JobRefused, match="no data to take steps over"):
+        trainer.step()
     with samestep.Trainer(JOB) as trainer, pytest.raises(Refused, match="has no tensor with rows"):
         trainer.step("rows")
     with samestep.Trainer(JOB) as trainer, pytest.raises(Refused, match="of 4 and of 3 rows"):

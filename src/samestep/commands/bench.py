@@ -1,6 +1,5 @@
 """`samestep bench`."""
 
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any
 
 import click
 
-from samestep.commands.ending import exit_codes, stopping
+from samestep.commands.ending import exit_codes, print_json, stopping
 from samestep.commands.options import PLANNING, make_request
 from samestep.errors import PlanRefused
 from samestep.launch.environment import physical_cores
@@ -102,7 +101,7 @@ def bench(
         if svg is not None:
             Path(svg).write_text(svg_of(verdict, f"A step of {job}"))
         if as_json:
-            print(json.dumps(verdict.as_json()), flush=True)
+            print_json(verdict.as_json())
 
 
 def _verdict(request: Request, pace: Any, only: str, *, warm_heap: bool, say: Callable[[str], None]) -> Any:
@@ -142,4 +141,4 @@ def _policies(
     if svg is not None:
         Path(svg).write_text(svg_of(found, f"Training {request.function} of {Path(str(request.file)).name}"))
     if as_json:
-        print(json.dumps(found.as_json()), flush=True)
+        print_json(found.as_json())

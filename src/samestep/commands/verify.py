@@ -1,6 +1,5 @@
 """`samestep verify`: a job of ours, or with `--script` anybody's training script."""
 
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -9,13 +8,16 @@ from typing import Any
 
 import click
 
-from samestep.commands.ending import exit_codes
+from samestep.commands.ending import exit_codes, print_json
 from samestep.commands.options import PLANNING, make_request
 from samestep.errors import PlanRefused, Refused
 from samestep.launch.environment import world
 from samestep.launch.launcher import Launcher
 
-SCRIPT_STEPS, SCRIPT_WORKERS, SCRIPT_SECONDS = 3, 2, 60.0
+FOR_SCRIPTS = {"workers": 2, "steps": 3}
+"""What `--script` takes of a job's options, and the defaults."""
+
+SCRIPT_SECONDS = 60.0
 
 
 def verifying_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,7 +32,11 @@ def verifying_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @verifying_options
 @click.option("--script", type=click.Path(dir_okay=False), help="A PyTorch script instead; words after it are its own.")
 @click.option("--reference-arguments", help="With --script: its arguments on one process, in one string.")
-@click.option("--timeout", type=float, help="With --script: seconds that a run may take. Default: 60.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --script: seconds that a run may take. Default: 60.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as the last line of stdout.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def verify(
@@ -49,9 +55,9 @@ def verify(
     """
     with exit_codes():
         if script is not None:
-            given = [name for name in ("plan", "assign", "transport", "shards", "codec", "sync") if options[name]]
-            if given or settings:
-                raise Refused(f"--{given[0] if given else 'set'} is for jobs of samestep's, and --script runs a script")
+            if (given := given_for_jobs(options)) or settings:
+                name = given[0].replace("_", "-") if given else "set"
+                raise Refused(f"--{name} is for jobs of samestep's, and --script runs a script")
             is_same = _script(Path(script), words, options, reference_arguments, timeout, as_json=as_json)
         else:
             if timeout is not None or reference_arguments is not None:
@@ -68,6 +74,12 @@ def verify(
         sys.exit(1)
 
 
+def given_for_jobs(options: dict[str, Any]) -> list[str]:
+    """Options that a script has no use for. 0 is given, too: nobody should think that it was heard."""
+    unasked = {"device": "cpu", "probe": False}
+    return [n for n, v in options.items() if n not in FOR_SCRIPTS and v != unasked.get(n)]
+
+
 def _job(job: str, settings: tuple[str, ...], options: dict[str, Any], *, as_json: bool, quiet: bool) -> bool:
     others = world()
     if others is not None and others.size > 1:
@@ -80,7 +92,7 @@ def _job(job: str, settings: tuple[str, ...], options: dict[str, Any], *, as_jso
         verdict = found_by(request, launcher, say)
     print(verdict.text())
     if as_json:
-        print(json.dumps(verdict.as_json()), flush=True)
+        print_json(verdict.as_json())
     return verdict.is_same
 
 
@@ -90,10 +102,12 @@ def _script(
 ) -> bool:  # fmt: skip
     from samestep.proof.scripts.running import verify_script  # imports torch
 
-    workers, steps = options["workers"] or SCRIPT_WORKERS, options["steps"] or SCRIPT_STEPS
+    asked = FOR_SCRIPTS | {name: options[name] for name in FOR_SCRIPTS if options[name] is not None}
     reference = None if alone is None else shlex.split(alone)
-    verdict = verify_script(script, arguments, workers, steps, timeout or SCRIPT_SECONDS, reference)
+    verdict = verify_script(
+        script, arguments, timeout=timeout or SCRIPT_SECONDS, reference_arguments=reference, **asked
+    )
     print(verdict)
     if as_json:
-        print(json.dumps(verdict.as_json()), flush=True)
+        print_json(verdict.as_json())
     return not verdict.findings

@@ -44,6 +44,8 @@ def build(
 
     hosts: the host of every worker, where a launcher has started them. made: a job that exists already. decision:
     on the request's plan, where the planner made it.
+
+    Raises JobRefused or PlanRefused for what cannot be run.
     """
     if request.memory_limit is not None:
         heap.keep_compact()
@@ -117,7 +119,10 @@ def job_of(request: Request, made: Job | None = None) -> tuple[Job, dict[str, An
 
 
 def recorded(job: Job, request: Request) -> Recording:
-    """The model without memory, for a run in which no process may hold the whole of it."""
+    """The model without memory, for a run in which no process may hold the whole of it.
+
+    Raises JobRefused or PlanRefused for what needs the whole.
+    """
     if isinstance(job.model, nn.Module):
         raise JobRefused(
             f"Job.model is a {type(job.model).__name__} that exists already, and --memory-limit wants each worker to "

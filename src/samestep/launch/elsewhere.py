@@ -50,7 +50,7 @@ def is_from_description(request: Request, cluster: Cluster) -> bool:
 def costs_elsewhere(
     request: Request, job: Job, model: nn.Module, initial: Recording | None, chosen: dict[str, Any], cluster: Cluster
 ) -> tuple[Profile, Cluster]:
-    """The profile, and the cluster with the speeds that belong to it."""
+    """The profile, and the cluster with the speeds that belong to it. Raises PlanRefused."""
     asked = dataclasses.replace(request, plan_is_asked=True, workers=None)
     if (why := reason_to_leave(asked, job)) is not None:
         raise PlanRefused(f"no plan can be found for a cluster: {why}")

@@ -115,7 +115,10 @@ SLURM_PORTS = range(20_000, 30_000)  # below those that the system gives to conn
 
 
 def world_of(env: Mapping[str, str]) -> World | None:
-    """torchrun, Ray Train and whoever sets torch's variables; srun; Kubernetes' trainer, one process per pod."""
+    """torchrun, Ray Train and whoever sets torch's variables; srun; Kubernetes' trainer, one process per pod.
+
+    Raises PlanRefused for a pod that is to run several.
+    """
     run, epoch = env.get("TORCHELASTIC_RUN_ID", "none"), int(env.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if "RANK" in env or "WORLD_SIZE" in env:
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "the environment"

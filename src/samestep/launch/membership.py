@@ -248,7 +248,10 @@ def spelled(ranks: Sequence[int]) -> str:
 
 
 def connect(world: World, timeout: float) -> Any:
-    """The store at which the workers meet; worker 0 opens it, on that address alone, if there is none yet."""
+    """The store at which the workers meet; worker 0 opens it, on that address alone, if there is none yet.
+
+    Raises TrainingFailed where nobody is found in time.
+    """
     if dist.is_initialized() and dist.get_world_size() == world.size:  # by Ray Train, or the user's script
         store: Any = distributed_c10d._get_default_store()
         store = store.clone()  # a connection of its own, with a timeout of its own

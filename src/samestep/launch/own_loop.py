@@ -46,8 +46,9 @@ class Trainer:
         that workers wait for one another.
     warnings: what differs from the checkpoint that training goes on from.
 
-    Every method must be called by all workers alike. Raises Refused when the job or plan cannot be run, or when the
-    workers are not alike; TrainingFailed when training fails, naming who.
+    Every method must be called by all workers alike. Raises Refused when the job, plan or checkpoint cannot be run, or
+    when the workers are not alike; TrainingFailed when training fails, naming who. So does every method that computes:
+    Disagreement where workers hold different values or make different calls, LossNotFinite, PeerLost.
     """
 
     def __init__(self, job: Job | Callable[..., Job], *, plan: Plan | str = "data", **options: Any) -> None:
@@ -116,18 +117,26 @@ class Trainer:
         return self._training.num_steps
 
     def steps(self) -> Iterator[StepResult]:
-        """Train on the job's own data to the job's own end; yields after every step."""
-        if self._training.job.data is None:
-            raise JobRefused("the job has no data to take steps over: give Job.data, or batches to Trainer.step")
+        """Train on the job's own data to the job's own end; yields after every step. Raises JobRefused without data."""
+        self._check_data()
         while self._training.step_number < self._training.num_steps:
             yield self.step()
 
     def step(self, batch: Any = None) -> StepResult:
-        """Train on `batch`, the whole one and the same on every worker; without one, on the job's next batch."""
+        """Train on `batch`, the whole one and the same on every worker; without one, on the job's next batch.
+
+        Raises JobRefused where there is neither.
+        """
+        if batch is None:
+            self._check_data()
         with self._explaining():
             found = self._training.step() if batch is None else self._training.step_on(batch)
             self._step_number = found.number + 1
             return found
+
+    def _check_data(self) -> None:
+        if self._training.job.data is None:
+            raise JobRefused("the job has no data to take steps over: give Job.data, or batches to Trainer.step")
 
     def evaluate(self) -> dict[str, float]:
         """The metrics over Job.evaluate."""
@@ -140,7 +149,7 @@ class Trainer:
             return self._training.digest()
 
     def save(self, path: str | Path) -> None:
-        """Write the weights as safetensors; worker 0 writes."""
+        """Write the weights as safetensors; worker 0 writes, and raises OSError where it cannot."""
         with self._explaining():
             weights = self._training.weights()
             if self.rank == 0:

@@ -127,7 +127,7 @@ def _stages(
                 f"--plan {request.plan} says which worker computes which stage: leave --workers and --assign out"
             )
         source = f"--plan {request.plan}"
-        return resolved(parse_stages(fields["stage"], source), job, model, shards, source)
+        return resolved(parse_stages(fields["stage"]), job, model, shards, source)
     if request.plan in ("auto", "data"):
         if request.slices is not None:
             raise PlanRefused("--slices needs a plan that slices layers: add --plan hybrid or --plan slices")

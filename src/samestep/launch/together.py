@@ -201,7 +201,7 @@ def check_shared_folder(membership: Membership, request: Request, transport: Tra
 
 
 def meet(membership: Membership, run: Run, prepared: Prepared) -> tuple[SharedTransport, Shared]:
-    """Share memory with the workers of this host."""
+    """Share memory with the workers of this host. Raises PeerLost when one does not come."""
     try:
         return _meet(membership, run, prepared)
     except PeerLost as error:  # which numbers the workers of the host only

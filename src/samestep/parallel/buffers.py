@@ -51,7 +51,10 @@ class Buffers:
         self._fresh.difference_update(only)
 
     def end_shard(self, shard: int, only: Iterable[int] | None = None) -> bytes:
-        """Write what the shard changed to its board; one byte per buffer says what that is."""
+        """Write what the shard changed to its board; one byte per buffer says what that is.
+
+        Raises JobRefused where a buffer has another shape or type now.
+        """
         changed = bytearray(len(self.values))
         for i in range(len(self.values)) if only is None else only:
             value = self.values[i]

@@ -6,8 +6,6 @@
     passing                 a + S/b
     reduce-scatter          (n-1) a + (n-1)/n S/b       ring; all-gather is the same backwards
     all-reduce, ring        2 (n-1) a + 2 (n-1)/n S/b
-    all-reduce, direct      2 a + 2 (n-1)/n S/b         everybody to everybody: a ring's bytes in two rounds
-    broadcast               the less of a tree, ceil(log2 n) (a + S/b), and of scattering and gathering
 
 Every curve is monotone in S and in n, continuous in S, and zero for one worker. A ring is as fast as its slowest
 link. Thakur, Rabenseifner, Gropp 2005, "Optimization of collective communication operations in MPICH".
@@ -55,30 +53,6 @@ def all_gather(link: Link, workers: int, nbytes: float) -> float:
 def all_reduce(link: Link, workers: int, nbytes: float) -> float:
     """Seconds of a ring: a reduce-scatter, then an all-gather."""
     return reduce_scatter(link, workers, nbytes) + all_gather(link, workers, nbytes)
-
-
-def direct_all_reduce(link: Link, workers: int, nbytes: float) -> float:
-    """Seconds when everybody sends to everybody at once: the ring's bytes, two rounds of messages."""
-    rounds = 2 if workers > 1 else 0
-    return rounds * link.latency + 2 * _rest(workers) * nbytes / link.bandwidth
-
-
-def broadcast(link: Link, workers: int, nbytes: float) -> float:
-    """Seconds until n workers have what one of them had: by a tree, or in parts when it is large."""
-    rounds = (workers - 1).bit_length()
-    tree = rounds * passing(link, nbytes)
-    scatter = rounds * link.latency + _rest(workers) * nbytes / link.bandwidth
-    return min(tree, scatter + all_gather(link, workers, nbytes))
-
-
-def two_level_all_reduce(fast: Link, slow: Link, per_group: int, groups: int, nbytes: float) -> float:
-    """Seconds of an all-reduce of `groups` groups of `per_group` workers each.
-
-    `fast` is a worker's link within its group; `slow` is what a group shares to reach the others. A part per member
-    is summed within each group, then across, then gathered: the slow link sees a ring's bytes once per group.
-    """
-    within = reduce_scatter(fast, per_group, nbytes) + all_gather(fast, per_group, nbytes)
-    return within + all_reduce(slow, groups, nbytes)
 
 
 def _rest(workers: int) -> float:

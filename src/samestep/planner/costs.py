@@ -20,9 +20,6 @@ class Pair:
     def scaled(self, factor: float) -> "Pair":
         return Pair(self.forward * factor, self.backward * factor)
 
-    def plus(self, other: "Pair") -> "Pair":
-        return Pair(self.forward + other.forward, self.backward + other.backward)
-
 
 @dataclass(frozen=True)
 class Table:

@@ -62,10 +62,10 @@ def paced(chain: Chain, cluster: Cluster, threads: int = 1) -> Cluster:
     """The cluster with the speeds of all workers relative to its first host, whose costs `described` gives."""
     if len({(host.flops, host.memory_bandwidth, host.cores) for host in cluster.hosts}) == 1:
         return cluster
-    first = _pass_seconds(chain, cluster.hosts[0], cluster, threads)
+    first = _pass_seconds(chain, cluster.hosts[0], threads)
 
     def faster(host: Host) -> Host:
-        ratio = first / _pass_seconds(chain, host, cluster, threads)
+        ratio = first / _pass_seconds(chain, host, threads)
         return replace(host, speeds=tuple(ratio * speed for speed in host.speeds or (1.0,) * host.workers))
 
     return replace(cluster, hosts=tuple(map(faster, cluster.hosts)))
@@ -84,7 +84,7 @@ def share_of(host: Host, threads: int, workers: int) -> Share:
     return Share(host.flops * cores, COPIED * host.memory_bandwidth / workers)
 
 
-def _pass_seconds(chain: Chain, host: Host, cluster: Cluster, threads: int) -> float:
+def _pass_seconds(chain: Chain, host: Host, threads: int) -> float:
     """A shard forward and backward while all workers of a host compute."""
     whole = _table(chain, share_of(host, threads, host.workers), host.workers, 0.0, False).whole
     return whole.forward + whole.backward

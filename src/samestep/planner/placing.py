@@ -85,7 +85,7 @@ def place(plan: Plan, chain: Chain) -> Placed:
 
 
 def starts_of(stages: Sequence[Stage], chain: Chain) -> list[int]:
-    """The first unit of every stage."""
+    """The first unit of every stage. Raises PlanRefused for one at which nothing was measured."""
     names = [unit.name for unit in chain.units]
     found = [0]
     for stage in stages[1:]:

@@ -60,10 +60,6 @@ def embedding_parameters(model: Transformer) -> int:
     return (model.vocabulary + model.sequence) * model.hidden
 
 
-def parameters(model: Transformer) -> int:
-    return model.layers * layer_parameters(model) + embedding_parameters(model)
-
-
 def layer_matmul_flops(model: Transformer, rows: int) -> float:
     """Forward FLOPs of a layer's four weights for a microbatch of `rows` sequences: 24 b s h^2."""
     return 24 * rows * model.sequence * model.hidden**2
@@ -84,21 +80,6 @@ def layer_flops(model: Transformer, rows: int) -> float:
     return layer_matmul_flops(model, rows) + attention_flops(model, rows)
 
 
-def recomputed_flops(model: Transformer, rows: int, recompute: str) -> float:
-    """FLOPs of a layer that backward computes again."""
-    return {"none": 0.0, "selective": attention_flops(model, rows), "full": layer_flops(model, rows)}[recompute]
-
-
-def step_flops(model: Transformer, rows: int, recompute: str = "none") -> float:
-    """FLOPs of a whole step, backward twice the forward.
-
-    With full recomputation 96 b s l h^2 (1 + s/(6h) + V/(16 l h)), without 72 b s l h^2 (1 + s/(6h) + V/(12 l h))
-    (Narayanan et al., eq. 3; Korthikanti et al., appendix A).
-    """
-    layer = 3 * layer_flops(model, rows) + recomputed_flops(model, rows, recompute)
-    return model.layers * layer + 3 * head_flops(model, rows)
-
-
 def kept_bytes(model: Transformer, rows: int, slicing: Slicing) -> float:
     """Bytes of activations that a worker keeps per layer and microbatch (Korthikanti et al., table 2)."""
     values = rows * model.sequence * model.hidden
@@ -113,11 +94,3 @@ def kept_bytes(model: Transformer, rows: int, slicing: Slicing) -> float:
 def crossing_bytes(model: Transformer, rows: int) -> float:
     """Bytes of a microbatch between two layers, and of every exchange of a sliced layer: 2 b s h."""
     return HALF * rows * model.sequence * model.hidden
-
-
-def exchanges(recompute: str) -> int:
-    """All-reduces of a sliced layer, forward and backward: two each, and two more when forward is done again.
-
-    With sequence parallelism each is a reduce-scatter and an all-gather: the same bytes (Korthikanti et al., 4.2.2).
-    """
-    return 6 if recompute == "full" else 4

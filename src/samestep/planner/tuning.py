@@ -8,7 +8,6 @@ finds on top.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MOST_SHARDS = 8
 ALLOWED = 1.05  # of the fastest time, for more shards
 SHARDS = (1, 2, 4, 8)
 

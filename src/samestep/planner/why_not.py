@@ -113,7 +113,7 @@ def written(decision: Decision, text: str, source: str) -> Plan:
     fields = parse_fields(text, source)
     check_numerics(decision, parse_line(fields["numerics"], source))
     if "stage" in fields:
-        stages = [resolved(decision, stage) for stage in parse_stages(fields["stage"], source)]
+        stages = [resolved(decision, stage) for stage in parse_stages(fields["stage"])]
         plan = staged(decision, stages, **{name: fields[name] for name in OPTIONS if name in fields})
     else:
         plan = Plan(decision.numerics, tuple(fields["assign"]))

@@ -71,6 +71,8 @@ def schedule_of(
     """One step of worker `rank`. `order` is a name of `pipeline.ORDERS`, or what `written.parse_order` read.
 
     stale: an update uses the gradients of so many steps ago; filling: in this step there are none yet.
+
+    Raises PlanRefused for a depth below 1, and for shards that cannot meet.
     """
     if lockstep:
         work: Iterable[Action] = in_lockstep(grid, rank)
@@ -84,7 +86,7 @@ def schedule_of(
 
 
 def in_lockstep(grid: Grid, rank: int) -> Iterator[Action]:
-    """All shards of the worker at once, because some layer makes shards meet."""
+    """All shards of the worker at once, because some layer makes shards meet. Raises PlanRefused where they cannot."""
     if len(grid.stages) > 1 or any(grid.stages[0].sliced):
         raise PlanRefused(
             "shards that meet in synchronized batch normalization need the whole model on every worker; this plan has "

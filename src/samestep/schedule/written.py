@@ -24,6 +24,7 @@ def parse_order(order: str | Sequence[str], grid: Grid, source: str = "order") -
     """The work of every worker, complete and in an order that its own shards allow.
 
     Whether the workers' lists fit one another is for `checker.check`. A text has one line per worker.
+    Raises PlanRefused for what is no such order.
     """
     lines = order.splitlines() if isinstance(order, str) else order
     if len(lines) != grid.num_workers:

@@ -67,7 +67,7 @@ class Meeting:
 
     @staticmethod
     def join(name: str, rank: int, size: int) -> "Meeting":
-        """For the others."""
+        """For the others. Raises PeerLost when the first is gone."""
         end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             end.connect(f"\0{name}")
