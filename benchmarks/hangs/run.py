@@ -190,7 +190,7 @@ KINDS = {
     "native code computes": Kind(fault("native loop"), NOT_ENTERED + "native_loop, running for"),
     "memory exhausted": Kind(exhausted, "^worker 2 was killed by SIGKILL at step 3: the memory of its control group"),
     "slow x10": Kind(
-        fault("slow", "--set", "pace=0.05", "--set", "step=31", "--set", "steps=2000"),
+        fault("slow", "--rebalance", "off", "--set", "pace=0.05", "--set", "step=31", "--set", "steps=2000"),
         "^worker 2 is slow, in .*a step takes it .* of its own and took it",
     ),
 }
