@@ -353,7 +353,7 @@ def test_statistics_over_the_whole_batch_are_refused() -> None:
     with pytest.raises(PlanRefused, match=r"local\(2\) runs on CPUs so far, and --device is cuda"):
         check_local(Plan(Numerics(shards=4, sync="local(2)"), (4,)), "cuda")
     staged = Plan.staged(Numerics(shards=4, sync="local(2)"), [Stage("", (0,), (4,))])
-    with pytest.raises(PlanRefused, match="1 stages"):
+    with pytest.raises(PlanRefused, match="1 stage, "):
         logical_of(staged)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from samestep.api import train, verify
     from samestep.callbacks import JsonLines, TensorBoard
-    from samestep.errors import Refused, SamestepError, TrainingFailed
+    from samestep.errors import Disagreement, Interrupted, Refused, SamestepError, TrainingFailed
     from samestep.files import Files
     from samestep.job import Job
     from samestep.launch.own_loop import Trainer
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Disagreement",
     "Files",
+    "Interrupted",
     "Job",
     "JsonLines",
     "Ordered",
@@ -37,7 +39,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Disagreement": "samestep.errors",
     "Files": "samestep.files",
+    "Interrupted": "samestep.errors",
     "Job": "samestep.job",
     "JsonLines": "samestep.callbacks",
     "Ordered": "samestep.ordered",

@@ -51,6 +51,7 @@ def train(
     allow_nan: bool = False,
     trace_steps: int | None = None,
     stall: float = 30.0,
+    timeout: float = 300.0,
     launcher: Launcher | None = None,
     watcher: Watcher | None = None,
 ) -> Report:
@@ -60,6 +61,7 @@ def train(
     settings: the function's arguments, plain values.
     The other arguments are those of `samestep train --help`; `plan` may be a `Plan` or a file.
     stall: a run that is held up prints within so many seconds by what, on stderr, and waits on (docs/hangs.md).
+    timeout: seconds that workers which a launcher has started wait for one another before the run fails.
     trace_steps: the report's `traces` hold the last so many steps, action by action.
     launcher: a fork server to use again for many runs; by default one is started and stopped.
     watcher: gets every event of the run; by default only what holds it up is shown.
@@ -71,7 +73,7 @@ def train(
     `if __name__ == "__main__":`.
 
     Raises Refused when the job, plan or checkpoint cannot be run, TrainingFailed when training
-    fails, samestep.errors.Interrupted on Ctrl-C.
+    fails, Interrupted on Ctrl-C.
     """
     request = _request(
         job,
@@ -102,6 +104,7 @@ def train(
         allow_nan=allow_nan,
         trace_steps=trace_steps,
         stall=stall,
+        timeout=timeout,
         want_weights=memory_limit is None,
     )
     if launcher is not None:

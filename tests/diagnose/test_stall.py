@@ -239,6 +239,13 @@ def test_all_slower_together_is_a_busy_machine_and_no_alarm() -> None:
     assert find(workers(paced(0, 0.4), paced(1, 0.9), paced(2, 0.5)), PATIENCE) is None
 
 
+def test_nor_is_the_one_that_the_others_wait_for_right_now() -> None:
+    waiting = replace(waiter(0, 1), pace=Pace(0.5, 0.1, 0.6))
+    assert find(workers(waiting, paced(1, 0.9)), PATIENCE) is None
+    waiting = replace(waiter(0, 1), pace=Pace(0.1, 0.1, 0.6))
+    assert stall(waiting, paced(1, 0.9)).kind == Kind.SLOW
+
+
 def test_a_worker_that_was_always_slower_than_the_others_is_no_alarm() -> None:
     assert find(workers(paced(0, 0.1), paced(1, 1.0, 1.0)), PATIENCE) is None
 

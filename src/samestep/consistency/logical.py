@@ -58,7 +58,8 @@ def logical_of(plan: Plan) -> Logical | None:
     if plan.stages:
         raise PlanRefused(
             f"{policy} gives every logical worker parameters of its own, and this plan spreads one model over workers "
-            f"({len(plan.stages)} stages, slices {numerics.slices}): use --plan data, or --sync exact"
+            f"({len(plan.stages)} stage{'s' * (len(plan.stages) > 1)}, slices {numerics.slices}): use --plan data, or "
+            "--sync exact"
         )
     if numerics.sync_batchnorm:
         raise PlanRefused(

@@ -44,7 +44,8 @@ def check_stale(plan: Plan, device: str = "cpu") -> None:
         return
     if plan.stages:
         raise PlanRefused(
-            f"stale({stale}) lets gradients take {stale} more steps to come; this plan ({len(plan.stages)} stages, "
+            f"stale({stale}) lets gradients take {stale} more steps to come; this plan "
+            f"({len(plan.stages)} stage{'s' * (len(plan.stages) > 1)}, "
             f"slices {plan.numerics.slices}) moves activations, for which the step itself waits: "
             "use --plan data, or --sync exact"
         )

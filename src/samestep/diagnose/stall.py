@@ -190,9 +190,7 @@ def of_last(last: Worker, workers: Mapping[int, Worker], patience: float) -> Sta
     """The stall by a worker that others wait for and who waits for nobody."""
     if last.still >= patience:
         return of_culprit(last, hold(last), workers)
-    if last.pace is not None and last.pace.is_slow:
-        return of_culprit(last, Kind.SLOW, workers)
-    return None
+    return of_culprit(last, Kind.SLOW, workers) if is_slower(last, workers) else None
 
 
 def hold(worker: Worker) -> Kind:
@@ -220,16 +218,17 @@ def blocked_by(worker: Worker, workers: Mapping[int, Worker]) -> tuple[int, ...]
 
 
 def slowest(workers: Mapping[int, Worker]) -> Stall | None:
-    """A worker that takes much longer than it used to, while the others do not."""
-    known = [(worker.pace.ratio, worker) for worker in workers.values() if worker.pace is not None]
-    if len(known) < 2:
+    """A worker that takes much longer than it used to, though nobody waits for it right now."""
+    if sum(worker.pace is not None for worker in workers.values()) < 2:
         return None
-    _, worker = max(known, key=lambda one: one[0])
-    others = max(other for other, one in known if one is not worker)
-    assert worker.pace is not None
-    if not worker.pace.is_slow or others > ALIKE or worker.process.is_stopped:  # who is stopped is told so, in its time
-        return None
-    return of_culprit(worker, Kind.SLOW, workers)
+    found = next((worker for worker in workers.values() if is_slower(worker, workers)), None)
+    return None if found is None or found.process.is_stopped else of_culprit(found, Kind.SLOW, workers)
+
+
+def is_slower(worker: Worker, workers: Mapping[int, Worker]) -> bool:
+    """Than it used to be, while the others are not: where all get slower, it is the machine."""
+    others = [one.pace.ratio for one in workers.values() if one.pace is not None and one is not worker]
+    return worker.pace is not None and worker.pace.is_slow and max(others, default=0.0) <= ALIKE
 
 
 # ------------------------------------------------------------------------------------------------------ in words
