@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-SHARE = 0.009  # of the time; with what it takes from caches, and from others who wait, it costs twice as much
+SHARE = 0.009  # of the time; with what it takes from caches, and from others who wait, it costs up to 2 %
 RECENT = 32  # measurements that count
 
 
