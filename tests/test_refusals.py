@@ -150,6 +150,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no threads": ({"threads": 0}, ["--threads 0", "at least 1"]),
     "unknown transport": ({"transport": "mpi"}, ["'mpi'", "processes, threads"]),
     "no steps": ({"steps": 0}, ["--steps 0", "at least 1"]),
+    "no time to wait": ({"timeout": 0}, ["--timeout 0", "above 0"]),
     "negative epochs": ({"epochs": -1}, ["--epochs -1", "at least 1"]),
     "negative seed": ({"seed": -1}, ["--seed -1", "at least 0"]),
     "half a step": ({"steps": 1.5}, ["--steps 1.5", "whole number"]),
