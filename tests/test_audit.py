@@ -1,6 +1,9 @@
 """Audits and the ledger, in whole runs."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 import samestep
+from commands import free_port
 from samestep.cli import main
 from samestep.errors import Refused, TrainingFailed
 from samestep.launch.launcher import Launcher
@@ -91,10 +95,34 @@ def test_steps_are_done_again_on_each_host(hosts: tuple[int, ...], launcher: Lau
     assert "optimizer state momentum_buffer" in text
 
 
-def test_steps_that_nobody_can_do_again_name_nobody(launcher: Launcher) -> None:
-    text = caught(launcher, {**UNWATCHED, "kind": "parameter", "made": False}, audit=4, **HOSTS)
+@pytest.mark.parametrize("worker", [0, 1])
+def test_steps_are_done_again_for_each_of_two_workers_of_one_host(worker: int, launcher: Launcher) -> None:
+    """A constant that each of them has."""
+    text = caught(launcher, {**UNWATCHED, "kind": "buffer", "tensor": 0, "worker": worker}, audit=4, workers=2)
+    assert "buffer mask differs between worker 0 and worker 1" in text
+    assert f"culprit is worker {worker}: " in text
+    assert f"worker {1 - worker} by 0 in all" in text
+
+
+@pytest.mark.parametrize("why", [{"made": False}, {"longest": 0.0}])
+def test_steps_that_nobody_can_do_again_name_nobody(why: dict[str, Any], launcher: Launcher) -> None:
+    text = caught(launcher, {**UNWATCHED, "kind": "parameter", **why}, audit=4, **HOSTS)
     assert "As many are on either side: a third host" in text
     assert "culprit" not in text
+
+
+def test_steps_on_batches_of_ones_own_are_not_done_again() -> None:
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, str(FOLDER.parent / "scripts" / "flipped_constant.py")]
+    started = [
+        subprocess.Popen(script, env={**os.environ, **world, "RANK": rank}, text=True, stderr=subprocess.PIPE)
+        for rank in "01"
+    ]
+    texts = [process.communicate(timeout=60)[1] for process in started]
+    assert all(process.returncode for process in started)
+    for text in texts:
+        assert "buffer mask differs between worker 0 and worker 1" in text
+        assert "As many are on either side: a third host" in text
 
 
 def test_steps_are_done_again_from_a_checkpoint(launcher: Launcher, tmp_path: Path) -> None:

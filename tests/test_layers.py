@@ -26,6 +26,7 @@ LAYERS: dict[str, int] = {
     "heap": 1,
     "unnamed": 1,
     "units": 1,
+    "finite_json": 1,
     # what, with what, who; and the bytes between them
     "job": 2,
     "plan": 2,
@@ -58,6 +59,7 @@ LAYERS: dict[str, int] = {
     "parallel": 4,
     # plan + job -> this worker's part; the state of a run
     "prepared": 5,
+    "executor_inputs": 5,
     "shared_memory": 5,
     "logical_workers": 5,
     "parallelize": 5,

@@ -134,8 +134,7 @@ def verify(
 
     The verdict's `is_same` says it all; its `findings` name the first value that differs, and why.
 
-    Raises Refused when the job or plan cannot be run, TrainingFailed when a run fails, samestep.errors.Interrupted on
-    Ctrl-C.
+    Raises Refused when the job or plan cannot be run, TrainingFailed when a run fails, Interrupted on Ctrl-C.
     """
     known = ("workers", "shards", "slices", "threads", "transport", "profile", "numerics", "codec", "sync", "steps",
              "seed", "allow_nan")  # fmt: skip

@@ -29,7 +29,7 @@ from samestep.inquiry import SETTINGS, Inquiry
 from samestep.job import Job
 from samestep.parallel.executor import Executor
 from samestep.prepared import Prepared
-from samestep.replay import Base, Replay
+from samestep.replay import Replay
 from samestep.schedule import actions
 from samestep.watch import Change, Watch, state_parts
 
@@ -164,10 +164,10 @@ class Audit:
         self._last_good = self._step = step
         self._good = dict(steady_fingerprints(self.executor))
 
-    def saved(self, step: int, folder: Path) -> None:
-        """There is a checkpoint of what all had after so many steps."""
+    def checkpoints_in(self, root: Path) -> None:
+        """The run's own."""
         if self.replay is not None:
-            self.replay.saved.append(Base(step, folder))
+            self.replay.checkpoints = root
 
     def took_other_rows(self) -> None:
         """A batch that is not the job's own: nobody can do these steps again."""
@@ -182,7 +182,14 @@ class Audit:
         if bad:
             seconds = statistics.median(self.pace.steps) if self.pace.steps else 0.0
             raise Inquiry(
-                self.executor, self.job, self.watch, self._step, self._good, self._last_good, self.replay, seconds
+                executor=self.executor,
+                job=self.job,
+                watch=self.watch,
+                step=self._step,
+                good=self._good,
+                last_good=self._last_good,
+                replay=self.replay,
+                step_seconds=seconds,
             ).outcome(own, bad)
         self._good = own
         self._done.clear()

@@ -5,13 +5,12 @@ are forked, so it opens what it writes to at its first call.
 """
 
 import importlib.util
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from samestep.errors import JobRefused
+from samestep.finite_json import line_of
 
 
 class JsonLines:
@@ -32,10 +31,10 @@ class JsonLines:
     def __call__(self, step: int, loss: float, metrics: Mapping[str, float]) -> None:
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8", buffering=1)  # line by line
-        fields: dict[str, Any] = {"step": step, "loss": _finite(loss)}
+        fields: dict[str, Any] = {"step": step, "loss": loss}
         if metrics:
-            fields["metrics"] = {name: _finite(value) for name, value in metrics.items()}
-        self._file.write(json.dumps(fields) + "\n")
+            fields["metrics"] = metrics
+        self._file.write(line_of(fields) + "\n")
 
     def close(self) -> None:
         if self._file is not None:
@@ -71,7 +70,3 @@ class TensorBoard:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -43,6 +43,11 @@ def folder_of(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    """The optimizer steps that a checkpoint's folder is named after."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def temporary_of(root: Path, run: str) -> Path:
     """One per run, so that whoever watches the run can remove it."""
     return root / f".unfinished-{run}"

@@ -3,7 +3,7 @@
     settings             from the job's own optimizer and schedule, stepped anew
     what nothing trains  as it was at the last good audit
     anything             the majority
-    else                 one worker of each host does the steps again (replay.py), and the further copy is wrong
+    else                 a worker of each side does the steps again (replay.py), and the further copy is wrong
 
 All workers hear the same and come to the same sentence.
 """
@@ -69,17 +69,15 @@ class Inquiry:
         return Disagreement(text_of(first, self.step, self.last_good, [one.name for one in others], again))
 
     def _again(self, first: Difference) -> Again | None:
-        """One worker of each host does the steps again, and says how far its copy is from what it finds."""
-        transport, own = self.executor.transport, None
-        holders = sorted(worker for side in first.sides for worker in side)
-        host = transport.hosts[transport.rank]
-        if transport.rank == next((w for w in holders if transport.hosts[w] == host), None):
-            own = self._done_again(first.name)
+        """A worker of each side does the steps again, and says how far its copy is from what it finds. None where not
+        all of them can."""
+        transport, judges = self.executor.transport, [side[0] for side in first.sides]
+        own = self._done_again(first.name) if transport.rank in judges else None
         heard = [json.loads(record) for record in transport.exchange(json.dumps(own).encode())]
-        found = {rank: one for rank, one in enumerate(heard) if one is not None}
-        if not found:
+        told = {judge: heard[judge] for judge in judges}
+        if None in told.values():
             return None
-        return Again(next(iter(found.values()))[0], {rank: distance for rank, (_, distance) in found.items()})
+        return Again(told[judges[0]][0], {judge: off for judge, (_, off) in told.items()})
 
     def _done_again(self, name: str) -> tuple[str, float] | None:
         """From where the steps were done again, and how far this worker's copy is from what it should be."""

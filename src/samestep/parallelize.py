@@ -17,33 +17,30 @@ from samestep import streams
 from samestep.consistency.logical import logical_of
 from samestep.consistency.staleness import Bound, steps_stale, version_at
 from samestep.errors import JobRefused, PlanRefused
+from samestep.executor_inputs import between_hosts, inputs_of
 from samestep.job import Job
 from samestep.logical_workers import take_part_apart
 from samestep.loss import Objective
 from samestep.parallel.address_space import reserve
 from samestep.parallel.batchnorm import synchronise_batchnorm
-from samestep.parallel.between_hosts import BetweenHosts
 from samestep.parallel.buffers import Buffers
 from samestep.parallel.bundles import Bundles
 from samestep.parallel.cut import Cut, check_stages
-from samestep.parallel.edges import Edges
 from samestep.parallel.executor import Executor
 from samestep.parallel.gradients import Gradients, untie
 from samestep.parallel.heads import slice_attention
 from samestep.parallel.home import Home, num_published
 from samestep.parallel.initial import Recording
-from samestep.parallel.layout import Layout, Piece, dense
+from samestep.parallel.layout import Layout, dense
 from samestep.parallel.linear import Place, write_weight_gradients_once
 from samestep.parallel.network import Network, Way
 from samestep.parallel.reduce import TreeReduction
 from samestep.parallel.slices import SlicedLayer, SlicedRegion, SliceOf, copied, slice_layer, slice_sizes
 from samestep.parallel.stale import ExecutorStale, number_on_host, sets_of
-from samestep.parallel.stretches import Stretches
-from samestep.parallel.unchanged import Unchanged
 from samestep.parallel.undecorated import skip_dynamo_in_step, skip_dynamo_while_building
 from samestep.parallel.update import ELEMENTWISE, ShardedUpdate, check_optimizer, is_elementwise
 from samestep.plan import Plan
-from samestep.prepared import Names, Prepared, edges_of, entry_segments, hollow, homes_of, pieces_of, used_parameters
+from samestep.prepared import Names, Prepared, edges_of, entry_segments, hollow, homes_of, pieces_of
 from samestep.scheduler import make_scheduler
 from samestep.shared_memory import Shared
 from samestep.training_data import Note, first_shard, shard_batches, training_rows
@@ -176,15 +173,13 @@ def take_part(
     note: Note | None = None,
 ) -> Executor:
     """Worker `transport.rank`'s parts, ready for step `first_step`. note: is told the rows that it takes."""
-    if (logical := logical_of(plan)) is not None:
-        return take_part_apart(
-            job, plan, logical, prepared, shared, transport, first_step, allow_nan=allow_nan, note=note
-        )
-    rank, layout, stale = transport.rank, prepared.layout, steps_stale(plan)
-    homes = homes_of(prepared, plan)
-    gradients = Gradients(layout, shared.slots[rank][: num_published(plan, set(homes), rank)])
     if isinstance(job.loss, nn.Module):  # may hold the weights of classes
         job.loss.to(shared.parameters.device)
+    inputs = inputs_of(job, plan, prepared, transport, first_step, note, allow_nan)
+    if (logical := logical_of(plan)) is not None:
+        return take_part_apart(job, logical, shared, first_step, inputs)
+    rank, layout, homes, stale = transport.rank, prepared.layout, inputs["homes"], steps_stale(plan)
+    gradients = Gradients(layout, shared.slots[rank][: num_published(plan, set(homes), rank)])
     if prepared.initial is not None:
         fill(prepared, homes, rank, transport.hosts, job.seed)
         transport.fence()
@@ -199,7 +194,7 @@ def take_part(
             rank,
             pieces[rank],
             slots,
-            between_hosts(prepared, shared, transport, homes, pieces, edges, slots),
+            between_hosts(layout, shared, transport, homes, pieces, slots, edges),
             edges,
         )
         for slots in sets_of(shared.slots, counts, stale)
@@ -207,25 +202,15 @@ def take_part(
     if not stale and (between := reductions[0].between) is not None:
         gradients.when_folded = between.ready
     update = ShardedUpdate(prepared.optimizer, layout, pieces[rank])
-    batches = iter(()) if job.data is None else shard_batches(job, plan, rank, training_rows(job), first_step, note)
     buffers = Buffers(prepared.model, shared.boards)
     executor = Executor(
-        model=prepared.model,
-        objective=Objective(job.loss, job.forward),
-        plan=plan,
-        transport=transport,
-        layout=layout,
-        homes=homes,
+        **inputs,
         gradients=gradients,
         reduction=None if plan.workers == 1 and not stale else reductions[0],
         edges=edges,
         buffers=buffers,
-        unchanged=Unchanged(used_parameters(prepared, homes, rank)),
         update=update,
         scheduler=make_scheduler(job, prepared.optimizer),
-        next_batch=batches.__next__,
-        clip_grad_norm=job.clip_grad_norm,
-        allow_nan=allow_nan,
         network=network_of(prepared, plan, transport, buffers, gradients),
         whole=prepared.whole,
     )
@@ -235,23 +220,6 @@ def take_part(
     shared.versions[number_on_host(transport)] = version_at(first_step, stale)
     bound = Bound(stale, shared.versions)
     return ExecutorStale(**vars(executor), stale=stale, bound=bound, reductions=reductions, views=views)
-
-
-def between_hosts(
-    prepared: Prepared,
-    shared: Shared,
-    transport: Transport,
-    homes: Sequence[Home],
-    pieces: Sequence[Sequence[Piece]],
-    edges: Edges | None,
-    slots: Sequence[Sequence[Tensor]],
-) -> BetweenHosts | None:
-    """None where all workers are on one host."""
-    if transport.links is None:
-        return None
-    layout, own = prepared.layout, pieces[transport.rank]
-    stretches = Stretches(layout, homes, transport.hosts, pieces)
-    return BetweenHosts(layout, homes, transport, stretches, own, slots, shared.parameters, shared.folded, edges)
 
 
 def deal_anew(
@@ -272,7 +240,7 @@ def deal_anew(
     rank, homes = transport.rank, homes_of(prepared, plan)
     pieces = pieces_of(prepared, plan, homes, transport.hosts)
     assert [piece for piece, _ in executor.update.targets] == pieces[rank]
-    between = between_hosts(prepared, shared, transport, homes, pieces, None, shared.slots)
+    between = between_hosts(prepared.layout, shared, transport, homes, pieces, shared.slots)
     if between is not None and executor.between is not None:
         between.go_on_from(executor.between)
     executor.gradients.publish_in(shared.slots[rank][: num_published(plan, set(homes), rank)])

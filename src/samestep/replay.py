@@ -7,14 +7,13 @@ while a run is right; that a few seconds pass is no matter once it is wrong.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from samestep import snapshot, streams
-from samestep.checkpoint import read_description
-from samestep.errors import CheckpointRefused
+from samestep.checkpoint import finished, read_description, step_of
 from samestep.job import Job
 from samestep.parallel.executor import Executor
 from samestep.parallelize import divide, prepare, take_part
@@ -38,16 +37,20 @@ class Base:
 
 @dataclass
 class Replay:
-    """Of a run of `job`, whose model is made by a function and whose batches are its own."""
+    """Of a run of `job`, whose model is made by a function and whose batches are its own.
+
+    checkpoints: the folder of the run's own, if it has any.
+    """
 
     job: Job
     plan: Plan
-    saved: list[Base] = field(default_factory=list)  # checkpoints of this run, oldest first
+    checkpoints: Path | None = None
 
     def base(self, good: int) -> Base:
         """The last state there is from before step `good`, after which all copies were still equal."""
-        there = (base for base in reversed(self.saved) if base.step <= good and base.folder and base.folder.is_dir())
-        return next(there, Base())
+        there = [] if self.checkpoints is None else finished(self.checkpoints)
+        bases = [Base(step_of(folder), folder) for folder in there]
+        return max((base for base in bases if base.step <= good), key=lambda base: base.step, default=Base())
 
     def to(self, step: int, base: Base) -> tuple[Executor, Tensor]:
         """One worker after `step` steps, and the memory of its parameters. Raises what the job raises, and
@@ -60,10 +63,7 @@ class Replay:
         bind(prepared, shared)
         executor = take_part(job, plan, prepared, shared, fabric.endpoint(0), base.step, allow_nan=True)
         if base.folder is not None:
-            description = read_description(base.folder)
-            if description.step != base.step:
-                raise CheckpointRefused(f"checkpoint {base.folder} is of step {description.step}, not {base.step}")
-            snapshot.restore(executor, base.folder, description)
+            snapshot.restore(executor, base.folder, read_description(base.folder))
         order = job.row_order(training_rows(job).num_rows)
         for number in range(base.step, step):
             run_step(executor, number, order.batch_rows(number))

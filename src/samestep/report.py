@@ -1,11 +1,11 @@
 """What a finished run reports. Free of torch, so that commands start fast."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from samestep.finite_json import finite
 from samestep.prediction import Prediction
 from samestep.trace.worker_trace import WorkerTrace
 
@@ -87,16 +87,16 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """The fields of the last line that `--json` prints. JSON has no NaN and no infinity: null stands for them."""
-        return {
+        found = {
             "digest": self.digest,
-            "losses": [_finite(loss) for loss in self.losses],
+            "losses": self.losses,
             "seconds_per_step": self.seconds_per_step,
             "workers": self.workers,
             "assign": list(self.assign),
             "shards": self.shards,
             "numerics": self.numerics,
             "plan": self.plan,
-            "metrics": {name: _finite(value) for name, value in self.metrics.items()},
+            "metrics": self.metrics,
             "steps": self.steps,
             "rows_per_second": self.rows_per_second,
             "deals": [{"step": step, "assign": list(assign)} for step, assign in self.deals],
@@ -105,16 +105,13 @@ class Report:
             "times": [vars(time) for time in self.times],
             "predicted_seconds_per_step": None if self.prediction is None else self.prediction.seconds,
             "prediction_error": self.prediction_error,
-            "sync": dict(self.sync),
+            "sync": self.sync,
         }
+        return dict(finite(found))
 
     def __del__(self) -> None:
         if self.weights_file is not None:
             os.close(self.weights_file)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _read(file: int, size: int) -> list[bytes]:

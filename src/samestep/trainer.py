@@ -11,7 +11,7 @@ from samestep import snapshot
 from samestep.auditing import audit_of
 from samestep.batches import num_rows, rows_of
 from samestep.bookkeeping import Bookkeeping
-from samestep.checkpoint import Description, check_same, folder_of
+from samestep.checkpoint import Description, check_same
 from samestep.data import FirstRows, Rows, as_rows
 from samestep.errors import LossNotFinite
 from samestep.evaluate import evaluate
@@ -173,7 +173,7 @@ class Training:
                 self.audit.check_rest()
             snapshot.save(self.executor, self.step_number, root, run, self.fingerprint())
             if self.audit is not None:
-                self.audit.saved(self.step_number, folder_of(root, self.step_number))
+                self.audit.checkpoints_in(root)
 
     def restore(self, folder: Path, description: Description) -> list[str]:
         """Go on from a checkpoint; returns warnings. Raises CheckpointRefused when it is another job's."""
@@ -182,7 +182,7 @@ class Training:
             snapshot.restore(self.executor, folder, description)
         if self.audit is not None:
             self.audit.forget(self.step_number)
-            self.audit.saved(self.step_number, folder)
+            self.audit.checkpoints_in(folder.parent)
         return warnings
 
     def weights(self) -> dict[str, Tensor]:

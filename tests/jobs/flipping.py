@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn, optim
 
 import samestep
+from samestep import inquiry
 from samestep.consistency.pace import Pace
 from samestep.parallel.executor import Executor
 from samestep.parallel.layout import storage_order
@@ -47,17 +48,19 @@ def job(
     said: str = "",
     watched: bool = True,
     made: bool = True,
+    longest: float = 60.0,
 ) -> samestep.Job:
     """kind: of tensor, parameter, state, buffer or frozen. tensor, element: numbers, taken modulo as many as there are.
 
     The tensor's name is appended to the file `said`. watched: else memory at rest is looked at after audits only.
-    made: else the model is a module that nobody can make anew.
+    made: else the model is a module that nobody can make anew. longest: seconds that doing steps again may take.
     """
-    original, flipped = Executor.load, []
+    original, inquiry.LONGEST = Executor.load, longest
 
     def load(self: Executor, action: actions.Load, state: Any) -> None:
-        if state.number == at and self.transport.rank == worker and not flipped:
-            flipped.append(True)  # whoever does the step again has no flip
+        if (
+            state.number == at and self.transport.rank == worker and self.transport.size > 1
+        ):  # alone is who does it again
             name = flip(self, kind, tensor, element, bit)
             if said:
                 with Path(said).open("a") as file:

@@ -1,28 +1,19 @@
 """How a command ends: what was found as one line of JSON; what went wrong once, and the exit code says what it was."""
 
 import contextlib
-import json
-import math
 import signal
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from samestep.errors import Interrupted, Refused, SamestepError
+from samestep.finite_json import line_of
 from samestep.launch.outcome import WorkerError
 
 
 def print_json(found: Mapping[str, Any]) -> None:
-    """The last line of stdout. JSON has no NaN and no infinity: null stands for them."""
-    print(json.dumps(_finite(found), allow_nan=False), flush=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """The last line of stdout."""
+    print(line_of(found), flush=True)
 
 
 def show_error(error: SamestepError) -> None:

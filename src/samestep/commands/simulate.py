@@ -1,13 +1,12 @@
 """`samestep simulate`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from samestep.cluster import Cluster
-from samestep.commands.ending import exit_codes
+from samestep.commands.ending import exit_codes, print_json
 from samestep.commands.options import PLANNING, make_request, some_options
 from samestep.errors import PlanRefused, Refused
 from samestep.launch.launcher import Launcher
@@ -46,7 +45,7 @@ def simulate(
         if svg is not None:
             Path(svg).write_text(picture(found))
         if as_json:
-            print(json.dumps(found.as_json()), flush=True)
+            print_json(found.as_json())
 
 
 def counts_of(words: str) -> tuple[int, ...]:

@@ -1,12 +1,11 @@
 """`samestep train`."""
 
-import json
 import sys
 from typing import Any
 
 import click
 
-from samestep.commands.ending import exit_codes
+from samestep.commands.ending import exit_codes, print_json
 from samestep.commands.options import planning_options
 from samestep.commands.running import run
 from samestep.commands.trace import traced_steps, write_trace
@@ -52,4 +51,4 @@ def _show(report: Report, *, as_json: bool, quiet: bool) -> None:
     if not quiet:
         print(summary(report), file=sys.stderr)
     if as_json:
-        print(json.dumps(report.as_json()), flush=True)
+        print_json(report.as_json())

@@ -61,7 +61,7 @@ def named(workers: Sequence[int]) -> str:
 class Again:
     """What one worker has found that did the steps again. since: where it began.
 
-    distances: how far copies are from that, of a worker of each host. A copy that was right at first may be off as
+    distances: how far copies are from that, of a worker of each side. A copy that was right at first may be off as
     well: what a wrong one has done to the sums of gradients is in all of them.
     """
 
@@ -70,12 +70,15 @@ class Again:
 
 
 def nearest(found: Difference, distances: Mapping[int, float]) -> Difference:
-    """Of sides that are equally large, the one that is nearest to what should be is right, the others are wrong."""
-    known = {side: min(distances[w] for w in side if w in distances) for side in found.sides if {*side} & {*distances}}
-    best = min(known.values())
-    if list(known.values()).count(best) > 1 or math.isinf(best):
+    """Of sides that are equally large, the one that is nearest to what should be is right, the others are wrong.
+
+    distances: of each side's first worker.
+    """
+    off = {side: distances[side[0]] for side in found.sides}
+    best = min(off.values())
+    if list(off.values()).count(best) > 1 or math.isinf(best):
         return found
-    return replace(found, culprits=tuple(sorted(w for side, off in known.items() if off > best for w in side)))
+    return replace(found, culprits=tuple(sorted(w for side in found.sides if off[side] > best for w in side)))
 
 
 def text_of(
