@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import samestep
-from samestep.launch.progress import Progress
+from samestep.launch.run.progress import Progress
 
 FOLDER = Path(__file__).parent
 

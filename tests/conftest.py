@@ -9,9 +9,9 @@ import pytest
 from hypothesis import settings
 
 import samestep
-from samestep.launch.launcher import Launcher
-from samestep.plan import Plan
-from samestep.report import Report
+from samestep.job.report import Report
+from samestep.launch.run.launcher import Launcher
+from samestep.plan.plan import Plan
 
 GRIDS = Path(__file__).parent / "jobs" / "grids.py"
 

@@ -6,14 +6,14 @@ from typing import Any
 from torch import Tensor, nn
 
 import samestep
-from samestep import streams
+from samestep.numerics import random_streams
 
 Objective = Callable[[nn.Module, Any], Tensor]
 
 
 def initial_model(job: samestep.Job) -> nn.Module:
     """The model as the run starts with it."""
-    streams.enter(job.seed, "model")
+    random_streams.enter(job.seed, "model")
     return job.build_model()
 
 

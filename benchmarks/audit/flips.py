@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 import samestep
 from hosts import Hosts
 from samestep.errors import TrainingFailed
-from samestep.launch.launcher import Launcher
+from samestep.launch.run.launcher import Launcher
 
 JOB = f"{Path(__file__).resolve().parents[2] / 'tests' / 'jobs' / 'flipping.py'}:job"
 KINDS = ("parameter", "state", "buffer", "frozen")

@@ -23,8 +23,8 @@ from models import MODELS, optimizer
 from rounds import WARM, machine, spread
 
 import samestep
-from samestep.consistency.fingerprint import NARROW, WIDE, blocks
-from samestep.consistency.ledger import Ledger
+from samestep.audit.fingerprint import NARROW, WIDE, blocks
+from samestep.audit.ledger import Ledger
 
 SHARDS, EVER, EVERY = 4, 10**9, 32
 

@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from samestep.bench.compare import compare
+from samestep.bench.contenders.contender_spec import OURS
 from samestep.bench.contestants import Contestant, peers
-from samestep.bench.part import OURS
-from samestep.bench.rounds import Pace
-from samestep.bench.table import text_of
+from samestep.bench.result_table import text_of
+from samestep.bench.rounds import TimeBudget
 from samestep.launch.environment import mkl_mode, physical_cores
-from samestep.launch.launcher import Launcher
-from samestep.launch.request import Request
+from samestep.launch.request.request import Request
+from samestep.launch.run.launcher import Launcher
 
 HERE = Path(__file__).resolve().parent
 SUITE = ("mlp", "mlp-small", "cnn", "alexnet", "resnet", "gpt", "lstm", "bag")
@@ -42,7 +42,7 @@ def run(model: str, seconds: float) -> dict[str, object]:
         pick = launcher.candidates(request)[0]
     ours = Contestant(f"{OURS} {pick['name']}", pick["plan"], pick["seconds"])
     others = [one for one in peers(physical_cores(), physical_cores()) if not one.name.startswith(WITHOUT)]
-    verdict = compare([ours, *others], request, Pace(seconds, None, None), say=lambda text: None)
+    verdict = compare([ours, *others], request, TimeBudget(seconds, None, None), say=lambda text: None)
     print(f"**{model}**: {tuned['line']}\n\n{text_of(verdict)}\n", flush=True)
     found = verdict.as_json()
     return {"model": model, "numerics": tuned["line"], "pick": pick["name"], "verdict": found}

@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import psutil
-from job import WIDTH
 from numpy.lib.format import open_memmap
 from rounds import machine
+
+from job import WIDTH
 
 HERE = Path(__file__).resolve().parent
 LIMIT = 1e9

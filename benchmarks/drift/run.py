@@ -23,12 +23,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from job import slow_down
 from rounds import machine
 
 import samestep
 from hosts import Hosts, cpu_groups
-from samestep.launch.launcher import Launcher
+from job import slow_down
+from samestep.launch.run.launcher import Launcher
 
 PORTS = count(29_700)
 JOB = f"{Path(__file__).resolve().parent / 'job.py'}:job"

@@ -8,14 +8,17 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from samestep.planner.analytic import Device
-from samestep.planner.calibration import fit
-from samestep.planner.collectives import Link
-from samestep.planner.transformer import Slicing, Transformer
-from samestep.planner.transformer_time import Spread, layer_time, step_seconds
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from published.analytic import Device
+from published.calibration import fit
+from published.collectives import Link
+from published.transformer import Slicing, Transformer
+from published.transformer_time import Spread, layer_time, step_seconds
 
 PEAK, MEMORY, NVLINK = 312e12, 2.039e12, 300e9  # A100-80GB's data sheet: FLOP/s, bytes/s, bytes/s each way
 START = (0.6, 0.6)

@@ -32,9 +32,9 @@ from models import MODELS, optimizer
 from rounds import machine
 
 import samestep
-from samestep.launch import worker
-from samestep.launch.launcher import Launcher
-from samestep.launch.request import Request
+from samestep.launch.request.request import Request
+from samestep.launch.run import worker
+from samestep.launch.run.launcher import Launcher
 
 STEPS = 4
 FAR = 1 << 50  # bytes

@@ -6,9 +6,17 @@ Nothing is fitted. Known are the layers' sizes, the time of one worker's step an
 import json
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from samestep.planner.collectives import Link
-from samestep.planner.whole_or_sliced import Choice, LayerSizes, choose, exchange_seconds
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from published.collectives import Link
+from published.whole_or_sliced import (
+    Choice,
+    LayerSizes,
+    choose,
+    exchange_seconds,
+)
 
 FLOAT, ROWS, STEP = 4, 128, 0.3918  # bytes, images of a worker, seconds of one worker's step (Krizhevsky 2014, table 1)
 WITHIN, ACROSS, SLOW = 3e9, 1.5e9, 1e9 / 8  # bytes/s: 4 GPUs of a socket, across sockets, a network of 1 Gbit/s

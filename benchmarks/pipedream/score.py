@@ -22,8 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 from layer_graph import Cuts, Graph, Malformed, cuts, read
 
-from samestep.planner.partition import best_partition
-from samestep.planner.stages import Floats, Partition, Span, Split
+from samestep.planner.search.partition import best_partition
+from samestep.planner.search.stages import (
+    Floats,
+    Partition,
+    Split,
+    StageSpan,
+)
 
 BANDWIDTH = 1.25e9  # bytes/s
 
@@ -93,7 +98,7 @@ def best(costs: PipeDreamCosts) -> Split:
     return found.best
 
 
-def stage_seconds(costs: PipeDreamCosts, span: Span) -> float:
+def stage_seconds(costs: PipeDreamCosts, span: StageSpan) -> float:
     return float(costs.seconds(span.workers)[span.first, span.last + 1])
 
 

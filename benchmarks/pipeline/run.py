@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rounds import Contender, Question, ask, contender, spread
 
-from samestep.numerics import Numerics
-from samestep.plan import Plan, Stage
+from samestep.numerics.numerics import Numerics
+from samestep.plan.plan import Plan, Stage
 from samestep.schedule.actions import Action, Backward, Forward
 from samestep.schedule.passes import schedule_of
-from samestep.schedule.simulate import simulate
+from samestep.schedule.simulator import simulate
 
 SCRIPT = Path(__file__).resolve().parent / "contender.py"
 MICROBATCHES = 8

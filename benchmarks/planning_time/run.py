@@ -10,9 +10,9 @@ import random
 import statistics
 import time
 
-from samestep.planner.partition import partition
-from samestep.planner.rows import Chain, Row, ring
-from samestep.planner.stages import NothingFits, Partition
+from samestep.planner.search.layer_row import LayerCosts, Row, ring
+from samestep.planner.search.partition import partition
+from samestep.planner.search.stages import NothingFits, Partition
 
 MICROBATCHES = 64
 BANDWIDTH, LATENCY = 1e10, 1e-5
@@ -32,14 +32,14 @@ SIZES = [  # layers, workers, memory, even speeds
 ]
 
 
-def chain(layers: int) -> Chain:
+def chain(layers: int) -> LayerCosts:
     """Layers of very different sizes, the same at every call."""
     draw = random.Random(layers)
 
     def each(most: float) -> tuple[float, ...]:
         return tuple(draw.random() * most for _ in range(layers))
 
-    return Chain(each(0.01), each(0.02), each(1e8), each(4e8), each(1e8), each(1e7))
+    return LayerCosts(each(0.01), each(0.02), each(1e8), each(4e8), each(1e8), each(1e7))
 
 
 def row(workers: int, memory: float, even: bool) -> Row:

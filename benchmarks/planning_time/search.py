@@ -9,12 +9,12 @@ import random
 import statistics
 import time
 
-from samestep.cluster import Cluster, Link
-from samestep.machine import Host
-from samestep.numerics import Numerics
-from samestep.planner.chain import Chain, Region, Unit
-from samestep.planner.described import described
-from samestep.planner.search import Freedom, search
+from samestep.numerics.numerics import Numerics
+from samestep.plan.cluster import Cluster, Link
+from samestep.plan.machine import Host
+from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
+from samestep.planner.cost.described import described
+from samestep.planner.search.search import Freedom, search
 
 PER_HOST = 8
 SIZES = [  # layers, workers, shards, different pairs of layers that may be sliced
@@ -45,10 +45,10 @@ def chain(layers: int, shards: int, pairs: int) -> Chain:
     return Chain(units, regions, {}, None, shards, 64 * shards, 1.0, True)
 
 
-def region(units: tuple[Unit, ...], first: int) -> Region:
+def region(units: tuple[Unit, ...], first: int) -> SliceableRegion:
     a, b = units[first : first + 2]
     nbytes = a.parameters + b.parameters
-    return Region((a.name, b.name), (first, first + 1), 4, nbytes, a.makes, b.makes, True, first > 0)
+    return SliceableRegion((a.name, b.name), (first, first + 1), 4, nbytes, a.makes, b.makes, True, first > 0)
 
 
 def cluster(workers: int) -> Cluster:

@@ -5,7 +5,7 @@ fitted so that nine of ten runs are inside; what it holds is counted on what it 
 place (number of workers and link) or one kind of plan left out in turn. A kind that was left out gets the widest of
 the others.
 
-One JSON line in the end: `model` goes into `planner/confidence.py`.
+One JSON line in the end: `model` goes into `planner/cost/confidence.py`.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from groups import GROUPS
 
-from samestep.planner.confidence import MODEL
+from samestep.planner.cost.confidence import MODEL
 
 HELD = 0.9
 

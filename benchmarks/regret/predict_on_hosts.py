@@ -10,8 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from samestep.launch.environment import is_pinned, mkl_mode, start_again_pinned, world
-from samestep.launch.request import Request
+from samestep.launch.environment import (
+    is_pinned,
+    mkl_mode,
+    start_again_pinned,
+    world,
+)
+from samestep.launch.request.request import Request
 
 FILE = Path(__file__).with_name("job.py")
 
@@ -19,8 +24,8 @@ FILE = Path(__file__).with_name("job.py")
 def main(model: str, shards: str, slices: str, file: str) -> None:
     if not is_pinned():
         start_again_pinned()
-    from samestep.launch.agreeing import decision_together
-    from samestep.launch.together import gathered, links_of
+    from samestep.launch.hosts.agree_on_plan import decision_together
+    from samestep.launch.hosts.join_run import gathered, links_of
 
     request = Request(
         run=uuid.uuid4().hex[:12], file=str(FILE), settings={"model": model, "shards": int(shards)},

@@ -28,9 +28,9 @@ from hosts import Hosts
 from samestep.bench.contestants import sensible
 from samestep.errors import SamestepError
 from samestep.launch.environment import mkl_mode, physical_cores
-from samestep.launch.launcher import Launcher
-from samestep.launch.request import Request
-from samestep.planner.confidence import MODEL
+from samestep.launch.request.request import Request
+from samestep.launch.run.launcher import Launcher
+from samestep.planner.cost.confidence import MODEL
 
 HERE = Path(__file__).resolve().parent
 TURN = 0.6  # seconds of a turn, about

@@ -22,9 +22,9 @@ from models import MODELS, optimizer
 from rounds import Turns, until_peer_leaves
 
 import samestep
-from samestep.parallel import executor
-from samestep.plan import PRESETS
-from samestep.tree import Fold, FoldPlan, local_plan
+from samestep.numerics.reduction_tree import Fold, FoldPlan, local_plan
+from samestep.parallel.execution import executor
+from samestep.plan.plan import PRESETS
 
 EVER = 10**9  # steps
 

@@ -20,9 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from hosts import Hosts
-from samestep.bench.policies import Course, compared
 from samestep.bench.policies_picture import svg_of
 from samestep.bench.policies_table import text_of
+from samestep.bench.policy_courses import Course, compared
 
 HERE = Path(__file__).resolve().parent
 POLICIES = "exact local(16,workers=2) local(16) local(16,workers=2,outer=nesterov:1:0.4)"

@@ -111,7 +111,7 @@ def contend(kind: str, model: str, batch: int, shards: int, assign: str, folder:
 
 def move_nothing() -> None:
     """What should come from the other host stays zero, so that the numbers stay ordinary ones."""
-    from samestep.parallel.parcels import Parcel
+    from samestep.parallel.gradients.parcels import Parcel
 
     cleared: set[int] = set()
 

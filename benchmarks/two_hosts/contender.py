@@ -28,9 +28,9 @@ from models import MODELS
 from rounds import Turns, until_peer_leaves
 
 import samestep
-from samestep.parallel.between_hosts import BetweenHosts
-from samestep.parallel.reduce import TreeReduction
-from samestep.planned import outline
+from samestep.parallel.gradients.host_exchange import HostExchange
+from samestep.parallel.gradients.reduction import TreeReduction
+from samestep.setup.plan_check import outline
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -54,10 +54,10 @@ def train(model: str, option: str, folder: str, *, predicts: bool = False) -> No
     plan, _, assign = plan.partition("/")
     kind, _, layers = plan.partition("@")
     if kind == "serial":
-        BetweenHosts.ready = lambda self, entry: None
+        HostExchange.ready = lambda self, entry: None
     if kind == "apart":
         for name in ("begin", "ready", "finish"):
-            setattr(BetweenHosts, name, lambda self, *_: None)
+            setattr(HostExchange, name, lambda self, *_: None)
         TreeReduction.sum_pieces = lambda self, num_shards, *_: self.read.setdefault(num_shards, 0)
     build, data, loss, batch_size = MODELS[model]
     torch.manual_seed(0)  # of the data

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from published.calibration import spread_out
+
 from samestep.errors import Refused
-from samestep.planner.calibration import spread_out
 
 COLUMNS = {
     "# GPUs": "gpus",

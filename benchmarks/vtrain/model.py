@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from measured import Row, Shape
-
-from samestep.planner.analytic import Device, StageTime
-from samestep.planner.calibration import fit
-from samestep.planner.collectives import Link
-from samestep.planner.transformer import Slicing, Transformer
-from samestep.planner.transformer_time import Spread, layer_time, step_seconds
+from published.analytic import Device, StageTime
+from published.calibration import fit
+from published.collectives import Link
+from published.transformer import Slicing, Transformer
+from published.transformer_time import Spread, layer_time, step_seconds
 
 PEAK, MEMORY, NVLINK = 312e12, 2.039e12, 300e9  # A100-80GB's data sheet: FLOP/s, bytes/s, bytes/s each way
 

@@ -13,6 +13,7 @@ from random import Random
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # published
 
 from measured import Row, anyhow, by_shape, groups, read
 from model import Fitted, calibrated

@@ -5,16 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from samestep.api import train, verify
-    from samestep.callbacks import JsonLines, TensorBoard
-    from samestep.errors import Disagreement, Interrupted, Refused, SamestepError, TrainingFailed
-    from samestep.files import Files
-    from samestep.job import Job
-    from samestep.launch.own_loop import Trainer
-    from samestep.metrics import Predictions, accuracy
-    from samestep.ordered import Ordered
-    from samestep.parquet import Parquet
-    from samestep.plan import Plan
-    from samestep.report import Report
+    from samestep.data.npy_files import Files
+    from samestep.data.ordered import Ordered
+    from samestep.data.parquet import Parquet
+    from samestep.errors import (
+        Disagreement,
+        Interrupted,
+        Refused,
+        SamestepError,
+        TrainingFailed,
+    )
+    from samestep.job.callbacks import JsonLines, TensorBoard
+    from samestep.job.job import Job
+    from samestep.job.metrics import Predictions, accuracy
+    from samestep.job.report import Report
+    from samestep.launch.hosts.own_loop import Trainer
+    from samestep.plan.plan import Plan
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,21 +46,21 @@ __all__ = [
 
 _HOMES = {
     "Disagreement": "samestep.errors",
-    "Files": "samestep.files",
+    "Files": "samestep.data.npy_files",
     "Interrupted": "samestep.errors",
-    "Job": "samestep.job",
-    "JsonLines": "samestep.callbacks",
-    "Ordered": "samestep.ordered",
-    "Parquet": "samestep.parquet",
-    "Plan": "samestep.plan",
-    "Predictions": "samestep.metrics",
+    "Job": "samestep.job.job",
+    "JsonLines": "samestep.job.callbacks",
+    "Ordered": "samestep.data.ordered",
+    "Parquet": "samestep.data.parquet",
+    "Plan": "samestep.plan.plan",
+    "Predictions": "samestep.job.metrics",
     "Refused": "samestep.errors",
-    "Report": "samestep.report",
+    "Report": "samestep.job.report",
     "SamestepError": "samestep.errors",
-    "TensorBoard": "samestep.callbacks",
-    "Trainer": "samestep.launch.own_loop",
+    "TensorBoard": "samestep.job.callbacks",
+    "Trainer": "samestep.launch.hosts.own_loop",
     "TrainingFailed": "samestep.errors",
-    "accuracy": "samestep.metrics",
+    "accuracy": "samestep.job.metrics",
     "train": "samestep.api",
     "verify": "samestep.api",
 }

@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from samestep.commands.options import guard_missing, split_job
 from samestep.errors import JobRefused, PlanRefused
-from samestep.launch.environment import is_building, mkl_mode, physical_cores, world
-from samestep.launch.launcher import Launcher, Watcher
-from samestep.launch.locking import read_lock
-from samestep.launch.progress import OnlyStalls
-from samestep.launch.request import Request, plan_text
-from samestep.plan import Plan
-from samestep.report import Report
+from samestep.job.report import Report
+from samestep.launch.environment import (
+    is_building,
+    mkl_mode,
+    physical_cores,
+    world,
+)
+from samestep.launch.request.lock_file import read_lock
+from samestep.launch.request.request import Request, plan_text
+from samestep.launch.run.launcher import Launcher, RunDisplay
+from samestep.launch.run.progress import OnlyStalls
+from samestep.plan.plan import Plan
 
 if TYPE_CHECKING:
-    from samestep.proof.verdict import Verdict
+    from samestep.verification.job.verdict import Verdict
 
 
 def train(
@@ -53,7 +58,7 @@ def train(
     stall: float = 30.0,
     timeout: float = 300.0,
     launcher: Launcher | None = None,
-    watcher: Watcher | None = None,
+    watcher: RunDisplay | None = None,
 ) -> Report:
     """Train a job on `workers` worker processes of this machine, or as one of those that a launcher has started.
 
@@ -111,7 +116,7 @@ def train(
         return launcher.run(request, watcher or OnlyStalls())
     others = world()
     if device != "cpu" or (others is not None and others.size > 1):
-        from samestep.launch.together import train_together  # imports torch
+        from samestep.launch.hosts.join_run import train_together  # imports torch
 
         return train_together(request, others, (watcher or OnlyStalls()).see)
     with Launcher() as own:
@@ -142,7 +147,7 @@ def verify(
         raise JobRefused(f"verify has no option {', '.join(strange)}: it takes plan, assign, {', '.join(known)}")
     options["profile"] = _absolute(options.get("profile"))
     request = _request(job, settings, plan, assign=_assign(assign), **options)
-    from samestep.launch.verifying import verify as found_by  # imports torch
+    from samestep.launch.run.verify_run import verify as found_by  # imports torch
 
     if launcher is not None:
         return found_by(request, launcher)

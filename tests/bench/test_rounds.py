@@ -12,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import samestep
-from samestep.bench.rounds import WARM, Pace, order_of, race
-from samestep.bench.seat import Contender, DoesNotApply, Failed
+from samestep.bench.contenders.contender_process import Contender, DoesNotApply, Failed
+from samestep.bench.rounds import (
+    WARM,
+    TimeBudget,
+    order_of,
+    race,
+)
 
 SOURCES = Path(samestep.__file__).parents[1]
 
@@ -57,14 +62,14 @@ def test_a_contender_hears_its_message_and_answers_with_the_steps_that_count() -
 
 def test_everybody_gets_as_many_rounds_of_as_many_steps() -> None:
     before = open_files()
-    found = race(makers(COUNTING, COUNTING, COUNTING), Pace(60.0, rounds=4, steps=1))
+    found = race(makers(COUNTING, COUNTING, COUNTING), TimeBudget(60.0, rounds=4, steps=1))
     assert [one.medians for one in found.values()] == [[(1 + WARM) / 1000] * 4] * 3
     assert [one.losses for one in found.values()] == [["0", 1, 2, 3, 4, 5]] * 3  # coming up, a trial, the rounds
     assert open_files() == before
 
 
 def test_those_that_refuse_or_fail_drop_out_with_their_reason_and_the_others_go_on() -> None:
-    found = list(race(makers(REFUSING, COUNTING, FAILING, BUSY), Pace(60.0, rounds=2, steps=1)).values())
+    found = list(race(makers(REFUSING, COUNTING, FAILING, BUSY), TimeBudget(60.0, rounds=2, steps=1)).values())
     assert (found[0].refused, found[0].failed, found[0].medians) == ("the moon is full", None, [])
     assert (found[1].refused, found[1].failed, len(found[1].medians)) == (None, None, 2)
     assert (found[2].refused, found[2].failed) == (None, "it ended with exit status 7: dust in the works")
@@ -108,7 +113,7 @@ def test_an_interrupted_race_leaves_no_process() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        race({name: partial(noted, COUNTING) for name in "ab"}, Pace(60.0, rounds=4, steps=1), interrupt)
+        race({name: partial(noted, COUNTING) for name in "ab"}, TimeBudget(60.0, rounds=4, steps=1), interrupt)
     assert [psutil.pid_exists(one.process.pid) for one in started] == [False, False]
 
 
@@ -124,12 +129,16 @@ def test_orders_differ_from_round_to_round() -> None:
 
 @given(st.lists(st.floats(1e-6, 100.0), min_size=1, max_size=12), st.floats(0.0, 600.0))
 def test_turns_fit_the_time_where_they_can(step_seconds: list[float], left: float) -> None:
-    pace = Pace(left)
+    pace = TimeBudget(left)
     steps = pace.steps_of(step_seconds, left)
     assert 1 <= steps <= pace.MOST
     assert steps == 1 or (steps + WARM) * sum(step_seconds) * pace.ROUNDS <= left * 1.001
 
 
 def test_rounds_end_with_the_time_but_not_before_the_fewest() -> None:
-    assert [Pace(1.0).goes_on(done, 5.0, left) for done, left in ((2, 0.0), (3, 4.0), (3, 6.0))] == [True, False, True]
-    assert [Pace(1.0, rounds=2).goes_on(done, 5.0, 0.0) for done in (1, 2)] == [True, False]
+    assert [TimeBudget(1.0).goes_on(done, 5.0, left) for done, left in ((2, 0.0), (3, 4.0), (3, 6.0))] == [
+        True,
+        False,
+        True,
+    ]
+    assert [TimeBudget(1.0, rounds=2).goes_on(done, 5.0, 0.0) for done in (1, 2)] == [True, False]

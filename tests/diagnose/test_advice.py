@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep.diagnose.advice import RULES, advice, shares
-from samestep.diagnose.measured import Measured
-from samestep.prediction import PARTS, Prediction
+from samestep.diagnose.trace_medians import TraceMedians
+from samestep.plan.prediction import PARTS, Prediction
 
-BALANCED = Measured(
+BALANCED = TraceMedians(
     steps=10,
     seconds=1.0,
     busy=({"Forward": 0.3, "Backward": 0.6}, {"Forward": 0.3, "Backward": 0.6}),
@@ -25,7 +25,7 @@ BALANCED = Measured(
 )
 
 
-def seen(**fields: Any) -> Measured:
+def seen(**fields: Any) -> TraceMedians:
     return replace(BALANCED, **fields)
 
 

@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 
 from samestep.diagnose.stacks import Frame
-from samestep.diagnose.stall import Kind, Pace, Process, Stall, Worker, aged, blocked_by, find
+from samestep.diagnose.stall import (
+    Kind,
+    OwnWork,
+    Process,
+    Stall,
+    WorkerView,
+    aged,
+    blocked_by,
+    find,
+)
 from samestep.trace.whereabouts import LEFT, NOBODY
 
 PATIENCE = 24.0
@@ -14,28 +23,28 @@ LONG = 31.0
 IN_DATA = Frame("/home/me/dataset.py", 88, "__getitem__")
 
 
-def workers(*found: Worker) -> dict[int, Worker]:
+def workers(*found: WorkerView) -> dict[int, WorkerView]:
     return {worker.rank: worker for worker in found}
 
 
-def worker(rank: int, **fields: Any) -> Worker:
+def worker(rank: int, **fields: Any) -> WorkerView:
     """One that is well: it entered its action just now."""
     process = fields.pop("process", Process(100 + rank, "S", 0.4, has_run=True))
     known = {"step": 12, "number": 417, "action": "Forward(shard=1, segment=0)", "still": 0.1, "process": process}
-    return Worker(rank, f"worker {rank}", **{**known, **fields})
+    return WorkerView(rank, f"worker {rank}", **{**known, **fields})
 
 
-def waiter(rank: int, peer: int, seconds: float = LONG, **fields: Any) -> Worker:
+def waiter(rank: int, peer: int, seconds: float = LONG, **fields: Any) -> WorkerView:
     process = Process(100 + rank, "S", 0.0, asleep_in="unix_stream_read_generic")
     known = {"peer": peer, "waits": seconds, "still": seconds, "action": "Agree()", "process": process}
     return worker(rank, **{**known, **fields})
 
 
-def culprit(rank: int, process: Process, **fields: Any) -> Worker:
+def culprit(rank: int, process: Process, **fields: Any) -> WorkerView:
     return worker(rank, **{"still": LONG, "process": process, **fields})
 
 
-def stall(*found: Worker, patience: float = PATIENCE) -> Stall:
+def stall(*found: WorkerView, patience: float = PATIENCE) -> Stall:
     result = find(workers(*found), patience)
     assert result is not None
     return result
@@ -210,8 +219,8 @@ def test_whom_nobody_knows_is_no_culprit() -> None:
     assert find(workers(waiter(0, 9)), PATIENCE) is None
 
 
-def paced(rank: int, now: float, usual: float = 0.1) -> Worker:
-    return worker(rank, pace=Pace(now, usual))
+def paced(rank: int, now: float, usual: float = 0.1) -> WorkerView:
+    return worker(rank, pace=OwnWork(now, usual))
 
 
 def test_a_worker_that_takes_ten_times_as_long_as_before_is_slow() -> None:
@@ -227,7 +236,7 @@ def test_who_is_stopped_and_so_takes_longer_is_not_called_slow() -> None:
 
 def test_a_worker_that_waits_for_others_all_the_same_is_not_the_slow_one() -> None:
     for waiting, found in ((0.3, True), (0.7, False)):
-        slow = worker(1, pace=Pace(1.2, 0.1, waiting))
+        slow = worker(1, pace=OwnWork(1.2, 0.1, waiting))
         assert (find(workers(paced(0, 0.1), slow), PATIENCE) is not None) == found
 
 
@@ -240,9 +249,9 @@ def test_all_slower_together_is_a_busy_machine_and_no_alarm() -> None:
 
 
 def test_nor_is_the_one_that_the_others_wait_for_right_now() -> None:
-    waiting = replace(waiter(0, 1), pace=Pace(0.5, 0.1, 0.6))
+    waiting = replace(waiter(0, 1), pace=OwnWork(0.5, 0.1, 0.6))
     assert find(workers(waiting, paced(1, 0.9)), PATIENCE) is None
-    waiting = replace(waiter(0, 1), pace=Pace(0.1, 0.1, 0.6))
+    waiting = replace(waiter(0, 1), pace=OwnWork(0.1, 0.1, 0.6))
     assert stall(waiting, paced(1, 0.9)).kind == Kind.SLOW
 
 
@@ -251,7 +260,7 @@ def test_a_worker_that_was_always_slower_than_the_others_is_no_alarm() -> None:
 
 
 def test_a_step_under_way_that_takes_far_longer_than_usual_is_slow_while_it_moves() -> None:
-    slow = worker(1, still=2.0, pace=Pace(40.0, 0.5))
+    slow = worker(1, still=2.0, pace=OwnWork(40.0, 0.5))
     assert stall(waiter(0, 1), slow).kind == Kind.SLOW
 
 

@@ -1,6 +1,11 @@
 from samestep.diagnose.summary import summary
-from samestep.prediction import PARTS, Prediction
-from samestep.schedule.actions import Agree, Backward, Forward, Load
+from samestep.plan.prediction import PARTS, Prediction
+from samestep.schedule.actions import (
+    Agree,
+    Backward,
+    Forward,
+    Load,
+)
 from traces import trace
 
 WORKERS = [

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn, optim
 
 import samestep
-from samestep import inquiry
-from samestep.consistency.pace import Pace
-from samestep.parallel.executor import Executor
-from samestep.parallel.layout import storage_order
+from samestep.audit import blame
+from samestep.audit.watch_pace import WatchPace
+from samestep.parallel.execution.executor import Executor
+from samestep.parallel.gradients.layout import storage_order
 from samestep.schedule import actions
 
 ROWS, BATCH = 64, 16
@@ -55,7 +55,7 @@ def job(
     The tensor's name is appended to the file `said`. watched: else memory at rest is looked at after audits only.
     made: else the model is a module that nobody can make anew. longest: seconds that doing steps again may take.
     """
-    original, inquiry.LONGEST = Executor.load, longest
+    original, blame.LONGEST = Executor.load, longest
 
     def load(self: Executor, action: actions.Load, state: Any) -> None:
         if (
@@ -70,7 +70,7 @@ def job(
     if kind != "none":
         Executor.load = load  # type: ignore[method-assign]
     if not watched:
-        Pace.watches_after = lambda self, step: False  # type: ignore[method-assign]
+        WatchPace.watches_after = lambda self, step: False  # type: ignore[method-assign]
     generator = torch.Generator().manual_seed(1)
     data = (
         torch.randn(ROWS, 3, size, size, generator=generator),

@@ -9,8 +9,8 @@ from torch import Tensor, nn, optim
 import samestep
 from jobs import in_order
 from jobs.in_order import perceptron
-from samestep.parallel.executor import StepState
-from samestep.parallel.stale import ExecutorStale
+from samestep.parallel.execution.executor import StepState
+from samestep.parallel.execution.stale_executor import StaleExecutor
 from samestep.schedule import actions
 
 ROWS, SEED, STEPS = 56, 5, 9  # the fourth step of an epoch has 8 rows
@@ -72,12 +72,12 @@ def job(
 
 def forgetful() -> samestep.Job:
     """One worker counts one update less than it makes, as if it had not come to it: a bug on purpose."""
-    real = ExecutorStale.step
+    real = StaleExecutor.step
 
-    def step(self: ExecutorStale, action: actions.Update, state: StepState) -> None:
+    def step(self: StaleExecutor, action: actions.Update, state: StepState) -> None:
         real(self, action, state)
         if state.number == 2 and self.transport.rank == 1:
             self.bound.versions[1] -= 1
 
-    ExecutorStale.step = step  # type: ignore[method-assign]
+    StaleExecutor.step = step  # type: ignore[method-assign]
     return job(sync="stale(1)")

@@ -7,17 +7,24 @@ from itertools import combinations
 import numpy as np
 from hypothesis import strategies as st
 
-from samestep.planner.rows import Chain, ChainCosts, Replication, Row, free, ring
-from samestep.planner.stages import Floats, Span
+from samestep.planner.search.layer_row import (
+    ChainCosts,
+    LayerCosts,
+    Replication,
+    Row,
+    free,
+    ring,
+)
+from samestep.planner.search.stages import Floats, StageSpan
 
 amounts = st.integers(0, 20).map(float)
 
 
 @st.composite
-def chains(draw: st.DrawFn) -> Chain:
+def chains(draw: st.DrawFn) -> LayerCosts:
     layers = draw(st.integers(1, 5))
     kinds = [draw(st.lists(amounts, min_size=layers, max_size=layers).map(tuple)) for _ in range(6)]
-    return Chain(*kinds)
+    return LayerCosts(*kinds)
 
 
 @st.composite
@@ -49,16 +56,18 @@ def uneven(parameter_bytes: Floats, workers: range) -> Floats:
 replications: st.SearchStrategy[Replication] = st.sampled_from([free, ring(2.0, 0.5), uneven])
 
 
-def all_splits(layers: int, workers: int) -> Iterator[tuple[Span, ...]]:
+def all_splits(layers: int, workers: int) -> Iterator[tuple[StageSpan, ...]]:
     """Every split into groups that stand next to one another."""
     for stages in range(1, min(layers, workers) + 1):
         for cuts in combinations(range(1, layers), stages - 1):
             ends = (0, *cuts, layers)
             for bounds in combinations(range(workers + 1), stages + 1):
-                yield tuple(Span(ends[n], ends[n + 1] - 1, range(bounds[n], bounds[n + 1])) for n in range(stages))
+                yield tuple(StageSpan(ends[n], ends[n + 1] - 1, range(bounds[n], bounds[n + 1])) for n in range(stages))
 
 
-def seconds(chain: Chain, row: Row, microbatches: int, replication: Replication, spans: tuple[Span, ...]) -> float:
+def seconds(
+    chain: LayerCosts, row: Row, microbatches: int, replication: Replication, spans: tuple[StageSpan, ...]
+) -> float:
     """Worked out layer by layer, as the docstring of chain.py says it."""
     times = []
     for span in spans:
@@ -74,7 +83,7 @@ def seconds(chain: Chain, row: Row, microbatches: int, replication: Replication,
     return max(times)
 
 
-def fullness(chain: Chain, row: Row, microbatches: int, spans: tuple[Span, ...]) -> float:
+def fullness(chain: LayerCosts, row: Row, microbatches: int, spans: tuple[StageSpan, ...]) -> float:
     full = []
     for place, span in enumerate(spans):
         own = slice(span.first, span.last + 1)
@@ -84,7 +93,7 @@ def fullness(chain: Chain, row: Row, microbatches: int, spans: tuple[Span, ...])
     return max(full)
 
 
-def best(costs: ChainCosts, chain: Chain, stages: int | None = None) -> float:
+def best(costs: ChainCosts, chain: LayerCosts, stages: int | None = None) -> float:
     """The least bottleneck of all splits that fit, of all numbers of stages or of one; inf when none does."""
     row, m = costs.row, costs.microbatches
     return min(

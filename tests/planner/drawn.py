@@ -2,9 +2,9 @@
 
 from hypothesis import strategies as st
 
-from samestep.cluster import Cluster, Link
-from samestep.machine import Host
-from samestep.planner.chain import Chain, Region, Unit
+from samestep.plan.cluster import Cluster, Link
+from samestep.plan.machine import Host
+from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
 
 SIZES = st.integers(1, 10**8)
 
@@ -14,10 +14,12 @@ def unit(number: int, parameters: int, crossing: int, work: float) -> Unit:
     return Unit(f"l{number}", f"Linear {parameters}", parameters, 2, cut, cut, 2 * crossing, crossing, work)
 
 
-def pair_of(units: tuple[Unit, ...], first: int, slices: int = 4) -> Region:
+def pair_of(units: tuple[Unit, ...], first: int, slices: int = 4) -> SliceableRegion:
     two = units[first : first + 2]
     nbytes, moved = sum(u.parameters for u in two), two[0].makes
-    return Region((two[0].name, two[1].name), (first, first + 1), slices, nbytes, moved, moved, True, first > 0)
+    return SliceableRegion(
+        (two[0].name, two[1].name), (first, first + 1), slices, nbytes, moved, moved, True, first > 0
+    )
 
 
 @st.composite

@@ -4,14 +4,19 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from samestep.cluster import Cluster
-from samestep.machine import Host, Link
-from samestep.numerics import Numerics
-from samestep.planner.chain import Chain, Region, Unit
-from samestep.planner.costs import Costs, Pair, Passing, Table
-from samestep.planner.decision import Decision, decide
-from samestep.planner.profile import Ground, Profile
-from samestep.planner.search import Freedom
+from samestep.numerics.numerics import Numerics
+from samestep.plan.cluster import Cluster
+from samestep.plan.machine import Host, Link
+from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
+from samestep.planner.cost.measured_costs import (
+    MeasuredCosts,
+    Pair,
+    Passing,
+    Table,
+)
+from samestep.planner.cost.profile import Ground, Profile
+from samestep.planner.search.decision import Decision, decide
+from samestep.planner.search.search import Freedom
 
 SHARDS, SLICES = 4, 4
 
@@ -33,9 +38,9 @@ def chain(**changes: Any) -> Chain:
         unit("head", weights=400_000),
     )
     regions = (
-        Region(("conv",), (0,), SLICES, 40_000, 100_000, 400_000, False, False),
-        Region(("fc1", "fc2"), (2, 3), SLICES, 16_000_000, 40_000, 40_000, True, True),
-        Region(("head",), (4,), SLICES, 400_000, 40_000, 4_000, False, True),
+        SliceableRegion(("conv",), (0,), SLICES, 40_000, 100_000, 400_000, False, False),
+        SliceableRegion(("fc1", "fc2"), (2, 3), SLICES, 16_000_000, 40_000, 40_000, True, True),
+        SliceableRegion(("head",), (4,), SLICES, 400_000, 40_000, 4_000, False, True),
     )
     fields: dict[str, Any] = {
         "units": units,
@@ -82,10 +87,10 @@ def table(
     return Table(**{**fields, **changes})
 
 
-def costs(of: Chain, **changes: Any) -> Costs:
+def costs(of: Chain, **changes: Any) -> MeasuredCosts:
     """Two workers at once are a tenth slower each."""
     both = table(2, of, slowdown=1.1, **changes)
-    return Costs(table(1, of, **changes), both, Passing(1e-5, 2e-10, 1e-5, 2e-10, 0.0, 0.0))
+    return MeasuredCosts(table(1, of, **changes), both, Passing(1e-5, 2e-10, 1e-5, 2e-10, 0.0, 0.0))
 
 
 def cluster(hosts: int = 1, workers: int = 2, bandwidth: float = 125e6) -> Cluster:
@@ -94,7 +99,7 @@ def cluster(hosts: int = 1, workers: int = 2, bandwidth: float = 125e6) -> Clust
     return Cluster(found, Link(1e-5, 2e9), Link(1e-4, bandwidth) if hosts > 1 else None)
 
 
-def profile(of: Chain | None = None, found: Costs | None = None) -> Profile:
+def profile(of: Chain | None = None, found: MeasuredCosts | None = None) -> Profile:
     of = of or chain()
     ground = Ground("a machine", "2.13.0", 1, of.shards, "float32", 2, "SGD/fused", "none", False, False, "tuple")
     return Profile(ground, of, found or costs(of), "made up")

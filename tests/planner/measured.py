@@ -7,19 +7,24 @@ from typing import Any
 from hypothesis import strategies as st
 
 from jobs import grids
-from samestep import streams
-from samestep.cluster import Cluster
-from samestep.job import Job
-from samestep.launch.request import Request
-from samestep.launch.resolve import chosen_numerics, make_plan, with_numerics
-from samestep.machine import Host, Link
-from samestep.parallel.update import implementation
-from samestep.parallelize import divide, prepare
-from samestep.plan import Plan, equal_shares
-from samestep.planner.chain import Chain, Region, Unit
-from samestep.planner.costs import Costs, Pair, Passing, Table
-from samestep.prepared import Prepared
-from samestep.survey import survey
+from samestep.job.job import Job
+from samestep.launch.request.request import Request
+from samestep.launch.request.resolve import chosen_numerics, make_plan, with_numerics
+from samestep.numerics import random_streams
+from samestep.parallel.gradients.sharded_update import implementation
+from samestep.plan.cluster import Cluster
+from samestep.plan.machine import Host, Link
+from samestep.plan.plan import Plan, equal_shares
+from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
+from samestep.planner.cost.measured_costs import (
+    MeasuredCosts,
+    Pair,
+    Passing,
+    Table,
+)
+from samestep.setup.laid_out_model import LaidOutModel
+from samestep.setup.network_measurements import survey
+from samestep.setup.parallelize import divide, prepare
 
 FAMILIES = ("mlp", "cnn", "gpt", "resnet", "embedding", "encoder")
 PLANS = ("data", "slices", "hybrid", "pipeline")
@@ -43,7 +48,7 @@ def chains(draw: st.DrawFn, least: int = 1, most: int = 5, slices: int = 4) -> C
             own = tuple(range(at, at + size))
             parameters = sum(units[i].parameters for i in own) // 2
             names = tuple(units[i].name for i in own)
-            regions.append(Region(names, own, slices, parameters, 64, 32, size == 2, at > 0))
+            regions.append(SliceableRegion(names, own, slices, parameters, 64, 32, size == 2, at > 0))
         at += max(1, size)
     shards = draw(st.integers(2, 8))
     return Chain(units, tuple(regions), {}, None, shards, 8 * shards, 1.0, is_elementwise=True)
@@ -64,9 +69,9 @@ def tables(draw: st.DrawFn, chain: Chain, workers: int) -> Table:
 
 
 @st.composite
-def costs_of(draw: st.DrawFn, chain: Chain, workers: int = 2) -> Costs:
+def costs_of(draw: st.DrawFn, chain: Chain, workers: int = 2) -> MeasuredCosts:
     together = draw(tables(chain, workers))
-    return Costs(draw(tables(chain, 1)), together, Passing(1e-5, 1e-10, 1e-5, 1e-10, 0.0, 0.0))
+    return MeasuredCosts(draw(tables(chain, 1)), together, Passing(1e-5, 1e-10, 1e-5, 1e-10, 0.0, 0.0))
 
 
 def cluster_of(*workers: int, bandwidth: float = 1e8, latency: float = 1e-4) -> Cluster:
@@ -75,7 +80,7 @@ def cluster_of(*workers: int, bandwidth: float = 1e8, latency: float = 1e-4) -> 
     return Cluster(hosts, within=Link(1e-5, 1e9), between=Link(latency, bandwidth) if len(hosts) > 1 else None)
 
 
-def plainly(chain: Chain, workers: int = 2) -> Costs:
+def plainly(chain: Chain, workers: int = 2) -> MeasuredCosts:
     """Every unit takes 1 ms and 2 ms, whatever it is."""
 
     def table(count: int) -> Table:
@@ -87,7 +92,7 @@ def plainly(chain: Chain, workers: int = 2) -> Costs:
         return Table(count, whole, units, regions, own, rests, *(1e-5, 1e-10, 1e-5, 1e-5, 0.0, 1e-5, 1e-10, 1e-10),
                      1e-5, 0.0, 0.01)  # fmt: skip
 
-    return Costs(table(1), table(workers), Passing(1e-5, 1e-10, 1e-5, 1e-10, 0.0, 0.0))
+    return MeasuredCosts(table(1), table(workers), Passing(1e-5, 1e-10, 1e-5, 1e-10, 0.0, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Laid:
 
     job: Job
     plan: Plan
-    prepared: Prepared
+    prepared: LaidOutModel
     chain: Chain
 
 
@@ -119,5 +124,5 @@ def laid(family: str, preset: str, workers: int = 4, **fields: Any) -> Laid:
 
 
 def fresh(job: Job) -> Any:
-    streams.enter(job.seed, "model")
+    random_streams.enter(job.seed, "model")
     return job.build_model()

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "pipedream"))
 from layer_graph import Malformed, cuts, read  # noqa: E402
 from score import best, costs_of, score, stage_seconds  # noqa: E402
 
-from samestep.planner.stages import Span  # noqa: E402
+from samestep.planner.search.stages import StageSpan  # noqa: E402
 
 needs_profiles = pytest.mark.skipif(not PROFILES.is_dir(), reason="PipeDream's profiles are not beside the project")
 
@@ -48,7 +48,7 @@ def test_pipedreams_own_plan_costs_what_it_printed(
 ) -> None:
     graph = read(PROFILES / f"{model}.txt")
     costs = costs_of(graph, cuts(graph), 4)
-    times = [stage_seconds(costs, Span(first, end - 1, range(workers))) for first, end, workers in stages]
+    times = [stage_seconds(costs, StageSpan(first, end - 1, range(workers))) for first, end, workers in stages]
     assert f"{max(times):.5f} s" == seconds
 
 

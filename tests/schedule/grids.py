@@ -6,12 +6,12 @@ from itertools import product
 
 from hypothesis import strategies as st
 
-from samestep.plan import equal_shares
+from samestep.plan.plan import equal_shares
 from samestep.schedule.actions import Schedule
 from samestep.schedule.grid import Grid, StageGrid
+from samestep.schedule.orders.pipeline import ORDERS
+from samestep.schedule.orders.work import Works
 from samestep.schedule.passes import schedule_of
-from samestep.schedule.pipeline import ORDERS
-from samestep.schedule.work import Works
 
 DENSE, SLICED = (False,), (False, True, False)
 

@@ -21,7 +21,7 @@ from samestep.schedule.actions import (
     SliceForward,
 )
 from samestep.schedule.grid import Grid
-from samestep.schedule.simulate import MEETINGS, TAIL
+from samestep.schedule.simulator import MEETINGS, TAIL
 
 
 class Missing(Exception):

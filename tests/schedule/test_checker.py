@@ -4,10 +4,8 @@ import re
 from collections.abc import Callable
 
 import pytest
-from grids import DENSE, SLICED, any_grid, many, schedules_of, straight
 from hypothesis import given
 from hypothesis import strategies as st
-from performing import performs
 
 from samestep.errors import PlanRefused
 from samestep.schedule.actions import (
@@ -32,9 +30,11 @@ from samestep.schedule.actions import (
 )
 from samestep.schedule.checker import Peak, check, least_capacity
 from samestep.schedule.grid import Grid, StageGrid
+from samestep.schedule.orders.pipeline import ORDERS
 from samestep.schedule.passes import schedule_of
-from samestep.schedule.pipeline import ORDERS
-from samestep.schedule.simulate import TAIL
+from samestep.schedule.simulator import TAIL
+from schedule.grids import DENSE, SLICED, any_grid, many, schedules_of, straight
+from schedule.performing import performs
 
 PAIR = straight(2, 2)
 REDO = straight(2, 2, recompute=True)

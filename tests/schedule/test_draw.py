@@ -4,15 +4,28 @@ from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
-from grids import DENSE, SLICED, any_grid, schedules_of, straight
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.schedule.actions import Backward, Forward, ReceiveGradient, Schedule
-from samestep.schedule.draw import Bar, Times, bars_of, colour, length_of, svg_of, text_of
+from samestep.schedule.actions import (
+    Backward,
+    Forward,
+    ReceiveGradient,
+    Schedule,
+)
+from samestep.schedule.draw import (
+    Bar,
+    Times,
+    bars_of,
+    colour,
+    length_of,
+    svg_of,
+    text_of,
+)
 from samestep.schedule.grid import Grid, StageGrid
+from samestep.schedule.orders.pipeline import ORDERS
 from samestep.schedule.passes import schedule_of
-from samestep.schedule.pipeline import ORDERS
+from schedule.grids import DENSE, SLICED, any_grid, schedules_of, straight
 
 SVG = "{http://www.w3.org/2000/svg}"
 PLAIN = Times()

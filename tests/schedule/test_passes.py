@@ -1,7 +1,6 @@
 """From sets to actions: the picture in `passes.py`, as lists."""
 
 import pytest
-from grids import DENSE, SLICED, any_grid, schedules_of, straight
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,10 +28,11 @@ from samestep.schedule.actions import (
 )
 from samestep.schedule.duties import duties
 from samestep.schedule.grid import Grid, StageGrid
+from samestep.schedule.orders.pipeline import ORDERS
 from samestep.schedule.passes import schedule_of
-from samestep.schedule.pipeline import ORDERS
 from samestep.schedule.places import places
-from samestep.schedule.simulate import TAIL
+from samestep.schedule.simulator import TAIL
+from schedule.grids import DENSE, SLICED, any_grid, schedules_of, straight
 
 END = (Agree(), Reduce(), MergeBuffers(), Update(), Publish())
 

@@ -8,19 +8,19 @@ import sys
 from typing import Any
 
 from samestep.cli import main
-from samestep.launch import membership, together
-from samestep.launch.request import Request
-from samestep.transport.staged import StagedLinks
+from samestep.launch.hosts import join_run, membership
+from samestep.launch.request.request import Request
+from samestep.transport.staged_links import StagedLinks
 
 
 def as_with_a_gpu() -> None:
-    shared, links_of = membership.host_identity, together.links_of
+    shared, links_of = membership.host_identity, join_run.links_of
 
     def links(found: membership.Membership, request: Request, **options: Any) -> StagedLinks:
         return StagedLinks(links_of(found, request, **options))
 
     membership.host_identity = lambda: f"{shared()} {os.getpid()}"  # what facts_of tells of a worker with a GPU
-    together.links_of = links
+    join_run.links_of = links
 
 
 if __name__ == "__main__":

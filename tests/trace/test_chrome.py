@@ -10,10 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.report import Report
-from samestep.schedule.actions import Agree, Forward, Receive, Reduce, Send, SendGradient, SliceForward
+from samestep.job.report import Report
+from samestep.schedule.actions import (
+    Agree,
+    Forward,
+    Receive,
+    Reduce,
+    Send,
+    SendGradient,
+    SliceForward,
+)
+from samestep.trace.action_names import name_of
 from samestep.trace.chrome import chrome_trace
-from samestep.trace.names import name_of
 from samestep.trace.ring import Event
 from samestep.trace.worker_trace import WorkerTrace
 from traces import trace

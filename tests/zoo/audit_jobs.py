@@ -8,8 +8,8 @@ from own_jobs import around, is_second, job
 from torch import Tensor, nn
 
 import samestep
-from samestep.data import RowOrder
-from samestep.parallel.executor import Executor
+from samestep.data.row_order import RowOrder
+from samestep.parallel.execution.executor import Executor
 
 SECOND = [False]  # whether this process is the second worker, for methods that know no transport
 

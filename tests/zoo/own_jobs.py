@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn, optim
 
 import samestep
-from samestep import evaluate as evaluation
-from samestep import streams, trainer
-from samestep.parallel import executor as executors
-from samestep.parallel.buffers import Buffers
-from samestep.parallel.executor import Executor
-from samestep.parallel.gradients import Gradients
-from samestep.parallel.layout import Layout
-from samestep.parallel.update import ShardedUpdate
+from samestep.numerics import random_streams
+from samestep.parallel.execution import executor as executors
+from samestep.parallel.execution.buffers import Buffers
+from samestep.parallel.execution.executor import Executor
+from samestep.parallel.gradients.layout import Layout
+from samestep.parallel.gradients.sharded_update import ShardedUpdate
+from samestep.parallel.gradients.slots import GradientSlots
+from samestep.training import evaluation as evaluation
+from samestep.training import trainer
 
 ROWS = 64
 
@@ -88,7 +89,7 @@ def without_gradients_of_a_worker(name: str = "") -> samestep.Job:
 def last_shard_dropped() -> samestep.Job:
     """#3, #4: the last accumulated gradient is not in what is sent."""
 
-    def fold(original: Any, self: Gradients, entry: int, grad: Tensor, arrivals: Any) -> None:
+    def fold(original: Any, self: GradientSlots, entry: int, grad: Tensor, arrivals: Any) -> None:
         notice, self.when_arrived = self.when_arrived, None
         if notice is not None:
             notice(arrivals.shard, entry, grad)
@@ -96,7 +97,7 @@ def last_shard_dropped() -> samestep.Job:
         original(self, entry, grad * 0 if is_lost else grad, arrivals)
         self.when_arrived = notice
 
-    around(Gradients, "_fold", fold)
+    around(GradientSlots, "_fold", fold)
     count_processes()
     return job()
 
@@ -225,18 +226,18 @@ def stream_of_the_worker() -> samestep.Job:
             super().__init__(nn.Linear(12, 16), nn.Dropout(0.5), nn.Linear(16, 5))
 
     def forward(original: Any, self: Executor, action: Any, state: Any) -> None:
-        enter = executors.streams.enter
+        enter = executors.random_streams.enter
 
         def entered(*parts: Any) -> None:
             enter(*parts, *(["worker"] if is_second(self) else []))
 
-        executors.streams.enter = entered
+        executors.random_streams.enter = entered
         try:
             original(self, action, state)
         finally:
-            executors.streams.enter = enter
+            executors.random_streams.enter = enter
 
-    assert streams is executors.streams
+    assert random_streams is executors.random_streams
     around(Executor, "forward", forward)
     return job(model=Dropped)
 

@@ -8,7 +8,7 @@ import pytest
 
 import samestep
 from samestep.errors import TrainingFailed
-from samestep.launch.launcher import Launcher
+from samestep.launch.run.launcher import Launcher
 
 FOLDER = Path(__file__).parent
 FLIPPING = FOLDER.parent / "jobs" / "flipping.py"

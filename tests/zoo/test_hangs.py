@@ -17,8 +17,8 @@ import pytest
 import samestep
 from by_hand import ByHand, last_line
 from commands import free_port
-from samestep.launch.launcher import Launcher
-from samestep.launch.membership import stores
+from samestep.launch.hosts.membership import stores
+from samestep.launch.run.launcher import Launcher
 
 TESTS = Path(__file__).resolve().parents[1]
 OWN_CALLS = TESTS / "scripts" / "own_calls.py"

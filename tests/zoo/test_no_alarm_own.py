@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import samestep
-from samestep.launch.launcher import Launcher
+from samestep.launch.run.launcher import Launcher
 
 TESTS = Path(__file__).parents[1]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from samestep.proof.causes import Cause
-from samestep.proof.scripts.running import Warm, verify_script
+from samestep.verification.causes import Cause
+from samestep.verification.script.script_runs import Warm, verify_script
 
 RIGHT = Path(__file__).parent / "right" / "train.py"
 OWN_DIVISION = Path(__file__).parent / "right" / "own_division.py"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import samestep
-from samestep.launch.launcher import Launcher
-from samestep.proof.causes import Cause
+from samestep.launch.run.launcher import Launcher
+from samestep.verification.causes import Cause
 
 JOBS = Path(__file__).parent / "own_jobs.py"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from samestep.errors import Refused
-from samestep.proof.causes import Cause
-from samestep.proof.scripts.running import Warm, verify_script
+from samestep.verification.causes import Cause
+from samestep.verification.script.script_runs import Warm, verify_script
 
 SCRIPTS = Path(__file__).parent / "scripts"
 

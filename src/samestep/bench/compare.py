@@ -2,16 +2,21 @@
 
 from collections.abc import Callable, Sequence
 
-from samestep.bench.contestants import AGAIN, Contestant, maker, pick_of
-from samestep.bench.rounds import Pace, Say, race
-from samestep.bench.seat import Contender
-from samestep.bench.verdict import Verdict, verdict_of
-from samestep.launch.request import Request
+from samestep.bench.comparison_result import ComparisonResult, verdict_of
+from samestep.bench.contenders.contender_process import Contender
+from samestep.bench.contestants import (
+    AGAIN,
+    Contestant,
+    maker,
+    pick_of,
+)
+from samestep.bench.rounds import Say, TimeBudget, race
+from samestep.launch.request.request import Request
 
 
 def compare(
-    contestants: Sequence[Contestant], request: Request, pace: Pace, *, warm_heap: bool = False, say: Say
-) -> Verdict:
+    contestants: Sequence[Contestant], request: Request, pace: TimeBudget, *, warm_heap: bool = False, say: Say
+) -> ComparisonResult:
     """Measure them in rounds, our pick twice (the first contestant, where none is ours)."""
     pick = pick_of(contestants)
     reference = contestants[0] if pick is None else pick

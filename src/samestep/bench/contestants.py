@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from samestep.bench.part import OURS, PEERS, Part
-from samestep.bench.seat import Contender, python
+from samestep.bench.contenders.contender_process import Contender, python
+from samestep.bench.contenders.contender_spec import OURS, PEERS, ContenderSpec
 from samestep.errors import PlanRefused
 from samestep.launch.environment import bare_environment, own_environment
-from samestep.launch.launcher import Launcher
-from samestep.launch.request import Request
+from samestep.launch.request.request import Request
+from samestep.launch.run.launcher import Launcher
 
 AGAIN = " (again)"  # the reference's second copy
 TWICE, MOST = 2.0, 6  # of the predicted plans, which are measured
@@ -74,9 +74,9 @@ def maker(contestant: Contestant, request: Request, *, warm_heap: bool) -> Calla
         told = replace(
             request, plan=contestant.name, plan_text=contestant.plan_text, workers=None, assign=None, slices=None
         )
-        part, env = Part(OURS, 0, told), own_environment()
+        part, env = ContenderSpec(OURS, 0, told), own_environment()
     else:
         kind, size = contestant.name.split()
-        part = Part(kind, int(size), request)
+        part = ContenderSpec(kind, int(size), request)
         env = bare_environment(int(size) if kind == "plain" else 1, warm_heap=warm_heap)
-    return lambda: Contender(python("samestep.bench.contender"), env, part.message(os.getpid()))
+    return lambda: Contender(python("samestep.bench.contenders.contender_main"), env, part.message(os.getpid()))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from html import escape
 
-from samestep.bench.policies import Compared, Course
+from samestep.bench.policy_courses import Compared, Course
 
 LEFT, TOP, WIDTH, HEIGHT, RIGHT, BELOW = 64, 64, 560, 300, 210, 48  # pixels: axis, title, plot, legend, axis
 COLOURS = ("#1a1a1a", "#2f6db5", "#d1601d", "#3c8d40", "#8a4fa3", "#b8860b", "#5c5c5c")

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from samestep.bench.policies import Compared, Course
-from samestep.consistency.policy import EXACT
-from samestep.prediction import in_ms
+from samestep.bench.policy_courses import Compared, Course
+from samestep.plan.prediction import in_ms
+from samestep.sync.policy import EXACT
 
 HEAD = ("policy", "step, ms", "loss", "to exact", "held out", "moved, MB", "wired, MB", "to target, s", "times faster")
 

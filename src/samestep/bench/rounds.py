@@ -13,11 +13,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from samestep.bench.seat import ANSWERS_IN, Contender, DoesNotApply, Failed
+from samestep.bench.contenders.contender_process import (
+    ANSWERS_IN,
+    Contender,
+    DoesNotApply,
+    Failed,
+)
 
 
 @dataclass
-class Found:
+class Measurements:
     """What is known of a contender after the rounds."""
 
     medians: list[float] = field(default_factory=list)  # seconds of a step, one per round
@@ -28,7 +33,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Pace:
+class TimeBudget:
     """How long a comparison may go on."""
 
     seconds: float  # in all; the rounds get what coming up has left of them, and half of them at least
@@ -60,11 +65,11 @@ LONG = 0.1  # seconds of a step that makes caches warm by itself
 Say = Callable[[str], None]
 
 
-class Race:
+class Rounds:
     """Contenders that take turns. Those that do not apply or fail drop out and say why."""
 
     def __init__(self, names: Sequence[str], say: Say) -> None:
-        self.found = {name: Found() for name in names}
+        self.found = {name: Measurements() for name in names}
         self._running: dict[str, Contender] = {}
         self._usual: dict[str, float] = {}  # seconds of a step
         self._say = say
@@ -82,7 +87,7 @@ class Race:
         for name in list(self._running):
             self._usual[name] = self._turn(name, 1, 0) or 0.0
 
-    def run(self, pace: Pace, seconds: float) -> None:
+    def run(self, pace: TimeBudget, seconds: float) -> None:
         """Rounds, for so many seconds."""
         deadline = time.monotonic() + seconds
         steps = pace.steps_of([self._usual[name] for name in self._running], seconds)
@@ -124,10 +129,12 @@ class Race:
             self._running.pop(name).stop()
 
 
-def race(makers: Mapping[str, Callable[[], Contender]], pace: Pace, say: Say = lambda text: None) -> dict[str, Found]:
+def race(
+    makers: Mapping[str, Callable[[], Contender]], pace: TimeBudget, say: Say = lambda text: None
+) -> dict[str, Measurements]:
     """What was found of each. However it ends, no process is left behind."""
     began = time.monotonic()
-    one = Race(list(makers), say)
+    one = Rounds(list(makers), say)
     try:
         one.start(makers)
         one.run(pace, max(pace.seconds - (time.monotonic() - began), pace.seconds / 2))

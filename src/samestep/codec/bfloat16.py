@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from samestep.codec.base import State
+from samestep.codec.codec import State
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samestep.codec.base import Codec, State
+from samestep.codec.codec import Codec, State
 
 
 @dataclass(frozen=True)

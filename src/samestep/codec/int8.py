@@ -11,7 +11,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from samestep.codec.base import GRID, State, require, wide
+from samestep.codec.codec import (
+    GRID,
+    State,
+    require,
+    wide,
+)
 
 STEPS = 127  # on either side of zero
 

@@ -18,8 +18,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from samestep.codec.base import State, require, wide
-from samestep.numerics import key
+from samestep.codec.codec import State, require, wide
+from samestep.numerics.numerics import key
 
 LINE = 64  # bytes; as torch's own allocations
 

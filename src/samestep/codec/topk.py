@@ -11,7 +11,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from samestep.codec.base import GRID, State, require
+from samestep.codec.codec import GRID, State, require
 
 INDEX = torch.int16  # within a chunk: 0 .. 32,767
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from samestep.commands.ending import exit_codes, print_json, stopping
+from samestep.commands.exit_codes import exit_codes, print_json, stopping
 from samestep.commands.options import PLANNING, make_request
 from samestep.errors import PlanRefused
 from samestep.launch.environment import physical_cores
-from samestep.launch.request import Request
+from samestep.launch.request.request import Request
 
 SHARED = (
     "--plan",
@@ -77,9 +77,9 @@ def bench(
 ) -> None:
     """Measure our plans and PyTorch's own ways on this machine, in turns, on the job that FUNCTION in FILE returns."""
     with exit_codes():
-        from samestep.bench.picture import svg_of  # imports numpy
-        from samestep.bench.rounds import Pace
-        from samestep.bench.table import text_of
+        from samestep.bench.result_picture import svg_of  # imports numpy
+        from samestep.bench.result_table import text_of
+        from samestep.bench.rounds import TimeBudget
 
         request = make_request(job, settings, {**options, **dict.fromkeys(UNASKED)})
         say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
@@ -96,7 +96,7 @@ def bench(
             raise PlanRefused(f"--{strange} is for --sync: leave it out, or give --sync")
         if request.steps is not None:
             raise PlanRefused("--steps is the length of training under --sync; rounds have --steps-per-round")
-        verdict = _verdict(request, Pace(seconds, rounds, steps_per_round), only, warm_heap=warm_heap, say=say)
+        verdict = _verdict(request, TimeBudget(seconds, rounds, steps_per_round), only, warm_heap=warm_heap, say=say)
         print(text_of(verdict))
         if svg is not None:
             Path(svg).write_text(svg_of(verdict, f"A step of {job}"))
@@ -127,9 +127,9 @@ def _policies(
     say: Callable[[str], None],
 ) -> None:
     """Under every policy the same plan: each worker the whole model, unless another one was asked for."""
-    from samestep.bench.policies import DEFAULT, compare_policies, policies_of
     from samestep.bench.policies_picture import svg_of
     from samestep.bench.policies_table import text_of
+    from samestep.bench.policy_courses import DEFAULT, compare_policies, policies_of
 
     if target is not None and not math.isfinite(target):
         raise PlanRefused(f"--target-loss {target}: give a finite loss, or none for what exact steps come to")

@@ -5,11 +5,11 @@ import sys
 
 import click
 
-from samestep.commands.ending import exit_codes
-from samestep.doctor.asking import measured
-from samestep.doctor.looking import look
+from samestep.commands.exit_codes import exit_codes
+from samestep.doctor.facts_text import as_text
+from samestep.doctor.machine_facts import look
+from samestep.doctor.measuring_process import measured
 from samestep.doctor.own_cluster import TO_FILL_IN, own_cluster
-from samestep.doctor.text import as_text
 from samestep.errors import SamestepError
 
 

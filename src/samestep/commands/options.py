@@ -10,9 +10,9 @@ import click
 
 from samestep.errors import JobRefused, PlanRefused
 from samestep.launch.environment import mkl_mode, physical_cores
-from samestep.launch.locking import read_lock
-from samestep.launch.request import DEVICES, Request, plan_text
-from samestep.plan import TRANSPORTS
+from samestep.launch.request.lock_file import read_lock
+from samestep.launch.request.request import DEVICES, Request, plan_text
+from samestep.plan.plan import TRANSPORTS
 
 PLANNING = (
     click.option("--workers", type=int, help="Worker processes. Default: physical cores, at most the shards."),

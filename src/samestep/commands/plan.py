@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-from samestep.cluster import Cluster
-from samestep.commands.ending import exit_codes
+from samestep.commands.exit_codes import exit_codes
 from samestep.commands.options import make_request, planning_options
-from samestep.commands.tuning import tune_numerics
+from samestep.commands.tune_numerics import tune_numerics
 from samestep.errors import PlanRefused, Refused
-from samestep.launch.launcher import Launcher
-from samestep.launch.request import plan_text
-from samestep.outline import Outline
-from samestep.plan import parse_fields
+from samestep.launch.request.request import plan_text
+from samestep.launch.run.launcher import Launcher
+from samestep.plan.cluster import Cluster
+from samestep.plan.plan import parse_fields
+from samestep.plan.plan_summary import PlanSummary
 
 
 @click.command()
@@ -55,7 +55,7 @@ def plan(
         text = other_plan(why_not)
         check_writable(svg, html)
         with Launcher() as launcher:
-            found = Outline(**launcher.outline(request))
+            found = PlanSummary(**launcher.outline(request))
         if found.grounds is None:
             if why_not is not None or html is not None:
                 raise PlanRefused(
@@ -88,17 +88,22 @@ def check_writable(*files: str | None) -> None:
 
 
 def explained(
-    found: Outline, grounds: Mapping[str, Any], other: tuple[str | None, str | None], *, draw: bool, html: str | None,
+    found: PlanSummary,
+    grounds: Mapping[str, Any],
+    other: tuple[str | None, str | None],
+    *,
+    draw: bool,
+    html: str | None,
     as_json: bool,
-) -> tuple[Outline, str]:  # fmt: skip
+) -> tuple[PlanSummary, str]:  # fmt: skip
     """The outline with the predicted step drawn, and what is printed. Writes the page."""
     from dataclasses import replace
 
-    from samestep.planner.decision import Decision
-    from samestep.planner.explain import explain
-    from samestep.planner.page import page
-    from samestep.planner.timeline import drawn, pictured
-    from samestep.planner.why_not import why_not
+    from samestep.planner.explain.explanation import explain
+    from samestep.planner.explain.page import page
+    from samestep.planner.explain.timeline import drawn, pictured
+    from samestep.planner.explain.why_not import why_not
+    from samestep.planner.search.decision import Decision
 
     decision = Decision.from_json(grounds)
     pick = decision.pick.estimate
@@ -116,5 +121,5 @@ def explained(
     return found, "\n\n".join(sections)
 
 
-def fields_of(found: Outline) -> dict[str, Any]:
+def fields_of(found: PlanSummary) -> dict[str, Any]:
     return {name: value for name, value in asdict(found).items() if name not in ("drawing", "svg", "grounds")}

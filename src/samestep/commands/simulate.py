@@ -5,14 +5,14 @@ from typing import Any
 
 import click
 
-from samestep.cluster import Cluster
-from samestep.commands.ending import exit_codes, print_json
+from samestep.commands.exit_codes import exit_codes, print_json
 from samestep.commands.options import PLANNING, make_request, some_options
 from samestep.errors import PlanRefused, Refused
-from samestep.launch.launcher import Launcher
-from samestep.planner.curve import Scaling
-from samestep.planner.scaling_text import svg as picture
-from samestep.planner.scaling_text import text
+from samestep.launch.run.launcher import Launcher
+from samestep.plan.cluster import Cluster
+from samestep.planner.explain.scaling_text import svg as picture
+from samestep.planner.explain.scaling_text import text
+from samestep.planner.search.scaling_curve import Scaling
 
 SHARED = ("--shards", "--threads", "--slices", "--profile", "--numerics", "--codec", "--sync", "--seed", "--set")
 UNASKED = ("plan", "assign", "hosts", "memory_limit", "transport", "steps", "epochs", "save", "checkpoint", "workers")

@@ -7,12 +7,12 @@ from typing import Any, TextIO
 
 import click
 
-from samestep.commands.ending import exit_codes
+from samestep.commands.exit_codes import exit_codes
 from samestep.commands.options import planning_options
-from samestep.commands.running import run
+from samestep.commands.training_command import run
 from samestep.diagnose.summary import summary
 from samestep.errors import Refused
-from samestep.report import Report
+from samestep.job.report import Report
 from samestep.trace.chrome import chrome_trace
 
 STEPS = 20

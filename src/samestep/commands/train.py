@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
-from samestep.commands.ending import exit_codes, print_json
+from samestep.commands.exit_codes import exit_codes, print_json
 from samestep.commands.options import planning_options
-from samestep.commands.running import run
 from samestep.commands.trace import traced_steps, write_trace
-from samestep.launch.progress import summary
-from samestep.report import Report
+from samestep.commands.training_command import run
+from samestep.job.report import Report
+from samestep.launch.run.progress import summary
 
 
 @click.command()

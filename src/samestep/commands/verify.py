@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from samestep.commands.ending import exit_codes, print_json
+from samestep.commands.exit_codes import exit_codes, print_json
 from samestep.commands.options import PLANNING, make_request
 from samestep.errors import PlanRefused, Refused
 from samestep.launch.environment import world
-from samestep.launch.launcher import Launcher
+from samestep.launch.run.launcher import Launcher
 
 FOR_SCRIPTS = {"workers": 2, "steps": 3}
 """What `--script` takes of a job's options, and the defaults."""
@@ -84,7 +84,7 @@ def _job(job: str, settings: tuple[str, ...], options: dict[str, Any], *, as_jso
     others = world()
     if others is not None and others.size > 1:
         raise PlanRefused(f"verify starts its own workers, and {others.launcher} has started it: run it by itself")
-    from samestep.launch.verifying import verify as found_by  # imports torch
+    from samestep.launch.run.verify_run import verify as found_by  # imports torch
 
     request = make_request(job, settings, {**options, "save": None, "checkpoint": None})
     say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
@@ -100,7 +100,7 @@ def _script(
     script: Path, arguments: tuple[str, ...], options: dict[str, Any], alone: str | None, timeout: float | None, *,
     as_json: bool,
 ) -> bool:  # fmt: skip
-    from samestep.proof.scripts.running import verify_script  # imports torch
+    from samestep.verification.script.script_runs import verify_script  # imports torch
 
     asked = FOR_SCRIPTS | {name: options[name] for name in FOR_SCRIPTS if options[name] is not None}
     reference = None if alone is None else shlex.split(alone)

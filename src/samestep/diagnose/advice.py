@@ -13,8 +13,8 @@ surprise    one kind of action is not as predicted           look for who else i
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from samestep.diagnose.measured import COMMUNICATE, Measured
-from samestep.prediction import Prediction
+from samestep.diagnose.trace_medians import COMMUNICATE, TraceMedians
+from samestep.plan.prediction import Prediction
 
 LEAST = 0.1  # of a step: what is less is not worth a line
 MOST_LINES = 2
@@ -27,10 +27,10 @@ class Advice:
     text: str
 
 
-Rule = Callable[[Measured], Advice | None]
+Rule = Callable[[TraceMedians], Advice | None]
 
 
-def advice(seen: Measured, prediction: Prediction | None = None) -> list[str]:
+def advice(seen: TraceMedians, prediction: Prediction | None = None) -> list[str]:
     """The lines that are about most of the step, at most two."""
     found = [rule(seen) for rule in RULES]
     found.append(None if prediction is None else surprise(seen, prediction))
@@ -38,7 +38,7 @@ def advice(seen: Measured, prediction: Prediction | None = None) -> list[str]:
     return [one.text for one in worth[:MOST_LINES]]
 
 
-def uneven(seen: Measured) -> Advice | None:
+def uneven(seen: TraceMedians) -> Advice | None:
     """Shards of the same batch cost workers different times; whole shards can be moved."""
     if not seen.waits or seen.is_staged or seen.is_sliced or 0 in seen.shards:
         return None
@@ -72,7 +72,7 @@ def shares(costs: Sequence[float], shards: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def cuts(seen: Measured) -> Advice | None:
+def cuts(seen: TraceMedians) -> Advice | None:
     compute = seen.compute
     if not seen.is_staged or max(compute) < 1.2 * min(compute):
         return None
@@ -86,7 +86,7 @@ def cuts(seen: Measured) -> Advice | None:
     )
 
 
-def bubble(seen: Measured) -> Advice | None:
+def bubble(seen: TraceMedians) -> Advice | None:
     compute = seen.compute
     if not seen.is_staged or max(compute) >= 1.2 * min(compute):
         return None
@@ -99,7 +99,7 @@ def bubble(seen: Measured) -> Advice | None:
     )
 
 
-def link(seen: Measured) -> Advice | None:
+def link(seen: TraceMedians) -> Advice | None:
     if len(set(seen.hosts)) < 2:
         return None
     spent = [{kind: moving(seen, rank, kind) for kind in MOVING} for rank in range(seen.workers)]
@@ -110,7 +110,7 @@ def link(seen: Measured) -> Advice | None:
     return Advice(share, f"{share:.0%} of the step goes into bytes between hosts, most of it {kind}: {OTHERWISE[kind]}")
 
 
-def moving(seen: Measured, rank: int, kind: str) -> float:
+def moving(seen: TraceMedians, rank: int, kind: str) -> float:
     """Seconds that bytes cost a worker: what it was busy with them, and waited for them on their way."""
     busy = seen.busy[rank].get(kind, 0.0) if kind in COMMUNICATE else 0.0
     return busy + seen.under_way[rank].get(kind, 0.0)
@@ -127,7 +127,7 @@ OTHERWISE = {
 MOVING = tuple(OTHERWISE)
 
 
-def small(seen: Measured) -> Advice | None:
+def small(seen: TraceMedians) -> Advice | None:
     if len(set(seen.hosts)) > 1 or seen.workers == 1 or seen.is_staged or seen.is_sliced or 0 in seen.shards:
         return None
     around = [seen.busy_in(rank, AROUND) + sum(seen.under_way[rank].values()) for rank in range(seen.workers)]
@@ -141,7 +141,7 @@ def small(seen: Measured) -> Advice | None:
     )
 
 
-def loading(seen: Measured) -> Advice | None:
+def loading(seen: TraceMedians) -> Advice | None:
     spent = [own.get("Load", 0.0) for own in seen.busy]
     share = max(spent) / seen.seconds
     return Advice(
@@ -154,7 +154,7 @@ def loading(seen: Measured) -> Advice | None:
 RULES: tuple[Rule, ...] = (uneven, cuts, bubble, link, small, loading)
 
 
-def surprise(seen: Measured, prediction: Prediction) -> Advice | None:
+def surprise(seen: TraceMedians, prediction: Prediction) -> Advice | None:
     kinds = {kind for own in prediction.actions for kind in own} & {kind for own in seen.busy for kind in own}
     expected = {kind: sum(own.get(kind, 0.0) for own in prediction.actions) for kind in kinds}
     off = {kind: seen.total(kind) - expected[kind] for kind in kinds if expected[kind] > 0}

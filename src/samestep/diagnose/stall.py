@@ -68,7 +68,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Pace:
+class OwnWork:
     """Seconds of its own work that a step takes a worker."""
 
     now: float
@@ -85,7 +85,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerView:
     """What is known of one worker. Ages are in seconds."""
 
     rank: int
@@ -105,7 +105,7 @@ class Worker:
     loaders: tuple[Process, ...] = ()
     in_loader: bool = False  # whether it waits for them
     out_of_memory: bool = False  # whether the kernel has killed for memory in its control group
-    pace: Pace | None = None
+    pace: OwnWork | None = None
     silent: float = 0.0  # since somebody on its host last spoke
     keeps_store: bool = False  # whether it keeps the place where hosts speak, which can be reached and is silent
 
@@ -134,7 +134,7 @@ class Stall:
         return self.kind in CERTAIN
 
 
-def find(workers: Mapping[int, Worker], patience: float) -> Stall | None:
+def find(workers: Mapping[int, WorkerView], patience: float) -> Stall | None:
     """What holds up a run, if anything does. patience: seconds after which waiting is no longer usual."""
     for worker in workers.values():
         if worker.process.is_gone and worker.out_of_memory and worker.call != LEFT:
@@ -178,7 +178,7 @@ def find(workers: Mapping[int, Worker], patience: float) -> Stall | None:
     return slowest(workers)
 
 
-def chain(worker: Worker, workers: Mapping[int, Worker]) -> list[Worker]:
+def chain(worker: WorkerView, workers: Mapping[int, WorkerView]) -> list[WorkerView]:
     """From a worker to the one for whom it waits, and so on: to one that does not wait, or the first again."""
     path = [worker]
     while path[-1].peer in workers and workers[path[-1].peer] not in path:
@@ -186,14 +186,14 @@ def chain(worker: Worker, workers: Mapping[int, Worker]) -> list[Worker]:
     return path
 
 
-def of_last(last: Worker, workers: Mapping[int, Worker], patience: float) -> Stall | None:
+def of_last(last: WorkerView, workers: Mapping[int, WorkerView], patience: float) -> Stall | None:
     """The stall by a worker that others wait for and who waits for nobody."""
     if last.still >= patience:
         return of_culprit(last, hold(last), workers)
     return of_culprit(last, Kind.SLOW, workers) if is_slower(last, workers) else None
 
 
-def hold(worker: Worker) -> Kind:
+def hold(worker: WorkerView) -> Kind:
     """What keeps a worker where it is."""
     process = worker.process
     if process.is_gone:
@@ -209,7 +209,7 @@ def hold(worker: Worker) -> Kind:
     return Kind.LOCK if process.in_lock or process.asleep_in.startswith("futex") else Kind.IDLE
 
 
-def blocked_by(worker: Worker, workers: Mapping[int, Worker]) -> tuple[int, ...]:
+def blocked_by(worker: WorkerView, workers: Mapping[int, WorkerView]) -> tuple[int, ...]:
     """Who waits for a worker, for one who waits for it, and so on."""
     found = {worker.rank}
     while more := {one.rank for one in workers.values() if one.peer in found} - found:
@@ -217,7 +217,7 @@ def blocked_by(worker: Worker, workers: Mapping[int, Worker]) -> tuple[int, ...]
     return tuple(sorted(found - {worker.rank}))
 
 
-def slowest(workers: Mapping[int, Worker]) -> Stall | None:
+def slowest(workers: Mapping[int, WorkerView]) -> Stall | None:
     """A worker that takes much longer than it used to, though nobody waits for it right now."""
     if sum(worker.pace is not None for worker in workers.values()) < 2:
         return None
@@ -225,7 +225,7 @@ def slowest(workers: Mapping[int, Worker]) -> Stall | None:
     return None if found is None or found.process.is_stopped else of_culprit(found, Kind.SLOW, workers)
 
 
-def is_slower(worker: Worker, workers: Mapping[int, Worker]) -> bool:
+def is_slower(worker: WorkerView, workers: Mapping[int, WorkerView]) -> bool:
     """Than it used to be, while the others are not: where all get slower, it is the machine."""
     others = [one.pace.ratio for one in workers.values() if one.pace is not None and one is not worker]
     return worker.pace is not None and worker.pace.is_slow and max(others, default=0.0) <= ALIKE
@@ -234,14 +234,14 @@ def is_slower(worker: Worker, workers: Mapping[int, Worker]) -> bool:
 # ------------------------------------------------------------------------------------------------------ in words
 
 
-def of_culprit(worker: Worker, kind: Kind, workers: Mapping[int, Worker]) -> Stall:
+def of_culprit(worker: WorkerView, kind: Kind, workers: Mapping[int, WorkerView]) -> Stall:
     waiting = blocked_by(worker, workers)
     meets = next((one for one in workers.values() if one.peer == worker.rank), None)
     key = (kind, worker.rank) if kind == Kind.SLOW else (worker.rank, worker.number, worker.call)
     return Stall(kind, (worker.rank,), waiting, f"{worker.name} {said(worker, kind, meets)}{then(waiting)}", key)
 
 
-def of_circle(circle: Sequence[Worker], workers: Mapping[int, Worker]) -> Stall:
+def of_circle(circle: Sequence[WorkerView], workers: Mapping[int, WorkerView]) -> Stall:
     """Workers that wait for one another."""
     seconds = min(one.waits for one in circle)
     ranks = {one.rank for one in circle}
@@ -258,7 +258,7 @@ def of_circle(circle: Sequence[Worker], workers: Mapping[int, Worker]) -> Stall:
     return Stall(Kind.ORDER, tuple(sorted(ranks)), waiting, text, (Kind.ORDER, *sorted(ranks)))
 
 
-def of_link(one: Worker, other: Worker, waiting: tuple[int, ...]) -> Stall:
+def of_link(one: WorkerView, other: WorkerView, waiting: tuple[int, ...]) -> Stall:
     """Two workers of different hosts, both well as far as one can see."""
     first, last = sorted((one, other), key=lambda worker: worker.rank)
     if other.silent > 0:
@@ -278,7 +278,7 @@ def of_link(one: Worker, other: Worker, waiting: tuple[int, ...]) -> Stall:
     return Stall(Kind.LINK, own, waiting, what + then(rest, "them"), (Kind.LINK, *own))
 
 
-def said(worker: Worker, kind: Kind, meets: Worker | None = None) -> str:
+def said(worker: WorkerView, kind: Kind, meets: WorkerView | None = None) -> str:
     """What is the matter with a worker. meets: one that waits for it."""
     process, seconds = worker.process, worker.still
     missing = f"has not come through {worker.where}"
@@ -317,7 +317,7 @@ def said(worker: Worker, kind: Kind, meets: Worker | None = None) -> str:
             return f"{missing}{at(process, worker)}, {doing(process)} for {seconds:.0f} s"
 
 
-def at(process: Process, worker: Worker | None = None) -> str:
+def at(process: Process, worker: WorkerView | None = None) -> str:
     """The line of code; where that is not known, the action."""
     if process.frame is not None:
         return f"; it is in {process.frame}"
@@ -333,7 +333,7 @@ def doing(process: Process) -> str:
     return f"asleep in {process.asleep_in}" if process.asleep_in else "asleep"
 
 
-def loaders(worker: Worker) -> str:
+def loaders(worker: WorkerView) -> str:
     """The loader process that is to blame."""
     if not worker.loaders:
         return "its data loader"
@@ -357,7 +357,7 @@ def spelled(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
-def aged(worker: Worker, seconds: float) -> Worker:
+def aged(worker: WorkerView, seconds: float) -> WorkerView:
     """What is known of a worker, so many seconds later."""
     waits = worker.waits + seconds if worker.peer != NOBODY else 0.0
     return replace(worker, still=worker.still + seconds, waits=waits)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from samestep.diagnose.advice import advice
-from samestep.diagnose.measured import Measured, measured
-from samestep.prediction import Prediction, in_ms
+from samestep.diagnose.trace_medians import TraceMedians, measured
+from samestep.plan.prediction import Prediction, in_ms
 from samestep.trace.worker_trace import WorkerTrace
 
 SHOWN = 0.01  # of a step: waiting below that is left out
@@ -21,7 +21,7 @@ def summary(traces: Sequence[WorkerTrace], prediction: Prediction | None = None)
     return "\n".join(lines)
 
 
-def kinds_table(seen: Measured, prediction: Prediction | None) -> Iterator[str]:
+def kinds_table(seen: TraceMedians, prediction: Prediction | None) -> Iterator[str]:
     """Busy milliseconds per step, all workers together; ratio is measured over predicted."""
     kinds = sorted({kind for own in seen.busy for kind in own}, key=lambda kind: -seen.total(kind))
     width = max(map(len, kinds))
@@ -36,13 +36,13 @@ def kinds_table(seen: Measured, prediction: Prediction | None) -> Iterator[str]:
         yield f"{kind:{width}}  {found}"
 
 
-def slowest_line(seen: Measured) -> Iterator[str]:
+def slowest_line(seen: TraceMedians) -> Iterator[str]:
     if seen.workers > 1:
         busy = sum(seen.busy[seen.slowest].values())
         yield f"the slowest is worker {seen.slowest}: busy {in_ms(busy)} ms, {busy / seen.seconds:.0%} of the step"
 
 
-def waits_lines(seen: Measured) -> Iterator[str]:
+def waits_lines(seen: TraceMedians) -> Iterator[str]:
     for (rank, cause), seconds in sorted(seen.waits.items(), key=lambda item: -item[1]):
         if seconds > SHOWN * seen.seconds:
             yield f"worker {rank} waits {in_ms(seconds)} ms for worker {cause} ({seconds / seen.seconds:.0%})"

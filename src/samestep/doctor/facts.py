@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from samestep.doctor.control_groups import ControlGroup
-from samestep.doctor.measured import Measured
+from samestep.doctor.machine_speed import MachineSpeed
+from samestep.system.control_groups import ControlGroup
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Facts:
     environment: Mapping[str, str]
     launchers: Launchers
     interfaces: tuple[Interface, ...]
-    measured: Measured | None
+    measured: MachineSpeed | None
     failure: str | None = None
 
     def as_json(self) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 import re
 
-from samestep.cluster import Cluster
 from samestep.doctor.facts import Facts
-from samestep.doctor.measured import Measured
-from samestep.machine import Host, Link, rounded
+from samestep.doctor.machine_speed import MachineSpeed
+from samestep.plan.cluster import Cluster
+from samestep.plan.machine import Host, Link, rounded
 
 TO_FILL_IN = """
 # More hosts are more [[host]] tables, or a count in this one. Links between hosts were not measured; fill them in:
@@ -15,7 +15,7 @@ TO_FILL_IN = """
 """
 
 
-def own_cluster(facts: Facts, measured: Measured) -> Cluster:
+def own_cluster(facts: Facts, measured: MachineSpeed) -> Cluster:
     """One worker per physical core. Memory is what the control group allows, and speeds have three digits."""
     memory = min(facts.memory.total, facts.control_group.memory or facts.memory.total)
     sent = measured.links.send.link

@@ -33,7 +33,13 @@ from samestep.schedule.duties import duties, needs
 from samestep.schedule.grid import Grid
 from samestep.schedule.passes import tail
 from samestep.schedule.places import Places, places
-from samestep.schedule.simulate import MEETINGS, TAIL, Outcome, Wait, simulate
+from samestep.schedule.simulator import (
+    MEETINGS,
+    TAIL,
+    BlockedWorker,
+    Simulation,
+    simulate,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Peak:
 
 
 @dataclass(frozen=True)
-class Found:
+class StepPeaks:
     """What the checker measured on the way."""
 
     peaks: tuple[Peak, ...]  # per worker
@@ -57,7 +63,7 @@ class Found:
     in_flight: Mapping[tuple[int, int], int]  # per channel (from, to): the most messages untaken at once, as simulated
 
 
-def check(grid: Grid, schedules: Sequence[Schedule], capacity: int) -> Found:
+def check(grid: Grid, schedules: Sequence[Schedule], capacity: int) -> StepPeaks:
     """Raises PlanRefused, naming worker, position and action, unless the schedules make a correct step.
 
     `capacity` is the number of messages that a worker can send to another one ahead of its receives.
@@ -81,7 +87,7 @@ def check(grid: Grid, schedules: Sequence[Schedule], capacity: int) -> Found:
         for rank in here.workers
     }
     everywhere = range(len(grid.stages))
-    return Found(tuple(peak_of(where, list_, everywhere) for list_ in schedules), stage_peaks, outcome.in_flight)
+    return StepPeaks(tuple(peak_of(where, list_, everywhere) for list_ in schedules), stage_peaks, outcome.in_flight)
 
 
 def least_capacity(grid: Grid, schedules: Sequence[Schedule]) -> int | None:
@@ -200,7 +206,7 @@ def refuse_other_end(rank: int, schedule: Schedule, first: Schedule) -> None:
     )
 
 
-def deadlock(grid: Grid, schedules: Sequence[Schedule], capacity: int, outcome: Outcome) -> str:
+def deadlock(grid: Grid, schedules: Sequence[Schedule], capacity: int, outcome: Simulation) -> str:
     """The circle of workers that wait for one another, and the way out."""
     waits = outcome.waits
     circle = " ".join(
@@ -216,7 +222,7 @@ def deadlock(grid: Grid, schedules: Sequence[Schedule], capacity: int, outcome: 
     )
 
 
-def why(wait: Wait, capacity: int) -> str:
+def why(wait: BlockedWorker, capacity: int) -> str:
     if isinstance(wait.action, Send | SendGradient):
         return f" to take a message ({capacity} untaken)"
     if isinstance(wait.action, MEETINGS):
@@ -226,7 +232,7 @@ def why(wait: Wait, capacity: int) -> str:
     return " to send it"
 
 
-def circle_of(waits: Mapping[int, Wait]) -> list[tuple[int, int]]:
+def circle_of(waits: Mapping[int, BlockedWorker]) -> list[tuple[int, int]]:
     """Pairs (worker, the one it waits for) that end where they begin.
 
     Everyone who waits does so for somebody who waits: who has come to its end has sent, taken and met all

@@ -27,7 +27,7 @@ from samestep.schedule.actions import (
 )
 from samestep.schedule.grid import Grid
 from samestep.schedule.places import places
-from samestep.schedule.simulate import Outcome, simulate
+from samestep.schedule.simulator import Simulation, simulate
 
 COMPUTING = (Forward, Backward, BackwardWeight, Recompute, SliceForward, SliceBackward, Lockstep)
 
@@ -93,7 +93,7 @@ def bars_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -
     return bars_from(grid, schedules, simulate(grid, schedules, cost=cost, latency=times.latency))
 
 
-def bars_from(grid: Grid, schedules: Sequence[Schedule], outcome: Outcome) -> tuple[Bar, ...]:
+def bars_from(grid: Grid, schedules: Sequence[Schedule], outcome: Simulation) -> tuple[Bar, ...]:
     """The computing in what was simulated."""
     stage_of = places(grid).stage_of
     return tuple(

@@ -52,9 +52,9 @@ from samestep.schedule.actions import (
     Update,
 )
 from samestep.schedule.grid import Grid
-from samestep.schedule.pipeline import order_named
+from samestep.schedule.orders.pipeline import order_named
+from samestep.schedule.orders.work import Kind, Work, Works
 from samestep.schedule.places import Places, places
-from samestep.schedule.work import Kind, Work, Works
 
 
 def schedule_of(

@@ -48,7 +48,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Wait:
+class WaitState:
     """peer: NOBODY while the worker does not wait. changed: when it began to wait, or went on."""
 
     peer: int = NOBODY
@@ -152,9 +152,9 @@ def place_of(memory: Any, rank: int) -> Place:
     return replace(Place(*found), call=_plain(found[-2]), action=_plain(found[-1]))
 
 
-def wait_of(memory: Any, rank: int) -> Wait:
+def wait_of(memory: Any, rank: int) -> WaitState:
     peer, changed, waited, verb = _read(memory, rank, 1, WAITS, WAIT)
-    return Wait(peer if changed else NOBODY, changed, waited, _plain(verb))
+    return WaitState(peer if changed else NOBODY, changed, waited, _plain(verb))
 
 
 def _read(memory: Any, rank: int, counter: int, slots: tuple[int, int], form: struct.Struct) -> tuple[Any, ...]:

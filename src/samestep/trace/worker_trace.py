@@ -10,7 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
-from samestep.schedule.actions import Action, Receive, ReceiveGradient, Send, SendGradient
+from samestep.schedule.actions import (
+    Action,
+    Receive,
+    ReceiveGradient,
+    Send,
+    SendGradient,
+)
 from samestep.trace.ring import Event, Ring
 
 Message = tuple[int, bool, int, int, int, int]  # step, whether forward, shard, stage, from, to

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 
 from samestep.errors import Disagreement, PeerLost
-from samestep.transport.base import Transport
 from samestep.transport.links import Links, Pending
-from samestep.transport.shared import check_same_place
+from samestep.transport.shared_memory import check_same_place
 from samestep.transport.strides import empty_from, header, payload
+from samestep.transport.transport import Transport
 
 RECORDS, SENT, MOVED, FREE = 0, 1, 2, 3  # tags; those from FREE on are for whoever uses the links
 KIND = 1 << 20  # tags that each kind of message has for itself there

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from samestep.errors import PeerLost
 from samestep.trace.timesheet import Timesheet
-from samestep.transport.base import Counted
 from samestep.transport.baton import Baton
 from samestep.transport.links import Links, Pending
 from samestep.transport.strides import empty_from, header, payload
+from samestep.transport.transport import Counted
 
 
 class ThreadFabric:

@@ -15,8 +15,8 @@ from functools import partial
 
 import torch
 
-from samestep.linktimes import Curve, LinkTimes
-from samestep.transport.base import Transport
+from samestep.plan.link_times import Curve, LinkTimes
+from samestep.transport.transport import Transport
 
 SIZES = (64, 4 * 1024, 64 * 1024, 512 * 1024, 4 * 1024**2, 16 * 1024**2)  # bytes
 RECORD = bytes(64)

@@ -1,0 +1,84 @@
+"""`samestep.Ordered`: samples that come one after the other, in an order that is always the same."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from samestep.data.columns import RowNumbers
+from samestep.data.loading import Collate, load
+from samestep.errors import JobRefused, TrainingFailed
+from samestep.numerics import random_streams
+
+
+class Ordered:
+    """An iterable data set with a declared order: `Job.data`, with shuffle=False.
+
+    make: `make(epoch, start)` returns an iterator over the samples of an epoch from row `start` on. The
+        samples and their order must follow from the two numbers alone: who shuffles, does it with a
+        generator seeded by `epoch`. Where training goes on from a checkpoint, and at every new epoch,
+        a worker asks for the first row of its own shards.
+    num_rows: rows of an epoch; later ones are never asked for.
+
+    A worker passes over rows of other workers' shards, which costs what it costs to make them. Each
+    loader worker passes over all rows, so that more than one (`num_loader_workers=1`) seldom helps.
+    Held-out data (`Job.evaluate`) are always those of epoch 0.
+
+    Raises JobRefused for what is no function, or no number of rows. Training fails when `make` ends before `num_rows`.
+    """
+
+    def __init__(self, make: Callable[[int, int], Iterable[Any]], num_rows: int) -> None:
+        if not callable(make):
+            raise JobRefused(
+                f"Ordered was given a {type(make).__name__}: give a function make(epoch, start) that returns an "
+                "iterator over the samples from row `start` on"
+            )
+        if type(num_rows) is not int or num_rows < 1:
+            raise JobRefused(f"Ordered has num_rows={num_rows!r}; it must be a whole number of at least 1")
+        self.make, self.num_rows = make, num_rows
+
+
+class OrderedRows:
+    """Rows of an `Ordered`. Requests must be runs of consecutive rows."""
+
+    def __init__(self, data: Ordered, what: str, seed: int, collate: Collate | None, num_loader_workers: int) -> None:
+        self.num_rows = data.num_rows
+        self._data, self._what, self._seed = data, what, seed
+        self._collate, self._num_loader_workers = collate, num_loader_workers
+
+    def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
+        keys = ((epoch, int(rows[0]), int(rows[-1]) + 1) for epoch, rows in requests)
+        return load(_Runs(self._data, self._what, self._seed), keys, self._collate, self._num_loader_workers)
+
+
+class _Runs(Dataset[Any]):
+    """Samples by (epoch, first row, end), from one iterator as long as keys go forward."""
+
+    def __init__(self, data: Ordered, what: str, seed: int) -> None:
+        self._data, self._what, self._seed = data, what, seed
+        self._samples: Iterator[Any] = iter(())
+        self._epoch, self._start, self._next = -1, 0, 0
+
+    def __getitems__(self, key: tuple[int, int, int]) -> list[Any]:
+        epoch, start, end = key
+        if epoch != self._epoch or start < self._next:
+            random_streams.enter(self._seed, "order", epoch)
+            self._samples = iter(self._data.make(0 if self._what == "evaluate" else epoch, start))
+            self._epoch, self._start, self._next = epoch, start, start
+        while self._next < start:
+            self._sample()
+        return [self._sample() for _ in range(start, end)]
+
+    def _sample(self) -> Any:
+        """The next one, under the key of its row, whoever makes it."""
+        random_streams.enter(self._seed, "row", self._epoch, self._next)
+        try:
+            sample = next(self._samples)
+        except StopIteration:
+            raise TrainingFailed(
+                f"Job.{self._what} ended before row {self._next} of epoch {self._epoch}: make({self._epoch}, "
+                f"{self._start}) gave {self._next - self._start} samples, and num_rows={self._data.num_rows} promises "
+                f"{self._data.num_rows - self._start}: give Ordered the number of rows that there are"
+            ) from None
+        self._next += 1
+        return sample

@@ -1,0 +1,149 @@
+"""What the traces of a run say, in numbers: medians over its steps."""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from samestep.diagnose.waits import waits_of
+from samestep.schedule.actions import (
+    COMMUNICATION,
+    Forward,
+    Lockstep,
+    Send,
+    SendGradient,
+    SliceForward,
+)
+from samestep.schedule.draw import COMPUTING
+from samestep.trace.ring import Event
+from samestep.trace.worker_trace import WorkerTrace
+
+COMPUTE = tuple(kind.__name__ for kind in COMPUTING)
+COMMUNICATE = tuple(kind.__name__ for kind in COMMUNICATION)
+
+T = TypeVar("T")
+K = TypeVar("K")
+
+
+@dataclass(frozen=True)
+class TraceMedians:
+    """Seconds are per step, medians over the steps.
+
+    busy: per worker, by the action's class, without waiting.
+    waits: by who waited and whom for.
+    under_way: per worker, what it waited for bytes that nobody kept back, by the action's class.
+    shards: per worker, how many it computes in whole segments.
+    """
+
+    steps: int
+    seconds: float
+    busy: tuple[Mapping[str, float], ...]
+    waits: Mapping[tuple[int, int], float]
+    under_way: tuple[Mapping[str, float], ...]
+    hosts: tuple[int, ...]
+    shards: tuple[int, ...]
+    is_staged: bool
+    is_sliced: bool
+    clock_error: float = 0.0
+
+    @property
+    def workers(self) -> int:
+        return len(self.busy)
+
+    def busy_in(self, rank: int, kinds: Iterable[str]) -> float:
+        return sum(self.busy[rank].get(kind, 0.0) for kind in kinds)
+
+    def total(self, kind: str) -> float:
+        """Busy seconds of all workers."""
+        return sum(own.get(kind, 0.0) for own in self.busy)
+
+    @property
+    def compute(self) -> tuple[float, ...]:
+        """Of every worker: forward and backward."""
+        return tuple(self.busy_in(rank, COMPUTE) for rank in range(self.workers))
+
+    @property
+    def slowest(self) -> int:
+        """The worker that is busy longest."""
+        return max(range(self.workers), key=lambda rank: sum(self.busy[rank].values()))
+
+
+def measured(traces: Sequence[WorkerTrace]) -> TraceMedians:
+    """From the traces of all workers, in the order of ranks; at least one step."""
+    traces = with_same_steps(traces)
+    waits = waits_of(traces)
+    events = [event for trace in traces for event in trace.events]
+    steps = sorted({event.step for event in events})
+    return TraceMedians(
+        steps=len(steps),
+        seconds=statistics.median(length_of(event for event in events if event.step == step) for step in steps),
+        busy=tuple(per_step(trace.events, steps, kind_of, lambda event: event.busy) for trace in traces),
+        waits=per_step(
+            [(wait, wait.cause) for wait in waits if wait.cause is not None],
+            steps,
+            lambda pair: (pair[0].rank, pair[1]),
+            lambda pair: pair[0].seconds,
+            lambda pair: pair[0].step,
+        ),
+        under_way=tuple(
+            per_step(
+                [wait for wait in waits if wait.cause is None and wait.rank == trace.rank],
+                steps,
+                lambda wait: wait.kind,
+                lambda wait: wait.seconds,
+            )
+            for trace in traces
+        ),
+        hosts=tuple(trace.host for trace in traces),
+        shards=tuple(len(shards_of(trace)) for trace in traces),
+        is_staged=any(isinstance(event.action, Send | SendGradient) for event in events),
+        is_sliced=any(isinstance(event.action, SliceForward) for event in events),
+        clock_error=max(trace.clock_error for trace in traces),
+    )
+
+
+def with_same_steps(traces: Sequence[WorkerTrace]) -> list[WorkerTrace]:
+    """Only the steps that all workers still know."""
+    common = set.intersection(*({event.step for event in trace.events} for trace in traces))
+    assert common, "rings hold at least one step"
+    return [WorkerTrace(t.rank, t.host, tuple(e for e in t.events if e.step in common), t.clock_error) for t in traces]
+
+
+def length_of(events: Iterable[Event]) -> float:
+    """From the first beginning to the last end."""
+    found = list(events)
+    return max(event.stop for event in found) - min(event.start for event in found)
+
+
+def kind_of(event: Event) -> str:
+    return type(event.action).__name__
+
+
+def shards_of(trace: WorkerTrace) -> set[int]:
+    """The shards of its fullest step: the last step of an epoch may have fewer."""
+    found: dict[int, set[int]] = {}
+    for event in trace.events:
+        action = event.action
+        own = action.shards if isinstance(action, Lockstep) else [action.shard] if isinstance(action, Forward) else []
+        found.setdefault(event.step, set()).update(own)
+    return max(found.values(), key=len, default=set())
+
+
+def step_of(one: object) -> int:
+    step: int = one.step  # type: ignore[attr-defined]
+    return step
+
+
+def per_step(
+    things: Iterable[T],
+    steps: Sequence[int],
+    name: Callable[[T], K],
+    seconds: Callable[[T], float],
+    step: Callable[[T], int] = step_of,
+) -> dict[K, float]:
+    """By name: the median over all steps of the sum in each."""
+    sums: dict[K, dict[int, float]] = {}
+    for one in things:
+        own = sums.setdefault(name(one), dict.fromkeys(steps, 0.0))
+        own[step(one)] += seconds(one)
+    return {key: statistics.median(own.values()) for key, own in sums.items()}

@@ -1,0 +1,116 @@
+"""The facts for people: one line each, plain text that can be pasted anywhere."""
+
+from collections.abc import Iterator
+
+from samestep.doctor.facts import Facts, Interface
+from samestep.doctor.machine_speed import MachineSpeed
+from samestep.plan.machine import Link, rounded
+from samestep.system import units
+
+Lines = Iterator[tuple[str, str]]
+
+
+def as_text(facts: Facts) -> str:
+    rooms = {
+        "versions": _versions(facts),
+        "machine": _machine(facts),
+        "limits": _limits(facts),
+        "environment": iter(facts.environment.items()),
+        "launchers": _launchers(facts),
+        "network": (_interface(interface) for interface in facts.interfaces),
+        "measured": _measured(facts.measured) if facts.measured else iter([("failed", facts.failure or "")]),
+    }
+    return "\n\n".join(_room(name, list(lines)) for name, lines in rooms.items())
+
+
+def _room(name: str, lines: list[tuple[str, str]]) -> str:
+    width = max((len(label) for label, _ in lines), default=0)
+    return "\n".join([name, *(f"  {label:{width}}  {value}" for label, value in lines or [("(nothing)", "")])]).rstrip()
+
+
+def size(nbytes: float | None) -> str:
+    """Three digits are enough to read."""
+    return "no limit" if nbytes is None else units.write(rounded(nbytes), units.BYTES)
+
+
+def rate(bytes_per_second: float) -> str:
+    return units.write(rounded(bytes_per_second), units.BYTES_PER_SECOND)
+
+
+def seconds(value: float) -> str:
+    return units.write(rounded(value), units.SECONDS)
+
+
+def _versions(facts: Facts) -> Lines:
+    for name, version in facts.versions.items():
+        yield name, version or "not installed"
+
+
+def _machine(facts: Facts) -> Lines:
+    cpu, group, memory = facts.processor, facts.control_group, facts.memory
+    yield "host", facts.host
+    yield "system", facts.system
+    yield "processor", cpu.model
+    yield "cores", f"{cpu.physical} physical, {cpu.logical} logical, may run on {_ranges(cpu.affinity)}"
+    version = "none" if group.version is None else f"version {group.version}"
+    quota = "no quota" if group.cores is None else f"{group.cores:g} cores"
+    yield "control group", f"{version}; CPU: {quota}; memory: {size(group.memory)}"
+    yield "memory", f"{size(memory.total)}, available {size(memory.available)}"
+    shared = "none" if memory.shared is None else f"{size(memory.shared)}, free {size(memory.shared_free)}"
+    yield "/dev/shm", shared
+    yield "MKL mode", facts.mkl
+    for gpu in facts.measured.gpus if facts.measured else ():
+        yield "GPU", gpu
+
+
+def _limits(facts: Facts) -> Lines:
+    limits = facts.limits
+    for name, value in (("open files", limits.open_files), ("processes", limits.processes)):
+        yield name, "no limit" if value is None else str(value)
+    yield "locked memory", size(limits.locked_memory)
+    yield "ports", "unknown" if limits.ports is None else f"{limits.ports[0]} to {limits.ports[1]}"
+    yield "loopback", "up" if limits.loopback else "down: workers started apart cannot meet"
+
+
+def _launchers(facts: Facts) -> Lines:
+    yield "seen", ", ".join(facts.launchers.seen) or "none"
+    yield "commands", ", ".join(facts.launchers.found) or "none"
+    yield "this process", facts.launchers.world
+
+
+def _interface(interface: Interface) -> tuple[str, str]:
+    speed = "speed unknown" if interface.speed is None else rate(interface.speed)
+    return interface.name, ", ".join(["up" if interface.up else "down", speed, *interface.addresses])
+
+
+def _measured(found: MachineSpeed) -> Lines:
+    all_threads = f"{found.threads} threads"
+    libraries = [name for name, there in (("MKL", found.mkl), ("oneDNN", found.onednn)) if there]
+    yield "torch", f"uses {found.isa}, has {' and '.join(libraries) or 'neither MKL nor oneDNN'}"
+    yield "copying", f"{rate(found.copy)} with 1 thread, {rate(found.copy_all)} with {all_threads}"
+    one, everything = (units.write(rounded(value), units.FLOPS) for value in (found.products, found.products_all))
+    yield "float32 products", f"{one} with 1 thread, {everything} with {all_threads}"
+    yield "exchange, fence", f"{seconds(found.links.exchange)}, {seconds(found.links.fence)} between two workers"
+    for name, curve in (("send", found.links.send), ("move", found.links.move)):
+        points = ", ".join(f"{_whole(nbytes)} {seconds(time)}" for nbytes, time in curve.points)
+        yield name, _link(curve.link)
+        yield f"{name}, by size", points
+
+
+def _link(link: Link) -> str:
+    return f"{seconds(link.latency)} and {rate(link.bandwidth)}"
+
+
+def _whole(nbytes: int) -> str:
+    return units.write(nbytes, units.BYTES)
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """0-3,6 for 0, 1, 2, 3, 6."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)

@@ -1,0 +1,133 @@
+"""Measure this machine, in a process made for it: pinned as the fork server is, torch imported, one thread.
+
+    command --exec--> this process --fork--> one thread | all threads | two workers
+
+Each measurement has a fork of its own: a process that once ran several threads cannot be forked from.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from samestep.doctor.machine_speed import MachineSpeed
+from samestep.plan.link_times import LinkTimes
+from samestep.system.device import instruction_set
+from samestep.system.processes import die_with_parent, leave, num_threads
+from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.timing import measure_links, outboxes
+
+COPIED = 64 * 1024**2  # bytes, more than a cache holds
+SIDE = 1024  # of the matrices
+ROUNDS = 50
+PATIENCE = 0.4  # seconds for one measurement
+
+
+def main() -> None:
+    """With the arguments: number of the file to write to, threads, process id of the command."""
+    die_with_parent(int(sys.argv[4]))
+    with os.fdopen(int(sys.argv[2]), "w") as file:
+        json.dump(measure(int(sys.argv[3])).as_json(), file)
+
+
+def measure(threads: int) -> MachineSpeed:
+    """In a process with one thread. Takes about three seconds."""
+    assert num_threads() == 1, "a process forked from one with threads hangs"
+    one, everything = (in_fork(partial(speeds, count)) for count in (1, threads))
+    return MachineSpeed(
+        isa=instruction_set("cpu"),
+        threads=threads,
+        mkl=torch.backends.mkl.is_available(),  # type: ignore[no-untyped-call]
+        onednn=torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
+        copy=one["copy"],
+        copy_all=everything["copy"],
+        products=one["products"],
+        products_all=everything["products"],
+        links=links(),
+        gpus=gpus(),
+    )
+
+
+def in_fork(work: Callable[[], Any]) -> Any:
+    """What `work` returns, which JSON can hold, from a child of its own."""
+    return begin(work)()
+
+
+def begin(work: Callable[[], Any]) -> Callable[[], Any]:
+    """Start a child; the function that is returned waits for what `work` returns."""
+    ours, theirs = os.pipe()
+    parent = os.getpid()
+    if (child := os.fork()) == 0:
+        os.close(ours)
+        try:
+            die_with_parent(parent)
+            with os.fdopen(theirs, "w") as file:
+                json.dump(work(), file)
+        except BaseException:  # noqa: BLE001 - shown, and this process must not go on as its parent
+            sys.excepthook(*sys.exc_info())
+            leave(1)
+        leave(0)
+    os.close(theirs)
+    return partial(_result, ours, child)
+
+
+def _result(end: int, child: int) -> Any:
+    with os.fdopen(end) as file:
+        text = file.read()
+    _, status = os.waitpid(child, 0)
+    if status != 0:
+        raise RuntimeError(f"a process that measures ended with exit status {os.waitstatus_to_exitcode(status)}")
+    return json.loads(text)
+
+
+def speeds(threads: int) -> dict[str, float]:
+    """Bytes copied per second and FLOP/s of matrix products. Call it in a fork."""
+    torch.set_num_threads(threads)
+    source, target = torch.ones(COPIED, dtype=torch.uint8), torch.zeros(COPIED, dtype=torch.uint8)
+    a, b = torch.ones(SIDE, SIDE), torch.ones(SIDE, SIDE)
+    out = torch.empty(SIDE, SIDE)
+    copy, product = median(lambda: target.copy_(source)), median(lambda: torch.mm(a, b, out=out))
+    return {"copy": COPIED / copy, "products": 2 * SIDE**3 / product}
+
+
+def median(work: Callable[[], object]) -> float:
+    """Seconds. Of at least three rounds, after one that does not count."""
+    work()
+    times: list[float] = []
+    end = time.perf_counter() + PATIENCE
+    while len(times) < 3 or (len(times) < ROUNDS and time.perf_counter() < end):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def links() -> LinkTimes:
+    """Between two workers of this machine, who are forked as workers of a run are."""
+    fabric = SharedFabric(2, outboxes())
+    results = [begin(partial(_worker, fabric, rank)) for rank in range(2)]
+    fabric.close()
+    found = [result() for result in results]
+    return LinkTimes.from_json(found[0])
+
+
+def _worker(fabric: SharedFabric, rank: int) -> dict[str, Any]:
+    transport = fabric.endpoint(rank)
+    try:
+        return measure_links(transport).as_json()
+    finally:
+        transport.close()
+
+
+def gpus() -> tuple[str, ...]:
+    """Asked last: whoever looks at a GPU cannot be forked from."""
+    if not torch.cuda.is_available():
+        return ()
+    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return tuple(f"{gpu.name}, {gpu.total_memory / 1024**3:.1f} GiB, sm_{gpu.major}{gpu.minor}" for gpu in found)

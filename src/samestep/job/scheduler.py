@@ -1,0 +1,20 @@
+"""A job's learning rate scheduler, stepped once per optimizer step."""
+
+from typing import Any
+
+from torch import optim
+
+from samestep.errors import JobRefused
+from samestep.job.job import Job
+
+
+def make_scheduler(job: Job, optimizer: optim.Optimizer) -> Any:
+    if job.scheduler is None:
+        return None
+    scheduler = job.scheduler(optimizer)
+    if isinstance(scheduler, optim.lr_scheduler.ReduceLROnPlateau) or not hasattr(scheduler, "step"):
+        raise JobRefused(
+            f"Job.scheduler made a {type(scheduler).__name__}, which cannot be stepped once per optimizer step: "
+            "use a schedule of the step number, for example torch.optim.lr_scheduler.CosineAnnealingLR"
+        )
+    return scheduler

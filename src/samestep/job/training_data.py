@@ -1,0 +1,58 @@
+"""A job's training data: its rows, and the batches of one worker's shards."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from samestep.data.columns import RowNumbers
+from samestep.data.row_order import Rows, as_rows
+from samestep.errors import JobRefused
+from samestep.job.job import Job
+from samestep.numerics.numerics import num_shards_of, shard_rows
+from samestep.plan.plan import Plan
+
+Note = Callable[[RowNumbers], None]
+
+
+def training_rows(job: Job) -> Rows:
+    return as_rows(job.data, "data", job.seed, job.collate_fn, job.num_loader_workers)
+
+
+def first_shard(job: Job, shards: int) -> Any:
+    """The rows of the first step's first shard: what the forward is recorded with."""
+    if job.data is None:
+        raise JobRefused("a plan with stages or slices looks at a batch before the first step: give Job.data")
+    rows = training_rows(dataclasses.replace(job, num_loader_workers=0))
+    epoch, batch = next(iter(job.row_order(rows.num_rows).batches(0)))
+    parts = shard_rows(len(batch), num_shards_of(len(batch), shards))
+    return next(iter(rows.take(iter([(epoch, batch[parts[0].start : parts[0].stop])]))))
+
+
+def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int, note: Note | None = None) -> Any:
+    """An endless iterator over the batches of worker `rank`'s shards, in the order it computes them.
+
+    Empty when it never has a shard: a loader that looks ahead would look for its first one for ever. note: is told
+    the rows of a shard that it computes from the first layer on, when its batch is taken.
+    """
+    if not plan.touched(rank, num_shards_of(job.batch_size, plan.numerics.shards)):
+        return iter(())
+
+    def requests() -> Any:
+        for epoch, batch in job.row_order(rows.num_rows).batches(first_step):
+            num_shards = num_shards_of(len(batch), plan.numerics.shards)
+            parts = shard_rows(len(batch), num_shards)
+            for shard in plan.touched(rank, num_shards):
+                rows_of_shard = batch[parts[shard].start : parts[shard].stop]
+                asked.append(rows_of_shard if shard in plan.shards_of(rank, num_shards) else None)
+                yield epoch, rows_of_shard
+
+    def noted() -> Any:
+        for found in rows.take(requests()):
+            taken = asked.popleft()
+            if note is not None and taken is not None:
+                note(taken)
+            yield found
+
+    asked: deque[RowNumbers | None] = deque()  # a loader may look ahead
+    return noted()

@@ -1,0 +1,342 @@
+"""Workers that a launcher has started one by one, on this host and on others, train together.
+
+torchrun --nnodes 2 --nproc-per-node 2 ...        host a: workers 0, 1     host b: workers 2, 3
+every process   finds the others (membership.py), builds job and model for itself, and sees that all
+                came to the same
+of one host     come to share memory (transport/rendezvous.py)
+of several      join a process group of torch (transport/group_links.py)
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from samestep.diagnose.stall import CONNECT
+from samestep.errors import (
+    CheckpointRefused,
+    PeerLost,
+    PlanRefused,
+    Refused,
+    SamestepError,
+    TrainingFailed,
+)
+from samestep.job.job import Job
+from samestep.job.report import Report
+from samestep.launch.environment import World, building, let_cublas_repeat
+from samestep.launch.hosts.agree_on_plan import agreed
+from samestep.launch.hosts.membership import (
+    A_WORD,
+    Membership,
+    alone,
+    assemble,
+    check_alike,
+    in_time,
+    own_address,
+    stores,
+)
+from samestep.launch.hosts.visible_state import VisibleWorker
+from samestep.launch.request.request import Request
+from samestep.launch.run.build import build
+from samestep.launch.run.outcome import (
+    Event,
+    Outcome,
+    telling,
+    told,
+)
+from samestep.launch.run.worker import WorkerRun, work
+from samestep.parallel.demand.workspace import mail_slots
+from samestep.planner.search.decision import Decision
+from samestep.setup.laid_out_model import LaidOutModel
+from samestep.setup.run_memory import (
+    RunMemory,
+    bind,
+    groups_that_meet,
+    share,
+)
+from samestep.state.checkpoint import remove_unfinished, temporary_of
+from samestep.state.digest import Leaves, joint_digest, tensor_leaf
+from samestep.system.device import check_device, take_device
+from samestep.trace.whereabouts import Whereabouts
+from samestep.transport.group_links import gloo_links
+from samestep.transport.hosts import HostsTransport
+from samestep.transport.links import Links
+from samestep.transport.nccl_links import NcclLinks, has_nccl
+from samestep.transport.rendezvous import Rendezvous
+from samestep.transport.shared_memory import SharedFabric, SharedTransport
+from samestep.transport.staged_links import StagedLinks
+from samestep.transport.transport import Transport
+
+See = Callable[[Event, Outcome], None]
+Show = Callable[[SamestepError], None]
+
+
+@dataclass
+class JoinedWorker:
+    """One worker among the others, ready to take its part."""
+
+    membership: Membership
+    run: WorkerRun
+    prepared: LaidOutModel
+    shared: RunMemory
+    transport: Transport
+
+
+def train_together(request: Request, world: World | None, see: See, show: Show = lambda error: None) -> Report:
+    """Run to the end, as one of the workers, or without a world as the only one.
+
+    Raises Refused or TrainingFailed, in every worker its own.
+
+    see: is shown every event, in worker 0.
+    show: is given a failure of this worker's own before the others hear of it: then they end, and a launcher all.
+    """
+    outcome = Outcome()
+
+    def take(event: Event, *files: int) -> None:
+        outcome.take(event, list(files))
+        if world is None or world.rank == 0:
+            see(event, outcome)
+
+    membership = gathered(world, request)
+    world = membership.world
+    try:
+        check_alike(membership)
+        joined = join(membership, request, take)
+        for rank, fact in enumerate(membership.facts):
+            if rank != world.rank:
+                take({"event": "up", "rank": rank, "pid": fact["pid"], "threads": joined.run.plan.numerics.threads})
+        with stopping_on_signal(joined.run):
+            work(joined.run, world.rank, joined.prepared, joined.shared, joined.transport)
+        return outcome.conclude()
+    except SamestepError as error:
+        if outcome.failures and outcome.failures[0]["exit"] != Refused.exit_code:
+            raise explained(outcome.failures[0], membership, show) from None
+        error.is_told = not membership.is_first_to_say(str(error))
+        raise
+    finally:
+        if outcome.finished is None:
+            remove_unfinished(request.checkpoint, request.save, membership.facts[0]["run"])
+
+
+def gathered(world: World | None, request: Request) -> Membership:
+    """All workers, on a device that this host has. Raises Refused or TrainingFailed."""
+    check_device(request.device)
+    if request.device == "cuda":
+        let_cublas_repeat()
+    return alone(request) if world is None else assemble(world, request, request.timeout)
+
+
+def join(membership: Membership, request: Request, send: Callable[..., None], made: Job | None = None) -> JoinedWorker:
+    """Build what this worker needs, and connect it with the others. All workers must call it.
+
+    made: a job that exists already.
+    """
+    world, near = membership.world, membership.near
+    if request.workers not in (None, 1) and membership.store is None:
+        raise PlanRefused(
+            f"--workers {request.workers}, and this process is alone: start as many, for instance with `torchrun "
+            f"--nproc-per-node {request.workers} -m samestep train ... --device {request.device}`, one for every GPU"
+        )
+    if request.workers not in (None, world.size):
+        raise PlanRefused(
+            f"--workers {request.workers}, and {world.launcher} has started {world.size} processes: leave --workers "
+            f"out, or start {request.workers}"
+        )
+    if request.transport == "threads" or request.hosts is not None:
+        raise PlanRefused(f"{world.launcher} says where the workers are: leave --transport and --hosts out")
+    workers = world.size if request.plan_text is None else None
+    request = replace(request, workers=workers, run=membership.facts[0]["run"])
+    decision = None
+    try:
+        if request.plan == "auto" and request.plan_text is None:
+            request, decision, made = planned_together(membership, request, made)
+        with building():
+            run, prepared, _ = build(request, send, membership.hosts, made, decision)
+    except BaseException as error:
+        membership.say_built(f"{type(error).__name__}: {error}")
+        if isinstance(error, Exception) and not isinstance(error, SamestepError):
+            raise told(telling(error, None, None)) from None
+        raise
+    membership.say_built("")
+    membership.await_built()
+    run.apart = True
+    start = initial_leaves(prepared)
+    with connecting(membership):
+        local, shared = meet(membership, run, prepared)
+        if len(near) == world.size:
+            joint_digest(start, local)
+            return JoinedWorker(membership, run, prepared, shared, local)
+        with local.timesheet.whereabouts.during(CONNECT, 0):
+            links = links_of(membership, request, whereabouts=local.timesheet.whereabouts)
+        transport = HostsTransport(world.rank, membership.hosts, local, links, world.epoch)
+        joint_digest(start, transport)
+        check_shared_folder(membership, request, transport)
+    return JoinedWorker(membership, run, prepared, shared, transport)
+
+
+def planned_together(
+    membership: Membership, request: Request, made: Job | None
+) -> tuple[Request, Decision | None, Job | None]:
+    """The plan that all workers come to; plain data parallelism where none is looked for. And the job, if made."""
+    if made is not None or membership.store is None or request.device != "cpu":
+        return replace(request, plan="data"), None, made
+
+    def links() -> Links | None:
+        several = len(membership.near) < membership.world.size
+        return links_of(membership, request, "links of the planner") if several else None
+
+    with connecting(membership):
+        return agreed(membership, request, links)
+
+
+def links_of(
+    membership: Membership, request: Request, name: str = "links", whereabouts: Whereabouts | None = None
+) -> Links:
+    """gloo between CPUs; between GPUs NCCL, or gloo through the host's memory where workers share one."""
+    world, timeout = membership.world, membership.timeout
+    store = stores.PrefixStore(name, membership.store)
+    links = gloo_links(store, world.rank, world.size, own_address(world), timeout)
+    links.whereabouts = whereabouts or links.whereabouts
+    if request.device == "cpu":
+        return links
+    if membership.shares_devices or not has_nccl():
+        return StagedLinks(links)
+    return NcclLinks(links, store, world.size)
+
+
+def check_shared_folder(membership: Membership, request: Request, transport: Transport) -> None:
+    """Raises CheckpointRefused where a host does not see what worker 0 writes."""
+    if request.checkpoint is None:
+        return
+    mark = temporary_of(Path(request.checkpoint), request.run)
+    if transport.rank == 0:
+        mark.mkdir(parents=True, exist_ok=True, mode=0o700)
+    transport.exchange(b"")
+    seen = transport.exchange(b"seen" if mark.is_dir() else b"")
+    if transport.rank == 0:
+        mark.rmdir()
+    for rank, answer in enumerate(seen):
+        if not answer:
+            raise CheckpointRefused(
+                f"--checkpoint {request.checkpoint}: {membership.name(rank)} does not see what {membership.name(0)} "
+                "writes there; name a folder that all hosts share, under the same path"
+            )
+
+
+def meet(membership: Membership, run: WorkerRun, prepared: LaidOutModel) -> tuple[SharedTransport, RunMemory]:
+    """Share memory with the workers of this host. Raises PeerLost when one does not come."""
+    try:
+        return _meet(membership, run, prepared)
+    except PeerLost as error:  # which numbers the workers of the host only
+        raise PeerLost(membership.world.rank, membership.near[error.peer], error.why) from None
+
+
+def _meet(membership: Membership, run: WorkerRun, prepared: LaidOutModel) -> tuple[SharedTransport, RunMemory]:
+    near, rank, timeout = membership.near, membership.world.rank, membership.timeout
+    number, door = near.index(rank), f"door {membership.hosts[rank]}"
+    meeting = None
+    if len(near) > 1 and number == 0:
+        meeting = Rendezvous.open(len(near), lambda name: membership.store.set(door, name), timeout)
+    elif len(near) > 1:
+        name = in_time(lambda: membership.store.get(door).decode(), timeout + A_WORD)
+        meeting = Rendezvous.join(name, number, len(near))
+    groups = near_groups(groups_that_meet(prepared, run.plan), near)
+    device = take_device(run.request.device, membership.number_on_machine)
+    private = None if device.type == "cpu" else device
+    looked_at = None if len(near) == membership.world.size == 1 else VisibleWorker.of(membership, run.request, meeting)
+    fabric = SharedFabric(len(near), groups, mail_slots(run.plan), meeting, private)
+    shared = share(prepared, run.plan, fabric, near, fills=number == 0, for_any_deal=run.deals_anew)
+    transport = fabric.endpoint(number, timeout)
+    transport.ranks = near
+    if looked_at is not None:
+        transport.timesheet.whereabouts, watcher = looked_at.begin()
+        transport.ends_with_it += [] if watcher is None else [watcher]
+    transport.fence()  # the initial values are there
+    bind(prepared, shared)
+    return transport, shared
+
+
+def near_groups(groups: Mapping[tuple[int, ...], int], near: Sequence[int]) -> dict[tuple[int, ...], int]:
+    """Groups that meet, as far as they are of one host, in that host's own numbers."""
+    found: dict[tuple[int, ...], int] = {}
+    for group, nbytes in groups.items():
+        own = tuple(near.index(rank) for rank in group if rank in near)
+        found[own] = max(nbytes, found.get(own, 0))
+    return found
+
+
+def initial_leaves(prepared: LaidOutModel) -> Leaves:
+    """What must be equal before the first step: workers may have made different models, for instance unseeded."""
+    if prepared.initial is not None:
+        return {}
+    tensors = [*prepared.model.named_parameters(), *prepared.model.named_buffers()]
+    tensors += [(entry.name, entry.param) for entry in prepared.layout.entries if entry.along is not None]
+    whole = {id(entry.whole) for entry in prepared.layout.entries if entry.along is not None}
+    return {f"initial {name}": tensor_leaf(tensor) for name, tensor in tensors if id(tensor) not in whole}
+
+
+@contextlib.contextmanager
+def stopping_on_signal(run: WorkerRun) -> Iterator[None]:
+    """SIGTERM and Ctrl-C let a run with checkpoints write a last one; any other ends at once."""
+    if threading.current_thread() is not threading.main_thread():  # of Ray Train, which takes signals itself
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda number, _frame: _stop(run, number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(run: WorkerRun, number: int) -> None:
+    if run.request.checkpoint is not None and not run.stop_asked:
+        run.stop_asked = True
+        return
+    remove_unfinished(run.request.checkpoint, run.request.save, run.request.run)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def explained(failure: Event, membership: Membership, show: Show = lambda error: None) -> SamestepError:
+    """A worker's failure, for those who see only this worker: names hosts, and what another worker has said."""
+    own = membership.name(failure["rank"])
+    if not failure["secondary"]:
+        what = f"{failure['type']}: {failure['message']}" if failure["message"] else failure["type"]
+        error = told({**failure, "name": own})
+        show(error)
+        membership.say_end(f"{own} failed at step {failure['step']}: {what}")
+        membership.leave()
+        return error
+    text = failure["message"].replace(f"worker {failure['rank']} ", f"{own} ", 1)
+    text = text.replace(f"worker {failure['peer']}", membership.name(failure["peer"]), 1)
+    return lost(f"{text}, at step {failure['step']}", failure["peer"], membership)
+
+
+def lost(text: str, peer: int, membership: Membership) -> TrainingFailed:
+    """For a worker that ends because it has lost another one."""
+    membership.say_end(text, peer)
+    cause = membership.cause(peer)
+    membership.leave()
+    return TrainingFailed(text + (f". {cause}" if cause else ""))
+
+
+@contextlib.contextmanager
+def connecting(membership: Membership) -> Iterator[None]:
+    """What goes wrong between workers before the first step names them and their hosts."""
+    own = membership.name(membership.world.rank)
+    try:
+        yield
+    except PeerLost as error:
+        text = f"{own} lost {membership.name(error.peer)} before the first step: {error.why}"
+        raise lost(text, error.peer, membership) from None
+    except (RuntimeError, TimeoutError) as error:  # torch's
+        raise TrainingFailed(
+            f"{own} could not connect with all others within {membership.timeout:g} s "
+            f"({str(error).splitlines()[0]}): see whether one of them has ended, and whether every host reaches the "
+            "others' ports"
+        ) from None

@@ -1,0 +1,233 @@
+"""`samestep.Trainer`: a loop of the user's own, in a script of their own.
+
+    trainer = samestep.Trainer(job)
+    for step in trainer.steps():
+        print(step.number, step.loss)
+
+Started by hand the script is one worker. Started several times by torchrun, srun or another launcher,
+every process of it is a worker, and each must make the same calls.
+"""
+
+import contextlib
+import sys
+import uuid
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from samestep.errors import JobRefused, SamestepError
+from samestep.job.job import Job
+from samestep.launch.environment import mkl_mode, world
+from samestep.launch.hosts.join_run import explained, gathered, join
+from samestep.launch.hosts.membership import Membership, check_alike
+from samestep.launch.request.importing import call
+from samestep.launch.request.request import Request, audit_every, plan_text
+from samestep.launch.run.outcome import telling
+from samestep.numerics import random_streams
+from samestep.parallel.execution.step import StepResult
+from samestep.plan.plan import Plan
+from samestep.state.checkpoint import remove_unfinished, unfinished_file
+from samestep.system import heap
+from samestep.training.trainer import Training
+from samestep.transport.transport import Transport
+
+
+class Trainer:
+    """One worker of a training whose loop is the user's.
+
+    job: a `Job`, or a function that makes one, called under the job's seed.
+    options: of `samestep.train`: plan, shards, slices, assign, threads, numerics, codec, sync, steps, epochs, seed,
+        checkpoint, resume, allow_nan, memory_limit, rebalance, audit, device, settings, stall; and timeout, seconds
+        that workers wait for one another.
+    warnings: what differs from the checkpoint that training goes on from.
+
+    Every method must be called by all workers alike. Raises Refused when the job, plan or checkpoint cannot be run, or
+    when the workers are not alike; TrainingFailed when training fails, naming who. So does every method that computes:
+    Disagreement where workers hold different values or make different calls, LossNotFinite, PeerLost.
+    """
+
+    def __init__(self, job: Job | Callable[..., Job], *, plan: Plan | str = "data", **options: Any) -> None:
+        heap.keep_warm()
+        found = world()
+        request = request_for(job, plan, options)
+        self._membership: Membership = gathered(found, request)
+        check_alike(self._membership)
+        if isinstance(job, Job):
+            made = job
+        elif callable(job):
+            random_streams.enter(request.seed or 0, "job")
+            made = call(job, request)
+        else:
+            raise JobRefused(
+                f"Trainer was given a {type(job).__name__}: give a samestep.Job, or a function that makes one"
+            )
+        self._joined = join(self._membership, request, lambda event, *files: None, made)
+        run = self._joined.run
+        torch.set_num_threads(run.plan.numerics.threads)
+        self._step_number = run.resumption.step if run.resumption else 0
+        self._part = weakref.finalize(self, part, self._membership, self._joined.transport)
+        self.warnings: list[str] = []
+        with self._explaining():
+            self._training = Training(
+                run.job,
+                run.plan,
+                self._joined.prepared,
+                self._joined.shared,
+                self._joined.transport,
+                first_step=self._step_number,
+                allow_nan=request.allow_nan,
+                deals_anew=run.deals_anew,
+                audit=audit_every(request),
+            )
+            if run.resumption is not None:
+                self.warnings = self._training.restore(run.resumption.folder, run.resumption.description)
+
+    @property
+    def rank(self) -> int:
+        """This worker's number."""
+        return self._joined.transport.rank
+
+    @property
+    def size(self) -> int:
+        """How many workers there are."""
+        return self._joined.transport.size
+
+    @property
+    def plan(self) -> Plan:
+        return self._training.plan
+
+    @property
+    def model(self) -> nn.Module:
+        """With a plan without stages and slices: the trained model, whole. Not to be changed."""
+        return self._training.executor.model
+
+    @property
+    def step_number(self) -> int:
+        """Optimizer steps done."""
+        return self._training.step_number
+
+    @property
+    def num_steps(self) -> int:
+        """The length that the job asks for; 0 when it has no data of its own."""
+        return self._training.num_steps
+
+    def steps(self) -> Iterator[StepResult]:
+        """Train on the job's own data to the job's own end; yields after every step. Raises JobRefused without data."""
+        self._check_data()
+        while self._training.step_number < self._training.num_steps:
+            yield self.step()
+
+    def step(self, batch: Any = None) -> StepResult:
+        """Train on `batch`, the whole one and the same on every worker; without one, on the job's next batch.
+
+        Raises JobRefused where there is neither.
+        """
+        if batch is None:
+            self._check_data()
+        with self._explaining():
+            found = self._training.step() if batch is None else self._training.step_on(batch)
+            self._step_number = found.number + 1
+            return found
+
+    def _check_data(self) -> None:
+        if self._training.job.data is None:
+            raise JobRefused("the job has no data to take steps over: give Job.data, or batches to Trainer.step")
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics over Job.evaluate."""
+        with self._explaining():
+            return self._training.evaluate()
+
+    def digest(self) -> str:
+        """SHA-256 over the whole state."""
+        with self._explaining():
+            return self._training.digest()
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as safetensors; worker 0 writes, and raises OSError where it cannot."""
+        with self._explaining():
+            weights = self._training.weights()
+            if self.rank == 0:
+                temporary = unfinished_file(Path(path), self._joined.run.request.run)
+                save_file(weights, temporary)
+                temporary.replace(path)
+            self._joined.transport.exchange(b"")
+
+    def checkpoint(self, folder: str | Path) -> None:
+        """Write the whole state, for `Trainer(..., checkpoint=folder, resume=True)` on any number of workers."""
+        with self._explaining():
+            self._training.save(Path(folder), self._joined.run.request.run)
+
+    def close(self) -> None:
+        """Let go of the other workers."""
+        self._part()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None and not isinstance(error, SamestepError):
+            self._membership.say_end(f"{self._membership.name(self.rank)} failed: {type(error).__name__}: {error}")
+            self._part.detach()
+            self._joined.transport.close()
+        self.close()
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """A failure names hosts and causes; the others are told."""
+        try:
+            yield
+        except SamestepError as error:
+            failure = telling(error, self.rank, self._step_number)
+            self._part.detach()
+            self._joined.transport.close()
+            request = self._joined.run.request
+            remove_unfinished(request.checkpoint, None, request.run)
+            raise explained(failure, self._membership) from None
+        except BaseException as error:
+            name = self._membership.name(self.rank)
+            self._membership.say_end(f"{name} failed at step {self._step_number}: {type(error).__name__}: {error}")
+            self._part.detach()
+            self._joined.transport.close()
+            raise
+
+
+def part(membership: Membership, transport: Transport) -> None:
+    """Let go of the others, and tell them so; called once, at the end of the process at the latest."""
+    steps = transport.timesheet.whereabouts.done
+    membership.say_end(
+        f"{membership.name(transport.rank)} has let go of its trainer, or come to the end of its script, after step "
+        f"{steps}: every worker must make as many calls as the others"
+    )
+    transport.close()
+
+
+def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[str, Any]) -> Request:
+    """Raises Refused for options that there are not, or that cannot be."""
+    known = ("shards", "slices", "assign", "threads", "numerics", "codec", "sync", "steps", "epochs", "seed", "resume",
+             "checkpoint", "allow_nan", "memory_limit", "rebalance", "audit", "device", "settings",
+             "timeout", "stall")  # fmt: skip
+    if strange := sorted(set(options) - set(known)):
+        raise JobRefused(f"Trainer has no option {', '.join(strange)}: it takes plan, {', '.join(known)}")
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    values = {name: value for name, value in options.items() if name not in ("assign", "checkpoint")}
+    request = Request(
+        run=uuid.uuid4().hex[:12],
+        file=None if script is None else str(Path(script).absolute()),
+        assign=None if options.get("assign") is None else tuple(options["assign"]),
+        checkpoint=None if options.get("checkpoint") is None else str(Path(options["checkpoint"]).absolute()),
+        plan="plan" if isinstance(plan, Plan) else plan,
+        plan_text=str(plan) if isinstance(plan, Plan) else plan_text(plan),
+        folder=str(Path.cwd()),
+        path=tuple(sys.path),
+        mkl=mkl_mode(),
+        **values,
+    )
+    request.check()
+    return request

@@ -1,0 +1,149 @@
+"""`--plan auto`: from a request and a job to a plan, by way of a profile.
+
+The numbers are not the planner's: seed, shards, threads and slices stay what they are. Only where `--slices K`
+allows it are layers cut, and the plan says which. A number of workers that was asked for is kept.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+from torch import nn
+
+from samestep.errors import PlanRefused
+from samestep.job.job import Job
+from samestep.job.training_data import training_rows
+from samestep.launch.environment import machine_name
+from samestep.launch.probe.profiling import profiled
+from samestep.launch.probe.runoff import contest
+from samestep.launch.request.lock_file import locked
+from samestep.launch.request.request import Request
+from samestep.launch.request.resolve import threads_of
+from samestep.numerics.numerics import Numerics
+from samestep.plan.cluster import Cluster
+from samestep.plan.machine import Host, Link, rounded
+from samestep.planner.cost.measured_costs import Passing
+from samestep.planner.cost.profile import Profile
+from samestep.planner.search.decision import Decision, decide
+from samestep.planner.search.search import Freedom
+from samestep.sync.policy import EXACT
+
+SHORT = 100  # steps: a run that is shorter is not worth measuring, unless somebody asked for it
+
+
+def decided(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> tuple[Request, Decision | None]:
+    """The request with the plan that was found; without a decision where the default plan will do."""
+    if reason_to_leave(request, job) is not None and not request.probe:
+        return dataclasses.replace(request, plan="data"), None
+    return settled(request, decision_on(request, job, model, chosen))
+
+
+def decision_on(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> Decision:
+    """The decision for this machine. Raises PlanRefused, also for a job that cannot be measured."""
+    found = profile_for(request, job, model, chosen)
+    if found is None:
+        raise PlanRefused(f"no plan is looked for: {reason_to_leave(request, job)}; name one with --plan")
+    most = most_of(request, numerics_for(request, job, chosen))
+    decision = decide_on(request, job, chosen, found, this_machine(found, most))
+    return decision.after(contest(job, model, decision)) if request.probe else decision
+
+
+def settled(request: Request, decision: Decision) -> tuple[Request, Decision]:
+    """The request with the picked plan."""
+    plan = str(decision.pick.plan)
+    return dataclasses.replace(request, plan_text=plan, workers=None, slices=None), decision
+
+
+def profile_for(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> Profile | None:
+    """None where a plan is not looked for."""
+    if reason_to_leave(request, job) is not None:
+        return None
+    numerics = dataclasses.replace(numerics_for(request, job, chosen), sync=EXACT)  # what actions cost is the same
+    most = most_of(request, numerics)
+    slices = num_slices(numerics.slices) or request.slices
+    return profiled(job, model, numerics, most, slices, request.profile, request.function)
+
+
+def decide_on(
+    request: Request, job: Job, chosen: dict[str, Any], profile: Profile, cluster: Cluster, counts: Sequence[int] = ()
+) -> Decision:
+    """counts: how many workers there may be; default: as the request says. Raises PlanRefused."""
+    numerics = numerics_for(request, job, chosen)
+    freedom = freedom_of(request, cluster.workers, numerics, counts)
+    return decide(profile, cluster, numerics, freedom)
+
+
+def numerics_for(request: Request, job: Job, chosen: dict[str, Any]) -> Numerics:
+    """What is given, before it is known what the optimizer and the processor are."""
+    return Numerics(
+        seed=job.seed,
+        shards=job.resolved_shards(),
+        threads=threads_of(chosen, request),
+        precision=job.precision,
+        sync_batchnorm=job.sync_batchnorm,
+        slices=str(chosen.get("slices") or locked(request.locked).get("slices", "none")),
+        join=int(chosen.get("join", 0)),
+        codec=job.codec,
+        sync=job.sync,
+    )
+
+
+def most_of(request: Request, numerics: Numerics) -> int:
+    """The workers of this machine that a plan may use: those asked for, else as many as have cores."""
+    if request.workers is not None:
+        return request.workers
+    most = max(1, request.default_workers // numerics.threads)
+    return most if request.slices is not None else min(most, numerics.shards)
+
+
+def num_slices(slices: str) -> int | None:
+    """K, of a line such as fc1:4,fc2:4; the largest, since layers with fewer outputs have fewer."""
+    counts = [int(part.rpartition(":")[2]) for part in slices.split(",") if ":" in part]
+    return max(counts, default=None)
+
+
+def reason_to_leave(request: Request, job: Job) -> str | None:
+    """Why a plan is not looked for, when nobody asked for it by name."""
+    if job.data is None:
+        return "the batches come from a loop of the user's own"
+    if (
+        request.assign is not None
+        or request.hosts is not None
+        or request.transport == "threads"
+        or request.device != "cpu"
+    ):
+        return "the command says who computes what"
+    if request.memory_limit is not None:
+        return "the model is made in parts"
+    if job.sync.startswith("local"):
+        return f"with {job.sync} every logical worker has the whole model"
+    if request.plan_is_asked or request.only_outline or request.slices is not None:
+        return None
+    steps = job.num_steps(job.row_order(training_rows(job).num_rows))
+    return f"{steps} steps are not worth measuring" if steps < SHORT else None
+
+
+def freedom_of(request: Request, most: int, numerics: Numerics, counts: Sequence[int]) -> Freedom:
+    may_slice = request.slices is not None and numerics.sync == EXACT
+    counts = tuple(counts) or ((most,) if request.workers is not None else tuple(range(1, most + 1)))
+    if not may_slice and max(counts) > numerics.shards:
+        raise PlanRefused(
+            f"{max(counts)} workers are more than the {numerics.shards} shards of a batch, and a shard is computed by "
+            f"one worker: use --workers {numerics.shards}, or --shards {max(counts)} (S is part of the numbers)"
+        )
+    return Freedom(counts, may_slice, may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT)
+
+
+def this_machine(profile: Profile, workers: int) -> Cluster:
+    return Cluster((this_host(workers),), within=within(profile.costs.passing))
+
+
+def this_host(workers: int) -> Host:
+    return Host(machine_name(), psutil.cpu_count() or 1, workers, psutil.virtual_memory().total)
+
+
+def within(passing: Passing) -> Link:
+    """The link that passing tensors between two workers amounts to."""
+    per_byte = passing.send_byte + passing.receive_byte
+    return Link(rounded(passing.send + passing.receive), rounded(1 / per_byte) if per_byte else 1e10)

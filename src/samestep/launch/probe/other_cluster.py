@@ -1,0 +1,73 @@
+"""Costs and plans for a cluster that is not this machine.
+
+    costs     measured here, the cluster's speeds being relative to this machine
+              or from FLOPs and bytes, where the cluster says what its hosts do in a second
+
+The numbers stay what they are, shards first of all.
+"""
+
+import copy
+import dataclasses
+from typing import Any
+
+from torch import nn
+
+from samestep.errors import PlanRefused
+from samestep.job.job import Job
+from samestep.launch.probe.choose_plan import (
+    decide_on,
+    numerics_for,
+    profile_for,
+    reason_to_leave,
+    settled,
+)
+from samestep.launch.probe.profiling import ground_of
+from samestep.launch.request.request import Request
+from samestep.parallel.lazy_init.lazy_replay import LazyModel
+from samestep.plan.cluster import Cluster
+from samestep.planner.cost.described import described, is_described, paced
+from samestep.planner.cost.profile import Profile
+from samestep.planner.search.decision import Decision
+from samestep.planner.search.scaling import doubling
+from samestep.setup.network_measurements import survey
+from samestep.setup.parallelize import prepare
+
+
+def decided_elsewhere(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> tuple[Request, Decision]:
+    """The request with the plan for its cluster. Raises ClusterRefused or PlanRefused."""
+    numerics = numerics_for(request, job, chosen)
+    cluster = cluster_of(request)
+    cluster = cluster if request.workers is None else cluster.first(request.workers)
+    profile, cluster = costs_elsewhere(request, job, model, None, chosen, cluster)
+    most = cluster.workers if request.slices is not None else min(cluster.workers, numerics.shards)
+    counts = (cluster.workers,) if request.workers is not None else doubling(most)
+    return settled(request, decide_on(request, job, chosen, profile, cluster, counts))
+
+
+def cluster_of(request: Request) -> Cluster:
+    assert request.cluster is not None, "the command has read it"
+    return Cluster.parse(request.cluster, "--cluster")
+
+
+def is_from_description(request: Request, cluster: Cluster) -> bool:
+    return request.described or (request.profile is None and is_described(cluster))
+
+
+def costs_elsewhere(
+    request: Request, job: Job, model: nn.Module, initial: LazyModel | None, chosen: dict[str, Any], cluster: Cluster
+) -> tuple[Profile, Cluster]:
+    """The profile, and the cluster with the speeds that belong to it. Raises PlanRefused."""
+    asked = dataclasses.replace(request, plan_is_asked=True, workers=None)
+    if (why := reason_to_leave(asked, job)) is not None:
+        raise PlanRefused(f"no plan can be found for a cluster: {why}")
+    if not is_from_description(request, cluster):
+        measured = profile_for(asked, job, model, chosen)
+        assert measured is not None, "it was asked for"
+        return measured, cluster
+    numerics = numerics_for(request, job, chosen)
+    prepared = prepare(job, copy.deepcopy(model) if initial is None else model, initial)
+    chain = survey(job, prepared, request.slices)
+    clips = job.clip_grad_norm is not None
+    costs = described(chain, cluster, numerics.threads, clips=clips)
+    found = Profile(ground_of(job, prepared, numerics, costs.together.workers), chain, costs, request.function)
+    return found, paced(chain, cluster, numerics.threads)

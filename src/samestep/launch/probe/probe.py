@@ -1,0 +1,190 @@
+"""A short run of a plan, to see how long its actions take. It trains a copy; nothing of it is kept.
+
+    leader ---fork---> prober (this code) ---fork---> workers of the probe: the real executor
+                             <-- what their rings hold, as JSON in memory without a name --
+
+The workers are those of an ordinary run, so what is measured is what will happen: kernels, caches,
+messages, and the other workers beside them.
+"""
+
+import copy
+import gc
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from samestep.errors import SamestepError, TrainingFailed
+from samestep.job.job import Job
+from samestep.job.training_data import training_rows
+from samestep.launch.run.outcome import telling, told
+from samestep.parallel.demand.workspace import mail_slots
+from samestep.plan.plan import Plan
+from samestep.setup.laid_out_model import LaidOutModel
+from samestep.setup.parallelize import divide, prepare
+from samestep.setup.run_memory import (
+    RunMemory,
+    bind,
+    groups_that_meet,
+    share,
+)
+from samestep.system import heap
+from samestep.system.processes import die_with_parent, flush_output, leave
+from samestep.trace.ring import Event
+from samestep.training.trainer import Training
+from samestep.transport.shared_memory import SharedFabric
+
+WARM = 2  # steps that do not count: kernels are chosen, memory is fetched (the heap grows in the second step, too)
+
+
+@dataclass(frozen=True)
+class ActionTiming:
+    """One action of one step of a probe."""
+
+    step: int
+    action: str  # its class
+    segment: int  # -1: it has none
+    shard: int  # or the first one of a set; -1: it has none
+    start: float  # seconds of the host's monotonic clock
+    stop: float
+    waited: float
+
+    @property
+    def busy(self) -> float:
+        return self.stop - self.start - self.waited
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was seen: per worker, the samples of its steps but the warm ones."""
+
+    plan: Plan
+    samples: Sequence[Sequence[ActionTiming]]
+
+    @property
+    def steps(self) -> int:
+        return len({sample.step for sample in self.samples[0]})
+
+
+def probe(job: Job, plan: Plan, model: nn.Module, seconds: float, least_steps: int = 2) -> Probe:
+    """Run `plan` for about so many seconds, at least `least_steps` steps that count.
+
+    Raises what a worker raised: a Refused, or TrainingFailed with its traceback. The model is left as it is.
+    """
+    prepared = divide(job, plan, prepare(job, copy.deepcopy(model)))
+    names = {id(module): name for name, module in prepared.model.named_modules()}
+    fabric = SharedFabric(plan.workers, groups_that_meet(prepared, plan), mail_slots(plan))
+    shared = share(prepared, plan, fabric)
+    bind(prepared, shared)
+    heap.before_fork()
+    files = [os.memfd_create("samestep-probe") for _ in range(plan.workers)]
+    workers = [
+        forked(partial(_work, job, plan, prepared, shared, fabric, rank, seconds, least_steps, files[rank], names))
+        for rank in range(plan.workers)
+    ]
+    fabric.close()
+    for pid in workers:
+        os.waitpid(pid, 0)
+    gc.unfreeze()
+    found = [read_json(file) for file in files]
+    failures = [one for one in found if isinstance(one, dict)]
+    if failures or None in found:
+        raise first_error(failures)
+    return Probe(plan, [[ActionTiming(*row) for row in rows] for rows in found])
+
+
+def first_error(failures: Sequence[dict[str, Any]]) -> SamestepError:
+    """The cause, not what followed from it."""
+    causes = [one for one in failures if not one["secondary"]]
+    return told((causes or failures)[0]) if failures else TrainingFailed("a worker ended while its plan was measured")
+
+
+def forked(work: Callable[[int], None]) -> int:
+    """Fork a process that does `work(parent)` and ends."""
+    parent = os.getpid()
+    flush_output()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work(parent)
+        finally:
+            leave(0)
+    return pid
+
+
+def write_json(file: int, value: Any) -> None:
+    with os.fdopen(os.dup(file), "w") as text:
+        json.dump(value, text)
+
+
+def read_json(file: int) -> Any:
+    """What a child has written there; None when it came to no end."""
+    with os.fdopen(file) as text:
+        text.seek(0)
+        content = text.read()
+    return json.loads(content) if content else None
+
+
+def _work(
+    job: Job, plan: Plan, prepared: LaidOutModel, shared: RunMemory, fabric: SharedFabric, rank: int, seconds: float,
+    least_steps: int, file: int, names: Mapping[int, str], parent: int,
+) -> None:  # fmt: skip
+    die_with_parent(parent)
+    transport = fabric.endpoint(rank)
+    step = 0
+    try:
+        torch.set_num_threads(plan.numerics.threads)
+        # Times do not depend on what the numbers are, and --allow-nan is the run's to judge.
+        training = Training(job, plan, prepared, shared, transport, allow_nan=True)
+        full = FullSteps(job)
+        began, stop, done = time.perf_counter(), False, 0
+        while not stop and step < training.num_steps:
+            done += step in full
+            enough = done >= WARM + least_steps and time.perf_counter() - began > seconds
+            stop = training.step(enough).stop
+            step += 1
+        counted = set(counting([at for at in range(step) if at in full]))
+        write_json(file, [row_of(event) for event in transport.timesheet.ring if event.step in counted])
+    except BaseException as error:  # noqa: BLE001 - told to who asked for the probe
+        write_json(file, telling(error, rank, step) | blame(error, names))
+    finally:
+        transport.close()
+
+
+class FullSteps:
+    """The steps of a job whose batch is whole: an epoch's last one may have fewer rows, and costs less."""
+
+    def __init__(self, job: Job) -> None:
+        self.order, self.rows = job.row_order(training_rows(job).num_rows), job.batch_size
+
+    def __contains__(self, step: int) -> bool:
+        return self.order.batch_rows(step) == self.rows
+
+
+def counting(full: Sequence[int]) -> Sequence[int]:
+    """Of the steps with a whole batch those that count: all but the warm ones, of very short jobs the last one."""
+    return full[WARM:] or full[-1:]
+
+
+def blame(error: BaseException, names: Mapping[int, str]) -> dict[str, str]:
+    """Who failed, by the name of the innermost module whose forward was at work; nothing when there was none."""
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(module := frame.f_locals.get("self"), nn.Module):
+            found = names.get(id(module)) or found
+    return {"name": f"layer {found}"} if found else {}
+
+
+def row_of(event: Event) -> tuple[Any, ...]:
+    action = event.action
+    shards = getattr(action, "shards", None)
+    shard = getattr(action, "shard", -1) if shards is None else next(iter(shards), -1)
+    segment = getattr(action, "segment", getattr(action, "stage", -1))
+    return event.step, type(action).__name__, segment, shard, event.start, event.stop, event.waited

@@ -1,0 +1,132 @@
+"""The profile of a job: looked up, else measured in a forked process, which leaves this one as it was.
+
+A profile lies in the user's cache, under a name made of the layers and of what it stands on; or where
+`--profile` says.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import os
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from samestep.errors import PlanRefused, SamestepError, TrainingFailed
+from samestep.job.job import Job
+from samestep.launch.environment import cache_folder, processor
+from samestep.launch.probe.measure_job import measure
+from samestep.launch.probe.probe import forked, read_json, write_json
+from samestep.launch.run.outcome import WorkerError, telling
+from samestep.numerics.numerics import Numerics
+from samestep.parallel.gradients.sharded_update import implementation
+from samestep.planner.cost import profile as profiles
+from samestep.planner.cost.chain import Chain
+from samestep.planner.cost.measured_costs import MeasuredCosts
+from samestep.planner.cost.profile import Ground, Profile
+from samestep.setup.laid_out_model import LaidOutModel
+from samestep.setup.network_measurements import survey, uncut
+from samestep.setup.parallelize import prepare
+from samestep.system.device import instruction_set
+from samestep.system.processes import die_with_parent
+
+
+def profiled(
+    job: Job, model: nn.Module, numerics: Numerics, workers: int, num_slices: int | None, file: str | None, name: str
+) -> Profile:
+    """workers: that work at once on this machine. num_slices: K, where layers may be sliced.
+
+    Raises PlanRefused when the job cannot be measured: something in it raises; or when `file` holds another job's
+    profile, or one of another ground.
+    """
+    result = os.memfd_create("samestep-profile")
+    child = forked(partial(_profile, job, model, numerics, workers, num_slices, file, name, result))
+    os.waitpid(child, 0)
+    found = read_json(result)
+    if found is None:
+        raise refusal(TrainingFailed("the process that measured it ended"))
+    if not isinstance(found, str):
+        raise PlanRefused(found["message"])
+    return Profile.parse(found, "the profile just made")
+
+
+def refusal(error: BaseException) -> PlanRefused:
+    """Training would fail too: the error says where. Somebody who only plans wants one message."""
+    if isinstance(error, PlanRefused):
+        return error
+    lines = error.traceback.splitlines() if isinstance(error, WorkerError) else []
+    places = [line.strip() for line in lines if line.startswith('  File "')]
+    where = f" ({places[-1]})" if places else ""
+    return PlanRefused(f"the job cannot be measured: {error}{where}; mend it, or name a plan (--plan data)")
+
+
+def _profile(
+    job: Job, model: nn.Module, numerics: Numerics, workers: int, num_slices: int | None, file: str | None,
+    name: str, result: int, parent: int,
+) -> None:  # fmt: skip
+    die_with_parent(parent)
+    torch.set_num_threads(1)
+    try:
+        prepared = prepare(job, copy.deepcopy(model))
+        chain = survey(job, prepared, num_slices)
+        ground = ground_of(job, prepared, numerics, min(workers, chain.shards))
+        found = kept(ground, chain, file)
+        if found is None:
+            measured = measured_as_far_as_can_be(job, chain, numerics, model, workers)
+            found = Profile(ground, *measured, name, profiles.key(ground, chain))
+            keep(found, file)
+        write_json(result, found.text())
+    except BaseException as error:  # noqa: BLE001 - told to who asked for the profile
+        write_json(result, telling(refusal(error), None, None))
+
+
+def kept(ground: Ground, chain: Chain, file: str | None) -> Profile | None:
+    """The profile that was made before. Raises PlanRefused for one that cannot be read, or is another's."""
+    key = profiles.key(ground, chain)
+    found = profiles.read(cache_folder() / f"{key}.json" if file is None else Path(file))
+    if found is not None:
+        found.check(ground, key, f"--profile {file}" if file else f"{cache_folder()}/{key}.json")
+    return found
+
+
+def keep(found: Profile, file: str | None) -> None:
+    """Raises PlanRefused where `file` cannot be written. A cache that cannot be written is none."""
+    if file is None:
+        with contextlib.suppress(OSError):
+            profiles.write(found, cache_folder() / f"{found.of}.json")
+        return
+    try:
+        profiles.write(found, Path(file))
+    except OSError as error:
+        raise PlanRefused(f"--profile {file} cannot be written: {error}; name another file") from None
+
+
+def measured_as_far_as_can_be(
+    job: Job, chain: Chain, numerics: Numerics, model: nn.Module, workers: int
+) -> tuple[Chain, MeasuredCosts]:
+    """What cannot be run in parts is measured as a whole; when that fails too, the failure is the job's own."""
+    try:
+        return chain, measure(job, chain, numerics, model, workers)
+    except SamestepError as error:
+        if len(chain.units) == 1 and not chain.regions:
+            raise
+        whole = dataclasses.replace(chain, units=(uncut(model),), regions=(), why_uncut=str(error))
+        return whole, measure(job, whole, numerics, model, workers)
+
+
+def ground_of(job: Job, prepared: LaidOutModel, numerics: Numerics, workers: int) -> Ground:
+    return Ground(
+        f"{processor()}, {instruction_set('cpu')}",
+        str(torch.__version__),
+        numerics.threads,
+        numerics.shards,
+        numerics.precision,
+        workers,
+        implementation(prepared.optimizer),
+        numerics.codec,
+        job.clip_grad_norm is not None,
+        numerics.sync_batchnorm,
+        f"{type(job.data).__name__}, {job.num_loader_workers} loader workers",
+    )

@@ -1,0 +1,50 @@
+"""`samestep simulate`: the best plan for many numbers of workers of a cluster.
+
+From a description, a model may be larger than this machine's memory: nobody asks for its values.
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from samestep.errors import JobRefused
+from samestep.job.job import Job
+from samestep.launch.probe.choose_plan import numerics_for
+from samestep.launch.probe.other_cluster import cluster_of, costs_elsewhere, is_from_description
+from samestep.launch.request.request import Request
+from samestep.launch.run.build import job_of
+from samestep.numerics import random_streams
+from samestep.parallel.lazy_init.lazy_replay import LazyModel, record
+from samestep.planner.search.scaling import scaling
+from samestep.planner.search.scaling_curve import Scaling
+from samestep.planner.search.search import Freedom
+from samestep.sync.policy import EXACT
+
+
+def simulated(request: Request, counts: Sequence[int]) -> Scaling:
+    """The best plan for each number of workers. Raises ClusterRefused or PlanRefused."""
+    cluster = cluster_of(request).first(max(counts))
+    job, chosen = job_of(request)
+    numerics = numerics_for(request, job, chosen)
+    random_streams.enter(job.seed, "model")
+    initial = unmade(job) if is_from_description(request, cluster) else None
+    model = job.build_model() if initial is None else initial.model
+    profile, cluster = costs_elsewhere(request, job, model, initial, chosen, cluster)
+    freedom = Freedom(
+        (),
+        may_slice=request.slices is not None and numerics.sync == EXACT,
+        may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT,
+    )
+    source = "described" if is_from_description(request, cluster) else "measured on this machine"
+    return scaling(profile.chain, profile.costs, cluster, numerics, freedom, counts, source)
+
+
+def unmade(job: Job) -> LazyModel | None:
+    """The model without memory, however large it is; None where it exists already or cannot be written down."""
+    if isinstance(job.model, nn.Module):
+        return None
+    try:
+        return record(job.build_model)
+    except JobRefused:
+        random_streams.enter(job.seed, "model")
+        return None

@@ -1,0 +1,210 @@
+"""From a request to a job and a plan: who says what when several could.
+
+Numerics come from the command line, else from the job, else from fixed defaults; never from the
+number of workers. The assignment follows the workers.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from samestep.codec.edge_codec import parse_codec
+from samestep.errors import PlanRefused
+from samestep.job.job import Job
+from samestep.launch.request.lock_file import locked
+from samestep.launch.request.request import Request
+from samestep.numerics.numerics import (
+    CHOSEN,
+    Numerics,
+    check_environment,
+    parse_line,
+)
+from samestep.plan.cluster import Cluster
+from samestep.plan.plan import (
+    OPTIONS,
+    Plan,
+    Stage,
+    equal_shares,
+    parse_fields,
+    parse_stages,
+    slices_text,
+    spell,
+)
+from samestep.setup.named_plans import pipeline_stages, resolved, sliced_stage
+from samestep.sync.policy import (
+    EXACT,
+    Local,
+    check_policy,
+    parse_policy,
+)
+from samestep.system.device import instruction_set
+
+OVERRIDES = ("seed", "shards", "precision", "sync_batchnorm", "codec", "sync")  # what a job says, and others may
+
+
+def chosen_numerics(request: Request) -> dict[str, Any]:
+    """What the command line and the plan file say about the numerics. Raises PlanRefused on a clash."""
+    flags: dict[str, Any] = {name: getattr(request, name) for name in ("seed", "shards", "threads")}
+    if request.codec is not None:
+        flags["codec"] = normal_codec(request.codec, "--codec")
+    if request.sync is not None:
+        flags["sync"] = normal_sync(request.sync, "--sync")
+    said: dict[str, tuple[str, object]] = {f: (f"--{f}", v) for f, v in flags.items() if v is not None}
+    sources = []
+    if request.numerics is not None:
+        sources.append(("--numerics", parse_line(request.numerics)))
+    if request.plan_text is not None:
+        source = f"--plan {request.plan}"
+        sources.append((source, parse_line(parse_fields(request.plan_text, source)["numerics"], source)))
+    for source, fields in sources:
+        for name, value in fields.items():
+            other, known = said.setdefault(name, (source, value))
+            if known != value:
+                raise PlanRefused(f"{other} says {name}={known}, {source} says {name}={value}: leave one of them out")
+    for name, least in (("shards", 1), ("threads", 1), ("seed", 0)):
+        if name in said and int(str(said[name][1])) < least:
+            raise PlanRefused(f"{said[name][0]} says {name}={said[name][1]}; it must be at least {least}")
+    return {name: value for name, (_, value) in said.items()}
+
+
+def with_numerics(job: Job, chosen: dict[str, Any], request: Request) -> Job:
+    """The job with what the command line overrides in it."""
+    overrides = {n: v for n, v in chosen.items() if n in OVERRIDES}
+    overrides |= {n: v for n in ("steps", "epochs") if (v := getattr(request, n)) is not None}
+    if len({"steps", "epochs"} & set(overrides)) == 1:  # a length given on the command line stands alone
+        overrides = {"steps": None, "epochs": None} | overrides
+    shards = locked(request.locked).get("shards")
+    if job.shards is None and shards is not None:
+        overrides = {"shards": shards} | overrides
+    job = dataclasses.replace(job, **overrides)
+    job.check()
+    shards, codec = job.resolved_shards(), parse_codec(job.codec, "Job.codec")
+    if codec is not None:
+        codec.check(shards)
+    source = "Job.sync" if request.sync is None else "--sync"
+    check_policy(parse_policy(job.sync, source), shards, source)
+    return dataclasses.replace(
+        job, shards=shards, codec=normal_codec(job.codec, "Job.codec"), sync=normal_sync(job.sync, "Job.sync")
+    )
+
+
+def threads_of(chosen: dict[str, Any], request: Request) -> int:
+    """The command line's, else the lock file's, else 1."""
+    return int(chosen.get("threads") or str(locked(request.locked).get("threads", 1)))
+
+
+def normal_sync(text: str, source: str) -> str:
+    return str(parse_policy(text, source) or EXACT)
+
+
+def normal_codec(text: str, source: str) -> str:
+    """A codec with every setting spelled out."""
+    return str(parse_codec(text, source) or "none")
+
+
+def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str, model: nn.Module) -> Plan:
+    """Raises PlanRefused when workers, assignment and shards do not fit one another."""
+    assert job.shards is not None
+    fields = None if request.plan_text is None else parse_fields(request.plan_text, f"--plan {request.plan}")
+    stages = _stages(job, request, model, job.shards, fields)
+    numerics = Numerics(
+        seed=job.seed,
+        shards=job.shards,
+        threads=threads_of(chosen, request),
+        precision=job.precision,
+        sync_batchnorm=job.sync_batchnorm,
+        slices=slices_text(stages),
+        join=int(chosen.get("join", 0)),
+        codec=job.codec,
+        sync=job.sync,
+        optimizer=optimizer,
+        torch=str(torch.__version__),
+        isa=instruction_set(request.device),
+        mkl=request.mkl,
+    )
+    check_environment({name: value for name, value in chosen.items() if name not in CHOSEN}, numerics)
+    transport = request.transport or (fields["transport"] if fields else "processes")
+    if stages:
+        options = {name: fields[name] for name in OPTIONS if fields and name in fields}
+        return Plan.staged(numerics, stages, transport, **options)
+    policy = parse_policy(job.sync, "Job.sync")
+    unit = numerics.shards // policy.num_workers(numerics.shards) if isinstance(policy, Local) else 1
+    return Plan(numerics, _assignment(request, numerics.shards, fields, unit), transport)
+
+
+def _stages(
+    job: Job, request: Request, model: nn.Module, shards: int, fields: dict[str, Any] | None
+) -> tuple[Stage, ...]:
+    """The stages of a plan file or a preset; none for plain data parallelism."""
+    if fields is not None:
+        if "stage" not in fields:
+            return ()
+        if request.assign is not None or request.workers is not None:
+            raise PlanRefused(
+                f"--plan {request.plan} says which worker computes which stage: leave --workers and --assign out"
+            )
+        source = f"--plan {request.plan}"
+        return resolved(parse_stages(fields["stage"]), job, model, shards, source)
+    if request.plan in ("auto", "data"):
+        if request.slices is not None:
+            raise PlanRefused("--slices needs a plan that slices layers: add --plan hybrid or --plan slices")
+        return ()
+    if request.plan == "pipeline":
+        if request.assign is not None:
+            raise PlanRefused(
+                "--assign and --plan pipeline: the preset deals the shards out by itself; write a plan file"
+            )
+        workers = min(request.default_workers, shards) if request.workers is None else request.workers
+        return pipeline_stages(job, model, shards, workers)
+    stage = sliced_stage(request.plan, job, model, shards, request.slices)
+    largest = max(shards, max(sum(counts) for _, counts in stage.slices))
+    if request.assign is None and request.workers is not None and shards < request.workers <= largest:
+        assign = equal_shares(shards, request.workers)  # those without rows still compute slices
+    else:
+        assign = _assignment(request, shards, None)
+    slices = tuple((layer, equal_shares(sum(counts), len(assign))) for layer, counts in stage.slices)
+    return (Stage("", tuple(range(len(assign))), assign, slices),)
+
+
+def _assignment(request: Request, shards: int, fields: dict[str, Any] | None, unit: int = 1) -> tuple[int, ...]:
+    """unit: consecutive shards that one worker must compute together."""
+    assign = request.assign
+    if assign is None and fields is not None and request.workers is None:
+        assign = tuple(fields["assign"])
+    if assign is not None:
+        if request.workers not in (None, len(assign)):
+            raise PlanRefused(
+                f"--workers {request.workers} and the assignment {spell(assign)} of {len(assign)} workers differ: "
+                "leave one of them out"
+            )
+        return assign
+    workers = min(request.default_workers, shards // unit) if request.workers is None else request.workers
+    if workers < 1:
+        raise PlanRefused(f"--workers {workers}: a run needs at least 1 worker")
+    if workers > shards:
+        raise PlanRefused(
+            f"{workers} workers are more than the {shards} shards of a batch, and a shard is computed by one worker: "
+            f"use --workers {shards}, or --shards {workers} (S is part of the numbers: another S gives other bits; "
+            "it is set by --shards, --numerics or Job.shards)"
+        )
+    if workers > shards // unit:
+        raise PlanRefused(
+            f"{workers} workers are more than the {shards // unit} logical workers of the sync policy, and each of "
+            f"those is computed by one worker: use --workers {shards // unit}, or more of them (local(H,workers=L))"
+        )
+    return tuple(unit * count for count in equal_shares(shards // unit, workers))
+
+
+def hosts_of(request: Request, workers: int) -> tuple[int, ...]:
+    """The host of every worker, as a launcher or --hosts says. Raises PlanRefused when they are not as many."""
+    if request.hosts is None and request.cluster is not None:
+        return Cluster.parse(request.cluster, "--cluster").first(workers).hosts_of_workers()
+    counts = (workers,) if request.hosts is None else request.hosts
+    if sum(counts) != workers or min(counts) < 1:
+        raise PlanRefused(
+            f"--hosts {spell(counts)} has {sum(counts)} workers, the plan has {workers}: give the number of workers on "
+            "each host, at least 1"
+        )
+    return tuple(host for host, count in enumerate(counts) for _ in range(count))

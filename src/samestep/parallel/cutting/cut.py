@@ -1,0 +1,348 @@
+"""Cut a recorded forward into segments: at the stages' first modules, and around every sliced layer.
+
+    calls      embed  add  fc1   relu  fc2   add | block.3  norm  head  loss
+                           sliced      sliced    ^ first of stage 1
+    segments   0           1                 2   | 3
+               dense       region            dense  dense
+
+A sliced layer is a segment by itself, a *region*: what follows it element by element, up to a sliced
+Linear that takes nothing else, stays in the slices' layout (column, then row: Shoeybi et al. 2019,
+section 3), so that only the region's two ends are exchanged. Every stage begins and ends dense.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from samestep.errors import JobRefused, PlanRefused
+from samestep.parallel.cutting.attention import Attention, attention_of
+from samestep.parallel.cutting.recording import (
+    Call,
+    NamedTensor,
+    Recording,
+    SavedForBackward,
+    Storage,
+    Value,
+)
+
+ELEMENTWISE = {
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus,
+    nn.Hardtanh, nn.Hardswish, nn.Identity, nn.Dropout, nn.AlphaDropout,
+    F.relu, F.gelu, F.silu, F.leaky_relu, F.elu, F.dropout, F.tanh, F.sigmoid,
+    torch.relu, torch.tanh, torch.sigmoid, Tensor.relu, Tensor.tanh, Tensor.sigmoid,
+}  # fmt: skip
+"""What treats every element by itself, whatever its place."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """One sliced segment: y_k = between(column_k(x)), and with `row` the sum over k of row_k(y_k).
+
+    Attention is both by itself.
+    """
+
+    column: str
+    between: tuple[Call, ...]
+    row: str | None
+    takes: int
+    makes: int
+    attention: Attention | None = None
+    kept: tuple[SavedForBackward, ...] = ()  # of one shard, uncut, for backward
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether its slices give summands, or columns."""
+        return self.row is not None or self.attention is not None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (self.column,) if self.row is None else (self.column, self.row)
+
+    @property
+    def joins(self) -> int:
+        """The value of the column layer's own output."""
+        return next(iter(self.between[0].takes)) if self.between else self.makes
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive calls of one stage, or a region."""
+
+    stage: int
+    calls: tuple[Call, ...]
+    region: Region | None
+    takes: tuple[int, ...]  # values that earlier segments made
+    gives: tuple[int, ...]  # values made here that later segments take, the result among them
+    changes: frozenset[int]  # values taken that are changed in place here
+
+    @property
+    def is_sliced(self) -> bool:
+        return self.region is not None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A forward in segments."""
+
+    segments: tuple[Segment, ...]
+    crossings: tuple[tuple[int, ...], ...]  # per cut between stages: the values that cross it
+    result: Any
+    shapes: Mapping[int, torch.Size]
+    nbytes: Mapping[int, int]
+    storages: Mapping[int, Storage]  # by value
+    floats: frozenset[int]
+    num_inputs: int
+
+    @property
+    def sliced(self) -> list[tuple[bool, ...]]:
+        """Per stage, which segments are sliced."""
+        return [
+            tuple(segment.is_sliced for segment in self.segments if segment.stage == stage)
+            for stage in range(1 + self.segments[-1].stage)
+        ]
+
+    def keeps(self, number: int) -> frozenset[int]:
+        """The values that are still wanted when segment `number` is done: by its stage, or over the cut."""
+        stage = self.segments[number].stage
+        later = [s for s in self.segments[number + 1 :] if s.stage == stage]
+        wanted = {value for segment in later for value in segment.takes}
+        return frozenset(wanted | set(self.crossings[stage] if stage < len(self.crossings) else ()))
+
+    def same_way(self, other: "Cut") -> bool:
+        """Whether another shape of input takes the same way through the same segments."""
+        ways = [[(s.stage, [str(c) for c in s.calls], s.region and s.region.layers) for s in c.segments]
+                for c in (self, other)]  # fmt: skip
+        return ways[0] == ways[1]
+
+
+def cut(recording: Recording, model: nn.Module, num_stages: int, sliced: Mapping[str, Sequence[int]]) -> Cut:
+    """Cut a recording; `sliced` has the slices of each sliced layer, per worker.
+
+    Raises PlanRefused for stages that forward never reaches, JobRefused for what cannot be cut.
+    """
+    if len(recording.entered) != num_stages - 1:
+        raise PlanRefused(
+            f"forward begins only {1 + len(recording.entered)} of {num_stages} stages "
+            f"(after the first: {', '.join(recording.entered) or 'none'}): name layers that it calls"
+        )
+    result_values = values_in(recording.result)
+    pieces = list(_pieces(_with_regions(recording, result_values, model, sliced), num_stages))
+    made = [frozenset(v for call in piece for v in _makes(call)) for _, piece in pieces]
+    taken = [frozenset(v for call in piece for v in _takes(call)) for _, piece in pieces]
+    taken[-1] |= result_values
+    segments = []
+    for i, (stage, piece) in enumerate(pieces):
+        region = piece[0] if piece and isinstance(piece[0], Region) else None
+        calls = tuple(call for call in piece if isinstance(call, Call))
+        earlier, later = frozenset().union(*made[:i]), frozenset().union(*taken[i + 1 :])
+        segments.append(
+            Segment(
+                stage,
+                calls,
+                region,
+                tuple(sorted(taken[i] & earlier)),
+                tuple(sorted(made[i] & (later | (result_values if i == len(pieces) - 1 else frozenset())))),
+                frozenset(v for call in calls for v in call.changes) - made[i],
+            )
+        )
+    crossings = tuple(
+        tuple(sorted({v for s in segments if s.stage <= p for v in s.gives} & _taken_after(segments, p)))
+        for p in range(num_stages - 1)
+    )
+    found = Cut(
+        tuple(segments),
+        crossings,
+        recording.result,
+        recording.shapes,
+        recording.nbytes | {-1 - value: nbytes for value, nbytes in recording.nbytes.items()},  # sums without bias
+        recording.storages
+        | {-1 - value: Storage(-1 - storage.number, storage.nbytes) for value, storage in recording.storages.items()},
+        frozenset(recording.floats),
+        recording.num_inputs,
+    )
+    check_changes(found)
+    check_layers(found, model)
+    check_grad_mode(found)
+    return found
+
+
+def _taken_after(segments: Sequence[Segment], stage: int) -> set[int]:
+    return {value for segment in segments if segment.stage > stage for value in segment.takes}
+
+
+def values_in(tree: Any) -> frozenset[int]:
+    return frozenset(leaf.index for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Value))
+
+
+def _makes(call: Call | Region) -> Iterable[int]:
+    return call.makes if isinstance(call, Call) else (call.makes,)
+
+
+def _takes(call: Call | Region) -> Iterable[int]:
+    return call.takes if isinstance(call, Call) else (call.takes,)
+
+
+def _pieces(calls: Sequence[tuple[int, Call | Region]], num_stages: int) -> Iterator[tuple[int, list[Call | Region]]]:
+    """(stage, calls of a segment); between two regions and at a stage's ends there is a dense one, maybe empty."""
+    for stage in range(num_stages):
+        dense: list[Call | Region] = []
+        for number, call in calls:
+            if number != stage:
+                continue
+            if isinstance(call, Region):
+                yield stage, dense
+                yield stage, [call]
+                dense = []
+            else:
+                dense.append(call)
+        yield stage, dense
+
+
+def _with_regions(
+    recording: Recording, result: frozenset[int], model: nn.Module, sliced: Mapping[str, Sequence[int]]
+) -> list[tuple[int, Call | Region]]:
+    """The calls, those of sliced layers and what stays in their layout replaced by regions."""
+    calls, found = recording.calls, list[tuple[int, Call | Region]]()
+    i = 0
+    while i < len(calls):
+        call = calls[i]
+        if not (isinstance(call.what, str) and call.what in sliced):
+            found.append((call.stage, call))
+            i += 1
+            continue
+        if isinstance(model.get_submodule(call.what), nn.MultiheadAttention):
+            last, region = i, _attention_region(call, recording, result)
+        else:
+            last, region = _region_from(i, calls, result, model, sliced)
+        found.append((call.stage, region))
+        bias = f"{region.row}.bias" if region.row else f"{call.what}.out_proj.bias"
+        if region.is_summed and _get(model, bias) is not None:  # the sum without it is a value of our own
+            found[-1] = call.stage, replace(region, makes=-1 - region.makes)
+            arguments: Any = ((Value(-1 - region.makes), NamedTensor(bias)), {})
+            after = Call(torch.add, arguments, (region.makes,), frozenset(), call.stage, calls[last].place)
+            found.append((call.stage, after))
+        i = last + 1
+    return found
+
+
+def _attention_region(call: Call, recording: Recording, result: frozenset[int]) -> Region:
+    wanted = result.union(*(other.takes for other in recording.calls))
+    asked = attention_of(call, recording.shapes, wanted)
+    if isinstance(asked, str):
+        raise JobRefused(f"layer {call} cannot be cut by heads (called at {call.place}): {asked}; leave it whole")
+    return Region(str(call.what), (), None, asked.takes, call.makes[0], asked, call.kept)
+
+
+def _region_from(
+    at: int, calls: Sequence[Call], result: frozenset[int], model: nn.Module, sliced: Mapping[str, Sequence[int]]
+) -> tuple[int, Region]:
+    """The region that begins with calls[at], and the position of its last call."""
+    call = calls[at]
+    if len(call.takes) != 1 or len(call.makes) != 1:
+        raise JobRefused(f"layer {call} takes {len(call.takes)} tensors (called at {call.place}); leave it whole")
+    last = _row_layer(calls, at, result, model, sliced)
+    inside = calls[at : 1 + (at if last is None else last)]
+    row = None if last is None else str(calls[last].what)
+    kept = tuple(part for one in inside for part in one.kept)
+    between = tuple(inside[1:-1])
+    return at + len(inside) - 1, Region(
+        str(call.what), between, row, next(iter(call.takes)), inside[-1].makes[0], None, kept
+    )
+
+
+def _row_layer(
+    calls: Sequence[Call], at: int, result: frozenset[int], model: nn.Module, sliced: Mapping[str, Sequence[int]]
+) -> int | None:
+    """The position of the sliced Linear that takes what calls[at] makes, elementwise calls between; or None."""
+    column = calls[at].what
+    assert isinstance(column, str)
+    if type(model.get_submodule(column)) is not nn.Linear:
+        return None
+    value = calls[at].makes[0]
+    for i in range(at + 1, len(calls)):
+        call = calls[i]
+        users = [j for j, other in enumerate(calls) if value in other.takes]
+        if users != [i] or value in result or len(call.takes) != 1 or len(call.makes) != 1 or call.names:
+            return None
+        if call.stage != calls[at].stage:
+            return None
+        if isinstance(call.what, str) and call.what in sliced:
+            same = list(sliced[call.what]) == list(sliced[column])
+            return i if same and type(model.get_submodule(call.what)) is nn.Linear else None
+        kind = type(model.get_submodule(call.what)) if isinstance(call.what, str) else call.what
+        if kind not in ELEMENTWISE:
+            return None
+        value = call.makes[0]
+    return None
+
+
+def check_changes(found: Cut) -> None:
+    """A change in place must not reach over a cut: over there is another copy."""
+    for i, segment in enumerate(found.segments):
+        for call in segment.calls:
+            for value in call.changes & segment.changes:
+                later = any(value in c.takes for other in found.segments[i + 1 :] for c in other.calls)
+                if later:
+                    raise JobRefused(
+                        f"{call} (called at {call.place}) changes a tensor in place that was made before the cut and "
+                        "is used after it: use the form that returns a new tensor (inplace=False), or cut elsewhere"
+                    )
+
+
+def check_layers(found: Cut, model: nn.Module) -> None:
+    """A layer's parameters live in one segment: nobody else would have them, or their whole gradient."""
+    homes: dict[str, tuple[int, str]] = {}
+    for i, segment in enumerate(found.segments):
+        for call in segment.calls:
+            for name in parameters_of(call, model):
+                home, place = homes.setdefault(name, (i, call.place))
+                if home != i:
+                    stages = found.segments[home].stage, segment.stage
+                    where = (
+                        f"in stages {stages[0]} and {stages[1]}" if len(set(stages)) > 1 else "on both sides of a slice"
+                    )
+                    raise JobRefused(
+                        f"parameter {name} is used {where} (at {place} and {call.place}): cut so that both uses "
+                        "are on one side, or register it under a second name, which keeps it tied"
+                    )
+
+
+def check_stages(found: Cut, model: nn.Module, firsts: Sequence[str]) -> None:
+    """Raises PlanRefused for a stage without parameters: it would be a worker with nothing to keep."""
+    for stage in range(len(firsts)):
+        own = [segment for segment in found.segments if segment.stage == stage]
+        params = any(parameters_of(call, model) for segment in own for call in segment.calls)
+        if not params and not any(segment.is_sliced for segment in own):
+            raise PlanRefused(
+                f"stage {stage}, from {firsts[stage] or 'the beginning'} on, has no parameters: "
+                "join it with the stage before or after"
+            )
+
+
+def parameters_of(call: Call, model: nn.Module) -> list[str]:
+    """The trainable parameters that a call uses."""
+    names = [name for name in call.names if isinstance(_get(model, name), nn.Parameter)]
+    if isinstance(call.what, str):
+        module = model.get_submodule(call.what)
+        names += [f"{call.what}.{name}" for name, _ in module.named_parameters(remove_duplicate=False)]
+    return names
+
+
+def _get(model: nn.Module, name: str) -> Any:
+    prefix, _, local = name.rpartition(".")
+    return getattr(model.get_submodule(prefix), local)
+
+
+def check_grad_mode(found: Cut) -> None:
+    enabled, place = True, ""
+    for segment in found.segments:
+        if not enabled:
+            raise JobRefused(f"a torch.no_grad() begun at {place} reaches over a cut: end it before, or cut elsewhere")
+        for call in segment.calls:
+            if call.what is torch._C._set_grad_enabled:
+                enabled, place = call.arguments[0][0], call.place

@@ -1,0 +1,226 @@
+"""The activations that a worker holds at a time, counted along its schedule before anything is computed.
+
+    Forward(0)   what its calls keep for backward, and the values that later segments or the cut want
+    Send(0)      the values are gone
+    Backward(0)  for a moment, the gradients around one call too; then what was kept is gone, except
+                 what gradients of weights are made from that are left for later: inputs, outputs' gradients
+
+Memory that several calls and values share counts once. A sliced segment has its own: the rows of all
+shards of the set, of what lies between its layers the worker's slices.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from samestep.parallel.cutting.cut import Cut, Region, Segment
+from samestep.parallel.cutting.recording import Call, SavedForBackward, Storage
+from samestep.plan.plan import Plan
+from samestep.schedule import actions
+
+Held = dict[Hashable, int]  # bytes, by what they are
+NOTHING = SavedForBackward((), 0)
+
+
+@dataclass
+class _Ledger:
+    """What is held, however often."""
+
+    now: int = 0
+    peak: int = 0
+    _holders: Counter[Hashable] = field(default_factory=Counter)
+
+    def hold(self, things: Mapping[Hashable, int]) -> None:
+        for thing, nbytes in things.items():
+            self.now += nbytes * (self._holders[thing] == 0)
+            self._holders[thing] += 1
+        self.peak = max(self.peak, self.now)
+
+    def pass_by(self, nbytes: int) -> None:
+        """Held for a moment only."""
+        self.peak = max(self.peak, self.now + nbytes)
+
+    def drop(self, things: Mapping[Hashable, int]) -> None:
+        for thing, nbytes in things.items():
+            self._holders[thing] -= 1
+            self.now -= nbytes * (self._holders[thing] == 0)
+
+
+def activations(plan: Plan, rank: int, structure: Cut, schedule: Sequence[actions.Action], shards: int) -> int:
+    """The most bytes that worker `rank` holds at a time in a step of so many shards, all as large as the first one."""
+    worker = _Worker(plan, rank, structure, shards)
+    for action in schedule:
+        worker.do(action)
+    return worker.ledger.peak
+
+
+@dataclass
+class _Worker:
+    """What `Network` holds, as names."""
+
+    plan: Plan
+    rank: int
+    cut: Cut
+    shards: int
+    ledger: _Ledger = field(default_factory=_Ledger)
+    _passing: dict[tuple[int, int], Held] = field(default_factory=dict)  # values, by shard and stage
+    _cells: dict[tuple[int, int], Held] = field(default_factory=dict)  # by shard (sliced: first of a set) and segment
+    _left: dict[tuple[int, int], Held] = field(default_factory=dict)  # for gradients of weights, to be made later
+    _before: dict[tuple[int, int], Held] = field(default_factory=dict)  # to compute again
+
+    def do(self, action: actions.Action) -> None:
+        if isinstance(action, actions.Forward):
+            self._forward(action.shard, self.cut.segments[action.segment], action.segment)
+        elif isinstance(action, actions.Recompute):
+            segment = self.cut.segments[action.segment]
+            self._keep(action.shard, action.segment, self._saved(action.shard, segment))
+            self.ledger.drop(self._before.pop((action.shard, action.segment)))
+        elif isinstance(action, actions.Backward):
+            segment = self.cut.segments[action.segment]
+            self._pass(action.shard, segment.stage + 1, {})
+            if self.plan.splits_backward(segment.stage):
+                self._leave(action.shard, segment, action.segment)
+            else:
+                self._backward(action.shard, segment, action.segment)
+        elif isinstance(action, actions.BackwardWeight):
+            self.ledger.drop(self._left.pop((action.shard, action.segment)))
+        elif isinstance(action, actions.SliceForward):
+            self._slice_forward(action.shards, action.segment)
+        elif isinstance(action, actions.SliceBackward):
+            self.ledger.pass_by(self._exchanged_back(action.shards, action.segment))
+            self.ledger.drop(self._cells.pop((action.shards.start, action.segment)))
+        elif isinstance(action, actions.Send):
+            self._pass(action.shard, action.stage, {})
+        elif isinstance(action, actions.Receive):
+            self._pass(action.shard, action.stage + 1, self._values(action.shard, self.cut.crossings[action.stage]))
+        elif isinstance(action, actions.SendGradient):
+            self._pass(action.shard, action.stage + 1, {})
+
+    def _forward(self, shard: int, segment: Segment, number: int) -> None:
+        stage = segment.stage
+        if (shard, stage) not in self._passing and (shard, stage - 1) in self._passing:
+            self._pass(shard, stage, self._values(shard, self.cut.crossings[stage - 1]))
+        saved = self._saved(shard, segment)
+        self.ledger.pass_by(max((part.rearranged for call in segment.calls for part in call.kept), default=0))
+        if self.plan.stages and self.plan.stages[stage].recompute:
+            before = self._before[shard, number] = dict(self._passing.get((shard, stage), {}))
+            self.ledger.hold(before)
+            self.ledger.hold(saved)
+            self.ledger.drop(saved)
+        else:
+            self._keep(shard, number, saved)
+        self._pass(shard, stage, self._values(shard, self._wanted(number)))
+
+    def _backward(self, shard: int, segment: Segment, number: int) -> None:
+        """From the last to the first; what one kept is gone when it is through."""
+        parts = [(call, part) for call in segment.calls for part in call.kept or (NOTHING,)]
+        kept = [self._held(shard, part.storages) for _, part in parts]
+        for held in kept:
+            self.ledger.hold(held)
+        self.ledger.drop(self._cells.pop((shard, number)))
+        for (call, part), held in zip(reversed(parts), reversed(kept), strict=True):
+            self.ledger.pass_by(max(self._around(call), part.gradients) + part.rearranged)
+            self.ledger.drop(held)
+
+    def _leave(self, shard: int, segment: Segment, number: int) -> None:
+        """Backward call by call, from the last: what one kept is gone where its Linears do not leave it for later."""
+        kept = [self._kept(shard, call) for call in segment.calls]
+        for held in kept:
+            self.ledger.hold(held)
+        self.ledger.drop(self._cells.pop((shard, number)))
+        left = self._left[shard, number] = {}
+        for call, held in zip(reversed(segment.calls), reversed(kept), strict=True):
+            new: Held = {(shard, storage.number): storage.nbytes for storage, _ in call.later}
+            new |= {("gradient", shard, number, len(left) + i): nbytes for i, (_, nbytes) in enumerate(call.later)}
+            self.ledger.pass_by(self._around(call))
+            self.ledger.hold({thing: nbytes for thing, nbytes in new.items() if thing not in left})
+            self.ledger.pass_by(self._gradients(call.takes))
+            self.ledger.drop(held)
+            left |= new
+
+    def _slice_forward(self, shards: range, number: int) -> None:
+        stage = self.cut.segments[number].stage
+        self._keep(shards.start, number, self._sliced(shards, number))
+        self.ledger.pass_by(self._exchanged(shards, number))
+        for shard in self.plan.shards_of(self.rank, self.shards, stage):
+            if shard in shards:
+                self._pass(shard, stage, self._values(shard, self._wanted(number)))
+
+    def _pass(self, shard: int, stage: int, values: Held) -> None:
+        self.ledger.hold(values)
+        self.ledger.drop(self._passing.pop((shard, stage), {}))
+        if values:
+            self._passing[shard, stage] = values
+
+    def _keep(self, shard: int, number: int, held: Held) -> None:
+        self._cells[shard, number] = held
+        self.ledger.hold(held)
+
+    def _saved(self, shard: int, segment: Segment) -> Held:
+        return {thing: nbytes for call in segment.calls for thing, nbytes in self._kept(shard, call).items()}
+
+    def _kept(self, shard: int, call: Call) -> Held:
+        return self._held(shard, call.keeps)
+
+    def _held(self, shard: int, storages: Iterable[Storage]) -> Held:
+        return {(shard, storage.number): storage.nbytes for storage in storages}
+
+    def _values(self, shard: int, values: Iterable[int]) -> Held:
+        return self._held(
+            shard, (self.cut.storages[value] for value in values if value >= self.cut.num_inputs or value < 0)
+        )
+
+    def _wanted(self, number: int) -> set[int]:
+        """The values that are there after a segment, and wanted later."""
+        made = {value for segment in self.cut.segments[: number + 1] for value in segment.gives}
+        return made & self.cut.keeps(number)
+
+    def _around(self, call: Call) -> int:
+        """The gradients of what a call makes and of what it takes."""
+        return self._gradients({*call.makes, *call.takes})
+
+    def _gradients(self, values: Iterable[int]) -> int:
+        made = {value for value in self.cut.floats.intersection(values) if value >= self.cut.num_inputs}
+        return sum(self.cut.nbytes[value] for value in made)
+
+    def _sliced(self, shards: range, number: int) -> Held:
+        """Inputs are kept whole by whoever has slices, what lies between in slices."""
+        region, own, total = self._region(number)
+        if not own:
+            return {}
+        kept = {storage for part in region.kept for storage in part.storages}
+        between = kept - {self.cut.storages[region.takes]}
+        sliced = sum(storage.nbytes for storage in between) * own // total
+        return {("slices", shards.start, number): len(shards) * (self.cut.nbytes[region.takes] + sliced)}
+
+    def _exchanged(self, shards: range, number: int) -> int:
+        """The outputs of the own slices, with what is made of all together."""
+        region, own, total = self._region(number)
+        width = self.cut.nbytes[region.makes]
+        outputs = 2 * width * own // total if not region.is_summed else width * own
+        return len(shards) * (outputs + self._inside(region, own, total, rearranged_only=True))
+
+    def _exchanged_back(self, shards: range, number: int) -> int:
+        """All rows of the output's gradient, the input's gradients of the own slices, and the gradients inside one."""
+        region, own, total = self._region(number)
+        width = self.cut.nbytes[region.makes]
+        outputs = 2 * width * own // total if not region.is_summed else width * bool(own)
+        gradients = self.cut.nbytes[region.takes] * own if region.takes in self.cut.floats else 0
+        return len(shards) * (outputs + gradients + self._inside(region, own, total))
+
+    def _inside(self, region: Region, own: int, total: int, *, rearranged_only: bool = False) -> int:
+        """Of one slice, for a moment; a convolution rearranges the input whole."""
+        if not own:
+            return 0
+        inside = [0 if rearranged_only else part.gradients for part in region.kept[:-1]]
+        takes, makes = self.cut.nbytes[region.takes], self.cut.nbytes[region.makes]
+        rearranged = takes + makes // total if any(part.rearranged for part in region.kept) else 0
+        return max(inside, default=0) // total + rearranged
+
+    def _region(self, number: int) -> tuple[Region, int, int]:
+        """A sliced segment's region; its slices here, and in all."""
+        segment = self.cut.segments[number]
+        region, stage = segment.region, self.plan.stages[segment.stage]
+        assert region is not None
+        counts = dict(stage.slices)[region.column]
+        return region, counts[stage.workers.index(self.rank)], sum(counts)

@@ -1,0 +1,62 @@
+"""What the verbs of a transport take between two workers, as data; `transport/timing.py` measures it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from samestep.plan.machine import Link
+
+
+@dataclass(frozen=True)
+class Curve:
+    """points: (bytes, median seconds), ascending. cpu: seconds of both workers per byte, at the largest size."""
+
+    points: tuple[tuple[int, float], ...]
+    cpu: float
+
+    @property
+    def link(self) -> Link:
+        """The line a + n/b that is nearest to the points, by relative error."""
+        return fitted(self.points)
+
+
+@dataclass(frozen=True)
+class LinkTimes:
+    """exchange and fence: seconds until all workers have met; of a record of 64 bytes.
+
+    send: from the call to its arrival as a tensor. move: two workers give each other so many bytes; what they get
+    lies in shared memory and is yet to be read.
+    """
+
+    exchange: float
+    fence: float
+    send: Curve
+    move: Curve
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> "LinkTimes":
+        return LinkTimes(fields["exchange"], fields["fence"], _curve(fields["send"]), _curve(fields["move"]))
+
+
+def _curve(fields: Mapping[str, Any]) -> Curve:
+    return Curve(tuple((nbytes, seconds) for nbytes, seconds in fields["points"]), fields["cpu"])
+
+
+def fitted(points: Sequence[tuple[int, float]]) -> Link:
+    """Least squares of (a + n s) / t - 1 over points (n bytes, t seconds); latency a >= 0, bandwidth 1/s.
+
+    By relative error a small message counts as much as a large one. At least one n must be above 0.
+    """
+    x = [1 / seconds for _, seconds in points]
+    y = [nbytes / seconds for nbytes, seconds in points]
+    xx, yy, xy = (sum(p * q for p, q in zip(u, v, strict=True)) for u, v in ((x, x), (y, y), (x, y)))
+    determinant = xx * yy - xy * xy
+    if determinant > 0:
+        latency = (sum(x) * yy - sum(y) * xy) / determinant
+        slope = (sum(y) * xx - sum(x) * xy) / determinant
+        if latency >= 0 and slope > 0:
+            return Link(latency, 1 / slope)
+    return Link(0.0, yy / sum(y))

@@ -1,0 +1,140 @@
+"""How long a step of a plan takes and why: the schedules that will be run, simulated with measured costs.
+
+    plan --place--> segments --costs--> seconds of every action --simulate--> when everything happens
+                                                                 --split--> compute, communication, bubble, ...
+
+The same lists of actions as the executor's are replayed. What a worker does is busy time; what it waits for
+comes out. Communication on one machine is busy time too: overlap hides waiting, never cycles.
+"""
+
+from dataclasses import dataclass
+
+from samestep.numerics.numerics import num_shards_of
+from samestep.plan.cluster import Cluster
+from samestep.plan.plan import Plan
+from samestep.plan.prediction import PARTS
+from samestep.planner.cost.busy import Busy
+from samestep.planner.cost.chain import Chain
+from samestep.planner.cost.measured_costs import MeasuredCosts
+from samestep.planner.cost.placing import place
+from samestep.planner.cost.wires import Wires
+from samestep.schedule import actions
+from samestep.schedule.actions import Action, Schedule
+from samestep.schedule.grid import Grid
+from samestep.schedule.orders.written import parse_order
+from samestep.schedule.passes import schedule_of
+from samestep.schedule.simulator import (
+    ActionSpan,
+    Cost,
+    Simulation,
+    free,
+    simulate,
+)
+from samestep.sync.staleness import steps_stale
+
+KIND_OF_TIME: dict[type[Action], str] = {
+    actions.Forward: "compute",
+    actions.Recompute: "compute",
+    actions.Backward: "compute",
+    actions.BackwardWeight: "compute",
+    actions.Lockstep: "compute",
+    actions.SliceForward: "compute",
+    actions.SliceBackward: "compute",
+    actions.Send: "communication",
+    actions.Receive: "communication",
+    actions.SendGradient: "communication",
+    actions.ReceiveGradient: "communication",
+    actions.Reduce: "communication",
+    actions.Update: "update",
+}
+"""Into which of prediction.PARTS an action's busy time counts; what is not here is overhead."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one plan; `parts` adds up to `seconds`."""
+
+    plan: Plan
+    seconds: float
+    parts: dict[str, float]
+    actions: tuple[dict[str, float], ...]  # per worker: busy seconds by the action's class
+    outcome: Simulation
+    schedules: tuple[Schedule, ...]
+    grid: Grid
+    wired: int  # bytes between hosts
+
+
+def estimate(plan: Plan, chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> Estimate:
+    """Raises PlanRefused for a plan that cannot be run or that does not fit the chain."""
+    placed = place(plan, chain)
+    num_shards = num_shards_of(chain.batch_size, plan.numerics.shards)
+    grid = plan.grid(num_shards, placed.sliced)
+    order = plan.order if isinstance(plan.order, str) else parse_order(plan.order, grid)
+    clip, lockstep, stale = costs.alone.clip > 0, plan.numerics.sync_batchnorm, steps_stale(plan)
+    schedules = tuple(
+        schedule_of(grid, order, rank, depth=plan.depth, clip=clip, lockstep=lockstep, stale=stale)
+        for rank in range(plan.workers)
+    )
+    busy = Busy(placed, costs, cluster, num_shards)
+    wires = Wires(placed, cluster, num_shards, busy)
+
+    def seconds(rank: int, action: Action) -> float:
+        return busy.seconds(rank, action) + wires.exposed(action)
+
+    outcome = settled(grid, schedules, stale, seconds, wires.transfer)
+    late = 0.0
+    if stale:
+        late = end_of(outcome) - end_of(settled(grid, schedules, stale, seconds, free))
+    return split(plan, grid, schedules, outcome, busy, wires, late)
+
+
+def settled(grid: Grid, schedules: tuple[Schedule, ...], stale: int, cost: Cost, transfer: Cost) -> Simulation:
+    """A step among many: of stale gradients, the last one of as many as it takes until each is like the one before."""
+    if not stale:
+        return simulate(grid, schedules, cost=cost, transfer=transfer)
+    steps = 2 * stale + 2
+    found = simulate(grid, [schedule * steps for schedule in schedules], cost=cost, transfer=transfer)
+    last = [spans[len(spans) - len(schedule) :] for spans, schedule in zip(found.spans, schedules, strict=True)]
+    before = [spans[len(spans) - len(schedule) - 1] for spans, schedule in zip(found.spans, schedules, strict=True)]
+    start = max(span.stop for span in before)
+    spans = tuple(tuple(ActionSpan(span.start - start, span.stop - start) for span in own) for own in last)
+    return Simulation(spans, found.waits, found.in_flight)
+
+
+def split(
+    plan: Plan,
+    grid: Grid,
+    schedules: tuple[Schedule, ...],
+    outcome: Simulation,
+    busy: Busy,
+    wires: Wires,
+    late: float = 0.0,
+) -> Estimate:
+    """What the step's time consists of, seen by the worker that the others wait for.
+
+    late: seconds by which gradients that were posted in earlier steps hold it up.
+    """
+    by_class = [busy_by_class(schedule, rank, busy) for rank, schedule in enumerate(schedules)]
+    bounding = max(range(plan.workers), key=lambda rank: sum(by_class[rank].values()))
+    parts = dict.fromkeys(PARTS, 0.0)
+    parts["communication"] += late
+    for action in schedules[bounding]:
+        waits = "resharding" if isinstance(action, actions.SliceForward | actions.SliceBackward) else "communication"
+        parts[waits] += wires.exposed(action)
+        parts[KIND_OF_TIME.get(type(action), "overhead")] += busy.seconds(bounding, action)
+    end = end_of(outcome)
+    parts["bubble"] = max(0.0, end - sum(parts.values())) + busy.skew(bounding)
+    parts["overhead"] += busy.table(bounding).gap
+    return Estimate(plan, sum(parts.values()), parts, tuple(by_class), outcome, schedules, grid, wires.wired())
+
+
+def end_of(outcome: Simulation) -> float:
+    return max(span.stop for spans in outcome.spans for span in spans)
+
+
+def busy_by_class(schedule: Schedule, rank: int, busy: Busy) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for action in schedule:
+        name = type(action).__name__
+        found[name] = found.get(name, 0.0) + busy.seconds(rank, action)
+    return found

@@ -1,0 +1,123 @@
+"""What a job's actions cost on a machine, as measured by short runs of the real executor.
+
+Two tables: one measured by a worker alone, one by several that compute at once and share caches and memory
+bandwidth. Between them costs are interpolated by the number of workers. Everything is in seconds, and busy
+time: what a worker waits for others is the simulator's to find out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Forward and backward."""
+
+    forward: float
+    backward: float
+
+    def scaled(self, factor: float) -> "Pair":
+        return Pair(self.forward * factor, self.backward * factor)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Costs while `workers` workers of one host compute at once."""
+
+    workers: int
+    whole: Pair  # the uncut network, one shard
+    units: tuple[Pair, ...]  # one shard through each unit, in a segment of its own
+    regions: tuple[Pair, ...]  # a set of all shards through each region, on one worker with `own` slices
+    own: tuple[int, ...]
+    rests: tuple[Pair, ...]  # one shard through what is left of a region's units when it is sliced
+    load: float  # of one shard's rows
+    add: float  # per byte of gradient that is added to another shard's
+    agree: float
+    merge: float
+    clip: float
+    publish: float
+    reduce: float  # per byte and summand that a worker reads for its pieces
+    update: float  # per byte of parameters
+    gap: float  # between two steps
+    skew: float  # what a worker waits in a step of equal shares, as a share of its computing
+    spread: float  # relative spread of a step's time: half the distance of the quartiles, over the median
+
+    @property
+    def cell(self) -> Pair:
+        """What a segment of its own costs beside its calls, so that all units in one segment take what `whole` does.
+
+        Less than nothing where the units took less by themselves.
+        """
+        cuts = len(self.units) - 1
+        if cuts < 1:
+            return Pair(0.0, 0.0)
+        forward = sum(u.forward for u in self.units) - self.whole.forward
+        backward = sum(u.backward for u in self.units) - self.whole.backward
+        return Pair(forward / cuts, backward / cuts)
+
+
+SCALARS = tuple(f.name for f in fields(Table) if f.name not in ("workers", "whole", "units", "regions", "own", "rests"))
+
+
+@dataclass(frozen=True)
+class Passing:
+    """What it costs to hand a tensor to a worker of the same host: fixed, and per byte, on either side.
+
+    far: to one of another host, whatever its size.
+    """
+
+    send: float
+    send_byte: float
+    receive: float
+    receive_byte: float
+    far_send: float
+    far_receive: float
+
+
+@dataclass(frozen=True)
+class MeasuredCosts:
+    """Measured costs of one job's actions with one set of numerics on one machine."""
+
+    alone: Table
+    together: Table
+    passing: Passing
+
+    def table(self, workers: int) -> Table:
+        """For so many workers on a host; of more than were measured, the table measured with most."""
+        a, b = self.alone, self.together
+        if workers <= a.workers or a.workers == b.workers:
+            return a
+        part = min(1.0, (workers - a.workers) / (b.workers - a.workers))
+
+        def between(x: float, y: float) -> float:
+            return x + part * (y - x)
+
+        def pair(x: Pair, y: Pair) -> Pair:
+            return Pair(between(x.forward, y.forward), between(x.backward, y.backward))
+
+        scalars: dict[str, Any] = {name: between(getattr(a, name), getattr(b, name)) for name in SCALARS}
+        return replace(
+            b,
+            workers=workers,
+            whole=pair(a.whole, b.whole),
+            units=tuple(map(pair, a.units, b.units)),
+            rests=tuple(map(pair, a.rests, b.rests)),
+            **scalars,
+        )
+
+    def slope(self, region: int) -> Pair:
+        """One slice of a region more or less, for the rows of all shards."""
+        return self.alone.regions[region].scaled(1 / max(1, self.alone.own[region]))
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "MeasuredCosts":
+        return MeasuredCosts(table_from(found["alone"]), table_from(found["together"]), Passing(**found["passing"]))
+
+
+def table_from(found: Mapping[str, Any]) -> Table:
+    pairs = {name: tuple(Pair(**pair) for pair in found[name]) for name in ("units", "regions", "rests")}
+    return Table(**{**found, **pairs, "whole": Pair(**found["whole"]), "own": tuple(found["own"])})

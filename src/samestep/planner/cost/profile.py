@@ -1,0 +1,119 @@
+"""A profile: what was found out about a job on a machine. A value, kept as a readable file, and used again.
+
+It holds for the numerics it was measured with (shards and threads set the size of every product), for that
+machine, and for that version of torch.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from samestep.errors import PlanRefused
+from samestep.planner.cost.chain import Chain
+from samestep.planner.cost.measured_costs import MeasuredCosts
+
+FORMAT = 3
+
+
+@dataclass(frozen=True)
+class Ground:
+    """On what a profile stands; where one of these differs, another one is needed."""
+
+    machine: str  # the processor's name, its cores, the vector instructions that torch uses
+    torch: str
+    threads: int
+    shards: int
+    precision: str
+    workers: int  # that were measured at once
+    optimizer: str  # class and implementation
+    codec: str
+    clip: bool  # whether gradients are clipped
+    sync_batchnorm: bool
+    data: str  # what kind of data set it is, and how many processes load
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Of one job."""
+
+    ground: Ground
+    chain: Chain
+    costs: MeasuredCosts
+    job: str = ""  # what it was called; for people
+    of: str = ""  # the key of what was looked at; of what was measured, where that is less
+
+    def text(self) -> str:
+        """The file's content."""
+        fields = {
+            "format": FORMAT,
+            "job": self.job,
+            "of": self.of,
+            "ground": asdict(self.ground),
+            "chain": self.chain.as_json(),
+            "costs": self.costs.as_json(),
+        }
+        return json.dumps(fields, indent=1)
+
+    @staticmethod
+    def parse(text: str, source: str) -> "Profile":
+        """Raises PlanRefused for what is no profile of this format."""
+        try:
+            fields = json.loads(text)
+            found = fields["format"]
+            if found != FORMAT:
+                raise PlanRefused(f"{source} is a profile of format {found}, this version reads {FORMAT}: remove it")
+            return Profile(
+                Ground(**fields["ground"]),
+                Chain.from_json(fields["chain"]),
+                MeasuredCosts.from_json(fields["costs"]),
+                fields["job"],
+                fields["of"],
+            )
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise PlanRefused(
+                f"{source} is no profile ({type(error).__name__}: {error}): remove it, `samestep plan` makes another"
+            ) from None
+
+    def check(self, wanted: Ground, of: str, source: str) -> None:
+        """Raises PlanRefused, with both sides, when it stands on another ground or is another job's."""
+        for name, value in asdict(wanted).items():
+            own = getattr(self.ground, name)
+            if own != value:
+                raise PlanRefused(
+                    f"{source} was measured with {name} {own}, this run has {value}: the times would be others; "
+                    "leave --profile out, or name another file, and it is measured anew"
+                )
+        if self.of != of:
+            raise PlanRefused(
+                f"{source} is the profile of a job with other layers ({self.job}, {self.of}; this one is {of}): leave "
+                "--profile out, or name another file, and it is measured anew"
+            )
+
+
+def key(ground: Ground, chain: Chain) -> str:
+    """The name of a profile: the same for jobs with the same layers on the same ground."""
+    fields: Mapping[str, Any] = {"format": FORMAT, "ground": asdict(ground), "chain": chain.as_json()}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def read(file: Path) -> Profile | None:
+    """None where there is none. Raises PlanRefused for one that cannot be read."""
+    try:
+        return Profile.parse(file.read_text(), str(file))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanRefused(f"{file} cannot be read as a profile: {error}; name another file") from None
+
+
+def write(profile: Profile, file: Path) -> None:
+    """Whole or not at all, for this user only."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary.touch(mode=0o600)
+    temporary.write_text(profile.text())
+    temporary.replace(file)

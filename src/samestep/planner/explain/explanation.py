@@ -1,0 +1,80 @@
+"""A decision explained: the pick, who came after it and why, layer by layer, and what would flip the choice.
+
+Values with text, made from a `Decision` alone; nothing is measured here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from samestep.plan.prediction import Prediction, in_ms
+from samestep.planner.explain.comparison import Comparison, runners_up
+from samestep.planner.explain.flips import Flip, flips, with_slices
+from samestep.planner.explain.layer_choices import LayerChoice, layers
+from samestep.planner.search.decision import Decision
+
+TUNE = "other shards and threads are not known without measuring: `samestep plan --tune-numerics` does"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything that `samestep plan` says about a choice."""
+
+    name: str
+    kind: str
+    prediction: Prediction
+    runners_up: tuple[Comparison, ...]
+    layers: tuple[LayerChoice, ...]
+    flips: tuple[Flip, ...]
+    numerics: tuple[str, ...]  # what other numerics would gain
+    measured: tuple[str, ...] = ()  # what short runs of two plans took
+
+    def text(self) -> str:
+        lines = [f"{self.name}: {self.prediction.text()}", f"  {self.prediction.split_text()}"]
+        for title, found in self.sections().items():
+            if found:
+                lines += ["", f"{title}:", *(f"  {line}" for line in found)]
+        return "\n".join(lines)
+
+    def sections(self) -> dict[str, list[str]]:
+        """Title and lines."""
+        return {
+            "short runs": list(self.measured),
+            "runners-up": [one.text() for one in self.runners_up],
+            "layers": [line.text() for line in self.layers],
+            "what would flip the choice": [flip.text for flip in self.flips],
+            "other numerics": list(self.numerics),
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "prediction": self.prediction.as_json(),
+            "runners_up": [one.as_json() for one in self.runners_up],
+            "layers": [line.as_json() for line in self.layers],
+            "flips": [flip.as_json() for flip in self.flips],
+            "numerics": list(self.numerics),
+            "measured": list(self.measured),
+        }
+
+
+def explain(decision: Decision) -> Explanation:
+    slices = with_slices(decision)
+    return Explanation(
+        decision.pick.name,
+        decision.pick.kind,
+        decision.prediction,
+        tuple(runners_up(decision)),
+        tuple(layers(decision)),
+        tuple(flips(decision)),
+        (*([slices] if slices else []), TUNE),
+        tuple(short_runs(decision)),
+    )
+
+
+def short_runs(decision: Decision) -> Iterator[str]:
+    """Of each candidate that was run, what it took beside what was predicted."""
+    for one in decision.ranking:
+        if (seconds := decision.measured.get(one.name)) is not None:
+            yield f"{one.name}: {in_ms(seconds)} ms, predicted {in_ms(one.seconds)} ms"

@@ -1,0 +1,151 @@
+"""Layer by layer: whole or sliced, and why. Weights stay where they are in slices, and activations move; whole
+layers are the other way round (Krizhevsky 2014), so their bytes stand side by side, and what each choice costs.
+
+Like layers (repeated blocks) are one line.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from samestep.errors import PlanRefused
+from samestep.plan.plan import Plan
+from samestep.plan.prediction import in_ms
+from samestep.planner.cost.chain import Chain
+from samestep.planner.cost.estimate import estimate
+from samestep.planner.search.decision import Decision
+from samestep.planner.search.search import (
+    NARROW,
+    Candidate,
+    data_plans,
+    kind_of,
+    like_regions,
+    ranked,
+    sliced_plan,
+)
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """Layers that are alike, and treated alike. Bytes are of all of them together."""
+
+    names: tuple[str, ...]
+    is_sliced: bool
+    weights: int
+    activations: int  # what they take and give in a step
+    flipped: float | None  # seconds of a step with these layers the other way
+    why: str
+
+    @property
+    def name(self) -> str:
+        """The first ones' names, and how many more."""
+        shown = ", ".join(self.names[:2])
+        return shown if len(self.names) <= 2 else f"{shown} and {len(self.names) - 2} like them"
+
+    def text(self) -> str:
+        way = "sliced" if self.is_sliced else "whole"
+        sizes = f"weights {sized(self.weights)}, activations {sized(self.activations)}"
+        return f"{self.name}: {way} ({sizes}): {self.why}"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def sized(nbytes: float) -> str:
+    return f"{nbytes / 1e6:.3g} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:.3g} KB"
+
+
+def layers(decision: Decision) -> list[LayerChoice]:
+    """In the order of the chain."""
+    chain = decision.profile.chain
+    groups = like_regions(chain)
+    found = [(chain.regions[group[0]].units[0], of_regions(decision, number)) for number, group in enumerate(groups)]
+    inside = {unit for region in chain.regions for unit in region.units}
+    found += [(units[0], of_units(chain, units)) for units in like_units(chain, inside)]
+    return [line for _, line in sorted(found, key=lambda each: each[0])]
+
+
+def like_units(chain: Chain, inside: set[int]) -> list[list[int]]:
+    """Units outside of all regions, those with the same signature together."""
+    found: dict[str, list[int]] = {}
+    for number, unit in enumerate(chain.units):
+        if number not in inside:
+            found.setdefault(unit.signature, []).append(number)
+    return list(found.values())
+
+
+def of_units(chain: Chain, units: Sequence[int]) -> LayerChoice:
+    names = tuple(chain.units[i].name or "the whole model" for i in units)
+    weights = sum(chain.units[i].parameters for i in units)
+    moved = sum(chain.units[i].crossing + chain.units[i].makes for i in units) * chain.shards
+    return LayerChoice(names, False, weights, moved, None, reason_whole(chain, names[0]))
+
+
+def reason_whole(chain: Chain, name: str) -> str:
+    if chain.why_uncut is not None:
+        return f"the network is not cut: {chain.why_uncut}"
+    if name in chain.why_whole:
+        return f"it cannot be sliced: {chain.why_whole[name]}"
+    if not chain.is_elementwise:
+        return "it cannot be sliced: the optimizer's update needs the whole weight"
+    return "it was not measured in slices"
+
+
+def of_regions(decision: Decision, group: int) -> LayerChoice:
+    chain = decision.profile.chain
+    regions = [chain.regions[i] for i in like_regions(chain)[group]]
+    other = flipped(decision, group)
+    is_sliced = group in sliced_groups(decision)
+    return LayerChoice(
+        tuple(layer for region in regions for layer in region.layers),
+        is_sliced,
+        sum(region.parameters for region in regions),
+        sum(region.takes + region.makes for region in regions) * chain.shards,
+        None if other is None else other.seconds,
+        reason(decision, is_sliced, other),
+    )
+
+
+def reason(decision: Decision, is_sliced: bool, other: Candidate | None) -> str:
+    if other is None:
+        stages = len(decision.pick.plan.stages)
+        return f"the pick cuts the network into {stages} stages instead" if stages > 1 else "one worker has all of it"
+    more = other.seconds - decision.pick.seconds
+    where = f" on {other.plan.workers} workers" if other.plan.workers != decision.pick.plan.workers else ""
+    way = "whole" if is_sliced else "sliced"
+    said = f"{way}{where}, a step would take {in_ms(abs(more))} ms {'more' if more >= 0 else 'less'}"
+    allowed = decision.freedom.may_slice or is_sliced
+    return said if allowed else f"{said}, and slices are not in these numerics (--slices)"
+
+
+def sliced_groups(decision: Decision) -> frozenset[int]:
+    named = {layer for stage in decision.pick.plan.stages for layer, _ in stage.slices}
+    chain = decision.profile.chain
+    return frozenset(n for n, group in enumerate(like_regions(chain)) if chain.regions[group[0]].layers[0] in named)
+
+
+def flipped(decision: Decision, group: int) -> Candidate | None:
+    """The pick with one group of regions the other way; on all workers where the pick has one."""
+    pick = decision.pick.plan
+    workers = pick.workers if pick.workers > 1 else max(decision.freedom.workers)
+    if len(pick.stages) > 1 or not 1 < workers <= NARROW:
+        return None
+    others = sliced_groups(decision) ^ {group}
+    found = [estimated(decision, plan) for plan in plans_with(decision, others, workers)]
+    return next(iter(ranked([one for one in found if one is not None])), None) if any(found) else None
+
+
+def plans_with(decision: Decision, groups: frozenset[int], workers: int) -> list[Plan]:
+    """Plans with these groups of regions in slices; plain data parallelism where there are none."""
+    chain, costs, here = decision.profile.chain, decision.profile.costs, decision.cluster.first(workers)
+    if groups:
+        return [sliced_plan(chain, costs, here, decision.numerics, like_regions(chain), groups)]
+    return list(data_plans(chain, costs, here, decision.numerics)) if workers <= chain.shards else []
+
+
+def estimated(decision: Decision, plan: Plan) -> Candidate | None:
+    try:
+        found = estimate(plan, decision.profile.chain, decision.profile.costs, decision.cluster)
+    except PlanRefused:
+        return None
+    return Candidate(kind_of(plan), found)

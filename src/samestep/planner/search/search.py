@@ -1,0 +1,428 @@
+"""Which plan is fastest: candidates of every kind, each estimated by simulating its own schedule.
+
+    one process    everything on one worker
+    data           shards by the greedy rule, on 1, 2, ... all workers
+    slices         regions whole or sliced: a descent over groups of like regions, from none, all, and the
+                   fully connected ones (Krizhevsky 2014)
+    pipeline       stages by exact dynamic programming (partition.py), every order; replicated and interleaved
+
+Numerics are given: shards, threads, K. Where K is none, layers stay as the numerics say. The search is
+deterministic: the same chain, costs and cluster give the same plan.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise, permutations
+
+from samestep.errors import PlanRefused
+from samestep.numerics.numerics import Numerics
+from samestep.plan.cluster import Cluster
+from samestep.plan.plan import (
+    Plan,
+    Stage,
+    equal_shares,
+    slices_text,
+)
+from samestep.planner.cost.chain import Chain, SliceableRegion
+from samestep.planner.cost.estimate import Estimate, estimate
+from samestep.planner.cost.measured_costs import MeasuredCosts
+from samestep.planner.search.layer_row import (
+    ChainCosts,
+    Replication,
+    Row,
+    ring,
+)
+from samestep.planner.search.layer_row import LayerCosts as Layers
+from samestep.planner.search.partition import DENSE, best_partition, partition
+from samestep.planner.search.shares import shares
+from samestep.planner.search.stages import NothingFits, Partition, StageSpan
+from samestep.schedule.orders.greedy import greedy_order
+from samestep.schedule.orders.race import WorkTimes
+from samestep.schedule.orders.written import spell_order
+
+TIE = 0.02  # below the median error of predictions (benchmarks/regret) plans are equal, and the simpler one is taken
+ORDERS = ("1f1b", "gpipe", "zero-bubble")
+KINDS = ("one process", "data", "uneven", "hybrid", "slices", "pipeline", "mixed")  # the simpler ones first
+CLOSE = 8  # workers up to which shares near those by speed are tried
+NARROW = 64  # workers up to which written orders and slices are tried
+FEW = 4  # groups of regions of which all subsets are tried
+LONG = 1 << 13  # stages times shards up to which a pipeline of more than NARROW workers is simulated
+SHOWN = 4  # layers that a candidate's name lists
+ROUNDS = 3  # of a descent over groups of regions
+
+
+@dataclass(frozen=True)
+class Freedom:
+    """What the search may choose."""
+
+    workers: tuple[int, ...]  # how many workers of the cluster, the first ones
+    may_slice: bool = False  # K is given: which layers are cut into K slices is the plan's
+    may_cut: bool = True  # into stages
+    recompute: bool = False
+    memory: float = math.inf  # bytes of each worker
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan with its estimate."""
+
+    kind: str  # of KINDS
+    estimate: Estimate
+
+    @property
+    def plan(self) -> Plan:
+        return self.estimate.plan
+
+    @property
+    def seconds(self) -> float:
+        return self.estimate.seconds
+
+    @property
+    def name(self) -> str:
+        """Short, and the same for the same plan."""
+        plan = self.plan
+        if not plan.stages:
+            return "one process" if plan.workers == 1 else f"data {','.join(map(str, plan.assign))}"
+        if len(plan.stages) == 1:
+            kind = "slices" if plan.workers == 1 else self.kind
+            return f"{kind} on {plan.workers} ({some([layer for layer, _ in plan.stages[0].slices])})"
+        groups = "|".join(",".join(map(str, stage.workers)) for stage in plan.stages)
+        order = plan.order if isinstance(plan.order, str) else "list-scheduled"
+        again = " recomputed" if any(stage.recompute for stage in plan.stages) else ""
+        return f"{self.kind} {groups} {order}{again}"
+
+
+def some(layers: Sequence[str]) -> str:
+    """A few names and how many more; other layers have another text."""
+    if len(layers) <= SHOWN:
+        return ", ".join(layers)
+    others = hashlib.sha256(" ".join(layers).encode()).hexdigest()[:4]
+    return f"{layers[0]} to {layers[-1]}, {len(layers)} layers, {others}"
+
+
+def search(
+    chain: Chain,
+    costs: MeasuredCosts,
+    cluster: Cluster,
+    numerics: Numerics,
+    freedom: Freedom,
+    transport: str = "processes",
+) -> list[Candidate]:
+    """All candidates, the best first; of equally good ones the simplest. Raises PlanRefused when there is none."""
+    found: dict[str, Candidate] = {}
+    for plan in candidates(chain, costs, cluster, numerics, freedom):
+        try:
+            estimated = estimate(replace(plan, transport=transport), chain, costs, cluster)
+        except PlanRefused:
+            continue
+        found.setdefault(str(plan), Candidate(kind_of(plan), estimated))
+    if not found:
+        raise PlanRefused(f"no plan for {chain.shards} shards on {freedom.workers} workers: allow fewer workers")
+    return ranked(found.values())
+
+
+def ranked(found: Iterable[Candidate]) -> list[Candidate]:
+    """By time; the simplest of those that tie with the best comes first."""
+    by_time = sorted(found, key=lambda one: (one.seconds, simplicity(one), one.name))
+    ties = [one for one in by_time if one.seconds <= by_time[0].seconds * (1 + TIE)]
+    pick = min(ties, key=lambda one: (simplicity(one), one.seconds))
+    return [pick, *(one for one in by_time if one is not pick)]
+
+
+def simplicity(one: Candidate) -> tuple[int, int, int]:
+    sliced = sum(len(stage.slices) for stage in one.plan.stages)
+    return KINDS.index(one.kind), one.plan.workers, sliced
+
+
+def kind_of(plan: Plan) -> str:
+    sliced = [layer for stage in plan.stages for layer, _ in stage.slices]
+    if plan.workers == 1:
+        return "one process"
+    if len(plan.stages) > 1:
+        return "mixed" if sliced else "pipeline"
+    if sliced:
+        return "slices"
+    return "data" if max(plan.assign) - min(plan.assign) <= 1 else "uneven"
+
+
+def candidates(
+    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, freedom: Freedom
+) -> Iterator[Plan]:
+    for workers in freedom.workers:
+        here = cluster.first(workers)
+        if numerics.slices != "none" and not freedom.may_slice:
+            yield from plans_as_sliced(chain, costs, here, numerics)
+            continue
+        if workers <= chain.shards:
+            yield from data_plans(chain, costs, here, numerics)
+        if freedom.may_slice and chain.regions and workers <= NARROW:
+            yield from sliced_plans(chain, costs, here, numerics)
+        if freedom.may_cut and workers > 1 and len(chain.units) > 1 and chain.why_uncut is None:
+            yield from pipelines(chain, costs, here, numerics, freedom)
+
+
+def data_plans(chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
+    even = equal_shares(chain.shards, cluster.workers)
+    yield Plan(numerics, even)
+    dealt = by_speed(chain, costs, cluster)
+    if dealt == even or min(dealt) == 0:
+        return
+    yield Plan(numerics, dealt)
+    if cluster.workers <= CLOSE:  # what else they do, moving gradients for one, slows them by other factors
+        yield from (Plan(numerics, moved) for moved in neighbours(dealt) if moved != even)
+
+
+def neighbours(dealt: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """With one shard given to another worker; nobody is left without."""
+    for giver, taker in permutations(range(len(dealt)), 2):
+        if dealt[giver] > 1:
+            yield tuple(n - (i == giver) + (i == taker) for i, n in enumerate(dealt))
+
+
+def by_speed(chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> tuple[int, ...]:
+    """Shards by the greedy rule, from what a shard takes on each worker."""
+    near = Counter(cluster.hosts_of_workers())
+    wholes = {count: costs.table(count).whole for count in set(near.values())}
+
+    def finishing(host: int, speed: float) -> Callable[[int], float]:
+        whole = wholes[near[host]]
+        seconds = (whole.forward + whole.backward) / speed
+        return lambda count: count * seconds
+
+    return shares(chain.shards, list(map(finishing, cluster.hosts_of_workers(), cluster.speeds)))
+
+
+# Slices: regions of the same signature are chosen together.
+
+
+def sliced_plans(chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
+    groups = like_regions(chain)
+    if len(groups) <= FEW:
+        yield from (sliced_plan(chain, costs, cluster, numerics, groups, some) for some in subsets(len(groups)))
+        return
+    connected = frozenset(i for i, group in enumerate(groups) if not is_convolution(chain, group))
+    seen: set[frozenset[int]] = set()
+    for start in dict.fromkeys([frozenset(range(len(groups))), connected, frozenset({heaviest(chain, groups)})]):
+        if start:
+            plan = sliced_plan(chain, costs, cluster, numerics, groups, start)
+            yield plan
+            yield from descent(chain, costs, cluster, numerics, groups, start, seen)
+
+
+def subsets(count: int) -> Iterator[frozenset[int]]:
+    """All but the empty one."""
+    for bits in range(1, 1 << count):
+        yield frozenset(i for i in range(count) if bits >> i & 1)
+
+
+def plans_as_sliced(chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
+    """The numerics say which layers are sliced. Raises PlanRefused when those were not measured so."""
+    wanted = dict(part.rpartition(":")[::2] for part in numerics.slices.split(","))
+    own = [i for i, region in enumerate(chain.regions) if set(region.layers) <= set(wanted)]
+    covered = {layer: str(chain.regions[i].slices) for i in own for layer in chain.regions[i].layers}
+    if covered != wanted:
+        strange = sorted(set(wanted.items()) ^ set(covered.items()))
+        raise PlanRefused(
+            f"the numerics slice {strange[0][0]} {strange[0][1]} times, and the planner can slice "
+            f"{', '.join('+'.join(r.layers) + f':{r.slices}' for r in chain.regions[:6])}: give a plan file"
+        )
+    yield sliced_plan(chain, costs, cluster, numerics, [own], frozenset({0}))
+
+
+def heaviest(chain: Chain, groups: Sequence[Sequence[int]]) -> int:
+    """The group with the most bytes of weights."""
+    sizes = [sum(chain.regions[i].parameters for i in group) for group in groups]
+    return max(range(len(groups)), key=sizes.__getitem__)
+
+
+def descent(
+    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, groups: Sequence[Sequence[int]],
+    chosen: frozenset[int], seen: set[frozenset[int]],
+) -> Iterator[Plan]:  # fmt: skip
+    """Flip one group at a time while it helps; the last plan is no worse than any neighbour."""
+
+    def seconds(of: frozenset[int]) -> float:
+        return estimate(sliced_plan(chain, costs, cluster, numerics, groups, of), chain, costs, cluster).seconds
+
+    best = seconds(chosen)
+    for _ in range(ROUNDS):
+        before = best
+        for group in range(len(groups)):
+            other = chosen ^ {group}
+            if not other or other in seen:
+                continue
+            seen.add(other)
+            if (found := seconds(other)) < best:
+                best, chosen = found, other
+        yield sliced_plan(chain, costs, cluster, numerics, groups, chosen)
+        if best >= before:
+            break
+
+
+def sliced_plan(
+    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, groups: Sequence[Sequence[int]],
+    chosen: frozenset[int],
+) -> Plan:  # fmt: skip
+    """One stage, the regions of the chosen groups in slices that are dealt out by speed."""
+    workers = cluster.workers
+    own = by_speed(chain, costs, cluster) if workers <= chain.shards else equal_shares(chain.shards, workers)
+    sliced = sorted(i for group in chosen for i in groups[group])
+    slices = tuple(
+        (layer, dealt_slices(chain.regions[i], cluster)) for i in sliced for layer in chain.regions[i].layers
+    )
+    stage = Stage("", tuple(range(workers)), own, slices)
+    return Plan.staged(replace(numerics, slices=slices_text([stage])), [stage])
+
+
+def dealt_slices(region: SliceableRegion, cluster: Cluster) -> tuple[int, ...]:
+    """A slice costs a worker the same whichever it is, so they are dealt like shards."""
+    return shares(region.slices, paced(cluster.speeds))
+
+
+def paced(speeds: Iterable[float]) -> list[Callable[[int], float]]:
+    """The finishing times of workers that differ in speed only."""
+
+    def curve(speed: float) -> Callable[[int], float]:
+        return lambda count: count / speed
+
+    return [curve(speed) for speed in speeds]
+
+
+def like_regions(chain: Chain) -> list[list[int]]:
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, region in enumerate(chain.regions):
+        groups.setdefault(tuple(chain.units[i].signature for i in region.units), []).append(number)
+    return list(groups.values())
+
+
+def is_convolution(chain: Chain, group: Sequence[int]) -> bool:
+    return chain.units[chain.regions[group[0]].units[0]].signature.startswith("Conv")
+
+
+# Pipelines.
+
+
+def pipelines(
+    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, freedom: Freedom
+) -> Iterator[Plan]:
+    wide = cluster.workers > NARROW
+    most = max(2, LONG // chain.shards) if wide else None
+    layers, row = layers_of(chain, costs, cluster), row_of(cluster, freedom)
+    costly = ChainCosts(layers, row, chain.shards, reduction_of(cluster))
+    found = best_partition(costly, most, DENSE / 10 if wide else DENSE)
+    if isinstance(found, NothingFits):
+        return
+    for split in split_choices(found, cluster.workers, most):
+        stages = stages_of(split, chain, cluster, numerics)
+        for order in ORDERS:
+            yield Plan.staged(numerics, stages, order=order)
+        if cluster.workers <= NARROW:
+            yield from list_scheduled(Plan.staged(numerics, stages), chain, costs, cluster)
+        if freedom.recompute:
+            yield Plan.staged(numerics, [replace(stage, recompute=True) for stage in stages])
+    yield from interleaved(chain, costs, cluster, numerics)
+
+
+def split_choices(found: Partition, workers: int, most: int | None = None) -> list[tuple[StageSpan, ...]]:
+    """The best four with several stages; those that leave a worker idle are for fewer workers.
+
+    most: stages that a split may have.
+    """
+    every = [split.stages for split in (found.best, *found.runners_up)]
+    several = [stages for stages in every if 1 < len(stages) <= (most or len(stages))]
+    return [stages for stages in several if sum(len(span.workers) for span in stages) == workers][:4]
+
+
+def layers_of(chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> Layers:
+    """The chain in the terms of the dynamic programme, a microbatch being a shard."""
+    table = costs.table(max(map(cluster.hosts_of_workers().count, set(cluster.hosts_of_workers()))))
+    state = 2 + chain.state  # values, gradients, and what the optimizer keeps
+    crossing = [unit.crossing for unit in chain.units[1:]] + [0]
+    return Layers(
+        tuple(pair.forward for pair in table.units),
+        tuple(pair.backward for pair in table.units),
+        tuple(float(unit.parameters) for unit in chain.units),
+        tuple(unit.parameters * state for unit in chain.units),
+        tuple(float(unit.keeps) for unit in chain.units),
+        tuple(map(float, crossing)),
+    )
+
+
+def row_of(cluster: Cluster, freedom: Freedom) -> Row:
+    links = [cluster.link(a, b) for a, b in pairwise(range(cluster.workers))]
+    return Row(
+        cluster.speeds,
+        (freedom.memory,) * cluster.workers,
+        tuple(link.bandwidth for link in links),
+        tuple(link.latency for link in links),
+    )
+
+
+def reduction_of(cluster: Cluster) -> Replication:
+    links = [cluster.link(a, b) for a, b in pairwise(range(cluster.workers))]
+    return ring(min(link.bandwidth for link in links), max(link.latency for link in links))
+
+
+def stages_of(spans: Sequence[StageSpan], chain: Chain, cluster: Cluster, numerics: Numerics) -> list[Stage]:
+    found = []
+    for number, span in enumerate(spans):
+        ranks = tuple(span.workers)
+        own = shares(numerics.shards, paced([cluster.speeds[rank] for rank in ranks]))
+        found.append(Stage(chain.units[span.first].name if number else "", ranks, own))
+    return found
+
+
+def list_scheduled(plan: Plan, chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> Iterator[Plan]:
+    """The order that a list scheduler finds for these stages' own times."""
+    even = estimate(plan, chain, costs, cluster)
+    paces = paces_of(even, plan)
+    order = greedy_order(even.grid, paces, max(latencies(cluster), default=0.0))
+    yield replace(plan, order=spell_order(order))
+
+
+def paces_of(found: Estimate, plan: Plan) -> list[WorkTimes]:
+    """Seconds of a set through each stage: the longest of its actions there, summed over segments."""
+    paces = []
+    for stage in range(len(plan.stages)):
+        segments = found.grid.segments_of(stage)
+        totals: Mapping[str, float] = {
+            kind: sum(_longest(found, kind, segment) for segment in segments) for kind in ("Forward", "Backward")
+        }
+        paces.append(WorkTimes(totals["Forward"], totals["Backward"]))
+    return paces
+
+
+def _longest(found: Estimate, kind: str, segment: int) -> float:
+    times = [
+        span.stop - span.start
+        for schedule, spans in zip(found.schedules, found.outcome.spans, strict=True)
+        for action, span in zip(schedule, spans, strict=True)
+        if type(action).__name__ == kind and getattr(action, "segment", -1) == segment
+    ]
+    return max(times, default=0.0)
+
+
+def latencies(cluster: Cluster) -> list[float]:
+    return [cluster.link(a, b).latency for a, b in pairwise(range(cluster.workers))]
+
+
+def interleaved(chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
+    """Two stages on every worker, in turn (Narayanan et al. 2021, section 2.2)."""
+    workers, chunks = cluster.workers, 2 * cluster.workers
+    if len(chain.units) < chunks or workers > NARROW:
+        return
+    layers = layers_of(chain, costs, cluster)
+    row = Row.equal(chunks, min(cluster.link(a, b).bandwidth for a, b in pairwise(range(workers))))
+    found = partition(layers, row, numerics.shards, ring(1e12))
+    if isinstance(found, NothingFits):
+        return
+    for split in (found.best, *found.runners_up):
+        if len(split.stages) == chunks:
+            stages = [
+                Stage(chain.units[span.first].name if i else "", (i % workers,), (numerics.shards,))
+                for i, span in enumerate(split.stages)
+            ]
+            yield Plan.staged(numerics, stages, order="interleaved")

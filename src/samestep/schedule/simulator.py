@@ -1,0 +1,244 @@
+"""The workers of a step, simulated: who waits for whom, and when everything happens.
+
+Every ordered pair of workers has a channel. A send puts its message in, and waits while `capacity`
+messages that the peer has not taken are there; a receive takes the message with its name, whichever came
+first. At a meeting (sliced segments; Agree to Publish) all who belong to it wait for the last.
+
+    worker 0   Send(0) ------\\            Receive(0) takes it `latency` after it was sent
+    worker 1      .   .  Receive(0)
+
+What a worker does next depends on its own list alone, so the outcome does not depend on the order in which
+the simulation visits the workers; without a capacity, neither do the times. It takes time linear in the actions.
+
+Messages of a channel follow one another: each occupies it for its `transfer`. A meeting lasts as long as it
+takes its slowest member. Reduce, MergeBuffers and Update come after Agree and before Publish, and wait for nobody.
+
+With stale gradients steps overlap, so several are simulated as one list each: a worker's Post occupies its wire for
+its `transfer` while it goes on, one after the other, and Await(age) waits for everybody's. What workers say when they
+agree goes the same way, behind what was posted. One step by itself awaits what was posted before the simulation began,
+which is there.
+
+    worker 0   F B Agree Post          F B Agree Await(1) Reduce Post ...
+    its wire              |---- sums of step 0 ----|             |---- sums of step 1 ----|
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from samestep.schedule.actions import (
+    Action,
+    Agree,
+    Await,
+    Clip,
+    MergeBuffers,
+    Post,
+    Publish,
+    Receive,
+    ReceiveGradient,
+    Reduce,
+    Schedule,
+    Send,
+    SendGradient,
+    SliceBackward,
+    SliceForward,
+    Update,
+)
+from samestep.schedule.grid import Grid
+from samestep.schedule.places import places
+
+TAIL = (Agree, Reduce, MergeBuffers, Clip, Update, Publish, Post, Await)
+MEETINGS = (SliceForward, SliceBackward, Agree, Clip, Publish)
+
+Name = tuple[type, int, int]  # what a receive asks for: activation or gradient, shard, stage
+
+
+@dataclass(frozen=True)
+class ActionSpan:
+    """When an action began and ended."""
+
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
+class BlockedWorker:
+    """Why a worker goes no further: it is at `position` of its list, and these would have to act first."""
+
+    position: int
+    action: Action
+    blockers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Simulation:
+    spans: tuple[tuple[ActionSpan, ...], ...]  # per worker and action, as far as it came
+    waits: dict[int, BlockedWorker]  # the workers that did not come to their end
+    in_flight: dict[tuple[int, int], int]  # per channel (from, to), the most messages that were untaken
+
+
+Cost = Callable[[int, Action], float]  # of a worker's action
+
+
+def free(rank: int, action: Action) -> float:
+    """The cost of an action where time does not matter."""
+    return 0.0
+
+
+def simulate(
+    grid: Grid,
+    schedules: Sequence[Schedule],
+    capacity: int | None = None,
+    cost: Cost = free,
+    latency: float = 0.0,
+    transfer: Cost = free,
+) -> Simulation:
+    """Run the lists of all workers until none can go on.
+
+    cost: seconds that a worker is busy with an action. transfer: seconds that a sent message takes from its
+    channel. latency: seconds after which it is there.
+    """
+    world = SimulatedWorkers(grid, schedules, capacity, cost, latency, transfer)
+    while world.awake:
+        world.advance(world.awake.popleft())
+    waits = {rank: world.wait_of(rank) for rank in range(len(schedules)) if world.action_of(rank) is not None}
+    return Simulation(tuple(map(tuple, world.spans)), waits, world.in_flight)
+
+
+class SimulatedWorkers:
+    def __init__(
+        self,
+        grid: Grid,
+        schedules: Sequence[Schedule],
+        capacity: int | None,
+        cost: Cost,
+        latency: float,
+        transfer: Cost,
+    ) -> None:
+        self.schedules, self.capacity = schedules, capacity
+        self.cost, self.latency, self.transfer = cost, latency, transfer
+        where = places(grid)
+        self.groups = [grid.stages[stage].workers for stage in where.stage_of]  # per segment
+        self.everyone = tuple(range(len(schedules)))
+        self.spans: list[list[ActionSpan]] = [[] for _ in schedules]
+        self.clock = [0.0] * len(schedules)
+        self.channels: dict[tuple[int, int], dict[Name, float]] = {}  # untaken messages, when they arrive
+        self.occupied: dict[tuple[int, int], float] = {}  # until when a channel is busy with messages
+        self.in_flight: dict[tuple[int, int], int] = {}
+        self.arrived: dict[Action, list[int]] = {}  # who is at a meeting already
+        self.posts: list[list[float]] = [[] for _ in schedules]  # when each worker's posts arrive, in order
+        self.awake = deque(self.everyone)
+
+    def action_of(self, rank: int) -> Action | None:
+        """What the worker is at; it has a span for every action it has done."""
+        position = len(self.spans[rank])
+        return self.schedules[rank][position] if position < len(self.schedules[rank]) else None
+
+    def advance(self, rank: int) -> None:
+        while (action := self.action_of(rank)) is not None and self.perform(rank, action):
+            pass
+
+    def perform(self, rank: int, action: Action) -> bool:
+        """Do the action, or return False: something must happen first, and wakes the worker."""
+        if isinstance(action, Send | SendGradient):
+            return self.send(rank, action)
+        if isinstance(action, Receive | ReceiveGradient):
+            return self.receive(rank, action)
+        if isinstance(action, MEETINGS):
+            return self.meet(rank, action)
+        if isinstance(action, Await):
+            return self.take(rank, action)
+        if isinstance(action, Post):
+            self.post(rank, action)
+            return True
+        self.finish(rank, action, self.clock[rank], self.cost(rank, action))
+        return True
+
+    def finish(self, rank: int, action: Action, start: float, cost: float) -> None:
+        self.clock[rank] = start + cost
+        self.spans[rank].append(ActionSpan(start, self.clock[rank]))
+
+    def send(self, rank: int, action: Send | SendGradient) -> bool:
+        channel = self.channels.setdefault((rank, action.peer), {})
+        if self.capacity is not None and len(channel) >= self.capacity:
+            return False
+        self.finish(rank, action, self.clock[rank], self.cost(rank, action))
+        begin = max(self.clock[rank], self.occupied.get((rank, action.peer), 0.0))
+        self.occupied[rank, action.peer] = begin + self.transfer(rank, action)
+        channel[name_of(action)] = self.occupied[rank, action.peer] + self.latency
+        self.in_flight[rank, action.peer] = max(len(channel), self.in_flight.get((rank, action.peer), 0))
+        self.awake.append(action.peer)
+        return True
+
+    def receive(self, rank: int, action: Receive | ReceiveGradient) -> bool:
+        channel = self.channels.setdefault((action.peer, rank), {})
+        arrival = channel.pop(name_of(action), None)
+        if arrival is None:
+            return False
+        self.finish(rank, action, max(self.clock[rank], arrival), self.cost(rank, action))
+        self.awake.append(action.peer)
+        return True
+
+    def post(self, rank: int, action: Post) -> None:
+        self.finish(rank, action, self.clock[rank], self.cost(rank, action))
+        begin = max(self.clock[rank], self.posted(rank))
+        self.posts[rank].append(begin + self.transfer(rank, action) + self.latency)
+        self.awake.extend(member for member in self.everyone if member != rank)
+
+    def posted(self, rank: int) -> float:
+        """When a worker's wire has carried all that it posted."""
+        return self.posts[rank][-1] - self.latency if self.posts[rank] else 0.0
+
+    def take(self, rank: int, action: Await) -> bool:
+        if self.late(rank, action):
+            return False
+        number = self.number_of(rank, action)
+        arrival = max(posts[number] for posts in self.posts) if number >= 0 else 0.0
+        self.finish(rank, action, max(self.clock[rank], arrival), self.cost(rank, action))
+        return True
+
+    def number_of(self, rank: int, action: Await) -> int:
+        """Which of everybody's posts a worker awaits; below 0: one from before the simulation. It posts once a step."""
+        return len(self.posts[rank]) - action.age
+
+    def late(self, rank: int, action: Await) -> tuple[int, ...]:
+        """The workers whose post is still to come."""
+        number = self.number_of(rank, action)
+        return tuple(member for member in self.everyone if len(self.posts[member]) <= number)
+
+    def meet(self, rank: int, action: Action) -> bool:
+        group, arrived = self.group_of(action), self.arrived.setdefault(action, [])
+        if rank not in arrived:
+            arrived.append(rank)
+        if len(arrived) < len(group):
+            return False
+        del self.arrived[action]
+        start, cost = max(self.clock[member] for member in group), max(self.cost(member, action) for member in group)
+        if isinstance(action, Agree | Clip):
+            start = max(start, *(self.posted(member) for member in group))
+        for member in group:
+            self.finish(member, action, start, cost)
+            if member != rank:
+                self.awake.append(member)
+        return True
+
+    def group_of(self, action: Action) -> tuple[int, ...]:
+        """Who belongs to a meeting."""
+        return self.groups[action.segment] if isinstance(action, SliceForward | SliceBackward) else self.everyone
+
+    def wait_of(self, rank: int) -> BlockedWorker:
+        action = self.action_of(rank)
+        assert action is not None
+        if isinstance(action, Send | SendGradient | Receive | ReceiveGradient):
+            blockers: tuple[int, ...] = (action.peer,)
+        elif isinstance(action, Await):
+            blockers = self.late(rank, action)
+        else:
+            arrived = self.arrived.get(action, [])
+            blockers = tuple(member for member in self.group_of(action) if member not in arrived)
+        return BlockedWorker(len(self.spans[rank]), action, blockers)
+
+
+def name_of(action: Send | Receive | SendGradient | ReceiveGradient) -> Name:
+    forward = isinstance(action, Send | Receive)
+    return Send if forward else SendGradient, action.shard, action.stage

@@ -1,0 +1,172 @@
+"""Checkpoints: the whole state of a run, written so that a kill leaves the old one or the new one.
+
+    DIR/step-00000120/checkpoint.json     what it belongs to, and the hash of every file
+                      worker-0.safetensors   what worker 0 owned: `parameter/fc.weight@32768`, ...
+                      worker-1.safetensors
+
+A temporary folder is filled, synced and renamed. Tensors are stored as pieces with the element they
+start at, so any number of workers can read them back. Safetensors and JSON, no pickle.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from samestep.errors import CheckpointRefused
+from samestep.numerics.numerics import CHOSEN
+
+FORMAT = 1
+KEPT = 3  # checkpoints that stay; older ones are removed
+
+
+@dataclass(frozen=True)
+class Description:
+    """checkpoint.json."""
+
+    format: int
+    step: int  # optimizer steps done
+    numerics: str
+    digest: str
+    fingerprint: dict[str, Any]  # of the job: what must be equal to go on
+    optimizer: list[dict[str, Any]]  # hyperparameters per group
+    scheduler: dict[str, Any] | None
+    cpu: str
+    files: dict[str, str]  # SHA-256 of each
+
+
+def folder_of(root: Path, step: int) -> Path:
+    return root / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The optimizer steps that a checkpoint's folder is named after."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def temporary_of(root: Path, run: str) -> Path:
+    """One per run, so that whoever watches the run can remove it."""
+    return root / f".unfinished-{run}"
+
+
+def unfinished_file(path: Path, run: str) -> Path:
+    """The name under which `path` is written before it is whole."""
+    return path.with_name(f".unfinished-{run}.weights")
+
+
+def remove_unfinished(root: str | None, saved: str | None, run: str) -> None:
+    """Remove what a killed run left half-written under `root` and beside the weights it was to save."""
+    if root is not None:
+        shutil.rmtree(temporary_of(Path(root), run), ignore_errors=True)
+    if saved is not None:
+        unfinished_file(Path(saved), run).unlink(missing_ok=True)
+
+
+def finished(root: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(root.glob("step-????????")) if root.is_dir() else []
+
+
+def publish(temporary: Path, description: Description, root: Path) -> Path:
+    """Sync the files in `temporary`, describe them, rename the folder, remove old ones."""
+    fields = asdict(description)
+    text = json.dumps({**fields, "sha256": _fields_hash(fields)}, indent=1, sort_keys=True)
+    (temporary / "checkpoint.json").write_text(text)
+    for path in [*temporary.iterdir(), temporary]:
+        _sync(path)
+    target = folder_of(root, description.step)
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+    _sync(root)
+    for old in finished(root)[:-KEPT]:
+        old.rename(temporary)  # so that a kill leaves no checkpoint in part
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fields_hash(fields: dict[str, Any]) -> str:
+    """Of checkpoint.json itself."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_description(folder: Path) -> Description:
+    """Raises CheckpointRefused when the folder is damaged; names the one before it, if any."""
+    try:
+        fields = json.loads((folder / "checkpoint.json").read_text())
+        if fields.get("format") != FORMAT:
+            raise CheckpointRefused(
+                f"checkpoint {folder} has format {fields.get('format')}, this samestep reads {FORMAT}: "
+                "use the version that wrote it"
+            )
+        if fields.pop("sha256", None) != _fields_hash(fields):
+            raise ValueError("checkpoint.json does not have the hash it was written with")
+        description = Description(**fields)
+        for name, wanted in description.files.items():
+            if file_hash(folder / name) != wanted:
+                raise ValueError(f"{name} does not have the hash it was written with")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        older = [path.name for path in finished(folder.parent) if path.name < folder.name]
+        way_out = f"remove the folder to go on from {older[-1]}" if older else "there is no older one: start afresh"
+        raise CheckpointRefused(f"checkpoint {folder} is damaged: {error}; {way_out}") from None
+    return description
+
+
+def check_same(description: Description, fingerprint: Mapping[str, Any], numerics: str, folder: Path) -> list[str]:
+    """Refuse a checkpoint of another job or of other numerics, naming the first difference."""
+    for name, here in fingerprint.items():
+        there = description.fingerprint.get(name)
+        if there != here:
+            raise CheckpointRefused(
+                f"checkpoint {folder} is of another job: its {name} is {_brief(there, here)}, "
+                f"this job's is {_brief(here, there)}: "
+                "resume with the job that wrote it, or use another --checkpoint folder"
+            )
+    return check_numerics(description, numerics, folder)
+
+
+def check_numerics(description: Description, numerics: str, folder: Path) -> list[str]:
+    """Refuse other chosen numerics; the warnings returned name another numeric environment."""
+    there = dict(word.split("=", 1) for word in description.numerics.split())
+    here = dict(word.split("=", 1) for word in numerics.split())
+    warnings = []
+    for name in sorted(here, key=list(here).index):
+        if there.get(name) == here[name]:
+            continue
+        if name in (*CHOSEN, "optimizer"):
+            raise CheckpointRefused(
+                f"checkpoint {folder} has the numerics {name}={there.get(name)}, this run has {name}={here[name]}: "
+                f'the bits would not go on as they began; resume with --numerics "{description.numerics}"'
+            )
+        warnings.append(
+            f"the checkpoint was written with {name}={there.get(name)}, this run has {name}={here[name]}: "
+            "the bits may differ"
+        )
+    return warnings
+
+
+def _brief(value: Any, other: Any) -> str:
+    """A value, or of two lists the first element that differs."""
+    if isinstance(value, list) and isinstance(other, list):
+        for i, item in enumerate(value):
+            if i >= len(other) or item != other[i]:
+                return f"{item} (item {i} of {len(value)})"
+        return f"{len(value)} items"
+    return str(value)

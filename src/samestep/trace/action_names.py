@@ -1,0 +1,27 @@
+"""What an action is called in a picture and in a table."""
+
+from samestep.schedule.actions import (
+    COMMUNICATION,
+    Action,
+    Receive,
+    ReceiveGradient,
+    Send,
+    SendGradient,
+)
+from samestep.schedule.draw import COMPUTING, kind_of, shards_of
+
+
+def name_of(action: Action) -> str:
+    """As in the drawing of a schedule: "F0 seg 2", "B0-3 seg 1"; "Send F0 to 1"; else its class, "Reduce"."""
+    if isinstance(action, COMPUTING):
+        segment = getattr(action, "segment", None)
+        return f"{kind_of(action)}{shards_of(action)}" + ("" if segment is None else f" seg {segment}")
+    if isinstance(action, Send | SendGradient):
+        return f"Send {'F' if isinstance(action, Send) else 'B'}{action.shard} to {action.peer}"
+    if isinstance(action, Receive | ReceiveGradient):
+        return f"Receive {'F' if isinstance(action, Receive) else 'B'}{action.shard} from {action.peer}"
+    return type(action).__name__
+
+
+def category_of(action: Action) -> str:
+    return "communicate" if isinstance(action, COMMUNICATION) else "compute"

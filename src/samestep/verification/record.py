@@ -1,0 +1,180 @@
+"""What a run did, step by step, as values that another run can be held against.
+
+A folder with one file per step and process, step-000002.worker-1.safetensors, each whole or not there. A file holds
+tensors under keys
+
+    kind|name|shard|part          gradient|fc1.weight|-|3       activation|conv1|2|0       rows|batch|0|0
+
+`shard` is "-" for what belongs to the whole step. Large tensors are folded: 2, 4, 8, ... neighbours are summed, until
+at most 65,536 sums are left. A fold is linear, so two gradients in the ratio 2 have folds in the ratio 2, and every
+element counts in it; stretches folded each by itself and then together give the fold of the whole. Whether the bits are
+equal says the hash of the whole, which is kept beside.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+KINDS = (
+    "evaluation",  # of what the steps before have left
+    "rows",  # which rows of the data
+    "random stream",  # where the generators stand when a shard begins
+    "weights",  # that a shard was computed with
+    "activation",  # what a layer made of a shard
+    "loss",
+    "loss weight",  # rows or tokens that the loss is a mean over
+    "local gradient",  # of a shard or a process, before anything is combined
+    "gradient",  # of the batch, as the optimizer gets it
+    "clip norm",
+    "setting",  # of the optimizer: learning rate and the like
+    "optimizer state",
+    "parameter",  # after the update
+    "buffer",
+    "collective",  # which one, of what, in which order
+)
+"""In the order in which a step makes them: of two differences, the earlier one is the cause."""
+
+AS = " as "  # between a tied parameter's first name and a further one, of which a local gradient is
+FOLDED = 65_536  # elements that are left of a tensor at most
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    kind: str
+    name: str
+    shard: int = -1  # -1: of the whole step
+    part: int = 0  # the nth call of a layer, the nth stretch of a parameter
+
+    def __post_init__(self) -> None:
+        assert self.kind in KINDS, self.kind
+
+    def __str__(self) -> str:
+        return f"{self.kind}|{self.name}|{'-' if self.shard < 0 else self.shard}|{self.part}"
+
+    @staticmethod
+    def parse(text: str) -> "Key":
+        kind, rest = text.split("|", 1)
+        name, shard, part = rest.rsplit("|", 2)  # a name may have a bar
+        return Key(kind, name, -1 if shard == "-" else int(shard), int(part))
+
+
+@dataclass(frozen=True)
+class Noted:
+    """One tensor of a record."""
+
+    rank: int
+    digest: str  # of all its bits, dtype and shape
+    shape: tuple[int, ...]
+    values: Tensor  # 1-D float64: its elements, folded
+    text: str = ""  # instead of values, for what is no number
+
+
+class RecordWriter:
+    """Writes one process's part of a record."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._folder, self._rank = folder, rank
+        self._values: dict[str, Tensor] = {}
+        self._facts: dict[str, list[object]] = {}
+
+    def note(self, key: Key, value: Tensor | float | str, width: int | None = None) -> None:
+        """Take a copy, `width` elements folded into one. A key that this step has already gets the next part."""
+        while str(key) in self._facts:
+            key = Key(key.kind, key.name, key.shard, key.part + 1)
+        if isinstance(value, str):
+            self._values[str(key)] = torch.zeros(0)
+            self._facts[str(key)] = [digest_of(value.encode()), [], value]
+            return
+        tensor = torch.tensor(value, dtype=torch.float64) if isinstance(value, int | float) else value.detach()
+        self._values[str(key)] = folded(tensor, width, exact=False)
+        self._facts[str(key)] = [tensor_digest(tensor), list(tensor.shape), ""]
+
+    def end_step(self, step: int) -> None:
+        """Write what was noted since the last call, if anything was."""
+        if not self._facts:
+            return
+        path = self._folder / f"step-{step:06d}.worker-{self._rank}.safetensors"
+        temporary = path.with_suffix(".unfinished")
+        save_file(self._values, temporary, {"facts": json.dumps(self._facts)})
+        temporary.replace(path)
+        self.forget()
+
+    def forget(self) -> None:
+        """Take back what was noted since the last step's end."""
+        self._values, self._facts = {}, {}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A folder that recorders have written."""
+
+    folder: Path
+
+    def steps(self) -> list[int]:
+        return sorted({int(path.name[5:11]) for path in self.folder.glob("step-*.safetensors")})
+
+    def ranks(self, step: int) -> list[int]:
+        names = self.folder.glob(f"step-{step:06d}.worker-*.safetensors")
+        return sorted(int(path.name.split("-")[2].split(".")[0]) for path in names)
+
+    def of(self, step: int) -> dict[Key, list[Noted]]:
+        """Everything noted in a step: by key, what each process that has it noted."""
+        found: dict[Key, list[Noted]] = {}
+        for rank in self.ranks(step):
+            for key, noted in self._file(step, rank):
+                found.setdefault(key, []).append(noted)
+        return found
+
+    def _file(self, step: int, rank: int) -> Iterator[tuple[Key, Noted]]:
+        path = self.folder / f"step-{step:06d}.worker-{rank}.safetensors"
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            for text, (digest, shape, said) in facts.items():
+                yield Key.parse(text), Noted(rank, digest, tuple(shape), file.get_tensor(text).double(), said)
+
+
+def folded(tensor: Tensor, width: int | None = None, *, exact: bool = True) -> Tensor:
+    """1-D sums of `width` neighbours, in the order of a contiguous tensor; default: as many as leave 65,536 sums.
+
+    float64, or with `exact` off the tensor's own type where nothing had to be summed.
+    """
+    flat = tensor.detach().cpu().reshape(-1)
+    flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
+    if width is None:
+        width = 1
+        while flat.numel() > width * FOLDED:
+            width *= 2
+    if width == 1:
+        return flat.double().clone() if exact else flat.clone()
+    padded = torch.zeros(-(-flat.numel() // width) * width, dtype=torch.float64)
+    padded[: flat.numel()] = flat
+    return padded.view(-1, width).sum(1)
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return digest_of(raw.numpy().tobytes(), f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+
+
+def digest_of(*parts: bytes) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        found.update(len(part).to_bytes(8, "little"))
+        found.update(part)
+    return found.hexdigest()
+
+
+def relative_distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """How far apart, as a share of the wanted's norm; infinite where only one is zero or not finite."""
+    apart = sum(float((a - b).square().sum()) for a, b in zip(found, wanted, strict=True))
+    norm = sum(float(b.square().sum()) for b in wanted)
+    if apart == 0:
+        return 0.0
+    return float("inf") if not norm > 0 or apart != apart else float((apart / norm) ** 0.5)

@@ -1,0 +1,78 @@
+"""One step of all runs of a script, side by side, and how far rounding may bring its tensors.
+
+    l_rm    gradient of worker r's own rows in micro-batch m        "local gradient", shard m
+    c_r     gradient that worker r's optimizer gets                 "gradient"
+    g, g'   gradient on one process, and with parameters moved by one unit in the last place
+
+A tensor differs where |c - g| / |g| > 10 max(d, median of d, 4 eps), with d = |g' - g| / |g| measured per tensor.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samestep.verification.record import Key, Noted, relative_distance
+
+MULTIPLE = 10.0  # of the measured rounding
+EPS = torch.finfo(torch.float32).eps
+
+Step = Mapping[Key, Sequence[Noted]]
+Vectors = dict[str, Tensor]
+Facts = Mapping[str, Any]  # what a worker noted of its whole run
+
+
+@dataclass(frozen=True)
+class View:
+    """One step of all runs."""
+
+    step: int
+    workers: Step
+    reference: Step
+    perturbed: Step
+    facts: tuple[Facts, ...]
+
+    def ranks(self) -> list[int]:
+        return sorted({noted.rank for each in self.workers.values() for noted in each})
+
+    def per_rank(self, kind: str) -> dict[int, Vectors]:
+        """Summed over micro-batches and over calls."""
+        found: dict[int, Vectors] = {rank: {} for rank in self.ranks()}
+        for key, each in self.workers.items():
+            if key.kind == kind:
+                for noted in each:
+                    mine = found[noted.rank]
+                    mine[key.name] = mine[key.name] + noted.values if key.name in mine else noted.values
+        return found
+
+    def alone(self, kind: str) -> Vectors:
+        return vectors(self.reference, kind)
+
+    def bounds(self, kind: str) -> dict[str, float]:
+        """Per tensor: how far apart rounding may bring it, from the perturbed run."""
+        wanted, moved = self.alone(kind), vectors(self.perturbed, kind)
+        apart = {n: relative_distance([moved[n]], [wanted[n]]) for n in wanted if n in moved and same(moved, wanted, n)}
+        finite = [value for value in apart.values() if value != float("inf")]
+        middle = statistics.median(finite) if finite else 0.0
+        return {name: MULTIPLE * max(apart.get(name, 0.0), middle, 4 * EPS) for name in wanted}
+
+    def batchnorms(self) -> list[str]:
+        """Layers in training mode that normalise by each worker's own rows."""
+        return list(dict.fromkeys(layer for fact in self.facts for layer in fact.get("batchnorm", [])))
+
+
+def same(one: Vectors, other: Vectors, name: str) -> bool:
+    return one[name].shape == other[name].shape
+
+
+def vectors(run: Step, kind: str) -> Vectors:
+    """One process's tensors of a kind, by name, summed over micro-batches and over calls."""
+    found: Vectors = {}
+    for key, each in run.items():
+        if key.kind == kind and each:
+            value = each[0].values
+            found[key.name] = found[key.name] + value if key.name in found else value
+    return found

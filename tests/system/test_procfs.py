@@ -1,0 +1,75 @@
+"""What the kernel says of a process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from commands import wait_until
+from samestep.system.procfs import (
+    GONE,
+    OutOfMemory,
+    catches,
+    children,
+    vital,
+)
+
+
+def test_a_process_is_seen_to_sleep_stop_and_end() -> None:
+    with subprocess.Popen(["sleep", "60"]) as one:
+        wait_until("it to sleep", lambda: vital(one.pid).state == "S")
+        assert vital(one.pid).asleep_in in ("hrtimer_nanosleep", "")
+        one.send_signal(signal.SIGSTOP)
+        wait_until("it to stop", lambda: vital(one.pid).state == "T")
+        assert one.pid in children(os.getpid())
+        one.kill()
+        wait_until("it to end", lambda: vital(one.pid).state == "Z")
+        assert one.pid not in children(os.getpid())
+    assert vital(one.pid).state == GONE
+
+
+def test_processor_time_grows_while_one_computes() -> None:
+    before = vital(os.getpid())
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        pass
+    assert vital(os.getpid()).seconds >= before.seconds + 0.03
+    assert vital(os.getpid()).born == before.born
+
+
+def test_a_signal_with_a_handler_is_told_from_one_without() -> None:
+    number = signal.SIGRTMAX - 7
+    assert not catches(os.getpid(), number)
+    before = signal.signal(number, lambda *_: None)
+    assert catches(os.getpid(), number)
+    signal.signal(number, before)
+    assert not catches(0, number)
+
+
+@pytest.mark.parametrize(
+    ("groups", "file"),
+    [
+        ("4:memory:/a/b\n0::/\n", "sys/fs/cgroup/memory/a/b/memory.oom_control"),
+        ("4:memory:/not/seen\n0::/\n", "sys/fs/cgroup/memory/memory.oom_control"),
+        ("0::/user.slice/x\n", "sys/fs/cgroup/user.slice/x/memory.events"),
+    ],
+)
+def test_a_kill_for_memory_is_counted_by_the_group(tmp_path: Path, groups: str, file: str) -> None:
+    (tmp_path / "proc/7").mkdir(parents=True)
+    (tmp_path / "proc/7/cgroup").write_text(groups)
+    counter = tmp_path / file
+    counter.parent.mkdir(parents=True)
+    counter.write_text("low 0\noom 3\noom_kill 2\noom_group_kill 0\n")
+    found = OutOfMemory(7, tmp_path)
+    assert not found.has_killed()
+    counter.write_text("low 0\noom 4\noom_kill 3\noom_group_kill 0\n")
+    assert found.has_killed()
+
+
+def test_where_nothing_is_counted_nobody_was_killed(tmp_path: Path) -> None:
+    assert not OutOfMemory(7, tmp_path).has_killed()
+    assert sys.platform == "linux"
