@@ -5,7 +5,7 @@ is watched.
     every step       memory at rest, or in as many steps as take `SHARE` of the time            (each for itself)
 
 A difference between replicas may be gone after a few steps, and what it has done to the sums stays: a flipped bit in
-a momentum decays, statistics are averaged. Hence the watch. Who is to blame for a difference: inquiry.py.
+a momentum decays, statistics are averaged. Hence the watch. Who is to blame for a difference: blame.py.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What was measured on a machine, as plain values; `measuring.py` measures it, in a process that has torch."""
+"""What was measured on a machine, as plain values; `measure_speed.py` measures it, in a process that has torch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

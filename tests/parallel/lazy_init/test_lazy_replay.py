@@ -373,12 +373,12 @@ def test_a_changed_constant_that_is_read_is_refused_with_its_place() -> None:
         weight.numpy()
         return nn.Linear(1, 1)
 
-    with pytest.raises(JobRefused, match=r"reads its values at .*test_initial\.py:\d+: change a clone"):
+    with pytest.raises(JobRefused, match=r"reads its values at .*test_lazy_replay\.py:\d+: change a clone"):
         record(build)
 
 
 def test_a_sparse_tensor_is_refused_with_its_place() -> None:
-    with pytest.raises(JobRefused, match=r"makes a sparse tensor at .*test_initial\.py:\d+"):
+    with pytest.raises(JobRefused, match=r"makes a sparse tensor at .*test_lazy_replay\.py:\d+"):
         record(lambda: nn.ParameterList([torch.eye(3).to_sparse()]))
 
 
@@ -387,7 +387,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from torch import nn
-from samestep.parallel.initial import record
+from samestep.parallel.lazy_init.lazy_replay import record
 
 torch.set_num_threads(1)
 

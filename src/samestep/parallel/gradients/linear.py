@@ -4,7 +4,7 @@ Autograd makes the gradient in fresh memory and somebody then copies or adds it.
 write with `out=` instead: same kernel, same bits, a third of the memory traffic. What the
 kernel wrote is handed to autograd as the gradient, so hooks, tied uses and repeated calls keep their
 meaning; the slot recognises its own memory and does not copy. The product may also be left for later
-(`later.py`): it is the same one then.
+(`deferred.py`): it is the same one then.
 """
 
 from collections.abc import Callable

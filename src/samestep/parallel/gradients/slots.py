@@ -10,7 +10,7 @@ tree's order says, at once, while it is in cache:
 
 Slots that a worker publishes lie in fabric memory, where the owners of the pieces read them; a
 gradient is written there once, by the kernel itself where it can (see `linear.py`). The other slots
-keep the tensors that autograd made. Where gradients of weights are left for later (`later.py`), a shard's
+keep the tensors that autograd made. Where gradients of weights are left for later (`deferred.py`), a shard's
 gradients come in two parts; each parameter's are folded in shard order all the same.
 """
 

@@ -1,4 +1,4 @@
-"""The list of operations that make a model: `unbuilt.py` writes it, `initial.py` runs it.
+"""The list of operations that make a model: `lazy_record.py` writes it, `lazy_replay.py` runs it.
 
 The list speaks of storages, not of tensors: an argument is written down as (storage, dtype, shape,
 strides, offset), so views, `.data`, `detach` and tied parameters need no bookkeeping of their own.

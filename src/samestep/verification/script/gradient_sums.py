@@ -7,7 +7,7 @@
     c = sum w l, g = sum v l, w other than v            loss weighting
     none of these, and a BatchNorm layer trains         BatchNorm
 
-c, g and l as in view.py. A factor counts where it leaves each tensor within three times its bound.
+c, g and l as in step_view.py. A factor counts where it leaves each tensor within three times its bound.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,11 +2,11 @@
 
 In the order in which a step makes its values, because of two differences the earlier one is the cause:
 
-    rows, random stream     rows.py
-    collectives             order.py
-    no NaN, no infinity     finite.py
-    gradients               sums.py
-    the update              updates.py
+    rows, random stream     drawn_rows.py
+    collectives             collective_order.py
+    no NaN, no infinity     not_finite_gradients.py
+    gradients               gradient_sums.py
+    the update              optimizer_updates.py
 
 The first check that finds something ends the step, and the first step in which something is found ends the run.
 """
