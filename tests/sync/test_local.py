@@ -21,8 +21,7 @@ from samestep.parallel.execution.local_executor import LocalExecutor
 from samestep.plan.plan import Plan, Stage
 from samestep.schedule import actions
 from samestep.schedule.local_steps import check_apart, steps_apart
-from samestep.sync.averaging import ObservedBound, Outer
-from samestep.sync.averaging import distance as apart
+from samestep.sync.averaging import ObservedBound, Outer, distance_from_mean
 from samestep.sync.logical_workers import (
     Logical,
     at_meetings,
@@ -286,8 +285,8 @@ def test_a_bound_is_one() -> None:
 
 def test_distance_is_relative() -> None:
     ones = torch.ones(4)
-    assert apart([(2 * ones, ones), (ones, ones)]) == pytest.approx(0.5**0.5)
-    assert apart([(ones, ones)]) == 0.0
+    assert distance_from_mean([(2 * ones, ones), (ones, ones)]) == pytest.approx(0.5**0.5)
+    assert distance_from_mean([(ones, ones)]) == 0.0
 
 
 def test_only_meetings_send_parameters(small: Train) -> None:

@@ -40,13 +40,13 @@ class Logical:
     def all_shards(self, num_shards: int) -> list[range]:
         return [self.shards_of(worker, num_shards) for worker in range(self.workers)]
 
-    def apart(self, step: int) -> int:
-        """Steps that the logical workers have taken since they met, when step number `step` begins."""
+    def steps_since_meeting(self, step: int) -> int:
+        """Steps that the logical workers have taken since their last meeting, when step number `step` begins."""
         return step % self.policy.steps
 
     def meets(self, step: int) -> bool:
         """Whether they meet at the end of step number `step`."""
-        return self.apart(step + 1) == 0
+        return self.steps_since_meeting(step + 1) == 0
 
 
 def logical_of(plan: Plan) -> Logical | None:

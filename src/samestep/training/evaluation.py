@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from samestep.data.row_order import Rows
 from samestep.errors import JobRefused
+from samestep.job.loss_checks import check_pair
 from samestep.job.metrics import Metric, Predictions
-from samestep.job.objective import Objective, check_pair
+from samestep.job.objective import Objective
 from samestep.numerics import random_streams
 from samestep.system.device import to_device
 from samestep.transport.transport import Transport

@@ -21,7 +21,7 @@ from samestep.parallel.execution.step import StepResult, run_step
 from samestep.plan.plan import Plan
 from samestep.planner.search.drift import Drift
 from samestep.setup.laid_out_model import LaidOutModel
-from samestep.setup.parallelize import deal_anew, take_part
+from samestep.setup.parallelize import reassign_shards, take_part
 from samestep.setup.run_memory import RunMemory
 from samestep.state import snapshot
 from samestep.state.checkpoint import Description, check_same
@@ -112,7 +112,7 @@ class Training:
         """Anew, if it is worth it. All workers have seen the same and decide alike."""
         assign = None if self.drift is None else self.drift.redealt()
         if assign is not None:
-            deal_anew(self.executor, assign, self.job, self._prepared, self._shared, self.step_number, self._note)
+            reassign_shards(self.executor, assign, self.job, self._prepared, self._shared, self.step_number, self._note)
             self.plan = self.executor.plan
             self.deals.append((self.step_number, assign))
 

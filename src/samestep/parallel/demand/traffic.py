@@ -19,7 +19,7 @@ from samestep.parallel.cutting.cut import Cut, Segment
 from samestep.parallel.execution.bundles import HEAD
 from samestep.parallel.execution.joint import JoinGroup, meeting_of
 from samestep.parallel.gradients.compressed_edges import CompressedEdges
-from samestep.parallel.gradients.host_exchange import joined
+from samestep.parallel.gradients.host_routes import host_partials
 from samestep.parallel.gradients.layout import Layout, Piece
 from samestep.parallel.gradients.ownership import Ownership
 from samestep.parallel.gradients.stretches import Stretch, Stretches
@@ -119,7 +119,7 @@ def _sum_bytes(
 ) -> int:
     """Of the sums in a stretch: one for each node that the sender's host is left with."""
     piece, total = Piece(s.entry, s.start, s.stop), 0
-    for node, _ in joined(homes[s.entry], hosts[s.sender], hosts, num_shards).left:
+    for node, _ in host_partials(homes[s.entry], hosts[s.sender], hosts, num_shards).left:
         if edges is not None and edges.applies_to(node, s.entry, num_shards):
             total += sum(tensor.nbytes for tensor in edges.packed_like(piece))
         else:
