@@ -87,8 +87,6 @@ class Executor:
     routines: dict[tuple[int, bool], tuple[list[int], actions.Schedule]] = field(
         default_factory=dict
     )  # by rows, filling
-    observer: Callable[[actions.Action, StepState], None] | None = None  # is called after every action
-    guard: Callable[[actions.Action], None] | None = None  # is called before every action
 
     @property
     def sliced(self) -> list[tuple[bool, ...]]:
