@@ -12,6 +12,7 @@ from samestep.numerics.numerics import num_shards_of, shard_rows
 from samestep.parallel.execution.attendant import Attendant, Attendants
 from samestep.parallel.execution.executor import Executor
 from samestep.parallel.execution.step import StepResult, run_step
+from samestep.plan.plan import Plan
 from samestep.training.evaluation import Evaluation
 
 
@@ -22,13 +23,18 @@ class Training:
     """
 
     def __init__(self, job: Job, executor: Executor, first_step: int = 0, attendants: Iterable[Attendant] = ()) -> None:
-        self.job, self.executor, self.plan = job, executor, executor.plan
+        self.job, self.executor = job, executor
         self.step_number = first_step  # optimizer steps done
         self.order = None if job.data is None else job.row_order(training_rows(job).num_rows)
         self.num_steps = 0 if self.order is None else job.num_steps(self.order)
         self.attendants = Attendants(attendants)
         self.evaluation = Evaluation(job, executor, self.order)
         self._has_gradient = 0  # one byte per entry of the layout: whether it ever had a gradient
+
+    @property
+    def plan(self) -> Plan:
+        """The plan with the shares of now; they change when shards are reassigned."""
+        return self.executor.plan
 
     def step(self, stop_asked: bool = False) -> StepResult:
         """Train on the next batch of the job's own data."""
