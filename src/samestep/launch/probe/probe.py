@@ -28,7 +28,7 @@ from samestep.launch.run.outcome import telling, told
 from samestep.parallel.demand.workspace import mail_slots
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
-from samestep.setup.parallelize import divide, prepare
+from samestep.setup.parallelize import divide, prepare, take_part
 from samestep.setup.run_memory import (
     RunMemory,
     bind,
@@ -142,7 +142,7 @@ def _work(
     try:
         torch.set_num_threads(plan.numerics.threads)
         # Times do not depend on what the numbers are, and --allow-nan is the run's to judge.
-        training = Training(job, plan, prepared, shared, transport, allow_nan=True)
+        training = Training(job, take_part(job, plan, prepared, shared, transport, 0, allow_nan=True))
         full = FullSteps(job)
         began, stop, done = time.perf_counter(), False, 0
         while not stop and step < training.num_steps:

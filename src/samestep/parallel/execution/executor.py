@@ -91,8 +91,6 @@ class Executor:
     network: Network | None = None  # None: the whole model is one segment
     whole: Callable[[], AbstractContextManager[None]] = nullcontext  # inside, sliced layers have their whole weights
     schedules: dict[tuple[int, bool], StepSchedule] = field(default_factory=dict)  # by rows and whether it is filling
-    observer: Callable[[actions.Action, StepState], None] | None = None  # is called after every action
-    guard: Callable[[actions.Action], None] | None = None  # is called before every action
 
     def step_schedule(self, rows: int, number: int) -> StepSchedule:
         """The shards and the actions of step `number`, of `rows` rows; kept for later steps of as many rows."""
