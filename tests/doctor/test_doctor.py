@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from commands import Command, Ended
+from samestep.doctor.facts import MachineSpeed
 from samestep.doctor.facts_text import as_text
-from samestep.doctor.machine_facts import look
-from samestep.doctor.machine_speed import MachineSpeed
+from samestep.doctor.inspect_machine import inspect_machine
 from samestep.launch.environment import (
     SHOWN,
     launchers_seen,
@@ -37,7 +37,7 @@ def told(folder: Path) -> Ended:
 def test_the_json_has_every_fact_and_what_was_measured(told: Ended) -> None:
     assert told.code == 0, told.err
     found = json.loads(told.out)
-    assert set(found) == set(look(None).as_json())
+    assert set(found) == set(inspect_machine(None).as_json())
     assert found["failure"] is None
     assert found["versions"]["torch"]
     assert found["environment"]["OMP_NUM_THREADS"] == "1"
@@ -54,7 +54,7 @@ def test_no_secret_is_told(told: Ended) -> None:
 
 
 def test_the_text_says_what_the_facts_are(told: Ended) -> None:
-    facts = look(MachineSpeed.from_json(json.loads(told.out)["measured"]))
+    facts = inspect_machine(MachineSpeed.from_json(json.loads(told.out)["measured"]))
     text = as_text(facts)
     for room in ("versions", "machine", "limits", "environment", "launchers", "network", "measured"):
         assert f"{room}\n" in text
@@ -88,7 +88,7 @@ def test_what_cannot_be_measured_is_said_and_the_rest_is_told(folder: Path) -> N
 
 
 def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
-    facts = look(None, "not measured", root=tmp_path)
+    facts = inspect_machine(None, "not measured", root=tmp_path)
     assert facts.control_group == ControlGroup()
     assert (facts.memory.shared, facts.limits.ports) == (None, None)
     assert "control group  none; CPU: no quota; memory: no limit" in as_text(facts)
