@@ -12,10 +12,10 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-from samestep.bench.compare import compare
+from samestep.bench.comparison import compare
+from samestep.bench.comparison_table import comparison_table
 from samestep.bench.contenders.contender_spec import OURS
 from samestep.bench.contestants import Contestant, peers
-from samestep.bench.result_table import text_of
 from samestep.bench.rounds import TimeBudget
 from samestep.launch.environment import mkl_mode, physical_cores
 from samestep.launch.request.request import Request
@@ -43,7 +43,7 @@ def run(model: str, seconds: float) -> dict[str, object]:
     ours = Contestant(f"{OURS} {pick['name']}", pick["plan"], pick["seconds"])
     others = [one for one in peers(physical_cores(), physical_cores()) if not one.name.startswith(WITHOUT)]
     verdict = compare([ours, *others], request, TimeBudget(seconds, None, None), say=lambda text: None)
-    print(f"**{model}**: {tuned['line']}\n\n{text_of(verdict)}\n", flush=True)
+    print(f"**{model}**: {tuned['line']}\n\n{comparison_table(verdict)}\n", flush=True)
     found = verdict.as_json()
     return {"model": model, "numerics": tuned["line"], "pick": pick["name"], "verdict": found}
 

@@ -77,8 +77,8 @@ def bench(
 ) -> None:
     """Measure our plans and PyTorch's own ways on this machine, in turns, on the job that FUNCTION in FILE returns."""
     with exit_codes():
-        from samestep.bench.result_picture import svg_of  # imports numpy
-        from samestep.bench.result_table import text_of
+        from samestep.bench.comparison_picture import comparison_picture  # imports numpy
+        from samestep.bench.comparison_table import comparison_table
         from samestep.bench.rounds import TimeBudget
 
         request = make_request(job, settings, {**options, **dict.fromkeys(UNASKED)})
@@ -97,15 +97,15 @@ def bench(
         if request.steps is not None:
             raise PlanRefused("--steps is the length of training under --sync; rounds have --steps-per-round")
         verdict = _verdict(request, TimeBudget(seconds, rounds, steps_per_round), only, warm_heap=warm_heap, say=say)
-        print(text_of(verdict))
+        print(comparison_table(verdict))
         if svg is not None:
-            Path(svg).write_text(svg_of(verdict, f"A step of {job}"))
+            Path(svg).write_text(comparison_picture(verdict, f"A step of {job}"))
         if as_json:
             print_json(verdict.as_json())
 
 
 def _verdict(request: Request, pace: Any, only: str, *, warm_heap: bool, say: Callable[[str], None]) -> Any:
-    from samestep.bench.compare import compare
+    from samestep.bench.comparison import compare
     from samestep.bench.contestants import chosen, own_contestants, peers
 
     with stopping("stopped before the comparison was done"):
@@ -127,9 +127,9 @@ def _policies(
     say: Callable[[str], None],
 ) -> None:
     """Under every policy the same plan: each worker the whole model, unless another one was asked for."""
-    from samestep.bench.policies_picture import svg_of
-    from samestep.bench.policies_table import text_of
-    from samestep.bench.policy_courses import DEFAULT, compare_policies, policies_of
+    from samestep.bench.policies_picture import policies_picture
+    from samestep.bench.policies_table import policies_table
+    from samestep.bench.policy_comparison import DEFAULT, compare_policies, policies_of
 
     if target is not None and not math.isfinite(target):
         raise PlanRefused(f"--target-loss {target}: give a finite loss, or none for what exact steps come to")
@@ -137,8 +137,8 @@ def _policies(
         if request.plan == "auto":
             request = replace(request, plan="data")
         found = compare_policies(request, policies_of(sync or DEFAULT), target, window, say)
-    print(text_of(found))
+    print(policies_table(found))
     if svg is not None:
-        Path(svg).write_text(svg_of(found, f"Training {request.function} of {Path(str(request.file)).name}"))
+        Path(svg).write_text(policies_picture(found, f"Training {request.function} of {Path(str(request.file)).name}"))
     if as_json:
         print_json(found.as_json())

@@ -114,6 +114,6 @@ class Contender:
 
 def python(module: str) -> list[str]:
     """The command of a contender whose `main` is in a module of this package, from wherever that was imported."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     code = f"import sys; sys.path.append(sys.argv.pop(1)); from {module} import main; main(*sys.argv[1:])"
     return [sys.executable, "-P", "-c", code, str(root)]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from samestep.bench.contenders.contender_process import DoesNotApply
 from samestep.bench.contenders.contender_spec import ContenderSpec
 from samestep.bench.contenders.contender_turns import ContenderTurns, Pipes, take_turns
-from samestep.bench.contenders.own_plans import as_compared
+from samestep.bench.contenders.own_contender import as_compared
 from samestep.errors import SamestepError
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows

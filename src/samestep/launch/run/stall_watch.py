@@ -37,8 +37,8 @@ from samestep.diagnose.stall import (
     WorkerView,
     find,
 )
+from samestep.system.control_groups import OutOfMemory
 from samestep.system.procfs import (
-    OutOfMemory,
     Vital,
     catches,
     children,
