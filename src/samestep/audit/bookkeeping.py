@@ -11,8 +11,7 @@ from samestep.audit.ledger import (
     mistake,
     text_of,
 )
-from samestep.data.columns import RowNumbers
-from samestep.data.row_order import RowOrder
+from samestep.data.row_order import RowNumbers, RowOrder
 from samestep.errors import Disagreement
 from samestep.numerics.numerics import key
 from samestep.transport.transport import Transport

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samestep.data.row_order import Rows
+from samestep.data.rows import Rows
 from samestep.errors import JobRefused
 from samestep.job.metrics import Metric, Predictions
 from samestep.job.objective import Objective, check_pair

@@ -10,7 +10,7 @@ from torch import Tensor
 from samestep.audit.audit import audit_of
 from samestep.audit.bookkeeping import Bookkeeping
 from samestep.data.batches import num_rows, rows_of
-from samestep.data.row_order import FirstRows, Rows, as_rows
+from samestep.data.rows import FirstRows, Rows, as_rows
 from samestep.errors import LossNotFinite
 from samestep.job.job import Job
 from samestep.job.metrics import Metric, accuracy, is_classification
