@@ -11,6 +11,7 @@ from samestep.job.training_data import first_shard
 from samestep.numerics import random_streams
 from samestep.numerics.numerics import num_shards_of, shard_rows
 from samestep.parallel.demand.footprint import Footprint, footprint, state_per_element
+from samestep.parallel.demand.planned_step import PlannedStep
 from samestep.parallel.demand.traffic import Traffic, traffic
 from samestep.parallel.execution.local_executor import Untied
 from samestep.parallel.execution.network import CutRecipe
@@ -133,20 +134,8 @@ def footprints(
     if logical is not None:  # whoever steps alone updates all of the model
         pieces = [[Piece(i, 0, e.param.numel()) for i, e in layout.owners()] for _ in range(plan.workers)]
     state = state_per_element(prepared.optimizer)
-    found = [
-        footprint(
-            plan,
-            rank,
-            prepared.layout,
-            homes,
-            pieces[rank],
-            state,
-            structure,
-            schedules[rank],
-            num_shards_of(job.batch_size, plan.numerics.shards),
-        )
-        for rank in range(plan.workers)
-    ]
+    step = PlannedStep(plan, structure, num_shards_of(job.batch_size, plan.numerics.shards))
+    found = [footprint(step, rank, layout, homes, pieces[rank], state, schedules[rank]) for rank in range(plan.workers)]
     if logical is None:
         return found
     return [footprint_apart(one, count, layout.nbytes) for one, count in zip(found, logical.assign, strict=True)]

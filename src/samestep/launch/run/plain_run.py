@@ -15,7 +15,7 @@ from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from samestep.data.batches import num_rows, rows_of, tensors_in
-from samestep.data.row_order import as_rows
+from samestep.data.rows import as_rows
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
 from samestep.launch.request.request import Request
