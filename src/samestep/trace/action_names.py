@@ -7,6 +7,7 @@ from samestep.schedule.actions import (
     ReceiveGradient,
     Send,
     SendGradient,
+    class_name,
 )
 from samestep.schedule.draw import COMPUTING, kind_of, shards_of
 
@@ -20,7 +21,7 @@ def name_of(action: Action) -> str:
         return f"Send {'F' if isinstance(action, Send) else 'B'}{action.shard} to {action.peer}"
     if isinstance(action, Receive | ReceiveGradient):
         return f"Receive {'F' if isinstance(action, Receive) else 'B'}{action.shard} from {action.peer}"
-    return type(action).__name__
+    return class_name(type(action))
 
 
 def category_of(action: Action) -> str:

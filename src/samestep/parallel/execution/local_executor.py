@@ -28,7 +28,7 @@ from samestep.parallel.gradients.layout import Layout, Piece
 from samestep.parallel.gradients.reduction import TreeReduction
 from samestep.parallel.gradients.sharded_update import ShardedUpdate
 from samestep.schedule import actions
-from samestep.schedule.local_steps import steps_apart
+from samestep.schedule.local_steps import local_step_schedule
 from samestep.sync.averaging import ObservedBound, Outer, distance
 from samestep.sync.logical_workers import Logical
 from samestep.system.device import to_device
@@ -108,7 +108,7 @@ class LocalExecutor(Executor):
     # A step
 
     def schedule(self, number: int, num_shards: int) -> actions.Schedule:
-        return steps_apart(self._own, self.logical.all_shards(num_shards), meets=self.logical.meets(number))
+        return local_step_schedule(self._own, self.logical.all_shards(num_shards), meets=self.logical.meets(number))
 
     def load(self, action: actions.Load, state: StepState) -> None:
         own = self.plan.touched(self.transport.rank, len(state.rows))
@@ -134,7 +134,7 @@ class LocalExecutor(Executor):
         self._step.changed[place] = self.buffers.end_shard(place)
         self._step.facts[place] = (loss.sum, loss.weight, loss.is_mean)
 
-    def step_apart(self, action: actions.StepApart, state: StepState) -> None:
+    def local_step(self, action: actions.LocalStep, state: StepState) -> None:
         """A logical worker without rows leaves its parameters alone, as one without gradient does; its schedule goes
         on."""
         replica, own = self.replicas[action.worker - self._own.start], self._step

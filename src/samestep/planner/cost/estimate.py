@@ -135,6 +135,6 @@ def end_of(outcome: Simulation) -> float:
 def busy_by_class(schedule: Schedule, rank: int, busy: Busy) -> dict[str, float]:
     found: dict[str, float] = {}
     for action in schedule:
-        name = type(action).__name__
+        name = actions.class_name(type(action))
         found[name] = found.get(name, 0.0) + busy.seconds(rank, action)
     return found
