@@ -11,24 +11,8 @@ Between meetings a worker waits for nobody.
 from collections.abc import Iterator, Sequence
 
 from samestep.errors import PlanRefused
-from samestep.schedule.actions import (
-    Action,
-    Agree,
-    Average,
-    Backward,
-    Forward,
-    Load,
-    LocalStep,
-    Publish,
-    Schedule,
-)
-from samestep.schedule.checker import (
-    at,
-    deadlock,
-    refuse_early,
-    refuse_foreign,
-    refuse_missing,
-)
+from samestep.schedule.actions import Action, Agree, Average, Backward, Forward, Load, LocalStep, Publish, Schedule
+from samestep.schedule.checker import action_place, deadlock, refuse_foreign_actions, refuse_missing, refuse_unmet_needs
 from samestep.schedule.duties import duties
 from samestep.schedule.grid import Grid
 from samestep.schedule.places import places
@@ -61,9 +45,9 @@ def check_local_step(
     owed = [duties(where, rank) for rank in range(grid.num_workers)]
     for rank, schedule in enumerate(schedules):
         work = tuple(action for action in schedule if not isinstance(action, LocalStep | Agree | Average | Publish))
-        refuse_foreign(rank, work, where, owed)
+        refuse_foreign_actions(rank, work, where, owed)
         refuse_missing(rank, work, where, owed[rank])
-        refuse_early(rank, work, where)
+        refuse_unmet_needs(rank, work, where)
         _refuse_other_steps(rank, schedule, workers[rank], shards)
         wanted = MEETING if meets else ()
         end = tuple(action for action in schedule if isinstance(action, Agree | Average | Publish))
@@ -96,7 +80,7 @@ def _refuse_other_steps(rank: int, schedule: Schedule, workers: range, shards: S
             worker = owner[action.shard]
             if worker in stepped or now not in (None, worker):
                 raise PlanRefused(
-                    f"{at(rank, position, action)} is logical worker {worker}'s, and comes "
+                    f"{action_place(rank, position, action)} is logical worker {worker}'s, and comes "
                     f"{'after its step' if worker in stepped else f'among those of logical worker {now}'}: a logical "
                     "worker's shards use its own weights, and come together before its step"
                 )

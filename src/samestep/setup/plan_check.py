@@ -20,7 +20,7 @@ from samestep.plan.plan import Plan
 from samestep.plan.plan_summary import PlanSummary, mega
 from samestep.schedule.actions import Schedule
 from samestep.schedule.checker import check
-from samestep.schedule.draw import svg_of, text_of
+from samestep.schedule.draw import schedule_svg, schedule_text
 from samestep.schedule.grid import Grid
 from samestep.schedule.local_steps import check_local_step, local_step_schedule
 from samestep.schedule.orders.written import parse_order
@@ -65,8 +65,8 @@ def outline(
         asdict(moved),
         asdict(wired),
         needs,
-        text_of(grid, schedules),
-        svg_of(grid, schedules),
+        schedule_text(grid, schedules),
+        schedule_svg(grid, schedules),
         uncounted=why,
     )
 

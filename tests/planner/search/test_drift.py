@@ -7,13 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from samestep.plan.plan import equal_shares
-from samestep.planner.search.drift import (
-    FIRST_TRIAL,
-    LEAST,
-    WINDOW,
-    Drift,
-)
-from samestep.planner.search.shares import shares
+from samestep.planner.search.drift import FIRST_TRIAL, LEAST, WINDOW, Drift
+from samestep.planner.search.greedy_shares import greedy_shares
 
 SHARD = 0.01  # seconds
 
@@ -36,7 +31,7 @@ def test_a_slower_worker_is_answered_within_ten_steps(
     for _ in range(10):
         drift.note(seconds(drift, slow, noise, spread), shards)
         drift.redealt()
-    best = shares(shards, [lambda n, s=s: n * s for s in slow])
+    best = greedy_shares(shards, [lambda n, s=s: n * s for s in slow])
     takes = [max(n * s for n, s in zip(deal, slow, strict=True)) for deal in (drift.assign, best)]
     assert takes[0] <= takes[1] * 1.3, (drift.assign, best)
 

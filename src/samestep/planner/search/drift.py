@@ -4,7 +4,7 @@ Every worker tells how long it computed in each step; everybody sees all of it a
 
     seconds per shard of worker w      c_w = sum of its seconds / sum of its shards, over a window of WINDOW steps
     a step takes                       max over w of n_w c_w, for n_w shards
-    new shares                         the greedy rule of shares.py over n c_w
+    new shares                         the greedy rule of greedy_shares.py over n c_w
 
 They are dealt anew when a step would be shorter by more than GAIN of it, by more than LEAST seconds, and by more than
 what a step differs from the next one anyway; and when the last steps look like the whole window, since a change that is
@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from samestep.planner.search.shares import shares
+from samestep.planner.search.greedy_shares import greedy_shares
 
 WINDOW = 6  # steps that a decision looks at
 SETTLED = 1.5  # how much the last steps may differ from the window
@@ -87,7 +87,7 @@ class Drift:
             if others == list(range(len(others))) and len(others) <= len(steps) - KEPT:  # a change, and calm since
                 steps = steps[len(others) :]
                 pace = self._paces(steps)
-        dealt = shares(sum(self.assign), [lambda n, c=c: n * c for c in pace])  # type: ignore[misc]
+        dealt = greedy_shares(sum(self.assign), [lambda n, c=c: n * c for c in pace])  # type: ignore[misc]
         before, after = self._step(self.assign, pace), self._step(dealt, pace)
         if before - after > max(LEAST, GAIN * before, unrest(steps)):
             return self._deal(dealt, pace)
