@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from samestep.plan.plan import equal_shares
-from samestep.planner.search.shares import shares
+from samestep.planner.search.greedy_shares import greedy_shares
 from samestep.training.drift import (
     FIRST_TRIAL,
     LEAST,
@@ -36,7 +36,7 @@ def test_a_slower_worker_is_answered_within_ten_steps(
     for _ in range(10):
         drift.note(seconds(drift, slow, noise, spread), shards)
         drift.reassignment()
-    best = shares(shards, [lambda n, s=s: n * s for s in slow])
+    best = greedy_shares(shards, [lambda n, s=s: n * s for s in slow])
     takes = [max(n * s for n, s in zip(deal, slow, strict=True)) for deal in (drift.assign, best)]
     assert takes[0] <= takes[1] * 1.3, (drift.assign, best)
 

@@ -101,13 +101,13 @@ def explained(
 
     from samestep.planner.explain.explanation import explain
     from samestep.planner.explain.page import page
-    from samestep.planner.explain.timeline import drawn, pictured
+    from samestep.planner.explain.timeline import timeline_svg, timeline_text
     from samestep.planner.explain.why_not import why_not
     from samestep.planner.search.decision import Decision
 
     decision = Decision.from_json(grounds)
     pick = decision.pick.estimate
-    found = replace(found, drawing=drawn(pick), svg=pictured(pick, "The predicted step"))
+    found = replace(found, drawing=timeline_text(pick), svg=timeline_svg(pick, "The predicted step"))
     told = explain(decision)
     name, text = other
     answer = None if name is None else why_not(decision, name, text)

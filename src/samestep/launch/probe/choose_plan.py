@@ -26,7 +26,7 @@ from samestep.plan.machine import Host, Link, rounded
 from samestep.planner.cost.measured_costs import Passing
 from samestep.planner.cost.profile import Profile
 from samestep.planner.search.decision import Decision, decide
-from samestep.planner.search.search import Freedom
+from samestep.planner.search.search import SearchSpace
 from samestep.sync.policy import EXACT
 
 SHORT = 100  # steps: a run that is shorter is not worth measuring, unless somebody asked for it
@@ -124,7 +124,7 @@ def reason_to_leave(request: Request, job: Job) -> str | None:
     return f"{steps} steps are not worth measuring" if steps < SHORT else None
 
 
-def freedom_of(request: Request, most: int, numerics: Numerics, counts: Sequence[int]) -> Freedom:
+def freedom_of(request: Request, most: int, numerics: Numerics, counts: Sequence[int]) -> SearchSpace:
     may_slice = request.slices is not None and numerics.sync == EXACT
     counts = tuple(counts) or ((most,) if request.workers is not None else tuple(range(1, most + 1)))
     if not may_slice and max(counts) > numerics.shards:
@@ -132,7 +132,7 @@ def freedom_of(request: Request, most: int, numerics: Numerics, counts: Sequence
             f"{max(counts)} workers are more than the {numerics.shards} shards of a batch, and a shard is computed by "
             f"one worker: use --workers {numerics.shards}, or --shards {max(counts)} (S is part of the numbers)"
         )
-    return Freedom(counts, may_slice, may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT)
+    return SearchSpace(counts, may_slice, may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT)
 
 
 def this_machine(profile: Profile, workers: int) -> Cluster:

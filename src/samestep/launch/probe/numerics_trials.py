@@ -26,11 +26,11 @@ from samestep.numerics import random_streams
 from samestep.numerics.numerics import Numerics
 from samestep.plan.plan import Plan, equal_shares
 from samestep.planner.search.decision import Decision
-from samestep.planner.search.numerics_rule import (
+from samestep.planner.search.numerics_choice import (
     Trial,
-    chosen,
-    table,
-    ways,
+    choose_trial,
+    trial_settings,
+    trial_table,
 )
 from samestep.setup.named_plans import DEFAULT_SLICES
 from samestep.system.processes import die_with_parent
@@ -57,7 +57,7 @@ def tuned(request: Request) -> Tuned:
     random_streams.enter(job.seed, "model")
     model = job.build_model()
     found = trials(job, model, request.default_workers)
-    best = chosen(found)
+    best = choose_trial(found)
     line = f"shards={best.shards} threads={best.threads}"
     request = dataclasses.replace(
         request, shards=best.shards, threads=best.threads, workers=None, plan_is_asked=True, plan="auto"
@@ -68,7 +68,7 @@ def tuned(request: Request) -> Tuned:
     decision = sliced if better else plain
     slices = decision.pick.plan.numerics.slices
     words = f"{sliced.pick.name}: {sliced.pick.seconds * 1e3:.3g} ms, without slices {plain.pick.seconds * 1e3:.3g} ms"
-    return Tuned(f"{line} slices={slices}", table(found), decision.pick.name, decision.pick.seconds, words)
+    return Tuned(f"{line} slices={slices}", trial_table(found), decision.pick.name, decision.pick.seconds, words)
 
 
 def with_slices(request: Request, job: Job, model: nn.Module, slices: int | None) -> Decision:
@@ -91,7 +91,7 @@ def _try(job: Job, model: nn.Module, cores: int, result: int, parent: int) -> No
     die_with_parent(parent)
     try:
         best: dict[tuple[int, int, int], float] = {}
-        for way in ways(job.batch_size, cores) * ROUNDS:
+        for way in trial_settings(job.batch_size, cores) * ROUNDS:
             best[way] = min(step(job, model, *way), best.get(way, float("inf")))
         write_json(result, [(*way, seconds) for way, seconds in best.items()])
     except BaseException as error:  # noqa: BLE001 - told to who asked

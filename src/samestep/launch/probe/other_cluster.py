@@ -25,8 +25,8 @@ from samestep.launch.probe.profiling import ground_of
 from samestep.launch.request.request import Request
 from samestep.parallel.lazy_init.lazy_replay import LazyModel
 from samestep.plan.cluster import Cluster
-from samestep.planner.cost.described import described, is_described, paced
 from samestep.planner.cost.profile import Profile
+from samestep.planner.cost.roofline import is_described, roofline_costs, with_roofline_speeds
 from samestep.planner.search.decision import Decision
 from samestep.planner.search.scaling import doubling
 from samestep.setup.network_measurements import survey
@@ -68,6 +68,6 @@ def costs_elsewhere(
     prepared = prepare(job, copy.deepcopy(model) if initial is None else model, initial)
     chain = survey(job, prepared, request.slices)
     clips = job.clip_grad_norm is not None
-    costs = described(chain, cluster, numerics.threads, clips=clips)
+    costs = roofline_costs(chain, cluster, numerics.threads, clips=clips)
     found = Profile(ground_of(job, prepared, numerics, costs.together.workers), chain, costs, request.function)
-    return found, paced(chain, cluster, numerics.threads)
+    return found, with_roofline_speeds(chain, cluster, numerics.threads)

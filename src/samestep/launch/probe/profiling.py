@@ -25,7 +25,7 @@ from samestep.parallel.gradients.sharded_update import implementation
 from samestep.planner.cost import profile as profiles
 from samestep.planner.cost.chain import Chain
 from samestep.planner.cost.measured_costs import MeasuredCosts
-from samestep.planner.cost.profile import Ground, Profile
+from samestep.planner.cost.profile import Conditions, Profile
 from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.network_measurements import survey, uncut
 from samestep.setup.parallelize import prepare
@@ -75,17 +75,17 @@ def _profile(
         found = kept(ground, chain, file)
         if found is None:
             measured = measured_as_far_as_can_be(job, chain, numerics, model, workers)
-            found = Profile(ground, *measured, name, profiles.key(ground, chain))
+            found = Profile(ground, *measured, name, profiles.profile_key(ground, chain))
             keep(found, file)
         write_json(result, found.text())
     except BaseException as error:  # noqa: BLE001 - told to who asked for the profile
         write_json(result, telling(refusal(error), None, None))
 
 
-def kept(ground: Ground, chain: Chain, file: str | None) -> Profile | None:
+def kept(ground: Conditions, chain: Chain, file: str | None) -> Profile | None:
     """The profile that was made before. Raises PlanRefused for one that cannot be read, or is another's."""
-    key = profiles.key(ground, chain)
-    found = profiles.read(cache_folder() / f"{key}.json" if file is None else Path(file))
+    key = profiles.profile_key(ground, chain)
+    found = profiles.read_profile(cache_folder() / f"{key}.json" if file is None else Path(file))
     if found is not None:
         found.check(ground, key, f"--profile {file}" if file else f"{cache_folder()}/{key}.json")
     return found
@@ -95,10 +95,10 @@ def keep(found: Profile, file: str | None) -> None:
     """Raises PlanRefused where `file` cannot be written. A cache that cannot be written is none."""
     if file is None:
         with contextlib.suppress(OSError):
-            profiles.write(found, cache_folder() / f"{found.of}.json")
+            profiles.write_profile(found, cache_folder() / f"{found.of}.json")
         return
     try:
-        profiles.write(found, Path(file))
+        profiles.write_profile(found, Path(file))
     except OSError as error:
         raise PlanRefused(f"--profile {file} cannot be written: {error}; name another file") from None
 
@@ -116,8 +116,8 @@ def measured_as_far_as_can_be(
         return whole, measure(job, whole, numerics, model, workers)
 
 
-def ground_of(job: Job, prepared: LaidOutModel, numerics: Numerics, workers: int) -> Ground:
-    return Ground(
+def ground_of(job: Job, prepared: LaidOutModel, numerics: Numerics, workers: int) -> Conditions:
+    return Conditions(
         f"{processor()}, {instruction_set('cpu')}",
         str(torch.__version__),
         numerics.threads,

@@ -17,7 +17,7 @@ from samestep.numerics import random_streams
 from samestep.parallel.lazy_init.lazy_replay import LazyModel, record
 from samestep.planner.search.scaling import scaling
 from samestep.planner.search.scaling_curve import Scaling
-from samestep.planner.search.search import Freedom
+from samestep.planner.search.search import SearchSpace
 from samestep.sync.policy import EXACT
 
 
@@ -30,7 +30,7 @@ def simulated(request: Request, counts: Sequence[int]) -> Scaling:
     initial = unmade(job) if is_from_description(request, cluster) else None
     model = job.build_model() if initial is None else initial.model
     profile, cluster = costs_elsewhere(request, job, model, initial, chosen, cluster)
-    freedom = Freedom(
+    freedom = SearchSpace(
         (),
         may_slice=request.slices is not None and numerics.sync == EXACT,
         may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT,

@@ -83,7 +83,7 @@ METHODS = {
     actions.Publish: "publish",
     actions.Post: "post",
     actions.Await: "wait_for",
-    actions.StepApart: "step_apart",
+    actions.LocalStep: "local_step",
     actions.Average: "average",
 }
 
