@@ -12,9 +12,10 @@ from typing import Any
 
 from samestep.errors import PlanRefused, Refused
 from samestep.job.report import Report
+from samestep.launch.failure import Event
 from samestep.launch.request.request import Request
 from samestep.launch.run.launcher import Launcher
-from samestep.launch.run.outcome import Event, Outcome
+from samestep.launch.run.outcome import Outcome
 from samestep.sync.policy import EXACT, parse_policy
 
 DEFAULT = f"{EXACT} stale(1) local(4) local(16) local(16,outer=nesterov)"

@@ -1,6 +1,5 @@
 """Batches that loader workers make ahead, through torch's DataLoader."""
 
-import ctypes
 import multiprocessing.connection
 import os
 import signal
@@ -15,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from samestep.system.nameless_memory import share_without_names
+from samestep.system.processes import die_with_parent
 
 Collate = Callable[[list[Any]], Any]
 
@@ -89,14 +89,9 @@ def _shapes(sample: Any) -> Any:
     return tuple(sample.shape) if hasattr(sample, "shape") else type(sample).__name__
 
 
-PR_SET_PDEATHSIG = 1
-
-
 def _begin_loading(parent: int, _loader: int) -> None:
     """In a loader worker. It may be killed at any time, and then must not leave anything behind."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the wish was made
-        os._exit(1)
+    die_with_parent(parent)
     # Tensors are handed over through a socket, which lies in /tmp unless its address is an abstract one.
     multiprocessing.connection.arbitrary_address = _abstract_address  # type: ignore[attr-defined]
     sys.excepthook = _show_unless_alone

@@ -7,8 +7,7 @@ import sys
 
 from samestep.doctor.machine_speed import MachineSpeed
 from samestep.errors import SamestepError
-from samestep.launch.environment import physical_cores, pinned_environment
-from samestep.launch.run.launcher import ROOT
+from samestep.launch.environment import ROOT, physical_cores, pinned_environment
 
 PROGRAM = "import sys; sys.path.append(sys.argv[1]); from samestep.doctor.measure_speed import main; main()"
 PATIENCE = 60.0  # seconds; it takes about four

@@ -29,7 +29,7 @@ from samestep.launch.probe.choose_plan import (
     within,
 )
 from samestep.launch.request.request import Request
-from samestep.launch.run.build import job_of
+from samestep.launch.request.resolve import job_of
 from samestep.launch.run.launcher import Launcher
 from samestep.plan.cluster import Cluster
 from samestep.plan.machine import Link, rounded

@@ -27,6 +27,7 @@ from samestep.errors import (
 from samestep.job.job import Job
 from samestep.job.report import Report
 from samestep.launch.environment import World, building, let_cublas_repeat
+from samestep.launch.failure import Event, error_from, failure_event
 from samestep.launch.hosts.agree_on_plan import agreed
 from samestep.launch.hosts.membership import (
     A_WORD,
@@ -41,12 +42,7 @@ from samestep.launch.hosts.membership import (
 from samestep.launch.hosts.visible_state import VisibleWorker
 from samestep.launch.request.request import Request
 from samestep.launch.run.build import build
-from samestep.launch.run.outcome import (
-    Event,
-    Outcome,
-    telling,
-    told,
-)
+from samestep.launch.run.outcome import Outcome
 from samestep.launch.run.worker import WorkerRun, work
 from samestep.parallel.demand.workspace import mail_slots
 from samestep.planner.search.decision import Decision
@@ -158,7 +154,7 @@ def join(membership: Membership, request: Request, send: Callable[..., None], ma
     except BaseException as error:
         membership.say_built(f"{type(error).__name__}: {error}")
         if isinstance(error, Exception) and not isinstance(error, SamestepError):
-            raise told(telling(error, None, None)) from None
+            raise error_from(failure_event(error, None, None)) from None
         raise
     membership.say_built("")
     membership.await_built()
@@ -307,7 +303,7 @@ def explained(failure: Event, membership: Membership, show: Show = lambda error:
     own = membership.name(failure["rank"])
     if not failure["secondary"]:
         what = f"{failure['type']}: {failure['message']}" if failure["message"] else failure["type"]
-        error = told({**failure, "name": own})
+        error = error_from({**failure, "name": own})
         show(error)
         membership.say_end(f"{own} failed at step {failure['step']}: {what}")
         membership.leave()

@@ -24,11 +24,11 @@ from torch import nn
 from samestep.errors import JobRefused, SamestepError
 from samestep.job.job import Job
 from samestep.launch.environment import mkl_mode, world
+from samestep.launch.failure import failure_event
 from samestep.launch.hosts.join_run import explained, gathered, join
 from samestep.launch.hosts.membership import Membership, check_alike
 from samestep.launch.request.importing import call
 from samestep.launch.request.request import Request, audit_every, plan_text
-from samestep.launch.run.outcome import telling
 from samestep.numerics import random_streams
 from samestep.parallel.execution.step import StepResult
 from samestep.plan.plan import Plan
@@ -184,7 +184,7 @@ class Trainer:
         try:
             yield
         except SamestepError as error:
-            failure = telling(error, self.rank, self._step_number)
+            failure = failure_event(error, self.rank, self._step_number)
             self._part.detach()
             self._joined.transport.close()
             request = self._joined.run.request

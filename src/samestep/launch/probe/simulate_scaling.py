@@ -12,7 +12,7 @@ from samestep.job.job import Job
 from samestep.launch.probe.choose_plan import numerics_for
 from samestep.launch.probe.other_cluster import cluster_of, costs_elsewhere, is_from_description
 from samestep.launch.request.request import Request
-from samestep.launch.run.build import job_of
+from samestep.launch.request.resolve import job_of
 from samestep.numerics import random_streams
 from samestep.parallel.lazy_init.lazy_replay import LazyModel, record
 from samestep.planner.search.scaling import scaling

@@ -5,6 +5,8 @@ number of workers. The assignment follows the workers.
 """
 
 import dataclasses
+import os
+import sys
 from typing import Any
 
 import torch
@@ -13,8 +15,10 @@ from torch import nn
 from samestep.codec.edge_codec import parse_codec
 from samestep.errors import PlanRefused
 from samestep.job.job import Job
+from samestep.launch.request.importing import call, load_function
 from samestep.launch.request.lock_file import locked
 from samestep.launch.request.request import Request
+from samestep.numerics import random_streams
 from samestep.numerics.numerics import (
     CHOSEN,
     Numerics,
@@ -42,6 +46,15 @@ from samestep.sync.policy import (
 from samestep.system.device import instruction_set
 
 OVERRIDES = ("seed", "shards", "precision", "sync_batchnorm", "codec", "sync")  # what a job says, and others may
+
+
+def job_of(request: Request, made: Job | None = None) -> tuple[Job, dict[str, Any]]:
+    """The job with what the command line overrides in it, and the numerics that were chosen."""
+    os.chdir(request.folder)
+    sys.path[:] = list(request.path)
+    chosen = chosen_numerics(request)
+    random_streams.enter(chosen.get("seed", 0), "job")
+    return with_numerics(call(load_function(request), request) if made is None else made, chosen, request), chosen
 
 
 def chosen_numerics(request: Request) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 import copy
 import mmap
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,12 @@ from samestep.job.job import Job
 from samestep.job.training_data import training_rows
 from samestep.launch.probe.choose_plan import decided
 from samestep.launch.probe.other_cluster import decided_elsewhere
-from samestep.launch.request.importing import call, load_function
 from samestep.launch.request.request import Request
 from samestep.launch.request.resolve import (
     chosen_numerics,
     hosts_of,
+    job_of,
     make_plan,
-    with_numerics,
 )
 from samestep.launch.run.worker import EventSender, Resumption, WorkerRun
 from samestep.numerics import random_streams
@@ -115,15 +112,6 @@ def deals_anew(asked: Request, plan: Plan) -> bool:
         raise PlanRefused(f"--rebalance on: {why}, and shards are dealt anew only without that; leave it out")
     is_dealt = asked.assign is not None or asked.plan_text is not None
     return why is None and (asked.rebalance == "on" or (asked.rebalance is None and not is_dealt))
-
-
-def job_of(request: Request, made: Job | None = None) -> tuple[Job, dict[str, Any]]:
-    """The job with what the command line overrides in it, and the numerics that were chosen."""
-    os.chdir(request.folder)
-    sys.path[:] = list(request.path)
-    chosen = chosen_numerics(request)
-    random_streams.enter(chosen.get("seed", 0), "job")
-    return with_numerics(call(load_function(request), request) if made is None else made, chosen, request), chosen
 
 
 def recorded(job: Job, request: Request) -> LazyModel:

@@ -14,18 +14,17 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 from samestep.errors import JobRefused, SamestepError
 from samestep.job.report import Report
-from samestep.launch.environment import server_environment
+from samestep.launch.environment import ROOT, server_environment
+from samestep.launch.failure import Event
 from samestep.launch.request.request import Request
-from samestep.launch.run.outcome import Event, Outcome
+from samestep.launch.run.outcome import Outcome
 from samestep.state.checkpoint import remove_unfinished
 from samestep.system import wire
 
-ROOT = Path(__file__).parents[2]  # of the package, which may be importable only from where the command was given
 SERVER = "import sys; sys.path.append(sys.argv[1]); from samestep.launch.run.fork_server import main; main()"
 
 

@@ -11,8 +11,6 @@ import os
 import select
 import signal
 import socket
-import traceback
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,12 +19,13 @@ from torch import nn
 
 from samestep.errors import JobRefused, PlanRefused
 from samestep.launch.environment import building
+from samestep.launch.failure import failure_event
 from samestep.launch.probe.choose_plan import decision_on, profile_for
 from samestep.launch.probe.numerics_trials import tuned
 from samestep.launch.probe.simulate_scaling import simulated
 from samestep.launch.request.request import Request
-from samestep.launch.run.build import build, job_of
-from samestep.launch.run.outcome import telling
+from samestep.launch.request.resolve import job_of
+from samestep.launch.run.build import build
 from samestep.launch.run.plain_run import record_plain
 from samestep.launch.run.stall_watch import Member, StallWatch
 from samestep.launch.run.worker import (
@@ -48,8 +47,7 @@ from samestep.state.checkpoint import remove_unfinished
 from samestep.system import heap, wire
 from samestep.system.processes import (
     die_on_word_from,
-    flush_output,
-    leave,
+    fork,
     num_threads,
 )
 from samestep.trace.whereabouts import SIZE
@@ -87,7 +85,7 @@ def lead(message: dict[str, Any], events: socket.socket) -> int:
             return 0
         run, workers = start(request, events)
     except BaseException as error:  # noqa: BLE001 - everything is told to the command
-        wire.send(events, telling(error, None, None))
+        wire.send(events, failure_event(error, None, None))
         return 1
     watch(workers, run, events)
     return 0
@@ -182,7 +180,7 @@ def fork_processes(run: WorkerRun, prepared: LaidOutModel) -> list[int]:
         run.seen = mmap.mmap(-1, SIZE * run.plan.workers)
         run.stacks = [os.memfd_create("samestep-stacks") for _ in range(run.plan.workers)]
     heap.before_fork()
-    workers = [_fork(partial(run_worker, run, rank, prepared, shared, fabric)) for rank in range(run.plan.workers)]
+    workers = [fork(partial(run_worker, run, rank, prepared, shared, fabric)) for rank in range(run.plan.workers)]
     fabric.close()
     return workers
 
@@ -200,22 +198,7 @@ def fork_threads(run: WorkerRun, prepared: LaidOutModel, pristine: nn.Module) ->
     ]
     for model, host in zip(models, run.hosts, strict=True):
         bind(model, shared[host])
-    return [_fork(partial(run_threads, run, models, shared, fabric))]
-
-
-def _fork(work: Callable[[int], int]) -> int:
-    """Fork a process that does `work(leader)` and exits with what it returns."""
-    leader = os.getpid()
-    flush_output()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            code = work(leader)
-        except BaseException:  # noqa: BLE001 - a forked process must not run on into the leader's code
-            traceback.print_exc()
-            code = 1
-        leave(code)
-    return pid
+    return [fork(partial(run_threads, run, models, shared, fabric))]
 
 
 @dataclass

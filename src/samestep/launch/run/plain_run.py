@@ -19,8 +19,7 @@ from samestep.data.row_order import as_rows
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
 from samestep.launch.request.request import Request
-from samestep.launch.request.resolve import threads_of
-from samestep.launch.run.build import job_of
+from samestep.launch.request.resolve import job_of, threads_of
 from samestep.numerics import random_streams
 from samestep.parallel.gradients.layout import dense, storage_order
 from samestep.sync.policy import EXACT

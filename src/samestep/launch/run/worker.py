@@ -17,8 +17,8 @@ from safetensors.torch import save
 
 from samestep.errors import PeerLost
 from samestep.job.job import Job
+from samestep.launch.failure import Event, failure_event
 from samestep.launch.request.request import Request, audit_every
-from samestep.launch.run.outcome import Event, telling
 from samestep.launch.run.stall_watch import write_stacks_to
 from samestep.plan.plan import Plan
 from samestep.planner.search.decision import Decision
@@ -26,7 +26,6 @@ from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.run_memory import RunMemory
 from samestep.state.checkpoint import Description, unfinished_file
 from samestep.sync.logical_workers import logical_of
-from samestep.system.processes import die_with_parent
 from samestep.trace.clock import offsets, stamped
 from samestep.trace.whereabouts import Whereabouts
 from samestep.trace.worker_trace import WorkerTrace, encoded, last_steps
@@ -82,11 +81,8 @@ class WorkerRun:
             self.send({"event": event, **fields}, *files)
 
 
-def run_worker(
-    run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, fabric: SharedFabric, leader: int
-) -> int:
+def run_worker(run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, fabric: SharedFabric) -> int:
     """A worker process from fork to exit status."""
-    die_with_parent(leader)
     listen_for_stop(run)
     transport = fabric.endpoint(rank)
     if run.seen is not None:
@@ -96,10 +92,9 @@ def run_worker(
 
 
 def run_threads(
-    run: WorkerRun, prepared: Sequence[LaidOutModel], shared: Sequence[RunMemory], fabric: ThreadHosts, leader: int
+    run: WorkerRun, prepared: Sequence[LaidOutModel], shared: Sequence[RunMemory], fabric: ThreadHosts
 ) -> int:
     """The process in which all workers are threads. shared: the memory of each host that they pretend to be on."""
-    die_with_parent(leader)
     listen_for_stop(run)
     codes: list[int] = []
     threads = [
@@ -211,7 +206,7 @@ class Diary:
     def failed(self, error: BaseException) -> None:
         self.flush()
         with contextlib.suppress(OSError):
-            self.run.send(telling(error, self.rank, self.step))
+            self.run.send(failure_event(error, self.rank, self.step))
 
 
 def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
