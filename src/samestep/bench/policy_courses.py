@@ -5,7 +5,7 @@ since single batches scatter; the target, unless one is given, is what exact ste
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from statistics import fmean
 from typing import Any
@@ -106,7 +106,7 @@ def compared(courses: Sequence[Course], target: float | None, window: int | None
 def course_of(launcher: Launcher, request: Request, policy: str) -> Course:
     steps = Steps()
     try:
-        report = launcher.run(replace(request, sync=policy), steps)
+        report = launcher.run(request.but(sync=policy), steps)
     except Refused as error:
         return Course(policy, refused=str(error).splitlines()[0])
     return course(policy, steps.seconds, report)

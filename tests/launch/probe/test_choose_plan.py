@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def asked(**fields: Any) -> Request:
-    return Request(**{"run": "test", "default_workers": 2, **fields})
+    return Request.of(**{"run": "test", "default_workers": 2, **fields})
 
 
 def decide_for(request: Request, job: samestep.Job = LONG) -> Plan | None:

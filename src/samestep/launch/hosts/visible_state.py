@@ -41,7 +41,7 @@ class VisibleWorker:
     @staticmethod
     def of(membership: Membership, request: Request, meeting: Rendezvous | None) -> "VisibleWorker | None":
         """None where nobody looks. All workers of the host must call it."""
-        if not request.stall:
+        if not request.training.stall:
             return None
         near = membership.near
         if meeting is not None:
@@ -89,7 +89,7 @@ class VisibleWorker:
         return {
             "memory": self.memory,
             "members": [asdict(member) for member in members],
-            "limit": self.request.stall,
+            "limit": self.request.training.stall,
             "run": found.facts[0]["run"],
             "host": host,
             "hosts": list(found.hosts),

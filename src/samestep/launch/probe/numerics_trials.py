@@ -49,14 +49,12 @@ def tuned(request: Request) -> Tuned:
     job, _ = job_of(request)
     random_streams.enter(job.seed, "model")
     model = job.build_model()
-    found = trials(job, model, request.default_workers)
+    found = trials(job, model, request.planning.default_workers)
     best = chosen(found)
     line = f"shards={best.shards} threads={best.threads}"
-    request = dataclasses.replace(
-        request, shards=best.shards, threads=best.threads, workers=None, plan_is_asked=True, plan="auto"
-    )
+    request = request.but(shards=best.shards, threads=best.threads, workers=None, plan_is_asked=True, plan="auto")
     plain = with_slices(request, job, model, None)
-    sliced = with_slices(request, job, model, request.slices or DEFAULT_SLICES)
+    sliced = with_slices(request, job, model, request.numerics.slices or DEFAULT_SLICES)
     better = sliced.pick.plan.numerics.slices != "none" and sliced.pick.seconds < plain.pick.seconds * (1 - WORTH)
     decision = sliced if better else plain
     slices = decision.pick.plan.numerics.slices
@@ -65,8 +63,10 @@ def tuned(request: Request) -> Tuned:
 
 
 def with_slices(request: Request, job: Job, model: nn.Module, slices: int | None) -> Decision:
-    request = dataclasses.replace(request, slices=slices)
-    return decision_on(request, dataclasses.replace(job, shards=request.shards), model, chosen_numerics(request))
+    request = request.but(slices=slices)
+    return decision_on(
+        request, dataclasses.replace(job, shards=request.numerics.shards), model, chosen_numerics(request)
+    )
 
 
 def trials(job: Job, model: nn.Module, cores: int) -> list[Trial]:

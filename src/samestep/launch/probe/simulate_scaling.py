@@ -32,7 +32,7 @@ def simulated(request: Request, counts: Sequence[int]) -> Scaling:
     profile, cluster = costs_elsewhere(request, job, model, initial, chosen, cluster)
     freedom = Freedom(
         (),
-        may_slice=request.slices is not None and numerics.sync == EXACT,
+        may_slice=request.numerics.slices is not None and numerics.sync == EXACT,
         may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT,
     )
     source = "described" if is_from_description(request, cluster) else "measured on this machine"

@@ -36,7 +36,7 @@ class Outcome:
     deals: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     traces: dict[int, bytes] = field(default_factory=dict)
     weights_file: int | None = None
-    outline_file: int | None = None
+    answer_file: int | None = None
 
     def take(self, event: Event, files: list[int]) -> None:
         """Note one event."""
@@ -64,8 +64,8 @@ class Outcome:
             case "finished":
                 self.finished = event
                 self.weights_file = files[0] if files else None
-            case "outline":
-                self.outline_file = files[0]
+            case "answer":
+                self.answer_file = files[0]
             case "failed":
                 self.failures.append(event)
             case "gone":

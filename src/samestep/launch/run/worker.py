@@ -18,7 +18,7 @@ from safetensors.torch import save
 from samestep.errors import PeerLost
 from samestep.job.job import Job
 from samestep.launch.failure import Event, failure_event
-from samestep.launch.request.request import Request, audit_every
+from samestep.launch.request.request import Request
 from samestep.launch.run.stall_watch import write_stacks_to
 from samestep.plan.plan import Plan
 from samestep.planner.search.decision import Decision
@@ -134,14 +134,14 @@ def work(run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, t
             shared,
             transport,
             first_step=first_step,
-            allow_nan=run.request.allow_nan,
+            allow_nan=run.request.training.allow_nan,
             deals_anew=run.deals_anew,
-            audit=audit_every(run.request),
+            audit=run.request.training.audit_every,
         )
         observer = None
-        if run.request.record is not None:
+        if run.request.training.record is not None:
             trainer.executor.observer = observer = Observer(
-                trainer.executor, RecordWriter(Path(run.request.record), rank)
+                trainer.executor, RecordWriter(Path(run.request.training.record), rank)
             )
             trainer.tell_evaluations(observer.evaluated, EVALUATED * run.job.batch_size)
         diary.step = run.done[rank] = first_step
@@ -211,7 +211,7 @@ class Diary:
 
 def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
     """The loop over steps, with what is due between them."""
-    root = None if run.request.checkpoint is None else Path(run.request.checkpoint)
+    root = None if run.request.training.checkpoint is None else Path(run.request.training.checkpoint)
     if run.resumption is not None:
         for warning in trainer.restore(run.resumption.folder, run.resumption.description):
             if diary.rank == 0:
@@ -238,7 +238,11 @@ def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
                 for number, loss in known:
                     for callback in callbacks:
                         callback(number, loss, found if number == result.number else {})
-            if root is not None and run.request.every and trainer.step_number % run.request.every == 0:
+            if (
+                root is not None
+                and run.request.training.every
+                and trainer.step_number % run.request.training.every == 0
+            ):
                 trainer.save(root, run.request.run)
                 saved = trainer.step_number
             if trainer.step_number - (run.resumption.step if run.resumption else 0) == UNUSED_AFTER:
@@ -293,17 +297,17 @@ def finish(run: WorkerRun, trainer: Training, diary: Diary, metrics: dict[str, f
         if (other := json.loads(text))["rank"] != diary.rank:
             run.tell("worker", **other)
     run.tell("worker", **own)
-    if run.request.trace_steps is not None:
-        tell_trace(run, transport, run.request.trace_steps)
+    if run.request.training.trace_steps is not None:
+        tell_trace(run, transport, run.request.training.trace_steps)
     diary.flush()
     weights = b""
-    if run.request.save is not None or run.request.want_weights:
+    if run.request.training.save is not None or run.request.training.want_weights:
         weights = save(trainer.weights())
     if diary.rank != 0 and not run.apart:
         return
-    if run.request.save is not None and diary.rank == 0:
-        _write(Path(run.request.save), weights, run.request.run)
-    files = [in_memory(weights)] if run.request.want_weights and diary.rank == 0 else []
+    if run.request.training.save is not None and diary.rank == 0:
+        _write(Path(run.request.training.save), weights, run.request.run)
+    files = [in_memory(weights)] if run.request.training.want_weights and diary.rank == 0 else []
     timed = diary.seconds[3:]
     run.tell(
         "finished",
@@ -314,7 +318,7 @@ def finish(run: WorkerRun, trainer: Training, diary: Diary, metrics: dict[str, f
         epochs_proven=None if trainer.books is None else trainer.books.count,
         step=trainer.step_number,
         stopped=stopped,
-        checkpoint=run.request.checkpoint is not None,
+        checkpoint=run.request.training.checkpoint is not None,
         seconds_per_step=_a_step(timed, run.plan) if timed else None,
         sync=sync,
     )
