@@ -13,7 +13,6 @@ from samestep.launch.request.request import Request
 
 Command = Callable[..., Any]
 
-NUMERICS = ("shards", "slices", "threads", "numerics", "codec", "sync", "seed", "settings")
 PLANNING = ("workers", "shards", "assign", "hosts", "threads", "transport", "plan", "probe", "slices", "profile",
             "memory_limit", "numerics", "codec", "sync", "steps", "epochs", "rebalance", "seed", "settings",
             "device")  # fmt: skip
