@@ -34,7 +34,8 @@ from samestep.parallel.execution.step import StepResult
 from samestep.plan.plan import Plan
 from samestep.state.checkpoint import remove_unfinished, unfinished_file
 from samestep.system import heap
-from samestep.training.trainer import Training
+from samestep.training import checkpoints
+from samestep.training.watched_training import Watch, watched_training
 from samestep.transport.transport import Transport
 
 
@@ -74,19 +75,18 @@ class Trainer:
         self._part = weakref.finalize(self, part, self._membership, self._joined.transport)
         self.warnings: list[str] = []
         with self._explaining():
-            self._training = Training(
+            self._training, _ = watched_training(
                 run.job,
                 run.plan,
                 self._joined.prepared,
                 self._joined.shared,
                 self._joined.transport,
-                first_step=self._step_number,
+                self._step_number,
                 allow_nan=request.training.allow_nan,
-                deals_anew=run.deals_anew,
-                audit=request.training.audit_every,
+                watch=Watch(audit=request.training.audit_every, rebalance=run.rebalances),
             )
             if run.resumption is not None:
-                self.warnings = self._training.restore(run.resumption.folder, run.resumption.description)
+                self.warnings = checkpoints.restore(self._training, run.resumption.folder, run.resumption.description)
 
     @property
     def rank(self) -> int:
@@ -131,7 +131,7 @@ class Trainer:
         if batch is None:
             self._check_data()
         with self._explaining():
-            found = self._training.step() if batch is None else self._training.step_on(batch)
+            found = self._training.step() if batch is None else self._training.step_batch(batch)
             self._step_number = found.number + 1
             return found
 
@@ -142,17 +142,17 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """The metrics over Job.evaluate."""
         with self._explaining():
-            return self._training.evaluate()
+            return self._training.evaluation.after(self._training.step_number)
 
     def digest(self) -> str:
         """SHA-256 over the whole state."""
         with self._explaining():
-            return self._training.digest()
+            return checkpoints.digest(self._training)
 
     def save(self, path: str | Path) -> None:
         """Write the weights as safetensors; worker 0 writes, and raises OSError where it cannot."""
         with self._explaining():
-            weights = self._training.weights()
+            weights = checkpoints.weights(self._training)
             if self.rank == 0:
                 temporary = unfinished_file(Path(path), self._joined.run.request.run)
                 save_file(weights, temporary)
@@ -162,7 +162,7 @@ class Trainer:
     def checkpoint(self, folder: str | Path) -> None:
         """Write the whole state, for `Trainer(..., checkpoint=folder, resume=True)` on any number of workers."""
         with self._explaining():
-            self._training.save(Path(folder), self._joined.run.request.run)
+            checkpoints.save(self._training, Path(folder), self._joined.run.request.run)
 
     def close(self) -> None:
         """Let go of the other workers."""

@@ -27,7 +27,7 @@ from samestep.launch.probe.children import fork_all
 from samestep.parallel.demand.workspace import mail_slots
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
-from samestep.setup.parallelize import divide, prepare
+from samestep.setup.parallelize import divide, prepare, take_part
 from samestep.setup.run_memory import (
     RunMemory,
     bind,
@@ -123,7 +123,9 @@ def _work(part: ProbedPart, rank: int, names: Mapping[int, str]) -> Any:
     try:
         torch.set_num_threads(part.plan.numerics.threads)
         # Times do not depend on what the numbers are, and --allow-nan is the run's to judge.
-        training = Training(part.job, part.plan, part.prepared, part.shared, transport, allow_nan=True)
+        training = Training(
+            part.job, take_part(part.job, part.plan, part.prepared, part.shared, transport, 0, allow_nan=True)
+        )
         full = FullSteps(part.job)
         began, stop, done = time.perf_counter(), False, 0
         while not stop and step < training.num_steps:

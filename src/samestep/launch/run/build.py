@@ -88,14 +88,14 @@ def build(
     resumption = find_checkpoint(request)
     done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
     run = WorkerRun(
-        job, plan, request, send, resumption, done, hosts, deals_anew=deals_anew(asked, plan), decision=decision
+        job, plan, request, send, resumption, done, hosts, rebalances=rebalances(asked, plan), decision=decision
     )
     send(announcement(run) | {"prediction": None if decision is None else decision.prediction.as_json()})
     return run, prepared, pristine
 
 
-def deals_anew(asked: Request, plan: Plan) -> bool:
-    """Whether shards are dealt anew when workers' speeds change. asked: before a plan was looked for.
+def rebalances(asked: Request, plan: Plan) -> bool:
+    """Whether shards are reassigned when workers' speeds change. asked: the request before a plan was looked for.
 
     Raises PlanRefused where that is asked for and cannot be.
     """

@@ -29,7 +29,10 @@ from samestep.sync.logical_workers import logical_of
 from samestep.trace.clock import offsets, stamped
 from samestep.trace.whereabouts import Whereabouts
 from samestep.trace.worker_trace import WorkerTrace, encoded, last_steps
+from samestep.training import checkpoints
+from samestep.training.drift import Reassignment
 from samestep.training.trainer import Training
+from samestep.training.watched_training import Watch, watched_training
 from samestep.transport.shared_memory import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
 from samestep.transport.transport import Transport
@@ -70,7 +73,7 @@ class WorkerRun:
     done: memoryview  # optimizer steps done by each worker, in memory that the leader sees
     hosts: tuple[int, ...]  # of every worker
     stop_asked: bool = False
-    deals_anew: bool = False  # the shards, when workers' speeds change
+    rebalances: bool = False  # whether shards are reassigned when workers' speeds change
     apart: bool = False  # every worker was started by itself: nobody hears them all
     decision: Decision | None = None  # of the planner, where it was asked
     seen: Any = None  # memory in which others see where each worker is
@@ -127,23 +130,22 @@ def work(run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, t
     try:
         torch.set_num_threads(run.plan.numerics.threads)
         first_step = run.resumption.step if run.resumption else 0
-        trainer = Training(
+        trainer, reassignments = watched_training(
             run.job,
             run.plan,
             prepared,
             shared,
             transport,
-            first_step=first_step,
+            first_step,
             allow_nan=run.request.training.allow_nan,
-            deals_anew=run.deals_anew,
-            audit=run.request.training.audit_every,
+            watch=Watch(audit=run.request.training.audit_every, rebalance=run.rebalances),
         )
+        diary.reassignments = reassignments
         observer = None
         if run.request.training.record is not None:
-            trainer.executor.observer = observer = Observer(
-                trainer.executor, RecordWriter(Path(run.request.training.record), rank)
-            )
-            trainer.tell_evaluations(observer.evaluated, EVALUATED * run.job.batch_size)
+            observer = Observer(trainer.executor, RecordWriter(Path(run.request.training.record), rank))
+            trainer.attendants.add(observer)
+            trainer.evaluation.on_evaluation(observer.evaluated, EVALUATED * run.job.batch_size)
         diary.step = run.done[rank] = first_step
         train(run, trainer, diary)
         if observer is not None:
@@ -171,6 +173,7 @@ class Diary:
     rank: int
     step: int = 0
     seconds: list[float] = field(default_factory=list)
+    reassignments: Sequence[Reassignment] = ()  # grows while the worker trains
     _steps: list[tuple[int, float, float]] = field(default_factory=list)
     _timed: dict[int, float] = field(default_factory=dict)  # steps whose loss is not known yet
     _flushed: float = field(default_factory=time.monotonic)
@@ -191,11 +194,11 @@ class Diary:
             if time.monotonic() - self._flushed > FLUSH:
                 self.flush()
 
-    def dealt(self, trainer: Training, step: int) -> None:
-        """Tell that shards were dealt anew before this step, if they were."""
-        was_dealt = bool(trainer.deals) and trainer.deals[-1][0] == step
-        if was_dealt and trainer.drift is not None and (self.rank == 0 or self.run.apart):
-            self.run.tell("dealt", step=step, assign=trainer.deals[-1][1], pace=trainer.drift.pace)
+    def reassigned(self, step: int) -> None:
+        """Report that shards were reassigned before this step, if they were."""
+        last = self.reassignments[-1] if self.reassignments else None
+        if last is not None and last.step == step and (self.rank == 0 or self.run.apart):
+            self.run.tell("dealt", step=step, assign=last.assign, pace=last.pace)
 
     def flush(self) -> None:
         if self._steps:
@@ -213,10 +216,11 @@ def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
     """The loop over steps, with what is due between them."""
     root = None if run.request.training.checkpoint is None else Path(run.request.training.checkpoint)
     if run.resumption is not None:
-        for warning in trainer.restore(run.resumption.folder, run.resumption.description):
+        for warning in checkpoints.restore(trainer, run.resumption.folder, run.resumption.description):
             if diary.rank == 0:
                 run.tell("warning", text=warning)
     diary.up()
+    evaluation = trainer.evaluation
     metrics: dict[str, float] = {}
     saved = trainer.step_number
     stopped = False
@@ -226,10 +230,11 @@ def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
             result = trainer.step(run.stop_asked)
             diary.stepped(result.number, time.perf_counter() - began)
             stopped = result.stop
-            diary.dealt(trainer, result.number)
-            known = result.known or (trainer.settle() if trainer.evaluation_due else ())
+            diary.reassigned(result.number)
+            known = result.known or (trainer.settle() if evaluation.is_due(trainer.step_number) else ())
             diary.learned(known)
-            found = trainer.evaluate() if trainer.evaluation_due and not stopped else {}
+            is_due = evaluation.is_due(trainer.step_number) and not stopped
+            found = evaluation.after(trainer.step_number) if is_due else {}
             if found and diary.rank == 0:
                 diary.flush()
                 run.tell("metrics", step=trainer.step_number, metrics=found)
@@ -243,7 +248,7 @@ def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
                 and run.request.training.every
                 and trainer.step_number % run.request.training.every == 0
             ):
-                trainer.save(root, run.request.run)
+                checkpoints.save(trainer, root, run.request.run)
                 saved = trainer.step_number
             if trainer.step_number - (run.resumption.step if run.resumption else 0) == UNUSED_AFTER:
                 _warn_unused(run, trainer, diary)
@@ -255,7 +260,7 @@ def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
             for callback in callbacks:
                 callback(number, loss, {})
     if root is not None and saved != trainer.step_number:
-        trainer.save(root, run.request.run)
+        checkpoints.save(trainer, root, run.request.run)
     finish(run, trainer, diary, metrics, stopped=stopped)
 
 
@@ -285,7 +290,7 @@ def _warn_unused(run: WorkerRun, trainer: Training, diary: Diary) -> None:
 
 def finish(run: WorkerRun, trainer: Training, diary: Diary, metrics: dict[str, float], *, stopped: bool) -> None:
     """Digest, weights, and how the time went."""
-    digest = trainer.digest()
+    digest = checkpoints.digest(trainer)
     sync = trainer.executor.report()
     transport = trainer.executor.transport
     own = {
@@ -302,7 +307,7 @@ def finish(run: WorkerRun, trainer: Training, diary: Diary, metrics: dict[str, f
     diary.flush()
     weights = b""
     if run.request.training.save is not None or run.request.training.want_weights:
-        weights = save(trainer.weights())
+        weights = save(checkpoints.weights(trainer))
     if diary.rank != 0 and not run.apart:
         return
     if run.request.training.save is not None and diary.rank == 0:
@@ -314,8 +319,7 @@ def finish(run: WorkerRun, trainer: Training, diary: Diary, metrics: dict[str, f
         *files,
         digest=digest,
         metrics=metrics,
-        audits=0 if trainer.audit is None else trainer.audit.count,
-        epochs_proven=None if trainer.books is None else trainer.books.count,
+        **{"audits": 0, "epochs_proven": None, **trainer.attendants.report()},
         step=trainer.step_number,
         stopped=stopped,
         checkpoint=run.request.training.checkpoint is not None,

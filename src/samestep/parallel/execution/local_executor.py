@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from samestep.numerics.numerics import num_shards_of, shard_rows
 from samestep.numerics.reduction_tree import local_plan
 from samestep.parallel.execution.buffers import Buffers, same_bits
-from samestep.parallel.execution.executor import SHARD_FACTS, Executor, StepState
+from samestep.parallel.execution.executor import SHARD_FACTS, Executor, StepSchedule, StepState
 from samestep.parallel.gradients.clipping import chunk_norms, clip_factor, total_norm
 from samestep.parallel.gradients.host_exchange import HostExchange
 from samestep.parallel.gradients.layout import Layout, Piece
@@ -107,8 +108,11 @@ class LocalExecutor(Executor):
 
     # A step
 
-    def schedule(self, number: int, num_shards: int) -> actions.Schedule:
-        return steps_apart(self._own, self.logical.all_shards(num_shards), meets=self.logical.meets(number))
+    def step_schedule(self, rows: int, number: int) -> StepSchedule:
+        """Logical workers meet in some steps only."""
+        sizes = [len(part) for part in shard_rows(rows, num_shards_of(rows, self.plan.numerics.shards))]
+        shards = self.logical.all_shards(len(sizes))
+        return sizes, steps_apart(self._own, shards, meets=self.logical.meets(number))
 
     def load(self, action: actions.Load, state: StepState) -> None:
         own = self.plan.touched(self.transport.rank, len(state.rows))
