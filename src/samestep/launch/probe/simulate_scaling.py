@@ -12,7 +12,7 @@ from samestep.job.job import Job
 from samestep.launch.probe.choose_plan import numerics_for
 from samestep.launch.probe.other_cluster import cluster_of, costs_elsewhere, is_from_description
 from samestep.launch.request.request import Request
-from samestep.launch.run.build import job_of
+from samestep.launch.request.resolve import job_of
 from samestep.numerics import random_streams
 from samestep.parallel.lazy_init.lazy_replay import LazyModel, record
 from samestep.planner.search.scaling import scaling
@@ -32,7 +32,7 @@ def simulated(request: Request, counts: Sequence[int]) -> Scaling:
     profile, cluster = costs_elsewhere(request, job, model, initial, chosen, cluster)
     freedom = SearchSpace(
         (),
-        may_slice=request.slices is not None and numerics.sync == EXACT,
+        may_slice=request.numerics.slices is not None and numerics.sync == EXACT,
         may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT,
     )
     source = "described" if is_from_description(request, cluster) else "measured on this machine"
