@@ -34,7 +34,9 @@ class StepTrace:
             self.entered.add(code)
 
     def as_json(self) -> str:
-        found = sorted({(str(Path(c.co_filename).relative_to(SRC)), c.co_qualname, c.co_firstlineno) for c in self.entered})
+        found = sorted(
+            {(str(Path(c.co_filename).relative_to(SRC)), c.co_qualname, c.co_firstlineno) for c in self.entered}
+        )
         return json.dumps(found)
 
 
