@@ -44,3 +44,13 @@ def crossed(
     kept = [case for case in cases if whole(*case)]
     kept += covering([case for case in cases if not whole(*case)], lambda case: traits(*case))
     return [pytest.param(*case, marks=[] if case in kept else [pytest.mark.slow]) for case in cases]
+
+
+def in_turn(names: Iterable[Any], values: Sequence[Any], whole: Any = None) -> list[Any]:
+    """Parameters for `pytest.mark.parametrize`: `make test` runs each name with one of the values, the next for the
+    next; `whole` with all of them."""
+    return [
+        pytest.param(name, value, marks=[] if name == whole or at == number % len(values) else [pytest.mark.slow])
+        for number, name in enumerate(names)
+        for at, value in enumerate(values)
+    ]

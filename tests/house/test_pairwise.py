@@ -5,7 +5,7 @@ from itertools import combinations, product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairwise import covering, crossed
+from pairwise import covering, crossed, in_turn
 
 
 def pairs(cases: list[tuple[int, ...]]) -> set[object]:
@@ -45,3 +45,8 @@ def test_what_is_left_is_marked_slow_and_nothing_is_lost() -> None:
     assert sum(name == "b" for name, *_ in kept) == 9
     coarse = crossed("ab", range(3), range(3), traits=lambda name, x, y: (name, x))
     assert sum(not param.marks for param in coarse) == 6
+
+
+def test_in_turn_every_value_is_used_and_every_name() -> None:
+    kept = [param.values for param in in_turn("abcd", [1, 2, 3], whole="d") if not param.marks]
+    assert kept == [("a", 1), ("b", 2), ("c", 3), ("d", 1), ("d", 2), ("d", 3)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jobs import grids
-from pairwise import crossed
+from pairwise import crossed, in_turn
 from samestep.errors import Refused
 from samestep.job.report import Report
 from samestep.numerics.numerics import Numerics, parse_line
@@ -277,11 +277,7 @@ GREEDY = [  # workers per stage, of each stage forward, backward, weight; caps, 
 
 @pytest.mark.parametrize(
     ("family", "case"),
-    [
-        pytest.param(family, case, marks=[] if family == "mlp" or case == only else [pytest.mark.slow])
-        for only, family in enumerate(["mlp", "cnn", "gpt"])
-        for case in range(len(GREEDY))
-    ],
+    in_turn(["cnn", "gpt", "mlp"], range(len(GREEDY)), whole="mlp"),
 )
 def test_orders_that_were_found_for_uneven_stages(
     family: str, case: int, train: Train, alone: Callable[..., Report], numerics: Callable[..., Numerics]

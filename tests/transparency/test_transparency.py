@@ -102,7 +102,17 @@ def test_training_changes_every_parameter_and_the_weights_are_the_same(family: s
     assert not any(torch.equal(first[name], reference[name]) for name in reference)
 
 
-@pytest.mark.parametrize("optimizer", transparent.OPTIMIZERS, ids=by_text)
+FIRST_OPTIMIZERS = ("sgd fused", "adamw", "muon")  # the others are resumed below, which updates pieces as well
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(name, marks=[] if name in FIRST_OPTIMIZERS else [pytest.mark.slow])
+        for name in transparent.OPTIMIZERS
+    ],
+    ids=by_text,
+)
 def test_every_optimizer_updates_pieces_as_it_updates_the_whole(optimizer: str, train: Train, alone: Train) -> None:
     settings = {"name": optimizer}
     report = train("with_optimizer", settings=settings, assign=(5, 2, 1), transport="threads")
