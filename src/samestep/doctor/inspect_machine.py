@@ -24,7 +24,8 @@ from samestep.doctor.facts import (
     Processor,
 )
 from samestep.errors import PlanRefused, SamestepError
-from samestep.launch.environment import ROOT, (
+from samestep.launch.environment import (
+    ROOT,
     launchers_seen,
     mkl_mode,
     physical_cores,
