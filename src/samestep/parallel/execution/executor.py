@@ -85,8 +85,6 @@ class Executor:
     allow_nan: bool
     edges: CompressedEdges | None = None  # of the reduction tree, that a codec applies to
     whole: Callable[[], AbstractContextManager[None]] = nullcontext  # inside, sliced layers have their whole weights
-    observer: Callable[[actions.Action, StepState], None] | None = None  # is called after every action
-    guard: Callable[[actions.Action], None] | None = None  # is called before every action
     schedules: dict[tuple[int, bool], StepSchedule] = field(default_factory=dict)  # by rows and whether it is filling
     work: dict[int, StepWork] = field(default_factory=dict)  # by number of shards
 

@@ -22,7 +22,7 @@ from samestep.parallel.execution.replica_meeting import Replica, ReplicaMeeting
 from samestep.parallel.gradients.clipping import clip
 from samestep.parallel.gradients.sharded_update import ShardedUpdate
 from samestep.schedule import actions
-from samestep.schedule.local_steps import steps_apart
+from samestep.schedule.local_steps import local_step_schedule
 from samestep.sync.logical_workers import Logical
 from samestep.system.device import to_device
 
@@ -57,7 +57,7 @@ class LocalExecutor(Executor):
         """Logical workers meet in some steps only."""
         sizes = [len(part) for part in shard_rows(rows, num_shards_of(rows, self.plan.numerics.shards))]
         shards = self.logical.all_shards(len(sizes))
-        return sizes, steps_apart(self._own, shards, meets=self.logical.meets(number))
+        return sizes, local_step_schedule(self._own, shards, meets=self.logical.meets(number))
 
     def load(self, action: actions.Load, state: StepState) -> None:
         state.batches = {shard: to_device(self.next_batch(), self.device) for shard in self._work(state).shards}
@@ -82,7 +82,7 @@ class LocalExecutor(Executor):
         step.changed[place] = self.buffers.end_shard(place)
         step.facts[place] = loss.facts
 
-    def step_apart(self, action: actions.StepApart, state: StepState) -> None:
+    def local_step(self, action: actions.LocalStep, state: StepState) -> None:
         """Take a logical worker's step. One without rows leaves its parameters alone, as one without gradient does;
         its scheduler advances."""
         replica, own = self.replicas[action.worker - self._own.start], self._step

@@ -24,24 +24,34 @@ class StepResult:
     known: Sequence[tuple[int, float]] = ()  # the losses that became known in this step: number and loss of each
 
 
-def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = False) -> StepResult:
-    """One optimizer step over a batch of `rows` rows. All workers must call it with the same numbers."""
+def run_step(
+    executor: Executor,
+    number: int,
+    rows: int,
+    stop_asked: bool = False,
+    before: Sequence[Callable[[actions.Action], None]] = (),
+    after: Sequence[Callable[[actions.Action, StepState], None]] = (),
+) -> StepResult:
+    """One optimizer step over a batch of `rows` rows. All workers must call it with the same numbers.
+
+    before, after: called around every action.
+    """
     timesheet = executor.transport.timesheet
     shard_sizes, schedule = executor.step_schedule(rows, number)
     state = StepState(number, list(shard_sizes), stop_asked)
     timesheet.start()
     for action in schedule:
         timesheet.whereabouts.enter(action)
-        if executor.guard is not None:
-            executor.guard(action)
+        for attend in before:
+            attend(action)
         try:
             perform(executor, action, state)
         except PeerLost as lost:
             lost.during = lost.during or str(action)
             raise
         book(timesheet, number, action)
-        if executor.observer is not None:
-            executor.observer(action, state)
+        for look in after:
+            look(action, state)
     loss = dict(state.known).get(number, state.loss)
     return StepResult(number, loss, state.stop, state.present, tuple(state.seconds), state.known)
 
@@ -73,7 +83,7 @@ METHODS = {
     actions.Publish: "publish",
     actions.Post: "post",
     actions.Await: "wait_for",
-    actions.StepApart: "step_apart",
+    actions.LocalStep: "local_step",
     actions.Average: "average",
 }
 
