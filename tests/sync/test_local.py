@@ -18,6 +18,7 @@ from samestep.errors import Disagreement, PlanRefused, Refused
 from samestep.job.report import Report
 from samestep.launch.run.launcher import Launcher
 from samestep.numerics.numerics import Numerics
+from samestep.numerics.policy import Local, Nesterov
 from samestep.parallel.execution.local_executor import LocalExecutor
 from samestep.plan.plan import Plan, Stage
 from samestep.schedule import actions
@@ -29,7 +30,6 @@ from samestep.sync.logical_workers import (
     check_local,
     logical_of,
 )
-from samestep.sync.policy import Local, Nesterov
 from samestep.trace.action_names import name_of
 from thread_hosts import on
 

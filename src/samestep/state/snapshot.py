@@ -56,7 +56,8 @@ def values(executor: Executor, step: int) -> dict[str, Any]:
     ]
     scheduler = None if executor.scheduler is None else plain(executor.scheduler.state_dict(), "the scheduler's state")
     found = {"optimizer": groups, "scheduler": scheduler, "seed": executor.plan.numerics.seed, "step": step}
-    return found if executor.plan.numerics.sync == "exact" else {**found, "sync": executor.plan.numerics.sync}
+    numerics = executor.plan.numerics
+    return found if numerics.policy is None else {**found, "sync": numerics.sync}
 
 
 def digest(executor: Executor, step: int) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from samestep.errors import Disagreement
-from samestep.sync.policy import Nesterov
+from samestep.numerics.policy import Nesterov
 
 OBSERVED = struct.Struct("<qdq")  # staleness, divergence, meetings
 

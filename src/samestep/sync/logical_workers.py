@@ -11,8 +11,8 @@ logical workers are to the parameters what shards are to gradients: summed in th
 from dataclasses import dataclass, replace
 
 from samestep.errors import PlanRefused
+from samestep.numerics.policy import Local
 from samestep.plan.plan import Plan, spell
-from samestep.sync.policy import Local, parse_policy
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Logical:
 
 def logical_of(plan: Plan) -> Logical | None:
     """None for a plan whose workers agree every step. Raises PlanRefused for one that the policy cannot serve."""
-    policy = parse_policy(plan.numerics.sync, "the numerics")
+    policy = plan.numerics.policy
     if not isinstance(policy, Local):
         return None
     numerics = plan.numerics

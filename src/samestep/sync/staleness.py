@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from samestep.errors import Disagreement, PlanRefused
+from samestep.numerics.policy import Stale
 from samestep.plan.plan import Plan
-from samestep.sync.policy import Stale, parse_policy
 
 EVERY = 32_768  # elements of a tensor's own index, of which
 SAMPLE = 64  # are looked at to see how far parameters move
@@ -33,7 +33,7 @@ SAMPLE = 64  # are looked at to see how far parameters move
 
 def steps_stale(plan: Plan) -> int:
     """The s of stale(s); 0 for every other policy."""
-    policy = parse_policy(plan.numerics.sync, "the numerics")
+    policy = plan.numerics.policy
     return policy.steps if isinstance(policy, Stale) else 0
 
 
