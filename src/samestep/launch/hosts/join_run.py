@@ -245,7 +245,7 @@ def _meet(membership: Membership, run: WorkerRun, prepared: LaidOutModel) -> tup
     private = None if device.type == "cpu" else device
     looked_at = None if len(near) == membership.world.size == 1 else VisibleWorker.of(membership, run.request, meeting)
     fabric = SharedFabric(len(near), groups, mail_slots(run.plan), meeting, private)
-    shared = share(prepared, run.plan, fabric, near, fills=number == 0, for_any_deal=run.rebalances)
+    shared = share(prepared, run.plan, fabric, near, fills=number == 0, for_any_assignment=run.rebalances)
     transport = fabric.endpoint(number, timeout)
     transport.ranks = near
     if looked_at is not None:
