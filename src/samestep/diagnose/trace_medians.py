@@ -15,7 +15,7 @@ from samestep.schedule.actions import (
     SliceForward,
 )
 from samestep.schedule.draw import COMPUTING
-from samestep.trace.ring import Event
+from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import WorkerTrace
 
 COMPUTE = tuple(kind.__name__ for kind in COMPUTING)

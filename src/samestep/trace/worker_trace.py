@@ -17,7 +17,7 @@ from samestep.schedule.actions import (
     Send,
     SendGradient,
 )
-from samestep.trace.ring import Event, Ring
+from samestep.trace.timesheet import Event, Ring
 
 Message = tuple[int, bool, int, int, int, int]  # step, whether forward, shard, stage, from, to
 

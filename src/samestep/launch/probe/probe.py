@@ -37,7 +37,7 @@ from samestep.setup.run_memory import (
 )
 from samestep.system import heap
 from samestep.system.processes import die_with_parent, flush_output, leave
-from samestep.trace.ring import Event
+from samestep.trace.timesheet import Event
 from samestep.training.trainer import Training
 from samestep.transport.shared_memory import SharedFabric
 
