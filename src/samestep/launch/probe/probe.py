@@ -39,7 +39,7 @@ from samestep.system import heap
 from samestep.system.processes import die_with_parent, flush_output, leave
 from samestep.trace.timesheet import Event
 from samestep.training.trainer import Training
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 
 WARM = 2  # steps that do not count: kernels are chosen, memory is fetched (the heap grows in the second step, too)
 

@@ -53,7 +53,7 @@ from samestep.system.processes import (
     num_threads,
 )
 from samestep.trace.whereabouts import SIZE
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
 
 

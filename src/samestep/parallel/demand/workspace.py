@@ -9,7 +9,7 @@ from samestep.numerics.reduction_tree import local_plan
 from samestep.parallel.cutting.cut import Cut, Segment
 from samestep.parallel.execution.joint import meeting_of
 from samestep.plan.plan import Plan
-from samestep.transport.shared_memory import SLOT, SLOTS
+from samestep.transport.shared_tensors import SLOT, SLOTS
 
 PROCESS = 24_000_000  # measured (benchmarks/memory_parts); it does not grow with the model
 PIPELINE_SLOTS = 16
