@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samestep.data.columns import RowNumbers
-from samestep.data.row_order import RowOrder
+from samestep.data.row_order import RowNumbers, RowOrder
 from samestep.errors import Disagreement
 from samestep.numerics.numerics import key
 from samestep.parallel.execution.attendant import Attendant

@@ -4,7 +4,7 @@ Every worker reports how long it computed in each step; all see the same seconds
 
     seconds per shard of worker w      c_w = sum of its seconds / sum of its shards, over a window of WINDOW steps
     a step takes                       max over w of n_w c_w, for n_w shards
-    new shares                         the greedy rule of shares.py over n c_w
+    new shares                         the greedy rule of greedy_shares.py over n c_w
 
 Shards are reassigned when a step would become shorter by more than GAIN of it, by more than LEAST seconds, and by more
 than steps differ from one another anyway; and only when the last steps look like the whole window, since a change half
@@ -36,7 +36,7 @@ from samestep.numerics.numerics import num_shards_of
 from samestep.parallel.execution.attendant import Attendant
 from samestep.parallel.execution.executor import Executor
 from samestep.parallel.execution.step import StepResult
-from samestep.planner.search.shares import shares
+from samestep.planner.search.greedy_shares import greedy_shares
 from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.parallelize import deal_anew
 from samestep.setup.run_memory import RunMemory
@@ -126,7 +126,7 @@ class Drift:
             if others == list(range(len(others))) and len(others) <= len(steps) - KEPT:  # a change, and none since
                 steps = steps[len(others) :]
                 pace = self._paces(steps)
-        better = shares(sum(self.assign), [lambda n, c=c: n * c for c in pace])  # type: ignore[misc]
+        better = greedy_shares(sum(self.assign), [lambda n, c=c: n * c for c in pace])  # type: ignore[misc]
         before, after = self._step(self.assign, pace), self._step(better, pace)
         if before - after > max(LEAST, GAIN * before, unrest(steps)):
             return self._reassign(better, pace)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samestep.data.row_order import FirstRows, RowOrder, Rows, as_rows
+from samestep.data.row_order import RowOrder
+from samestep.data.rows import FirstRows, Rows, as_rows
 from samestep.errors import JobRefused
 from samestep.job.job import Job
 from samestep.job.metrics import Metric, Predictions, accuracy, is_classification

@@ -17,8 +17,8 @@ from safetensors.torch import save
 
 from samestep.errors import PeerLost
 from samestep.job.job import Job
-from samestep.launch.request.request import Request, audit_every
-from samestep.launch.run.outcome import Event, telling
+from samestep.launch.failure import Event, failure_event
+from samestep.launch.request.request import Request
 from samestep.launch.run.stall_watch import write_stacks_to
 from samestep.plan.plan import Plan
 from samestep.planner.search.decision import Decision
@@ -26,7 +26,6 @@ from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.run_memory import RunMemory
 from samestep.state.checkpoint import Description, unfinished_file
 from samestep.sync.logical_workers import logical_of
-from samestep.system.processes import die_with_parent
 from samestep.trace.clock import offsets, stamped
 from samestep.trace.whereabouts import Whereabouts
 from samestep.trace.worker_trace import WorkerTrace, encoded, last_steps
@@ -85,11 +84,8 @@ class WorkerRun:
             self.send({"event": event, **fields}, *files)
 
 
-def run_worker(
-    run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, fabric: SharedFabric, leader: int
-) -> int:
+def run_worker(run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, fabric: SharedFabric) -> int:
     """A worker process from fork to exit status."""
-    die_with_parent(leader)
     listen_for_stop(run)
     transport = fabric.endpoint(rank)
     if run.seen is not None:
@@ -99,10 +95,9 @@ def run_worker(
 
 
 def run_threads(
-    run: WorkerRun, prepared: Sequence[LaidOutModel], shared: Sequence[RunMemory], fabric: ThreadHosts, leader: int
+    run: WorkerRun, prepared: Sequence[LaidOutModel], shared: Sequence[RunMemory], fabric: ThreadHosts
 ) -> int:
     """The process in which all workers are threads. shared: the memory of each host that they pretend to be on."""
-    die_with_parent(leader)
     listen_for_stop(run)
     codes: list[int] = []
     threads = [
@@ -142,13 +137,13 @@ def work(run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, t
             shared,
             transport,
             first_step,
-            allow_nan=run.request.allow_nan,
-            watch=Watch(audit=audit_every(run.request), rebalance=run.rebalances),
+            allow_nan=run.request.training.allow_nan,
+            watch=Watch(audit=run.request.training.audit_every, rebalance=run.rebalances),
         )
         diary.reassignments = reassignments
         observer = None
-        if run.request.record is not None:
-            observer = Observer(trainer.executor, RecordWriter(Path(run.request.record), rank))
+        if run.request.training.record is not None:
+            observer = Observer(trainer.executor, RecordWriter(Path(run.request.training.record), rank))
             trainer.attendants.add(observer)
             trainer.evaluation.on_evaluation(observer.evaluated, EVALUATED * run.job.batch_size)
         diary.step = run.done[rank] = first_step
@@ -214,12 +209,12 @@ class Diary:
     def failed(self, error: BaseException) -> None:
         self.flush()
         with contextlib.suppress(OSError):
-            self.run.send(telling(error, self.rank, self.step))
+            self.run.send(failure_event(error, self.rank, self.step))
 
 
 def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
     """The loop over steps, with what is due between them."""
-    root = None if run.request.checkpoint is None else Path(run.request.checkpoint)
+    root = None if run.request.training.checkpoint is None else Path(run.request.training.checkpoint)
     if run.resumption is not None:
         for warning in checkpoints.restore(trainer, run.resumption.folder, run.resumption.description):
             if diary.rank == 0:
@@ -248,7 +243,11 @@ def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
                 for number, loss in known:
                     for callback in callbacks:
                         callback(number, loss, found if number == result.number else {})
-            if root is not None and run.request.every and trainer.step_number % run.request.every == 0:
+            if (
+                root is not None
+                and run.request.training.every
+                and trainer.step_number % run.request.training.every == 0
+            ):
                 checkpoints.save(trainer, root, run.request.run)
                 saved = trainer.step_number
             if trainer.step_number - (run.resumption.step if run.resumption else 0) == UNUSED_AFTER:
@@ -303,17 +302,17 @@ def finish(run: WorkerRun, trainer: Training, diary: Diary, metrics: dict[str, f
         if (other := json.loads(text))["rank"] != diary.rank:
             run.tell("worker", **other)
     run.tell("worker", **own)
-    if run.request.trace_steps is not None:
-        tell_trace(run, transport, run.request.trace_steps)
+    if run.request.training.trace_steps is not None:
+        tell_trace(run, transport, run.request.training.trace_steps)
     diary.flush()
     weights = b""
-    if run.request.save is not None or run.request.want_weights:
+    if run.request.training.save is not None or run.request.training.want_weights:
         weights = save(checkpoints.weights(trainer))
     if diary.rank != 0 and not run.apart:
         return
-    if run.request.save is not None and diary.rank == 0:
-        _write(Path(run.request.save), weights, run.request.run)
-    files = [in_memory(weights)] if run.request.want_weights and diary.rank == 0 else []
+    if run.request.training.save is not None and diary.rank == 0:
+        _write(Path(run.request.training.save), weights, run.request.run)
+    files = [in_memory(weights)] if run.request.training.want_weights and diary.rank == 0 else []
     timed = diary.seconds[3:]
     run.tell(
         "finished",
@@ -323,7 +322,7 @@ def finish(run: WorkerRun, trainer: Training, diary: Diary, metrics: dict[str, f
         **{"audits": 0, "epochs_proven": None, **trainer.attendants.report()},
         step=trainer.step_number,
         stopped=stopped,
-        checkpoint=run.request.checkpoint is not None,
+        checkpoint=run.request.training.checkpoint is not None,
         seconds_per_step=_a_step(timed, run.plan) if timed else None,
         sync=sync,
     )

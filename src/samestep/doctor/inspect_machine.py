@@ -1,8 +1,14 @@
-"""Look at this machine: what the system says without measuring. What cannot be read is left out, not guessed."""
+"""Inspection of this machine: facts that the system reports, and speeds that a process of their own measures.
 
+Facts that cannot be read are left out, not guessed. No torch is imported here.
+"""
+
+import json
 import os
 import platform
 import resource
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,15 +19,17 @@ from samestep.doctor.facts import (
     Interface,
     Launchers,
     Limits,
+    MachineSpeed,
     Memory,
     Processor,
 )
-from samestep.doctor.machine_speed import MachineSpeed
-from samestep.errors import PlanRefused
+from samestep.errors import PlanRefused, SamestepError
 from samestep.launch.environment import (
+    ROOT,
     launchers_seen,
     mkl_mode,
     physical_cores,
+    pinned_environment,
     shown_variables,
     starters_found,
     world,
@@ -29,10 +37,12 @@ from samestep.launch.environment import (
 from samestep.system.control_groups import control_group
 
 PACKAGES = ("samestep", "torch", "numpy", "safetensors", "click", "rich", "psutil", "pyarrow", "tensorboard")
+PROGRAM = "import sys; sys.path.append(sys.argv[1]); from samestep.doctor.measure_speed import main; main()"
+PATIENCE = 60.0  # seconds; it takes about four
 
 
-def look(measured: MachineSpeed | None, failure: str | None = None, root: Path = Path("/")) -> Facts:
-    """root: where proc, sys and dev are found."""
+def inspect_machine(measured: MachineSpeed | None, failure: str | None = None, root: Path = Path("/")) -> Facts:
+    """All facts of this machine. root: the folder of proc, sys and dev."""
     return Facts(
         versions={"Python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         system=f"{platform.system()} {platform.release()}, {platform.machine()}, {' '.join(platform.libc_ver())}",
@@ -65,12 +75,12 @@ def _processor(root: Path) -> Processor:
 
 
 def _memory(root: Path) -> Memory:
-    seen = psutil.virtual_memory()
+    memory = psutil.virtual_memory()
     try:
-        shared = os.statvfs(root / "dev/shm")
+        shared = psutil.disk_usage(str(root / "dev/shm"))
     except OSError:
-        return Memory(seen.total, seen.available, None, None)
-    return Memory(seen.total, seen.available, shared.f_blocks * shared.f_frsize, shared.f_bavail * shared.f_frsize)
+        return Memory(memory.total, memory.available, None, None)
+    return Memory(memory.total, memory.available, shared.total, shared.free)
 
 
 def _limits(root: Path) -> Limits:
@@ -106,7 +116,7 @@ def _interfaces() -> tuple[Interface, ...]:
         Interface(
             name,
             found.isup,
-            found.speed * 1e6 / 8 if found.speed else None,  # Mbit/s; 0 when the driver does not say
+            found.speed * 1e6 / 8 if found.speed else None,  # Mbit/s; 0 when the driver does not report it
             tuple(each.address for each in addresses.get(name, ()) if each.family.name in ("AF_INET", "AF_INET6")),
         )
         for name, found in psutil.net_if_stats().items()
@@ -118,3 +128,29 @@ def _lines(file: Path) -> list[str]:
         return file.read_text().splitlines()
     except (OSError, UnicodeDecodeError):
         return []
+
+
+def measure_in_own_process() -> MachineSpeed:
+    """Measure this machine. Raises SamestepError with the last line of a measuring process that fails."""
+    ours, theirs = os.pipe()
+    with os.fdopen(ours) as answer:
+        arguments = [str(ROOT), str(theirs), str(physical_cores()), str(os.getpid())]
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-P", "-c", PROGRAM, *arguments],
+                env=pinned_environment(),
+                pass_fds=[theirs],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise SamestepError(f"measuring took more than {PATIENCE:g} s: is the machine busy?") from None
+        finally:
+            os.close(theirs)
+        if ended.returncode != 0:
+            last = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
+            raise SamestepError(f"the process that measures ended: {last}")
+        return MachineSpeed.from_json(json.loads(answer.read()))

@@ -5,7 +5,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from samestep.bench.comparison_result import ComparisonResult, verdict_of
+from samestep.bench.comparison import ComparisonResult, verdict_of
+from samestep.bench.comparison_picture import comparison_picture
+from samestep.bench.comparison_table import comparison_table
 from samestep.bench.contestants import (
     AGAIN,
     Contestant,
@@ -13,8 +15,6 @@ from samestep.bench.contestants import (
     peers,
     pick_of,
 )
-from samestep.bench.result_picture import svg_of
-from samestep.bench.result_table import text_of
 from samestep.bench.rounds import Measurements
 from samestep.errors import PlanRefused
 from samestep.numerics.numerics import Numerics
@@ -93,7 +93,7 @@ def test_predictions_are_graded(verdict: ComparisonResult) -> None:
 
 
 def test_the_text_has_everybody_and_the_regret(verdict: ComparisonResult) -> None:
-    text = text_of(verdict)
+    text = comparison_table(verdict)
     assert all(one.name in text for one in CONTESTANTS)
     assert "so that 5.0% is noise" in text
     assert "among all: 100.0 % (100.0 to 100.0) against samestep other 2" in text
@@ -104,7 +104,7 @@ def test_the_json_is_json_and_the_picture_well_formed(verdict: ComparisonResult)
     found = json.loads(json.dumps(verdict.as_json(), allow_nan=False))
     assert found["regret"]["best"] == "samestep data 2"
     assert found["contestants"][1]["losses"] == [2.0, None]
-    root = ElementTree.fromstring(svg_of(verdict, "A <step>"))
+    root = ElementTree.fromstring(comparison_picture(verdict, "A <step>"))
     bars = [one for one in root.iter("{http://www.w3.org/2000/svg}rect") if one.get("fill") != "#ffffff"]
     assert len(bars) == 4
 
@@ -113,8 +113,8 @@ def test_nobody_measured_is_no_verdict_but_no_error_either() -> None:
     nobody = {one.name: Measurements(failed="it ended") for one in CONTESTANTS}
     found = verdict_of(CONTESTANTS, nobody, "samestep data 2", CONTESTANTS[0])
     assert (found.rounds, found.again, found.among_plans, found.among_all) == (0, None, None, None)
-    assert "ddp 2: failed: it ended" in text_of(found)
-    ElementTree.fromstring(svg_of(found, "nothing"))
+    assert "ddp 2: failed: it ended" in comparison_table(found)
+    ElementTree.fromstring(comparison_picture(found, "nothing"))
 
 
 def test_contestants_are_chosen_by_name_or_by_its_beginning() -> None:

@@ -1,45 +1,36 @@
-"""A verdict as an SVG: a bar per contestant, its interval as a whisker, its prediction as a mark."""
+"""The result of a comparison as an SVG: a bar per contestant, its interval as a whisker, its prediction as a mark."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from samestep.bench.comparison_result import ComparisonResult, Line
+from samestep.bench.comparison import ComparisonResult, Line
+from samestep.bench.figures import svg_page
 from samestep.plan.prediction import in_ms
 
 LEFT, WIDTH, ROW, TOP, RIGHT = 190, 460, 28, 60, 90  # pixels: names, the longest bar, a contestant, above, times
 OURS, OTHERS = "#2f6db5", "#b9c1cb"
 
 
-def svg_of(verdict: ComparisonResult, title: str) -> str:
-    lines = [line for line in verdict.lines if line.seconds is not None]
+def comparison_picture(result: ComparisonResult, title: str) -> str:
+    lines = [line for line in result.lines if line.seconds is not None]
     longest = max((end for line in lines for end in ends(line)), default=1.0)
     width, height = LEFT + WIDTH + RIGHT, TOP + ROW * len(lines) + 34
     summary = "; ".join(f"{line.name} {in_ms(line.seconds.value)} ms" for line in lines if line.seconds)
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-labelledby="title summary" width="{width}" '
-            f'height="{height}" viewBox="0 0 {width} {height}" font-family="system-ui, sans-serif" font-size="12">',
-            f'<title id="title">{escape(title)}</title>',
-            f'<desc id="summary">{escape(summary)}</desc>',
-            f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-            f'<text x="16" y="26" font-size="15" font-weight="600" fill="#1a1a1a">{escape(title)}</text>',
-            f'<text x="16" y="44" fill="#555555">median of {verdict.rounds} rounds, 90 % interval; blue: samestep; '
-            "diamond: predicted</text>",
-            *(part for number, line in enumerate(lines) for part in row(line, TOP + ROW * number, WIDTH / longest)),
-            f'<text x="16" y="{height - 12}" fill="#555555">noise of the reference against itself: '
-            f"{verdict.noise:.1%}</text>",
-            "</svg>",
-        ]
-    )
+    subtitle = f"median of {result.rounds} rounds, 90 % interval; blue: samestep; diamond: predicted"
+    parts = [part for number, line in enumerate(lines) for part in row(line, TOP + ROW * number, WIDTH / longest)]
+    noise = f"noise of the reference against itself: {result.noise:.1%}"
+    parts.append(f'<text x="16" y="{height - 12}" fill="#555555">{noise}</text>')
+    return svg_page(width, height, title, summary, subtitle, parts)
 
 
 def ends(line: Line) -> Sequence[float]:
+    """Right ends of the whisker and of the mark, in seconds."""
     assert line.seconds is not None
     return [line.seconds.high, *([] if line.predicted is None else [line.predicted])]
 
 
 def row(line: Line, y: float, scale: float) -> Iterator[str]:
-    """scale: pixels per second."""
+    """Bar, whisker and mark of a contestant. scale: pixels per second."""
     assert line.seconds is not None
     middle = y + ROW / 2
     low, value, high = (LEFT + scale * x for x in (line.seconds.low, line.seconds.value, line.seconds.high))

@@ -1,10 +1,11 @@
-"""From what was measured to what it says: the order, ties, the regret of our pick."""
+"""A comparison of contestants and its result: their order, ties, the regret of our pick."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from samestep.bench.contestants import AGAIN, Contestant
+from samestep.bench.contenders.contender_process import Contender
+from samestep.bench.contestants import AGAIN, Contestant, maker, pick_of
 from samestep.bench.intervals import (
     Interval,
     median_of,
@@ -12,7 +13,8 @@ from samestep.bench.intervals import (
     ratio_of,
     regret_of,
 )
-from samestep.bench.rounds import Measurements
+from samestep.bench.rounds import Measurements, Say, TimeBudget, race
+from samestep.launch.request.request import Request
 from samestep.plan.plan import Plan
 
 
@@ -21,16 +23,16 @@ class Line:
     """One contestant's line of the table."""
 
     name: str
-    seconds: Interval | None  # of a step; None when it was not measured
+    seconds: Interval | None  # per step; None when it was not measured
     to_best: Interval | None  # its median over that of the best
     predicted: float | None  # seconds
-    reason: str  # why it was not measured; else what is to be known of it
+    reason: str  # why it was not measured; else a note
     losses: Sequence[float]
     is_tie: bool = False  # with the best, within the noise
 
     @property
     def error(self) -> float | None:
-        """Of the prediction: a share of what was measured."""
+        """Relative error of the prediction."""
         if self.predicted is None or self.seconds is None:
             return None
         return self.predicted / self.seconds.value - 1.0
@@ -50,7 +52,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Regret:
-    """What our pick costs against the best of some contestants, as a share of the best one's time."""
+    """Cost of our pick against the best of some contestants, as a share of the best one's time."""
 
     pick: str
     best: str
@@ -64,7 +66,7 @@ class Regret:
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """lines: the fastest first, then those that were not measured.
+    """Result of a comparison. lines: the fastest first, then those that were not measured.
 
     again: the reference's second copy over the first (A/A); noise: how far from 1 that may be.
     among_plans: regret against our plans of the same numerics; among_all: against everybody.
@@ -90,11 +92,25 @@ class ComparisonResult:
         }
 
 
+def compare(
+    contestants: Sequence[Contestant], request: Request, budget: TimeBudget, *, warm_heap: bool = False, say: Say
+) -> ComparisonResult:
+    """Measure contestants in rounds: our pick twice, or the first one where none is ours."""
+    pick = pick_of(contestants)
+    reference = contestants[0] if pick is None else pick
+    makers: dict[str, Callable[[], Contender]] = {
+        one.name: maker(one, request, warm_heap=warm_heap) for one in contestants
+    }
+    makers[reference.name + AGAIN] = makers[reference.name]
+    found = race(makers, budget, say)
+    return verdict_of(contestants, found, reference.name, pick)
+
+
 def verdict_of(
     contestants: Sequence[Contestant], found: Mapping[str, Measurements], reference: str, pick: Contestant | None
 ) -> ComparisonResult:
-    """found: by name; the reference's second copy under its name and `AGAIN`."""
-    medians = whole(found)
+    """Judge measurements, by name; the reference's second copy is under its name and `AGAIN`."""
+    medians = complete(found)
     twin = reference + AGAIN
     again = ratio_of(medians[twin], medians[reference]) if {twin, reference} <= set(medians) else None
     noise = 0.0 if again is None else noise_of(again)
@@ -123,8 +139,8 @@ def verdict_of(
     return ComparisonResult(lines, rounds, reference, again, noise, regret(same), regret(named))
 
 
-def whole(found: Mapping[str, Measurements]) -> dict[str, list[float]]:
-    """The medians of those that were there in every round."""
+def complete(found: Mapping[str, Measurements]) -> dict[str, list[float]]:
+    """Medians of the contestants that took part in every round."""
     rounds = max((len(one.medians) for one in found.values()), default=0)
     return {name: one.medians for name, one in found.items() if rounds and len(one.medians) == rounds}
 
@@ -138,5 +154,5 @@ def reason_of(found: Measurements, measured: bool) -> str:
 
 
 def numerics_of(contestant: Contestant) -> str | None:
-    """Plans are compared where their bits are the same."""
+    """The numerics of a plan: regret is among plans of equal bits."""
     return None if contestant.plan_text is None else Plan.parse(contestant.plan_text).numerics.line()
