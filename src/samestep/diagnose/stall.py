@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from samestep.diagnose.stacks import Frame
+from samestep.plan.plan import workers_text
 from samestep.trace.whereabouts import LEFT, NOBODY
 
 CONNECT = "connect"  # the call in which workers of several hosts first reach one another
@@ -252,8 +253,8 @@ def of_circle(circle: Sequence[WorkerView], workers: Mapping[int, WorkerView]) -
         return of_link(*far[0], waiting)
     places = ", ".join(f"{one.name} is in {one.where}" for one in sorted(circle, key=lambda one: one.rank))
     text = (
-        f"{listed(ranks)} wait for one another for {seconds:.0f} s and always will: {places}. Every worker must make "
-        f"the same calls in the same order{then(waiting, 'them')}"
+        f"{workers_text(ranks)} wait for one another for {seconds:.0f} s and always will: {places}. Every worker "
+        f"must make the same calls in the same order{then(waiting, 'them')}"
     )
     return Stall(Kind.ORDER, tuple(sorted(ranks)), waiting, text, (Kind.ORDER, *sorted(ranks)))
 
@@ -346,11 +347,7 @@ def loaders(worker: WorkerView) -> str:
 
 
 def then(waiting: Sequence[int], whom: str = "it") -> str:
-    return f"; {listed(waiting)} wait{'s' * (len(waiting) == 1)} for {whom}" if waiting else ""
-
-
-def listed(ranks: Sequence[int] | set[int]) -> str:
-    return f"worker{'s' * (len(ranks) > 1)} {', '.join(map(str, sorted(ranks)))}"
+    return f"; {workers_text(waiting)} wait{'s' * (len(waiting) == 1)} for {whom}" if waiting else ""
 
 
 def spelled(seconds: float) -> str:
