@@ -12,8 +12,8 @@ from made_steps import NAMES, Made, Process, made, seen, together
 from samestep.verification.causes import Cause
 from samestep.verification.record import Key, Record, RecordWriter
 from samestep.verification.script.collective_order import Call, judge_collectives, order_differs
-from samestep.verification.script.drawn_rows import judge_passes
-from samestep.verification.script.judging import (
+from samestep.verification.script.data_order import judge_passes
+from samestep.verification.script.judge_runs import (
     ScriptRecords,
     judge,
     judge_step,

@@ -1,4 +1,4 @@
-"""One step of all runs of a script, side by side, and how far rounding may bring its tensors.
+"""One step of all runs of a script, side by side, and bounds on the differences that rounding makes.
 
     l_rm    gradient of worker r's own rows in micro-batch m        "local gradient", shard m
     c_r     gradient that worker r's optimizer gets                 "gradient"
@@ -8,26 +8,25 @@ A tensor differs where |c - g| / |g| > 10 max(d, median of d, 4 eps), with d = |
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samestep.verification.record import Key, Noted, relative_distance
+from samestep.verification.record import Step, relative_distance
 
-MULTIPLE = 10.0  # of the measured rounding
+MULTIPLE = 10.0  # times the measured rounding
 EPS = torch.finfo(torch.float32).eps
 
-Step = Mapping[Key, Sequence[Noted]]
 Vectors = dict[str, Tensor]
-Facts = Mapping[str, Any]  # what a worker noted of its whole run
+Facts = Mapping[str, Any]  # a worker's notes on its whole run
 
 
 @dataclass(frozen=True)
-class View:
-    """One step of all runs."""
+class StepRecords:
+    """Records of one step: of all workers, of one process, and of one process with perturbed parameters."""
 
     step: int
     workers: Step
@@ -39,7 +38,7 @@ class View:
         return sorted({noted.rank for each in self.workers.values() for noted in each})
 
     def per_rank(self, kind: str) -> dict[int, Vectors]:
-        """Summed over micro-batches and over calls."""
+        """Tensors of a kind by rank and name, summed over micro-batches and over calls."""
         found: dict[int, Vectors] = {rank: {} for rank in self.ranks()}
         for key, each in self.workers.items():
             if key.kind == kind:
@@ -48,23 +47,25 @@ class View:
                     mine[key.name] = mine[key.name] + noted.values if key.name in mine else noted.values
         return found
 
-    def alone(self, kind: str) -> Vectors:
+    def on_one_process(self, kind: str) -> Vectors:
         return vectors(self.reference, kind)
 
     def bounds(self, kind: str) -> dict[str, float]:
-        """Per tensor: how far apart rounding may bring it, from the perturbed run."""
-        wanted, moved = self.alone(kind), vectors(self.perturbed, kind)
-        apart = {n: relative_distance([moved[n]], [wanted[n]]) for n in wanted if n in moved and same(moved, wanted, n)}
-        finite = [value for value in apart.values() if value != float("inf")]
+        """Bound on the relative distance that rounding makes, per tensor, from the perturbed run."""
+        wanted, moved = self.on_one_process(kind), vectors(self.perturbed, kind)
+        distances = {
+            n: relative_distance([moved[n]], [wanted[n]]) for n in wanted if n in moved and same_shape(moved, wanted, n)
+        }
+        finite = [value for value in distances.values() if value != float("inf")]
         middle = statistics.median(finite) if finite else 0.0
-        return {name: MULTIPLE * max(apart.get(name, 0.0), middle, 4 * EPS) for name in wanted}
+        return {name: MULTIPLE * max(distances.get(name, 0.0), middle, 4 * EPS) for name in wanted}
 
     def batchnorms(self) -> list[str]:
         """Layers in training mode that normalise by each worker's own rows."""
         return list(dict.fromkeys(layer for fact in self.facts for layer in fact.get("batchnorm", [])))
 
 
-def same(one: Vectors, other: Vectors, name: str) -> bool:
+def same_shape(one: Vectors, other: Vectors, name: str) -> bool:
     return one[name].shape == other[name].shape
 
 
