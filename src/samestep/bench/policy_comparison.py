@@ -5,16 +5,17 @@ since single batches scatter; the target, unless one is given, is the final loss
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
 from samestep.errors import PlanRefused, Refused
 from samestep.job.report import Report
+from samestep.launch.failure import Event
 from samestep.launch.request.request import Request
 from samestep.launch.run.launcher import Launcher
-from samestep.launch.run.outcome import Event, Outcome
+from samestep.launch.run.outcome import Outcome
 from samestep.sync.policy import EXACT, parse_policy
 
 DEFAULT = f"{EXACT} stale(1) local(4) local(16) local(16,outer=nesterov)"
@@ -105,7 +106,7 @@ def compare_courses(courses: Sequence[Course], target: float | None, window: int
 def course_of(launcher: Launcher, request: Request, policy: str) -> Course:
     steps = StepTimes()
     try:
-        report = launcher.run(replace(request, sync=policy), steps)
+        report = launcher.run(request.but(sync=policy), steps)
     except Refused as error:
         return Course(policy, refused=str(error).splitlines()[0])
     return course_from_report(policy, steps.seconds, report)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from samestep.errors import Interrupted, Refused, SamestepError
-from samestep.launch.run.outcome import WorkerError
+from samestep.launch.failure import WorkerError
 from samestep.system.json_values import line_of
 
 

@@ -25,6 +25,7 @@ from samestep.doctor.facts import (
 )
 from samestep.errors import PlanRefused, SamestepError
 from samestep.launch.environment import (
+    ROOT,
     launchers_seen,
     mkl_mode,
     physical_cores,
@@ -33,7 +34,6 @@ from samestep.launch.environment import (
     starters_found,
     world,
 )
-from samestep.launch.run.launcher import ROOT
 from samestep.system.control_groups import control_group
 
 PACKAGES = ("samestep", "torch", "numpy", "safetensors", "click", "rich", "psutil", "pyarrow", "tensorboard")

@@ -19,7 +19,7 @@ import torch
 from samestep.doctor.facts import MachineSpeed
 from samestep.plan.link_times import LinkTimes
 from samestep.system.device import instruction_set
-from samestep.system.processes import die_with_parent, leave, num_threads
+from samestep.system.processes import die_with_parent, fork, num_threads
 from samestep.transport.shared_memory import SharedFabric
 from samestep.transport.timing import measure_links, outboxes
 
@@ -62,17 +62,14 @@ def in_fork(work: Callable[[], Any]) -> Any:
 def start_in_fork(work: Callable[[], Any]) -> Callable[[], Any]:
     """Start `work` in a child; the returned function waits for its result."""
     ours, theirs = os.pipe()
-    parent = os.getpid()
-    if (child := os.fork()) == 0:
+
+    def answer() -> int:
         os.close(ours)
-        try:
-            die_with_parent(parent)
-            with os.fdopen(theirs, "w") as file:
-                json.dump(work(), file)
-        except BaseException:  # noqa: BLE001 - shown, and this process must not go on as its parent
-            sys.excepthook(*sys.exc_info())
-            leave(1)
-        leave(0)
+        with os.fdopen(theirs, "w") as file:
+            json.dump(work(), file)
+        return 0
+
+    child = fork(answer)
     os.close(theirs)
     return partial(_result, ours, child)
 

@@ -9,6 +9,7 @@ from samestep.bench.contenders.contender_turns import ContenderTurns, Pipes, Wai
 from samestep.errors import Interrupted, SamestepError
 from samestep.job.job import Job
 from samestep.launch.request.importing import call, load_function
+from samestep.launch.request.options import JobSource
 from samestep.launch.request.request import Request
 from samestep.launch.run.launcher import Launcher
 
@@ -17,14 +18,11 @@ EVER = 10**9  # steps
 
 def run_ours(request: Request, pipes: Pipes) -> None:
     """Until this process is told to end. A failure is told to the orchestrator."""
-    inner = {name: getattr(request, name) for name in ("run", "function", "file", "module", "settings")}
-    inner["settings_are_text"] = request.settings_are_text
-    outer = dataclasses.replace(
-        request,
+    outer = request.but(
         module=__name__,
         file=None,
         function=waiting_job.__name__,
-        settings={"request": inner, "pipes": vars(pipes)},
+        settings={"source": vars(request.source), "pipes": vars(pipes)},
         settings_are_text=False,
         steps=EVER,
         epochs=None,
@@ -38,9 +36,9 @@ def run_ours(request: Request, pipes: Pipes) -> None:
         ContenderTurns(pipes).say(failed=str(error).splitlines()[0])
 
 
-def waiting_job(request: dict[str, Any], pipes: dict[str, str]) -> Job:
-    """The job that a request names, as it is compared; worker 0 waits for its turn after every step."""
-    inner = Request(**request)
+def waiting_job(source: dict[str, Any], pipes: dict[str, str]) -> Job:
+    """The job of a source, as it is compared; worker 0 waits for its turn after every step."""
+    inner = JobSource(**source)
     job = as_compared(call(load_function(inner), inner))
     return dataclasses.replace(job, callbacks=[WaitForTurn(Pipes(**pipes), _end_this_run)])
 

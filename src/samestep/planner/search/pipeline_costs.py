@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samestep.errors import PlanRefused
-from samestep.planner.search.stages import Floats
+from samestep.planner.search.stage_costs import Floats
 
 Replication = Callable[[Floats, range], Floats]
 """Seconds to reduce the gradient of so many parameter bytes (any shape) over these workers, once a step."""
@@ -42,7 +42,7 @@ class LayerCosts:
 
 
 @dataclass(frozen=True)
-class Row:
+class WorkerRow:
     """Workers in the order in which they stand; a link leads from each to the next.
 
     `bandwidths[w]` (bytes/s) and `latencies[w]` (seconds per message) are of the link between the workers w and
@@ -67,16 +67,16 @@ class Row:
         _check_all("latencies", self.latencies, min(self.latencies, default=0) >= 0, "0 or more")
 
     @staticmethod
-    def equal(workers: int, bandwidth: float, latency: float = 0.0, memory: float = math.inf) -> "Row":
+    def equal(workers: int, bandwidth: float, latency: float = 0.0, memory: float = math.inf) -> "WorkerRow":
         """Workers of speed 1 with one kind of link."""
         between = max(0, workers - 1)
-        return Row((1.0,) * workers, (memory,) * workers, (bandwidth,) * between, (latency,) * between)
+        return WorkerRow((1.0,) * workers, (memory,) * workers, (bandwidth,) * between, (latency,) * between)
 
 
-class ChainCosts:
+class PipelineCosts:
     """`Costs` of a chain on a row. Raises PlanRefused when there is less than one microbatch."""
 
-    def __init__(self, chain: LayerCosts, row: Row, microbatches: int, replication: Replication) -> None:
+    def __init__(self, chain: LayerCosts, row: WorkerRow, microbatches: int, replication: Replication) -> None:
         if microbatches < 1:
             raise PlanRefused(f"{microbatches} microbatches: a step has at least one")
         self.row, self.microbatches, self.replication = row, microbatches, replication
@@ -111,7 +111,7 @@ class ChainCosts:
         each[-1] = 0.0
         return each * float(2 * self.microbatches)
 
-    def only(self, cuts: Sequence[int]) -> "ChainCosts":
+    def only(self, cuts: Sequence[int]) -> "PipelineCosts":
         fewer = copy(self)
         fewer.num_cuts = len(cuts) - 1
         square = np.ix_(cuts, cuts)
@@ -131,12 +131,12 @@ def sums(values: Sequence[float] | Floats) -> Floats:
     return found
 
 
-def free(parameter_bytes: Floats, workers: range) -> Floats:
+def free_replication(parameter_bytes: Floats, workers: range) -> Floats:
     """Replication that costs nothing."""
     return np.zeros_like(parameter_bytes)
 
 
-def ring(bandwidth: float, latency: float = 0.0) -> Replication:
+def ring_all_reduce(bandwidth: float, latency: float = 0.0) -> Replication:
     """A ring all-reduce over n workers: 2(n-1) latencies and 2(n-1)/n of the bytes over the bandwidth."""
 
     def seconds(parameter_bytes: Floats, workers: range) -> Floats:

@@ -10,17 +10,17 @@ from planner.measured import FAMILIES, PLANS, chains, cluster_of, costs_of, laid
 from samestep.numerics.numerics import Numerics
 from samestep.plan.cluster import Cluster
 from samestep.plan.plan import Plan, Stage, equal_shares
-from samestep.planner.cost.busy import Busy
+from samestep.planner.cost.action_costs import ActionCosts
 from samestep.planner.cost.chain import Chain
 from samestep.planner.cost.estimate import estimate
 from samestep.planner.cost.measured_costs import MeasuredCosts
-from samestep.planner.cost.placing import place
+from samestep.planner.cost.plan_segments import segment_plan
 from samestep.schedule import actions
 from samestep.setup.laid_out_model import homes_of, pieces_of
 
 
-def busy(plan: Plan, chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> Busy:
-    return Busy(place(plan, chain), costs, cluster, chain.shards)
+def busy(plan: Plan, chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> ActionCosts:
+    return ActionCosts(segment_plan(plan, chain), costs, cluster, chain.shards)
 
 
 @given(st.data())

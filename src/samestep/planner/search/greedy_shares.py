@@ -14,7 +14,7 @@ from heapq import heapify, heapreplace
 from samestep.errors import PlanRefused
 
 
-def shares(num_shards: int, finishing: Sequence[Callable[[int], float]]) -> tuple[int, ...]:
+def greedy_shares(num_shards: int, finishing: Sequence[Callable[[int], float]]) -> tuple[int, ...]:
     """Shards of each worker, in rank order, so that the last to finish is as early as can be.
 
     `finishing[rank](count)` is the second in which that worker is done with `count` shards; it must not fall with
@@ -62,7 +62,7 @@ def work_and_state(
             f"{len(finishing)} finishing times, {len(update_speeds)} update speeds and {len(rooms)} rooms: "
             "give one of each for every worker"
         )
-    return Shares(shares(num_shards, finishing), state_shares(update_speeds, rooms))
+    return Shares(greedy_shares(num_shards, finishing), state_shares(update_speeds, rooms))
 
 
 def state_shares(speeds: Sequence[float], rooms: Sequence[float]) -> tuple[float, ...]:

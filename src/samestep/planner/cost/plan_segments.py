@@ -20,7 +20,7 @@ from samestep.schedule.actions import Action
 
 
 @dataclass(frozen=True)
-class PlacedSegment:
+class PlanSegment:
     """A segment: dense, of whole units and of what is left of sliced regions' units; or one region."""
 
     stage: int
@@ -31,13 +31,13 @@ class PlacedSegment:
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlanSegments:
     """A plan on a chain."""
 
     plan: Plan
     chain: Chain
     stages: tuple[Stage, ...]  # one without name where the plan has none
-    parts: tuple[PlacedSegment, ...]  # by segment
+    parts: tuple[PlanSegment, ...]  # by segment
     is_uncut: bool  # one segment without an edge
 
     @property
@@ -72,7 +72,7 @@ def _held(stage: Stage, num_shards: int) -> dict[int, range]:
     return {rank: range(a, b) for rank, (a, b) in zip(stage.workers, pairwise(ends), strict=True)}
 
 
-def place(plan: Plan, chain: Chain) -> Placed:
+def segment_plan(plan: Plan, chain: Chain) -> PlanSegments:
     """Raises PlanRefused when the plan cuts where the chain has no cut."""
     stages = plan.stages or (Stage("", tuple(range(plan.workers)), plan.assign),)
     starts = [*starts_of(stages, chain), len(chain.units)]
@@ -81,7 +81,7 @@ def place(plan: Plan, chain: Chain) -> Placed:
         for number, stage in enumerate(stages)
         for part in _parts(number, stage, range(starts[number], starts[number + 1]), chain)
     )
-    return Placed(plan, chain, stages, parts, not plan.stages)
+    return PlanSegments(plan, chain, stages, parts, not plan.stages)
 
 
 def starts_of(stages: Sequence[Stage], chain: Chain) -> list[int]:
@@ -99,7 +99,7 @@ def starts_of(stages: Sequence[Stage], chain: Chain) -> list[int]:
     return found
 
 
-def _parts(number: int, stage: Stage, units: range, chain: Chain) -> Iterator[PlacedSegment]:
+def _parts(number: int, stage: Stage, units: range, chain: Chain) -> Iterator[PlanSegment]:
     """Dense and sliced segments take turns, and dense ones are at both ends."""
     counts = dict(stage.slices)
     dense: list[int] = []
@@ -112,10 +112,10 @@ def _parts(number: int, stage: Stage, units: range, chain: Chain) -> Iterator[Pl
             at += 1
             continue
         found = chain.regions[region]
-        yield PlacedSegment(number, tuple(dense), tuple(rests))
-        yield PlacedSegment(number, region=region, slices=counts[found.layers[0]])
+        yield PlanSegment(number, tuple(dense), tuple(rests))
+        yield PlanSegment(number, region=region, slices=counts[found.layers[0]])
         dense, rests, at = [], [region], found.units[-1] + 1
-    yield PlacedSegment(number, tuple(dense), tuple(rests))
+    yield PlanSegment(number, tuple(dense), tuple(rests))
 
 
 def _region_at(unit: int, chain: Chain, counts: dict[str, tuple[int, ...]]) -> int | None:

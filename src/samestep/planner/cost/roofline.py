@@ -16,12 +16,7 @@ from samestep.plan.cluster import Cluster, Link
 from samestep.plan.machine import Host
 from samestep.plan.plan import equal_shares
 from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
-from samestep.planner.cost.measured_costs import (
-    MeasuredCosts,
-    Pair,
-    Passing,
-    Table,
-)
+from samestep.planner.cost.measured_costs import MeasuredCosts, Pair, Passing, Table
 
 FLOPS = 2.0  # of a multiplication in a product: it and the addition
 COPIED = 2.0  # bytes that are moved to copy one: it is read and written, and bandwidth is told in bytes copied
@@ -50,7 +45,7 @@ def is_described(cluster: Cluster) -> bool:
     return all(host.flops is not None and host.memory_bandwidth is not None for host in cluster.hosts)
 
 
-def described(chain: Chain, cluster: Cluster, threads: int = 1, *, clips: bool = False) -> MeasuredCosts:
+def roofline_costs(chain: Chain, cluster: Cluster, threads: int = 1, *, clips: bool = False) -> MeasuredCosts:
     """Costs on the first host of a cluster; what the others make of them is in `paced`.
 
     threads: of each worker. clips: whether the job clips gradients, one meeting more. Raises ClusterRefused for a
@@ -63,8 +58,8 @@ def described(chain: Chain, cluster: Cluster, threads: int = 1, *, clips: bool =
     return MeasuredCosts(alone, together, _passing(cluster))
 
 
-def paced(chain: Chain, cluster: Cluster, threads: int = 1) -> Cluster:
-    """The cluster with the speeds of all workers relative to its first host, whose costs `described` gives."""
+def with_roofline_speeds(chain: Chain, cluster: Cluster, threads: int = 1) -> Cluster:
+    """The cluster with the speeds of all workers relative to its first host, whose costs `roofline_costs` gives."""
     if len({(host.flops, host.memory_bandwidth, host.cores) for host in cluster.hosts}) == 1:
         return cluster
     first = _pass_seconds(chain, cluster.hosts[0], threads)

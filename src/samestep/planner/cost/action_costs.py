@@ -7,7 +7,7 @@ from functools import cached_property
 from samestep.numerics.reduction_tree import local_plan
 from samestep.plan.cluster import Cluster
 from samestep.planner.cost.measured_costs import MeasuredCosts, Pair, Table
-from samestep.planner.cost.placing import Placed, PlacedSegment
+from samestep.planner.cost.plan_segments import PlanSegment, PlanSegments
 from samestep.schedule import actions
 from samestep.schedule.actions import Action
 from samestep.sync.staleness import steps_stale
@@ -18,10 +18,10 @@ LATER, LATER_FIRST = 0.5, 0.9  # of a Linear's backward a split one leaves so mu
 BUSY_BYTE = 1.2e-9  # seconds of processor time per byte, sending and getting together (gloo; benchmarks/two_hosts)
 
 
-class Busy:
-    """Busy seconds of every action of one plan; what waits for wires is in `wires.py`."""
+class ActionCosts:
+    """Busy seconds of every action of one plan; what waits for wires is in `host_traffic.py`."""
 
-    def __init__(self, placed: Placed, costs: MeasuredCosts, cluster: Cluster, num_shards: int) -> None:
+    def __init__(self, placed: PlanSegments, costs: MeasuredCosts, cluster: Cluster, num_shards: int) -> None:
         self.placed, self.plan, self.chain, self.costs = placed, placed.plan, placed.chain, costs
         self.num_shards = num_shards
         self.hosts = cluster.hosts_of_workers()[: self.plan.workers]
@@ -62,7 +62,7 @@ class Busy:
             self._dense[key] = table.whole if self.placed.is_uncut else self._summed(self.placed.parts[segment], table)
         return self._dense[key]
 
-    def _summed(self, part: PlacedSegment, table: Table) -> Pair:
+    def _summed(self, part: PlanSegment, table: Table) -> Pair:
         pieces = [table.units[i] for i in part.units] + [table.rests[i] for i in part.rests]
         found = Pair(sum(p.forward for p in pieces), sum(p.backward for p in pieces))
         merged = max(0, len(part.units) - 1)  # cells that the probe had for themselves
@@ -109,7 +109,7 @@ class Busy:
         later = self._later(part, table) if self.plan.splits_backward(part.stage) else 0.0
         return self.dense(action.segment, table).backward - later + adds * nbytes * table.add
 
-    def _later(self, part: PlacedSegment, table: Table) -> float:
+    def _later(self, part: PlanSegment, table: Table) -> float:
         """Seconds of a shard's backward that a split one leaves for later: products for the weights of Linears."""
         linear = [i for i in part.units if self.chain.units[i].signature.startswith("Linear(")]
         return sum((LATER if i else LATER_FIRST) * table.units[i].backward for i in linear)
@@ -160,7 +160,7 @@ class Busy:
                 self._add_slices(part, stage.workers, found)
         return found
 
-    def _add_slices(self, part: PlacedSegment, workers: Sequence[int], found: list[list[tuple[float, int]]]) -> None:
+    def _add_slices(self, part: PlanSegment, workers: Sequence[int], found: list[list[tuple[float, int]]]) -> None:
         if part.region is not None:
             nbytes = self.chain.regions[part.region].parameters
             for rank, count in zip(workers, part.slices, strict=True):

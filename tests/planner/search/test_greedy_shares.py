@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep.errors import PlanRefused
-from samestep.planner.search.shares import shares, state_shares, work_and_state
+from samestep.planner.search.greedy_shares import greedy_shares, state_shares, work_and_state
 
 steps = st.lists(st.integers(0, 5).map(float), min_size=7, max_size=7)
 
@@ -24,22 +24,22 @@ def test_no_dealing_ends_earlier(num_shards: int, finishing: list[Callable[[int]
     def end(counts: tuple[int, ...]) -> float:
         return max(finish(count) for finish, count in zip(finishing, counts, strict=True) if count or not num_shards)
 
-    dealt = shares(num_shards, finishing)
+    dealt = greedy_shares(num_shards, finishing)
     every = product(range(num_shards + 1), repeat=len(finishing))
     assert sum(dealt) == num_shards
     assert end(dealt) == min(end(counts) for counts in every if sum(counts) == num_shards)
 
 
 def test_the_lower_rank_wins_a_tie() -> None:
-    assert shares(5, [float] * 3) == (2, 2, 1)
-    assert shares(6, [lambda n: n * 1.0, lambda n: n * 2.0]) == (4, 2)
+    assert greedy_shares(5, [float] * 3) == (2, 2, 1)
+    assert greedy_shares(6, [lambda n: n * 1.0, lambda n: n * 2.0]) == (4, 2)
 
 
 def test_what_no_worker_can_take_is_refused() -> None:
     with pytest.raises(PlanRefused, match="can take 2 shards, the step has 3"):
-        shares(3, [lambda n: n if n <= 1 else math.inf] * 2)
+        greedy_shares(3, [lambda n: n if n <= 1 else math.inf] * 2)
     with pytest.raises(PlanRefused, match="a worker"):
-        shares(3, [])
+        greedy_shares(3, [])
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=5))

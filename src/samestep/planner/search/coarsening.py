@@ -9,12 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from samestep.planner.search.stages import (
-    Floats,
-    Split,
-    StageCosts,
-    StageSpan,
-)
+from samestep.planner.search.stage_costs import Floats, Split, StageCosts, StageSpan
 
 
 @dataclass(frozen=True)

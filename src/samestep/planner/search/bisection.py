@@ -18,12 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samestep.planner.search.stages import (
-    Floats,
-    Split,
-    StageCosts,
-    StageSpan,
-)
+from samestep.planner.search.stage_costs import Floats, Split, StageCosts, StageSpan
 
 PRECISION = 1e-6
 COARSE = 1e-3  # for the runners-up

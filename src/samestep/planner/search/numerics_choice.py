@@ -8,7 +8,7 @@ finds on top.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-ALLOWED = 1.05  # of the fastest time, for more shards
+MOST_SLOWDOWN = 1.05  # of the fastest time, for more shards
 SHARDS = (1, 2, 4, 8)
 
 
@@ -26,7 +26,7 @@ class Trial:
         return f"S={self.shards}, {way}: {self.seconds * 1e3:.3g} ms"
 
 
-def ways(batch_size: int, cores: int) -> list[tuple[int, int, int]]:
+def trial_settings(batch_size: int, cores: int) -> list[tuple[int, int, int]]:
     """What to try: shards, workers, threads. Each S on one thread, on all threads, and on a worker per core."""
     found = []
     for shards in (s for s in SHARDS if s == 1 or s * 2 <= batch_size):
@@ -37,14 +37,14 @@ def ways(batch_size: int, cores: int) -> list[tuple[int, int, int]]:
     return found
 
 
-def chosen(trials: Sequence[Trial]) -> Trial:
+def choose_trial(trials: Sequence[Trial]) -> Trial:
     """The rule above; of the ways to run the chosen S the fastest."""
     best = {t.shards: min((o for o in trials if o.shards == t.shards), key=lambda o: o.seconds) for t in trials}
     fastest = min(trial.seconds for trial in best.values())
-    return max((t for t in best.values() if t.seconds <= ALLOWED * fastest), key=lambda t: t.shards)
+    return max((t for t in best.values() if t.seconds <= MOST_SLOWDOWN * fastest), key=lambda t: t.shards)
 
 
-def table(trials: Sequence[Trial]) -> str:
+def trial_table(trials: Sequence[Trial]) -> str:
     """What each choice costs, against the fastest."""
     fastest = min(trial.seconds for trial in trials)
     return "\n".join(f"{trial}  ({trial.seconds / fastest - 1:+.0%})" for trial in trials)

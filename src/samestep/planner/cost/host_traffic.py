@@ -20,25 +20,25 @@ from functools import cached_property
 
 from samestep.numerics.reduction_tree import local_plan
 from samestep.plan.cluster import Cluster
-from samestep.planner.cost.busy import BUSY_BYTE, Busy
-from samestep.planner.cost.placing import Placed, PlacedSegment
+from samestep.planner.cost.action_costs import BUSY_BYTE, ActionCosts
+from samestep.planner.cost.plan_segments import PlanSegment, PlanSegments
 from samestep.schedule import actions
 from samestep.schedule.actions import Action
 from samestep.sync.staleness import steps_stale
 
 
 @dataclass(frozen=True)
-class Burden:
+class UnitGradient:
     """A unit's gradients on the busiest wire: when they are ready, in seconds before backward's end, and bytes."""
 
     before_end: float
     nbytes: float
 
 
-class Wires:
+class HostTraffic:
     """Of one plan on one cluster."""
 
-    def __init__(self, placed: Placed, cluster: Cluster, num_shards: int, busy: Busy) -> None:
+    def __init__(self, placed: PlanSegments, cluster: Cluster, num_shards: int, busy: ActionCosts) -> None:
         self.placed, self.chain, self.cluster = placed, placed.chain, cluster
         self.num_shards, self.busy = num_shards, busy
         self.hosts = cluster.hosts_of_workers()[: placed.plan.workers]
@@ -174,10 +174,10 @@ class Wires:
             hidden += pace * max(0.0, min(free, 0.0) - begin)  # what is moved before backward's end
         return max(0.0, free) + latency + hidden * BUSY_BYTE / near
 
-    def _burdens(self, stage: int, speed: float) -> Iterator[Burden]:
+    def _burdens(self, stage: int, speed: float) -> Iterator[UnitGradient]:
         """The units of a stage in the order in which their gradients get ready, last one first."""
         table = self.busy.table(self.placed.stages[stage].workers[0])
-        parts: list[PlacedSegment] = [part for part in self.placed.parts if part.stage == stage]
+        parts: list[PlanSegment] = [part for part in self.placed.parts if part.stage == stage]
         segments = {id(part): number for number, part in enumerate(self.placed.parts)}
         left = 0.0
         found = []
@@ -189,7 +189,7 @@ class Wires:
             scale = self.busy.dense(segments[id(part)], table).backward / own if own else 0.0
             left += sum(table.rests[i].backward for i in part.rests) * scale
             for i in part.units:
-                found.append(Burden(left / speed, self.chain.units[i].parameters))
+                found.append(UnitGradient(left / speed, self.chain.units[i].parameters))
                 left += table.units[i].backward * scale
         return iter(found[::-1])
 
