@@ -13,12 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from samestep.bench.contenders.contender_process import (
-    ANSWER_LIMIT,
-    Contender,
-    DoesNotApply,
-    Failed,
-)
+from samestep.bench.contenders.contender_process import ANSWER_LIMIT, Contender, DoesNotApply, Failed
 
 
 @dataclass

@@ -6,15 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from samestep.diagnose.waits import waits_of
-from samestep.schedule.actions import (
-    COMMUNICATION,
-    Forward,
-    Lockstep,
-    Send,
-    SendGradient,
-    SliceForward,
-    class_name,
-)
+from samestep.schedule.actions import COMMUNICATION, Forward, Lockstep, Send, SendGradient, SliceForward, class_name
 from samestep.schedule.draw import COMPUTING
 from samestep.trace.ring import Event
 from samestep.trace.worker_trace import WorkerTrace

@@ -11,14 +11,7 @@ Time that all of a meeting wait, and all other waiting, is for bytes under way t
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from samestep.schedule.actions import (
-    Lockstep,
-    Receive,
-    ReceiveGradient,
-    Send,
-    SendGradient,
-    class_name,
-)
+from samestep.schedule.actions import Lockstep, Receive, ReceiveGradient, Send, SendGradient, class_name
 from samestep.schedule.simulator import MEETINGS
 from samestep.trace.ring import Event
 from samestep.trace.worker_trace import WorkerTrace, message_of

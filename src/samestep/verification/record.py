@@ -182,10 +182,16 @@ def digest_of(*parts: bytes) -> str:
     return found.hexdigest()
 
 
+def best_factor(found: Tensor, wanted: Tensor) -> float:
+    """k that minimises the norm of found - k wanted; 0 where `wanted` is zero. Both 1-D."""
+    square = float(wanted @ wanted)
+    return float(found @ wanted / square) if square > 0 else 0.0
+
+
 def relative_distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """Norm of the difference over the norm of `wanted`; infinite where only one is zero or not finite."""
-    apart = sum(float((a - b).square().sum()) for a, b in zip(found, wanted, strict=True))
+    distance = sum(float((a - b).square().sum()) for a, b in zip(found, wanted, strict=True))
     norm = sum(float(b.square().sum()) for b in wanted)
-    if apart == 0:
+    if distance == 0:
         return 0.0
-    return float("inf") if not norm > 0 or apart != apart else float((apart / norm) ** 0.5)
+    return float("inf") if not norm > 0 or distance != distance else float((distance / norm) ** 0.5)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from samestep.verification.causes import Cause, Finding
-from samestep.verification.record import AS, KINDS, Key, Noted, Record, Step, folded, relative_distance
+from samestep.verification.record import AS, KINDS, Key, Noted, Record, Step, best_factor, folded, relative_distance
 
 FITS = 1e-3  # relative distance of a sum that factors explain
 ROUNDING = 1e-5  # relative distances below it are rounding
@@ -156,7 +156,7 @@ def explain_sum(
     distance = relative_distance([found], [wanted])
     if distance < ROUNDING:
         return Cause.ROUNDING, f"it is {distance:.1e} off, as another order of additions makes it"
-    k = float(found @ wanted / (wanted @ wanted)) if float(wanted @ wanted) else 0.0
+    k = best_factor(found, wanted)
     if k and relative_distance([found], [wanted * k]) < ROUNDING:
         return Cause.LOSS_WEIGHTING, f"it is {k:.6g} times what one worker has"
     factors = factors_of(found, wanted, shards)
@@ -186,7 +186,7 @@ def factors_of(
         return None
     basis = torch.stack(columns, 1)
     whole = basis[:, :parts].sum(1)
-    unit = float(whole @ wanted / (whole @ whole)) if float(whole @ whole) else 0.0  # the factor of the loss
+    unit = best_factor(wanted, whole)  # the factor of the loss
     solution = torch.linalg.lstsq(basis, found[:, None]).solution[:, 0]
     if not unit or relative_distance([basis @ solution], [found]) > FITS:
         return None
@@ -227,7 +227,7 @@ def _parameter(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, 
         if torch.equal(found, old):
             return Cause.STALE_WEIGHTS, "the update did not change it"
         step, should = found - old, wanted - old
-        k = float(step @ should / (should @ should)) if float(should @ should) else 0.0
+        k = best_factor(step, should)
         if k and abs(k - 1) > ROUNDING and relative_distance([step], [should * k]) < 1e-3:
             is_clipped = any(key.kind == "clip norm" for key in now[1])
             return (Cause.CLIPPING if is_clipped else Cause.OPTIMIZER_STATE), f"it moved {k:.6g} times as far"

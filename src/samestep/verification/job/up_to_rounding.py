@@ -12,7 +12,7 @@ from torch import Tensor
 
 from samestep.verification.causes import Cause, Finding
 from samestep.verification.job.bit_for_bit import joined
-from samestep.verification.record import Record, Step, relative_distance
+from samestep.verification.record import Record, Step, best_factor, relative_distance
 
 SAFETY = 16.0  # times the distance of the perturbed runs
 LEAST = 1e-6  # relative; a few units in the last place of float32
@@ -80,9 +80,9 @@ def distance(value: Tensor | None, wanted: Tensor | None) -> float:
 def _cause(first: RoundingDistance, ours: Step, theirs: Step) -> tuple[Cause, str]:
     off = f"{first.distance:.1e} off, rounding explains {first.bound:.1e}"
     value, plain = joined(ours, first.kind, first.name), joined(theirs, first.kind, first.name)
-    if value is not None and plain is not None and value.shape == plain.shape and float(plain @ plain):
-        k = float(value @ plain / (plain @ plain))
-        if first.kind == "gradient" and abs(k - 1) > first.bound and distance(value, plain * k) <= first.bound:
+    if value is not None and plain is not None and value.shape == plain.shape:
+        k = best_factor(value, plain)
+        if k and first.kind == "gradient" and abs(k - 1) > first.bound and distance(value, plain * k) <= first.bound:
             return Cause.LOSS_WEIGHTING, f"it is {k:.6g} times that of the whole batch"
     if first.kind in ("evaluation", "loss", "gradient"):
         return Cause.LOSS_WEIGHTING, f"it is {off}: the shards' parts do not add up to the whole batch's"

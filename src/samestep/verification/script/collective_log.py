@@ -13,25 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 COLLECTIVES = (
-    "all_reduce",
-    "broadcast",
-    "reduce",
-    "all_gather",
-    "all_gather_into_tensor",
-    "gather",
-    "scatter",
-    "reduce_scatter",
-    "reduce_scatter_tensor",
-    "all_to_all",
-    "all_to_all_single",
-    "all_gather_object",
-    "broadcast_object_list",
-    "barrier",
-    "send",
-    "recv",
-    "isend",
-    "irecv",
-)
+    "all_reduce", "broadcast", "reduce", "all_gather", "all_gather_into_tensor", "gather", "scatter", "reduce_scatter",
+    "reduce_scatter_tensor", "all_to_all", "all_to_all_single", "all_gather_object", "broadcast_object_list", "barrier",
+    "send", "recv", "isend", "irecv",
+)  # fmt: skip
 
 
 class CollectiveLog:

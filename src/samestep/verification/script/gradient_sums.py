@@ -17,14 +17,8 @@ import torch
 from torch import Tensor
 
 from samestep.verification.causes import Cause, Finding
-from samestep.verification.record import Key, relative_distance
-from samestep.verification.script.step_records import (
-    EPS,
-    StepRecords,
-    Vectors,
-    same_shape,
-    vectors,
-)
+from samestep.verification.record import Key, best_factor, relative_distance
+from samestep.verification.script.step_records import EPS, StepRecords, Vectors, same_shape, vectors
 
 NOTHING = 1e-6  # of the largest norm: below it, a gradient is zero up to rounding
 DROPPED = 1e-3  # relative distance between a last micro-batch's gradient and that of all
@@ -165,7 +159,7 @@ def common_factor(
     if any(a.shape != b.shape for a, b in zip(found, wanted, strict=True)):
         return None
     f, w = torch.cat(list(found)), torch.cat(list(wanted))
-    k = float(f @ w / (w @ w)) if float(w @ w) > 0 else 0.0
+    k = best_factor(f, w)
     if abs(k) < 1e-9:
         return None
     for a, b, name in zip(found, wanted, names, strict=True):

@@ -125,7 +125,7 @@ class ScriptHooks:
 
         nn.functional.dropout = no_dropout
 
-    # the backward, and what is done to gradients
+    # the backward, and changes to gradients
 
     def _watch_backward(self) -> None:
         inner = Tensor.backward
@@ -198,9 +198,9 @@ class ScriptHooks:
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     self._recorder.note(Key("setting", f"{setting} of group {number}"), float(value))
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        apart = [name for name, p in self._named() if p.requires_grad and id(p) not in held]
+        missing = [name for name, p in self._named() if p.requires_grad and id(p) not in held]
         known = {id(p) for _, p in self._named()}
-        self._recorder.note(Key("setting", "not in the optimizer"), "\n".join(apart))
+        self._recorder.note(Key("setting", "not in the optimizer"), "\n".join(missing))
         self._recorder.note(Key("setting", "not in the model"), str(len(held - known)))
 
     def _after_step(self, optimizer: Any, arguments: Any, options: Any) -> None:

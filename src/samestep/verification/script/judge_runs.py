@@ -16,12 +16,7 @@ from dataclasses import dataclass
 
 from samestep.verification.causes import Cause, Finding
 from samestep.verification.record import KINDS, Key, Record, Step
-from samestep.verification.script.collective_order import (
-    ObservedWorker,
-    describe,
-    judge_collectives,
-    order_differs,
-)
+from samestep.verification.script.collective_order import ObservedWorker, describe, judge_collectives, order_differs
 from samestep.verification.script.data_order import judge_passes, judge_rows, judge_stream
 from samestep.verification.script.gradient_sums import judge_accumulation, judge_gradients
 from samestep.verification.script.not_finite_gradients import judge_finite

@@ -1,7 +1,7 @@
 """A NaN or an infinity among the gradients, and its worker before a reduction gave it to all.
 
 worker 0    l_0 = 1.5  ┐
-                       ├  c_0 = c_1 = NaN: from here on nobody knows whose rows made it
+                       ├  c_0 = c_1 = NaN: from here on the rows that made it are unknown
 worker 1    l_1 = NaN  ┘
 """
 

@@ -39,13 +39,7 @@ class StepRecords:
 
     def per_rank(self, kind: str) -> dict[int, Vectors]:
         """Tensors of a kind by rank and name, summed over micro-batches and over calls."""
-        found: dict[int, Vectors] = {rank: {} for rank in self.ranks()}
-        for key, each in self.workers.items():
-            if key.kind == kind:
-                for noted in each:
-                    mine = found[noted.rank]
-                    mine[key.name] = mine[key.name] + noted.values if key.name in mine else noted.values
-        return found
+        return {rank: vectors(self.workers, kind, rank) for rank in self.ranks()}
 
     def on_one_process(self, kind: str) -> Vectors:
         return vectors(self.reference, kind)
@@ -69,11 +63,11 @@ def same_shape(one: Vectors, other: Vectors, name: str) -> bool:
     return one[name].shape == other[name].shape
 
 
-def vectors(run: Step, kind: str) -> Vectors:
+def vectors(run: Step, kind: str, rank: int = 0) -> Vectors:
     """One process's tensors of a kind, by name, summed over micro-batches and over calls."""
     found: Vectors = {}
     for key, each in run.items():
-        if key.kind == kind and each:
-            value = each[0].values
-            found[key.name] = found[key.name] + value if key.name in found else value
+        for noted in each:
+            if key.kind == kind and noted.rank == rank:
+                found[key.name] = found[key.name] + noted.values if key.name in found else noted.values
     return found
