@@ -58,7 +58,7 @@ def test_policies_are_compared_by_the_time_to_a_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "moon"], "samestep: --only moon: nobody has that name"),
+        (["--only", "moon"], "samestep: --only moon: no contestant has that name"),
         (["--workers", "0"], "samestep: --workers 0: it must be a whole number of at least 1"),
         (["--sync", "local(0)"], "samestep: --sync 'local(0)': workers that never take a step never meet"),
         (["--sync", "", "--target-loss", "nan"], "samestep: --target-loss nan: give a finite loss"),
