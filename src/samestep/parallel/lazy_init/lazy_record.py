@@ -8,11 +8,9 @@ What becomes of an operation:
                       somebody seeded it or brought back an earlier state in between
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,8 +26,8 @@ from samestep.parallel.lazy_init.address_space import SMALL, memory_of, reserve
 from samestep.parallel.lazy_init.draws import Draws, Marks
 from samestep.parallel.lazy_init.operations import TensorView, Written
 from samestep.parallel.lazy_init.shape_inference import WITHOUT_VALUES, inferred
+from samestep.parallel.user_code import user_place
 
-PACKAGES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, sys.modules["samestep"]))
 OVERWRITING = {  # in place, without a look at what was there
     "zero_", "fill_", "copy_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_",
     "geometric_", "eye_",
@@ -182,7 +180,8 @@ class LazyRecorder:
             if self.initial(number) is not None and self.nbytes(number) > SMALL and self.is_changed(number):
                 raise JobRefused(
                     "the model's factory changes a tensor that it has from elsewhere (a file, NumPy) and then reads "
-                    f"its values at {_place()}: change a clone of it, or give the job a model instead of a factory"
+                    f"its values at {user_place(whole_path=True)}: change a clone of it, or give the job a model "
+                    "instead of a factory"
                 )
         with _disable_current_modes():
             self._compute({number: tensor.untyped_storage() for number, tensor in parts.items()})
@@ -293,8 +292,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         leaves, spec = pytree.tree_flatten(shapes)
         if any(leaf.layout != torch.strided for leaf in leaves if isinstance(leaf, Tensor)):
             raise JobRefused(
-                f"the model's factory makes a sparse tensor at {_place()}, and --memory-limit follows dense ones only: "
-                "make it in forward, from its indices and values"
+                f"the model's factory makes a sparse tensor at {user_place(whole_path=True)}, and --memory-limit "
+                "follows dense ones only: make it in forward, from its indices and values"
             )
         small = all(leaf.untyped_storage().nbytes() <= SMALL for leaf in leaves if isinstance(leaf, Tensor))
         known = known and small and not writes
@@ -391,10 +390,3 @@ def _alias(value: Any) -> str:
 
 def _separate(recorder: LazyRecorder, reads: Sequence[Tensor], writes: Sequence[Tensor]) -> bool:
     return {recorder.part(t).storage for t in reads}.isdisjoint(recorder.part(t).storage for t in writes)
-
-
-def _place() -> str:
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGES):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
