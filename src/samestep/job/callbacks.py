@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from samestep.errors import JobRefused
-from samestep.system.finite_json import line_of
+from samestep.system.json_values import line_of
 
 
 class JsonLines:

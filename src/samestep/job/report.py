@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from samestep.plan.prediction import Prediction
-from samestep.system.finite_json import finite
+from samestep.system.json_values import finite
 from samestep.trace.worker_trace import WorkerTrace
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from samestep.plan.plan import Plan
 from samestep.plan.plan_summary import PlanSummary, mega
 from samestep.schedule.actions import Schedule
 from samestep.schedule.checker import check
-from samestep.schedule.draw import svg_of, text_of
+from samestep.schedule.draw import schedule_svg, schedule_text
 from samestep.schedule.grid import Grid
-from samestep.schedule.local_steps import check_apart, steps_apart
+from samestep.schedule.local_steps import check_local_step, local_step_schedule
 from samestep.schedule.orders.written import parse_order
 from samestep.schedule.passes import schedule_of
 from samestep.schedule.stale_steps import check_overlapped
@@ -66,8 +66,8 @@ def outline(
         asdict(moved),
         asdict(wired),
         needs,
-        text_of(grid, schedules),
-        svg_of(grid, schedules),
+        schedule_text(grid, schedules),
+        schedule_svg(grid, schedules),
         uncounted=why,
     )
 
@@ -110,8 +110,8 @@ def checked_apart(plan: Plan, logical: Logical, num_shards: int) -> tuple[Grid, 
     """The same for a step at whose end logical workers meet."""
     grid, shards = plan.grid(num_shards, [(False,)]), logical.all_shards(num_shards)
     workers = [logical.of(rank) for rank in range(plan.workers)]
-    schedules = [steps_apart(own, shards, meets=True) for own in workers]
-    check_apart(grid, schedules, workers, shards, meets=True)
+    schedules = [local_step_schedule(own, shards, meets=True) for own in workers]
+    check_local_step(grid, schedules, workers, shards, meets=True)
     return grid, schedules
 
 
