@@ -200,24 +200,15 @@ class _Recorder(TorchFunctionMode):
             return result  # a shape, a type: frozen with the Python code around it
         stage = len(self.recording.entered)
         saved, deferrable = self._saved.take()
-        call = Call(
-            what,
-            arguments,
-            makes,
-            frozenset(changed),
-            stage,
-            user_place(),
-            result if is_guard else None,
-            is_guard,
-            saved=saved,
-            deferrable=deferrable,
-        )
+        call = Call(what, arguments, makes, frozenset(changed), stage, user_place(), saved=saved, deferrable=deferrable)
+        if is_guard:
+            call = replace(call, expected=result, is_guard=True)
         _check_plain(call)
         self.recording.calls.append(call)
         return result
 
     def _note_reading(self, what: Any, arguments: Any) -> None:
-        """Note the values whose shape a call reads; a call that makes no tensor reads one."""
+        """Note the values whose shape is read by a call that makes no tensor."""
         if isinstance(what, str | nn.Module):
             return
         _check_reading(what)

@@ -109,7 +109,7 @@ def record_factory(build: Callable[[], nn.Module]) -> LazyModel:
     params = {part.storage for part in parts.values()}
     for buffer in model.buffers():
         recorder.view(buffer)
-    # Also tensors that are no buffers: tables of cosines and the like, kept in plain attributes.
+    # Also tensors that are no buffers, for example tables of cosines in plain attributes.
     kept = {number: storage for number, storage in recorder.alive() if number not in params}
     return LazyModel(model, recorder, parts, kept)
 
@@ -292,16 +292,16 @@ class _Replay:
         self._latest[generator] = draw.number
 
 
-def _needs(written: Sequence[Operation], wanted: set[int]) -> tuple[list[bool], dict[int, int]]:
+def _needs(operations: Sequence[Operation], wanted: set[int]) -> tuple[list[bool], dict[int, int]]:
     """Operations that the wanted storages need, and the last operation that touches each storage in use.
 
     Found backwards, as liveness is: a storage is live from its first write to its last use, and an
     operation that overwrites all of it ends the life of its previous content.
     """
     live, last = set(wanted), dict[int, int]()
-    needed = [False] * len(written)
-    for at in range(len(written) - 1, -1, -1):
-        op = written[at]
+    needed = [False] * len(operations)
+    for at in range(len(operations) - 1, -1, -1):
+        op = operations[at]
         writes = {part.storage for part in (*op.writes, *op.outputs) if part is not None}
         needed[at] = not live.isdisjoint(writes)
         if needed[at]:
