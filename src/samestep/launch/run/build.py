@@ -23,7 +23,7 @@ from samestep.launch.request.resolve import (
 from samestep.launch.run.worker import EventSender, Resumption, WorkerRun
 from samestep.numerics import random_streams
 from samestep.parallel.gradients.sharded_update import implementation
-from samestep.parallel.lazy_init.lazy_replay import LazyModel, record
+from samestep.parallel.lazy_init.lazy_replay import LazyModel, record_factory
 from samestep.plan.plan import Plan
 from samestep.planner.search.decision import Decision
 from samestep.setup.laid_out_model import LaidOutModel, hollow
@@ -133,7 +133,7 @@ def recorded(job: Job, request: Request) -> LazyModel:
             )
     if request.planning.transport == "threads":
         raise PlanRefused("--memory-limit limits processes: leave --transport threads out")
-    return record(job.build_model)
+    return record_factory(job.build_model)
 
 
 def announcement(run: WorkerRun) -> dict[str, Any]:
