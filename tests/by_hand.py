@@ -13,7 +13,7 @@ import warm
 from commands import MARK, Command, Ended, free_port, wait_until
 from hosts import Hosts
 
-IN_TIME = 30.0  # seconds; a worker that is still there then hangs
+IN_TIME = 240.0  # seconds; a worker that is still there then hangs
 
 
 @dataclass

@@ -162,7 +162,7 @@ def report_of(counts: Sequence[int], *arguments: str) -> dict[str, Any]:
     with Hosts(len(counts), rate="1gbit") as hosts:
         env = {"GLOO_SOCKET_IFNAME": "eth"}
         workers = hosts.start_workers(counts, command, env=env, stdout=subprocess.PIPE)
-        texts = [worker.communicate(timeout=120)[0] for worker in workers]
+        texts = [worker.communicate(timeout=240)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * sum(counts)
     found: dict[str, Any] = json.loads(texts[0].splitlines()[-1])
     return found

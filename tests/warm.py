@@ -70,14 +70,18 @@ class _WarmProcess:
 
         self._end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            subprocess.Popen(
+            self._process = subprocess.Popen(
                 [sys.executable, "-B", "-P", __file__, str(theirs.fileno())],
                 env={**server_environment(), MARK: "0" * MARK_LENGTH},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
         self._end.settimeout(60)
-        atexit.register(self._end.close)
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        self._end.close()
+        self._process.wait()
 
     def order(self, order: dict[str, Any], streams: list[int]) -> int:
         with tempfile.TemporaryFile() as file:  # an environment may be too long for a message

@@ -32,7 +32,7 @@ def loop(what: str, folder: Path, workers: int = 0) -> list[subprocess.Completed
         )
         for rank in range(max(1, workers))
     ]  # fmt: skip
-    ended = [(process, *process.communicate(timeout=60)) for process in started]
+    ended = [(process, *process.communicate(timeout=240)) for process in started]
     return [subprocess.CompletedProcess([], process.returncode, out, err) for process, out, err in ended]
 
 
