@@ -21,7 +21,7 @@ from samestep.numerics.numerics import Numerics
 from samestep.parallel.execution.local_executor import LocalExecutor
 from samestep.plan.plan import Plan, Stage
 from samestep.schedule import actions
-from samestep.schedule.local_steps import check_apart, steps_apart
+from samestep.schedule.local_steps import check_local_step, local_step_schedule
 from samestep.sync.averaging import ObservedBound, Outer
 from samestep.sync.averaging import distance as apart
 from samestep.sync.logical_workers import (
@@ -317,16 +317,16 @@ def test_schedules_are_checked_values() -> None:
     shards, workers = logical.all_shards(7), [logical.of(0), logical.of(1)]
     grid = plan.grid(7, [(False,)])
     for meets in (False, True):
-        lists = [steps_apart(own, shards, meets=meets) for own in workers]
-        check_apart(grid, lists, workers, shards, meets=meets)
+        lists = [local_step_schedule(own, shards, meets=meets) for own in workers]
+        check_local_step(grid, lists, workers, shards, meets=meets)
         for wrong, words in (
             ((lists[0][:-1], lists[1]), "ends with|takes the steps"),
-            ((lists[0], (*lists[1], actions.StepApart(3))), "steps once|ends with"),
-            ((swapped(lists[0], actions.StepApart(0), actions.Backward(1)), lists[1]), "logical worker 0's"),
+            ((lists[0], (*lists[1], actions.LocalStep(3))), "steps once|ends with"),
+            ((swapped(lists[0], actions.LocalStep(0), actions.Backward(1)), lists[1]), "logical worker 0's"),
             ((tuple(a for a in lists[0] if a != actions.Backward(5)), lists[1]), r"never does Backward\(shard=5"),
         ):
             with pytest.raises(PlanRefused, match=words):
-                check_apart(grid, wrong, workers, shards, meets=meets)
+                check_local_step(grid, wrong, workers, shards, meets=meets)
 
 
 def swapped(schedule: actions.Schedule, one: actions.Action, other: actions.Action) -> actions.Schedule:
