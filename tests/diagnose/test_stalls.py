@@ -90,8 +90,8 @@ HELD = {
     "native lock": ("lock held", HAS_NOT + r"native_lock, waiting for a lock for \d+ s"),
     "stopped": (
         "stopped",
-        r"worker 2 is stopped by a signal, in Forward\(shard=2, segment=0\) of step 3, for \d+ s; `kill -CONT \d+` lets "
-        "it go on",
+        r"worker 2 is stopped by a signal, in Forward\(shard=2, segment=0\) of step 3, for \d+ s; `kill -CONT \d+` "
+        "lets it go on",
     ),
 }
 
