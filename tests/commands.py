@@ -42,6 +42,13 @@ def hear_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def start_script(script: Path, *arguments: str, cold: bool = False, **options: Any) -> subprocess.Popen[str]:
+    """A script as a process of its own, from the warm one unless `cold`."""
+    if cold or not warm.is_possible():
+        return subprocess.Popen([sys.executable, str(script), *arguments], text=True, **options)
+    return warm.WarmCommand(list(arguments), script=script, text=True, **options)
+
+
 @dataclass
 class Ended:
     code: int

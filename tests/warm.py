@@ -19,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,17 @@ def is_possible() -> bool:
 
 
 class WarmCommand(subprocess.Popen[str]):
-    """`python -m samestep *arguments` as `subprocess.Popen` would start it. namespace: of the network, by its name."""
+    """`python -m samestep *arguments` as `subprocess.Popen` would start it, or `python script *arguments`.
 
-    def __init__(self, arguments: list[str], namespace: str | None = None, **options: Any) -> None:
-        self._namespace = namespace
-        super().__init__([sys.executable, "-m", "samestep", *arguments], **options)
+    namespace: of the network, by its name.
+    """
+
+    def __init__(
+        self, arguments: list[str], namespace: str | None = None, script: Path | None = None, **options: Any
+    ) -> None:
+        self._namespace, self._script = namespace, script
+        program = ["-m", "samestep"] if script is None else [str(script)]
+        super().__init__([sys.executable, *program, *arguments], **options)
 
     def _execute_child(  # type: ignore[override]
         self, args: list[str], executable: Any, preexec_fn: Any, close_fds: bool, pass_fds: Any, cwd: Any,
@@ -50,7 +56,8 @@ class WarmCommand(subprocess.Popen[str]):
     ) -> None:  # fmt: skip
         assert preexec_fn is None
         order = {
-            "arguments": args[3:],
+            "script": None if self._script is None else str(self._script),
+            "arguments": args[3:] if self._script is None else args[2:],
             "folder": str(cwd or Path.cwd()),
             "environment": dict(os.environ if env is None else env),
             "session": start_new_session,
@@ -180,13 +187,14 @@ def _begin(order: dict[str, Any], streams: list[int], end: socket.socket) -> Non
     tempfile.tempdir = None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    sys.path.insert(0, order["folder"])
-    sys.argv = ["-m", *order["arguments"]]
+    script = order["script"]
+    sys.path.insert(0, order["folder"] if script is None else str(Path(script).parent))
+    sys.argv = [script or "-m", *order["arguments"]]
     subprocess.Popen = _ForkingPopen  # type: ignore[misc]
 
 
-def _serve(end: socket.socket) -> bool:
-    """True in each command, False in the end."""
+def _serve(end: socket.socket) -> Callable[[], object]:
+    """Returns in each command what it does, and in the end something that does nothing."""
     import samestep.launch.run.fork_server  # noqa: F401
     from samestep import cli  # noqa: F401
     from samestep.launch.environment import PINNED
@@ -195,17 +203,18 @@ def _serve(end: socket.socket) -> bool:
     while True:
         text, files, _, _ = socket.recv_fds(end, 1, 4)
         if not text:
-            return False
+            return lambda: None
         with open(files[0], "rb") as file:  # noqa: PTH123 - a number
             file.seek(0)
             order = json.load(file)
         if _clone() == 0:
             _begin({**order, "pinned": list(PINNED)}, files[1:], end)
-            return True
+            if order["script"] is not None:
+                return partial(runpy.run_path, order["script"], run_name="__main__")
+            return partial(runpy.run_module, "samestep", run_name="__main__", alter_sys=True)
         for number in files[1:]:
             os.close(number)
 
 
 if __name__ == "__main__":
-    if _serve(socket.socket(fileno=int(sys.argv[1]))):
-        runpy.run_module("samestep", run_name="__main__", alter_sys=True)
+    _serve(socket.socket(fileno=int(sys.argv[1])))()

@@ -8,7 +8,6 @@ import re
 import signal
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 
 import samestep
 from by_hand import ByHand
-from commands import Command, free_port, wait_until
+from commands import Command, free_port, start_script, wait_until
 from hosts import Hosts, HostsUnavailable
 from samestep.errors import Refused, TrainingFailed
 from samestep.launch.failure import Event
@@ -268,8 +267,8 @@ def own_calls(folder: Path, what: str, workers: int = 2) -> list["subprocess.Pop
     for rank in range(workers):
         with (folder / f"{rank}.err").open("w") as file:
             found.append(
-                subprocess.Popen(
-                    [sys.executable, str(OWN_CALLS), what, str(LIMIT)], stderr=file, cwd=folder,
+                start_script(
+                    OWN_CALLS, what, str(LIMIT), stderr=file, cwd=folder,
                     env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **world, "RANK": str(rank)},
                 )
             )  # fmt: skip

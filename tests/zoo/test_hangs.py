@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 
 import samestep
 from by_hand import ByHand, last_line
-from commands import free_port
+from commands import free_port, start_script
 from samestep.launch.hosts.membership import stores
 from samestep.launch.run.launcher import Launcher
 
@@ -29,9 +28,8 @@ def loop(folder: Path, what: str, workers: int = 3) -> list[str]:
     """Everybody's last line, of a loop of one's own in which the last worker does something else."""
     world = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     own = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **world}
-    command = [sys.executable, str(OWN_CALLS), what, "0"]
     started = [
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**own, "RANK": str(rank)})
+        start_script(OWN_CALLS, what, "0", stderr=subprocess.PIPE, env={**own, "RANK": str(rank)})
         for rank in range(workers)
     ]
     ended = [process.communicate(timeout=AT_ONCE)[1] for process in started]
