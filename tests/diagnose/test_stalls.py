@@ -151,7 +151,7 @@ def test_a_job_that_moves_raises_no_alarm_with_four_times_as_many_workers_as_cor
     seen, cores = Texts(), len(os.sched_getaffinity(0))
     samestep.train(
         f"{HANGING}:job", settings={"pace": 0.02, "shards": 4 * cores}, workers=4 * cores, plan="data", steps=30,
-        stall=1.0, launcher=launcher, watcher=seen,
+        stall=3.0, launcher=launcher, watcher=seen,
     )  # fmt: skip
     assert seen.events == []
 
