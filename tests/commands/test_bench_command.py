@@ -23,6 +23,7 @@ def test_a_comparison_from_the_command_line(tmp_path: Path) -> None:
     ended = Command(tmp_path).run(
         "bench", f"{JOB}:mlp", "--only", "samestep data,plain 1,tp", "--workers", 2, "--slices", 2, "--seconds", 0.1,
         "--steps-per-round", 2, "--json", "--quiet", "--svg", "bars.svg", "--set", "batch_size=40",
+        cold=True,
     )  # fmt: skip
     assert (ended.code, ended.err) == (0, "")
     *text, last = ended.out.splitlines()

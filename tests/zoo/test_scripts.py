@@ -54,7 +54,7 @@ def warm() -> Iterator[WarmRuns]:
 @pytest.mark.parametrize(("script", "cause", "step", "kind", "name", "says"), ZOO, ids=[row[0] for row in ZOO])
 def test_a_bug_is_named(script: str, cause: Cause, step: int, kind: str, name: str, says: str, warm: WarmRuns) -> None:
     verdict = verify_script(
-        SCRIPTS / f"{script}.py", timeout=8 if script in ("late_worker", "barrier_on_one") else 60, start=warm.start
+        SCRIPTS / f"{script}.py", timeout=12 if script in ("late_worker", "barrier_on_one") else 60, start=warm.start
     )
     (found,) = verdict.findings
     assert (found.cause, found.step) == (cause, step), str(found)
@@ -95,7 +95,7 @@ def test_the_command_prints_the_finding_and_ends_with_1() -> None:
         [sys.executable, "-m", "samestep", "verify", "--script", str(script)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,
     )
     assert done.returncode == 1, done.stderr
     assert "loss weighting: step 0, gradient fc1.weight" in done.stdout
