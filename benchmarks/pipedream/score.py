@@ -23,7 +23,7 @@ import numpy as np
 from layer_graph import Cuts, Graph, Malformed, cuts, read
 
 from samestep.planner.search.partition import best_partition
-from samestep.planner.search.stages import (
+from samestep.planner.search.stage_costs import (
     Floats,
     Partition,
     Split,

@@ -10,9 +10,9 @@ import random
 import statistics
 import time
 
-from samestep.planner.search.layer_row import LayerCosts, Row, ring
 from samestep.planner.search.partition import partition
-from samestep.planner.search.stages import NothingFits, Partition
+from samestep.planner.search.pipeline_costs import LayerCosts, WorkerRow, ring_all_reduce
+from samestep.planner.search.stage_costs import NothingFits, Partition
 
 MICROBATCHES = 64
 BANDWIDTH, LATENCY = 1e10, 1e-5
@@ -42,10 +42,10 @@ def chain(layers: int) -> LayerCosts:
     return LayerCosts(each(0.01), each(0.02), each(1e8), each(4e8), each(1e8), each(1e7))
 
 
-def row(workers: int, memory: float, even: bool) -> Row:
-    equal = Row.equal(workers, BANDWIDTH, LATENCY, memory)
+def row(workers: int, memory: float, even: bool) -> WorkerRow:
+    equal = WorkerRow.equal(workers, BANDWIDTH, LATENCY, memory)
     speeds = equal.speeds if even else tuple(1.0 + rank % 3 for rank in range(workers))
-    return Row(speeds, equal.memory, equal.bandwidths, equal.latencies)
+    return WorkerRow(speeds, equal.memory, equal.bandwidths, equal.latencies)
 
 
 def timed(layers: int, workers: int, memory: float, even: bool, rounds: int) -> tuple[float, Partition | NothingFits]:
@@ -53,7 +53,7 @@ def timed(layers: int, workers: int, memory: float, even: bool, rounds: int) -> 
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
-        found = partition(chain(layers), row(workers, memory, even), MICROBATCHES, ring(BANDWIDTH, LATENCY))
+        found = partition(chain(layers), row(workers, memory, even), MICROBATCHES, ring_all_reduce(BANDWIDTH, LATENCY))
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds), found
 

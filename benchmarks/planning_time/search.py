@@ -13,8 +13,8 @@ from samestep.numerics.numerics import Numerics
 from samestep.plan.cluster import Cluster, Link
 from samestep.plan.machine import Host
 from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
-from samestep.planner.cost.described import described
-from samestep.planner.search.search import Freedom, search
+from samestep.planner.cost.roofline import roofline_costs
+from samestep.planner.search.search import SearchSpace, search
 
 PER_HOST = 8
 SIZES = [  # layers, workers, shards, different pairs of layers that may be sliced
@@ -62,8 +62,8 @@ def cluster(workers: int) -> Cluster:
 def measured(layers: int, workers: int, shards: int, pairs: int) -> dict[str, object]:
     """Search every number up to 8 workers, as `--plan auto` does; above 8, search this number alone."""
     net, there = chain(layers, shards, pairs), cluster(workers)
-    costs, numerics = described(net, there), Numerics(shards=shards)
-    freedom = Freedom(tuple(range(1, workers + 1)) if workers <= PER_HOST else (workers,), may_slice=pairs > 0)
+    costs, numerics = roofline_costs(net, there), Numerics(shards=shards)
+    freedom = SearchSpace(tuple(range(1, workers + 1)) if workers <= PER_HOST else (workers,), may_slice=pairs > 0)
     laps = []
     for _ in range(3 if workers <= PER_HOST else 1):
         began = time.perf_counter()

@@ -15,12 +15,7 @@ choice of all layers together is found by going through the chain once, with the
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from published.collectives import (
-    Link,
-    all_gather,
-    all_reduce,
-    reduce_scatter,
-)
+from published.collectives import Link, all_gather, all_reduce, reduce_scatter
 
 
 @dataclass(frozen=True)

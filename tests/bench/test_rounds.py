@@ -25,8 +25,8 @@ SOURCES = Path(samestep.__file__).parents[1]
 COUNTING = """
 import sys
 sys.path.append(sys.argv[1])
-from samestep.bench.turns import Pipes, Turns
-turns, asked = Turns(Pipes(*sys.argv[2:])), 0
+from samestep.bench.contenders.contender_turns import ContenderTurns, Pipes
+turns, asked = ContenderTurns(Pipes(*sys.argv[2:])), 0
 turns.say(ready=True, loss=sys.stdin.read())
 while steps := turns.wait():
     asked += 1

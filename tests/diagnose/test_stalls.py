@@ -21,8 +21,9 @@ from by_hand import ByHand
 from commands import Command, free_port, wait_until
 from hosts import Hosts, HostsUnavailable
 from samestep.errors import Refused, TrainingFailed
+from samestep.launch.failure import Event
 from samestep.launch.run.launcher import Launcher
-from samestep.launch.run.outcome import Event, Outcome
+from samestep.launch.run.outcome import Outcome
 from samestep.system.procfs import children
 
 TESTS = Path(__file__).parents[1]

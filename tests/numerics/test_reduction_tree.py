@@ -3,7 +3,7 @@ from itertools import accumulate, pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep.numerics.numerics import Numerics
@@ -154,7 +154,6 @@ def test_an_aligned_block_publishes_one_partial_sum(level: int, size: int) -> No
         assert local_plan(block, size).num_slots <= level + 1
 
 
-@settings(max_examples=30)
 @given(assign=assignments)
 def test_every_published_node_has_a_slot(assign: tuple[int, ...]) -> None:
     plan = Plan(Numerics(shards=sum(assign)), assign)

@@ -8,15 +8,7 @@ from hypothesis import strategies as st
 
 from samestep.errors import PlanRefused
 from samestep.numerics.numerics import Numerics
-from samestep.plan.plan import (
-    ORDERS,
-    TRANSPORTS,
-    Plan,
-    Stage,
-    equal_shares,
-    parse_fields,
-    spell,
-)
+from samestep.plan.plan import ORDERS, TRANSPORTS, Plan, Stage, equal_shares, parse_fields, spell
 
 assignments = st.lists(st.integers(0, 12), min_size=1, max_size=9).filter(any).map(tuple)
 words = st.text(string.ascii_letters + string.digits + "+-./", min_size=1)

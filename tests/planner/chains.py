@@ -7,15 +7,15 @@ from itertools import combinations
 import numpy as np
 from hypothesis import strategies as st
 
-from samestep.planner.search.layer_row import (
-    ChainCosts,
+from samestep.planner.search.pipeline_costs import (
     LayerCosts,
+    PipelineCosts,
     Replication,
-    Row,
-    free,
-    ring,
+    WorkerRow,
+    free_replication,
+    ring_all_reduce,
 )
-from samestep.planner.search.stages import Floats, StageSpan
+from samestep.planner.search.stage_costs import Floats, StageSpan
 
 amounts = st.integers(0, 20).map(float)
 
@@ -28,13 +28,13 @@ def chains(draw: st.DrawFn) -> LayerCosts:
 
 
 @st.composite
-def rows(draw: st.DrawFn) -> Row:
+def rows(draw: st.DrawFn) -> WorkerRow:
     workers = draw(st.integers(1, 4))
 
     def each(values: st.SearchStrategy[float], count: int) -> tuple[float, ...]:
         return tuple(draw(st.lists(values, min_size=count, max_size=count)))
 
-    return Row(
+    return WorkerRow(
         each(st.sampled_from([0.5, 1.0, 2.0, 3.0]), workers),
         each(st.sampled_from([10.0, 20.0, 40.0, 80.0, math.inf]), workers),
         each(st.sampled_from([0.5, 1.0, 8.0]), workers - 1),
@@ -43,9 +43,9 @@ def rows(draw: st.DrawFn) -> Row:
 
 
 @st.composite
-def equal_rows(draw: st.DrawFn) -> Row:
+def equal_rows(draw: st.DrawFn) -> WorkerRow:
     memory = draw(st.sampled_from([10.0, 20.0, 40.0, 80.0, math.inf]))
-    return Row.equal(draw(st.integers(1, 5)), draw(st.sampled_from([0.5, 1.0, 8.0])), memory=memory)
+    return WorkerRow.equal(draw(st.integers(1, 5)), draw(st.sampled_from([0.5, 1.0, 8.0])), memory=memory)
 
 
 def uneven(parameter_bytes: Floats, workers: range) -> Floats:
@@ -53,7 +53,7 @@ def uneven(parameter_bytes: Floats, workers: range) -> Floats:
     return parameter_bytes * ((3 * workers.start + 5 * len(workers)) % 4)
 
 
-replications: st.SearchStrategy[Replication] = st.sampled_from([free, ring(2.0, 0.5), uneven])
+replications: st.SearchStrategy[Replication] = st.sampled_from([free_replication, ring_all_reduce(2.0, 0.5), uneven])
 
 
 def all_splits(layers: int, workers: int) -> Iterator[tuple[StageSpan, ...]]:
@@ -66,7 +66,7 @@ def all_splits(layers: int, workers: int) -> Iterator[tuple[StageSpan, ...]]:
 
 
 def seconds(
-    chain: LayerCosts, row: Row, microbatches: int, replication: Replication, spans: tuple[StageSpan, ...]
+    chain: LayerCosts, row: WorkerRow, microbatches: int, replication: Replication, spans: tuple[StageSpan, ...]
 ) -> float:
     """Worked out layer by layer, as the docstring of chain.py says it."""
     times = []
@@ -83,7 +83,7 @@ def seconds(
     return max(times)
 
 
-def fullness(chain: LayerCosts, row: Row, microbatches: int, spans: tuple[StageSpan, ...]) -> float:
+def fullness(chain: LayerCosts, row: WorkerRow, microbatches: int, spans: tuple[StageSpan, ...]) -> float:
     full = []
     for place, span in enumerate(spans):
         own = slice(span.first, span.last + 1)
@@ -93,7 +93,7 @@ def fullness(chain: LayerCosts, row: Row, microbatches: int, spans: tuple[StageS
     return max(full)
 
 
-def best(costs: ChainCosts, chain: LayerCosts, stages: int | None = None) -> float:
+def best(costs: PipelineCosts, chain: LayerCosts, stages: int | None = None) -> float:
     """The least bottleneck of all splits that fit, of all numbers of stages or of one; inf when none does."""
     row, m = costs.row, costs.microbatches
     return min(

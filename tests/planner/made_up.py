@@ -8,15 +8,10 @@ from samestep.numerics.numerics import Numerics
 from samestep.plan.cluster import Cluster
 from samestep.plan.machine import Host, Link
 from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
-from samestep.planner.cost.measured_costs import (
-    MeasuredCosts,
-    Pair,
-    Passing,
-    Table,
-)
-from samestep.planner.cost.profile import Ground, Profile
+from samestep.planner.cost.measured_costs import MeasuredCosts, Pair, Passing, Table
+from samestep.planner.cost.profile import Conditions, Profile
 from samestep.planner.search.decision import Decision, decide
-from samestep.planner.search.search import Freedom
+from samestep.planner.search.search import SearchSpace
 
 SHARDS, SLICES = 4, 4
 
@@ -101,7 +96,7 @@ def cluster(hosts: int = 1, workers: int = 2, bandwidth: float = 125e6) -> Clust
 
 def profile(of: Chain | None = None, found: MeasuredCosts | None = None) -> Profile:
     of = of or chain()
-    ground = Ground("a machine", "2.13.0", 1, of.shards, "float32", 2, "SGD/fused", "none", False, False, "tuple")
+    ground = Conditions("a machine", "2.13.0", 1, of.shards, "float32", 2, "SGD/fused", "none", False, False, "tuple")
     return Profile(ground, of, found or costs(of), "made up")
 
 
@@ -109,7 +104,7 @@ def decision(of: Profile | None = None, on: Cluster | None = None, **freedom: An
     on = on or cluster()
     of = of or profile()
     fields: dict[str, Any] = {"workers": tuple(range(1, on.workers + 1)), **freedom}
-    return decide(of, on, Numerics(shards=of.chain.shards), Freedom(**fields))
+    return decide(of, on, Numerics(shards=of.chain.shards), SearchSpace(**fields))
 
 
 def any_profile(seed: int) -> Profile:

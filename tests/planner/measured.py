@@ -16,12 +16,7 @@ from samestep.plan.cluster import Cluster
 from samestep.plan.machine import Host, Link
 from samestep.plan.plan import Plan, equal_shares
 from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
-from samestep.planner.cost.measured_costs import (
-    MeasuredCosts,
-    Pair,
-    Passing,
-    Table,
-)
+from samestep.planner.cost.measured_costs import MeasuredCosts, Pair, Passing, Table
 from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.network_measurements import survey
 from samestep.setup.parallelize import divide, prepare
@@ -114,7 +109,7 @@ def surveyed(family: str) -> Chain:
 
 @cache
 def laid(family: str, preset: str, workers: int = 4, **fields: Any) -> Laid:
-    request = Request(run="test", plan=preset, workers=workers, default_workers=workers)
+    request = Request.of(run="test", plan=preset, workers=workers, default_workers=workers)
     chosen = chosen_numerics(request)
     job = with_numerics(dataclasses.replace(getattr(grids, family)(), **fields), chosen, request)
     model = fresh(job)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "pipedream"))
 from layer_graph import Malformed, cuts, read  # noqa: E402
 from score import best, costs_of, score, stage_seconds  # noqa: E402
 
-from samestep.planner.search.stages import StageSpan  # noqa: E402
+from samestep.planner.search.stage_costs import StageSpan  # noqa: E402
 
 needs_profiles = pytest.mark.skipif(not PROFILES.is_dir(), reason="PipeDream's profiles are not beside the project")
 

@@ -7,21 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.schedule.actions import (
-    Backward,
-    Forward,
-    ReceiveGradient,
-    Schedule,
-)
-from samestep.schedule.draw import (
-    Bar,
-    Times,
-    bars_of,
-    colour,
-    length_of,
-    svg_of,
-    text_of,
-)
+from samestep.schedule.actions import Backward, Forward, ReceiveGradient, Schedule
+from samestep.schedule.draw import Bar, Times, colour, schedule_svg, schedule_text, scheduled_bars, total_length
 from samestep.schedule.grid import Grid, StageGrid
 from samestep.schedule.orders.pipeline import ORDERS
 from samestep.schedule.passes import schedule_of
@@ -33,7 +20,7 @@ JOINT = Grid(3, 2, (StageGrid((0, 1), (2, 1), SLICED),))
 
 
 def drawn(grid: Grid, order: str, times: Times = PLAIN) -> list[str]:
-    return text_of(grid, schedules_of(grid, order), times).splitlines()
+    return schedule_text(grid, schedules_of(grid, order), times).splitlines()
 
 
 def test_1f1b_as_text() -> None:
@@ -76,36 +63,36 @@ def test_a_meeting_waits_for_the_last() -> None:
 def test_lockstep_is_one_bar() -> None:
     grid = Grid(3, 1, (StageGrid((0, 1), (2, 1), DENSE),))
     schedules = [schedule_of(grid, "1f1b", rank, lockstep=True, clip=False) for rank in range(2)]
-    assert bars_of(grid, schedules) == (Bar(0, "FB", 0, "0-1", 0, 6), Bar(1, "FB", 0, "2", 0, 3))
+    assert scheduled_bars(grid, schedules) == (Bar(0, "FB", 0, "0-1", 0, 6), Bar(1, "FB", 0, "2", 0, 3))
 
 
 def test_a_schedule_that_deadlocks_is_drawn_as_far_as_it_comes() -> None:
     stuck: Schedule = (Forward(0, 0), ReceiveGradient(0, 0, 1), Backward(0, 0))
-    assert text_of(straight(2, 1), [stuck, ()]) == "worker 0   F0\nworker 1   ."
+    assert schedule_text(straight(2, 1), [stuck, ()]) == "worker 0   F0\nworker 1   ."
 
 
 def test_a_step_without_work() -> None:
     grid = Grid(0, 1, (StageGrid((0,), (2,), DENSE),))
     assert drawn(grid, "1f1b") == ["worker 0"]
-    ElementTree.fromstring(svg_of(grid, schedules_of(grid, "1f1b")))
+    ElementTree.fromstring(schedule_svg(grid, schedules_of(grid, "1f1b")))
 
 
 @given(any_grid(), st.sampled_from(sorted(ORDERS)))
 def test_the_picture_and_the_text_show_the_same_bars(grid: Grid, order: str) -> None:
     schedules = schedules_of(grid, order)
-    bars = bars_of(grid, schedules)
+    bars = scheduled_bars(grid, schedules)
     for rank in range(grid.num_workers):
         mine = [bar for bar in bars if bar.worker == rank]
         assert all(one.stop <= other.start for one, other in pairwise(mine))
-    cells = [cell for line in text_of(grid, schedules).splitlines() for cell in line.split()[2:]]
+    cells = [cell for line in schedule_text(grid, schedules).splitlines() for cell in line.split()[2:]]
     assert sum(cell != "." for cell in cells) == sum(bar.stop - bar.start for bar in bars)
-    picture = ElementTree.fromstring(svg_of(grid, schedules))
+    picture = ElementTree.fromstring(schedule_svg(grid, schedules))
     assert len(picture.findall(f"{SVG}g")) == len(bars)
 
 
 def test_the_picture_is_readable_without_seeing_it() -> None:
     grid = straight(4, 4)
-    picture = ElementTree.fromstring(svg_of(grid, schedules_of(grid, "1f1b"), title="1F1B <four> & four"))
+    picture = ElementTree.fromstring(schedule_svg(grid, schedules_of(grid, "1f1b"), title="1F1B <four> & four"))
     assert picture.get("role") == "img"
     assert picture.get("aria-labelledby") == "title summary"
     assert picture.findtext(f"{SVG}title") == "1F1B <four> & four"
@@ -120,11 +107,11 @@ def test_the_picture_is_readable_without_seeing_it() -> None:
 
 
 def test_the_picture_needs_nothing_from_outside() -> None:
-    text = svg_of(straight(2, 2, recompute=True), schedules_of(straight(2, 2, recompute=True), "1f1b"))
+    text = schedule_svg(straight(2, 2, recompute=True), schedules_of(straight(2, 2, recompute=True), "1f1b"))
     assert "href" not in text
     assert text.count("http") == 1  # its own name space
     assert 'id="hatch"' in text
-    assert text == svg_of(straight(2, 2, recompute=True), schedules_of(straight(2, 2, recompute=True), "1f1b"))
+    assert text == schedule_svg(straight(2, 2, recompute=True), schedules_of(straight(2, 2, recompute=True), "1f1b"))
 
 
 @pytest.mark.parametrize("stages", [1, 2, 8, 32])
@@ -149,5 +136,5 @@ def test_names_can_be_read_on_their_colours(stages: int) -> None:
 
 
 def test_the_length_is_that_of_the_longest_worker() -> None:
-    assert length_of(bars_of(straight(2, 2), schedules_of(straight(2, 2), "1f1b"))) == 9
-    assert length_of(()) == 0
+    assert total_length(scheduled_bars(straight(2, 2), schedules_of(straight(2, 2), "1f1b"))) == 9
+    assert total_length(()) == 0

@@ -12,6 +12,7 @@ from torch import Tensor, nn, optim
 import samestep
 from hosts import HostsUnavailable, report_of
 from jobs import local as jobs
+from pairwise import crossed
 from plainly import batch_of, distance, initial_model
 from samestep.errors import Disagreement, PlanRefused, Refused
 from samestep.job.report import Report
@@ -20,7 +21,7 @@ from samestep.numerics.numerics import Numerics
 from samestep.parallel.execution.local_executor import LocalExecutor
 from samestep.plan.plan import Plan, Stage
 from samestep.schedule import actions
-from samestep.schedule.local_steps import check_apart, steps_apart
+from samestep.schedule.local_steps import check_local_step, local_step_schedule
 from samestep.sync.averaging import ObservedBound, Outer
 from samestep.sync.averaging import distance as apart
 from samestep.sync.logical_workers import (
@@ -51,21 +52,30 @@ def small(launcher: Launcher) -> Train:
 LAYOUTS = [{"workers": 2}, {"workers": 3}, {"workers": 4}, {"assign": (5, 3)}, on(1, 1), on(1, 2, 1)]
 
 
-@pytest.mark.parametrize("family", ["mlp", "cnn", "gpt"])
-@pytest.mark.parametrize("sync", ["local(2)", "local(3,outer=nesterov)"])
-def test_one_digest_whoever_the_logical_workers_are(family: str, sync: str, train: Train, alone: Train) -> None:
+@pytest.mark.parametrize(
+    ("family", "sync", "layout"),
+    crossed(
+        ["mlp", "cnn", "gpt"],
+        ["local(2)", "local(3,outer=nesterov)"],
+        LAYOUTS,
+        whole=lambda family, *_: family == "mlp",
+    ),
+    ids=str,
+)
+def test_one_digest_whoever_the_logical_workers_are(
+    family: str, sync: str, layout: dict[str, Any], train: Train, alone: Train
+) -> None:
     """Five steps: the third batch is short, so that two of eight logical workers have no rows in it, and the run ends
     between two meetings. The MLP is evaluated, the CNN has BatchNorm and clipping, the GPT a tied head and AdamW."""
     expected = alone(family, sync=sync)
     assert expected.digest != alone(family).digest
-    for layout in LAYOUTS:
-        found = train(family, sync=sync, **layout)
-        assert found.digest == expected.digest, layout
-        assert found.losses == expected.losses, layout
-        assert found.metrics == expected.metrics, layout
-        assert found.sync == expected.sync, layout
-        state, wanted = found.state_dict(), expected.state_dict()
-        assert all(torch.equal(state[name], wanted[name]) for name in wanted), layout
+    found = train(family, sync=sync, **layout)
+    assert found.digest == expected.digest
+    assert found.losses == expected.losses
+    assert found.metrics == expected.metrics
+    assert found.sync == expected.sync
+    state, wanted = found.state_dict(), expected.state_dict()
+    assert all(torch.equal(state[name], wanted[name]) for name in wanted)
 
 
 def test_fewer_logical_workers_have_several_shards_each(train: Train, alone: Train) -> None:
@@ -307,16 +317,16 @@ def test_schedules_are_checked_values() -> None:
     shards, workers = logical.all_shards(7), [logical.of(0), logical.of(1)]
     grid = plan.grid(7, [(False,)])
     for meets in (False, True):
-        lists = [steps_apart(own, shards, meets=meets) for own in workers]
-        check_apart(grid, lists, workers, shards, meets=meets)
+        lists = [local_step_schedule(own, shards, meets=meets) for own in workers]
+        check_local_step(grid, lists, workers, shards, meets=meets)
         for wrong, words in (
             ((lists[0][:-1], lists[1]), "ends with|takes the steps"),
-            ((lists[0], (*lists[1], actions.StepApart(3))), "steps once|ends with"),
-            ((swapped(lists[0], actions.StepApart(0), actions.Backward(1)), lists[1]), "logical worker 0's"),
+            ((lists[0], (*lists[1], actions.LocalStep(3))), "steps once|ends with"),
+            ((swapped(lists[0], actions.LocalStep(0), actions.Backward(1)), lists[1]), "logical worker 0's"),
             ((tuple(a for a in lists[0] if a != actions.Backward(5)), lists[1]), r"never does Backward\(shard=5"),
         ):
             with pytest.raises(PlanRefused, match=words):
-                check_apart(grid, wrong, workers, shards, meets=meets)
+                check_local_step(grid, wrong, workers, shards, meets=meets)
 
 
 def swapped(schedule: actions.Schedule, one: actions.Action, other: actions.Action) -> actions.Schedule:

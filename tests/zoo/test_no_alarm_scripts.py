@@ -40,6 +40,21 @@ CONFIGURATIONS = [
     (4, "--clip 0.1"),
 ]
 
+FOR_TEST_ALL = {  # combinations of what others show one by one
+    (2, "--optimizer Adam"),
+    (2, "--micro 2"),
+    (2, "--model Convolutions"),
+    (2, "--model Bag"),
+    (2, "--how hand"),
+    (2, "--how fsdp"),
+    (2, "--how fsdp --model Convolutions --optimizer AdamW"),
+    (2, "--model Convolutions --optimizer Adam --micro 2"),
+    (2, "--scale 1e36 --clip 0.1"),
+    (3, "--how hand --rows 100"),
+    (3, "--how fsdp --model Bag"),
+    (3, ""),
+}
+
 
 @pytest.fixture(scope="module")
 def warm() -> Iterator[Warm]:
@@ -48,7 +63,11 @@ def warm() -> Iterator[Warm]:
     process.close()
 
 
-@pytest.mark.parametrize(("workers", "arguments"), CONFIGURATIONS, ids=[f"{w} {a}" for w, a in CONFIGURATIONS])
+@pytest.mark.parametrize(
+    ("workers", "arguments"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if case in FOR_TEST_ALL else []) for case in CONFIGURATIONS],
+    ids=[f"{w} {a}" for w, a in CONFIGURATIONS],
+)
 def test_no_alarm(workers: int, arguments: str, warm: Warm) -> None:
     verdict = verify_script(RIGHT, arguments.split(), workers, start=warm.start)
     assert not verdict.findings, str(verdict)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from samestep.bench.contenders.contender_process import Contender, python
@@ -31,9 +31,9 @@ def own_contestants(request: Request) -> list[Contestant]:
     A request that names a plan has that one alone. Raises Refused when there is none.
     """
     with Launcher() as launcher:
-        if request.plan != "auto":
+        if request.planning.plan != "auto":
             text = str(launcher.outline(request)["plan"])
-            return [Contestant(f"{OURS} {request.plan}", text)]
+            return [Contestant(f"{OURS} {request.planning.plan}", text)]
         found = launcher.candidates(request)
     return [Contestant(f"{OURS} {one['name']}", one["plan"], one["seconds"]) for one in sensible(found)]
 
@@ -71,9 +71,7 @@ def maker(contestant: Contestant, request: Request, *, warm_heap: bool) -> Calla
     """Starts a contestant's processes."""
     if contestant.plan_text is not None:
         # the plan has the numerics, and says who computes what
-        told = replace(
-            request, plan=contestant.name, plan_text=contestant.plan_text, workers=None, assign=None, slices=None
-        )
+        told = request.but(plan=contestant.name, plan_text=contestant.plan_text, workers=None, assign=None, slices=None)
         part, env = ContenderSpec(OURS, 0, told), own_environment()
     else:
         kind, size = contestant.name.split()

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from samestep.errors import Interrupted, Refused, SamestepError
-from samestep.launch.run.outcome import WorkerError
-from samestep.system.finite_json import line_of
+from samestep.launch.failure import WorkerError
+from samestep.system.json_values import line_of
 
 
 def print_json(found: Mapping[str, Any]) -> None:

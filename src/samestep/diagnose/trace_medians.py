@@ -13,13 +13,14 @@ from samestep.schedule.actions import (
     Send,
     SendGradient,
     SliceForward,
+    class_name,
 )
 from samestep.schedule.draw import COMPUTING
 from samestep.trace.ring import Event
 from samestep.trace.worker_trace import WorkerTrace
 
-COMPUTE = tuple(kind.__name__ for kind in COMPUTING)
-COMMUNICATE = tuple(kind.__name__ for kind in COMMUNICATION)
+COMPUTE = tuple(class_name(kind) for kind in COMPUTING)
+COMMUNICATE = tuple(class_name(kind) for kind in COMMUNICATION)
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -116,7 +117,7 @@ def length_of(events: Iterable[Event]) -> float:
 
 
 def kind_of(event: Event) -> str:
-    return type(event.action).__name__
+    return class_name(type(event.action))
 
 
 def shards_of(trace: WorkerTrace) -> set[int]:

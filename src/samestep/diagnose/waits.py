@@ -17,6 +17,7 @@ from samestep.schedule.actions import (
     ReceiveGradient,
     Send,
     SendGradient,
+    class_name,
 )
 from samestep.schedule.simulator import MEETINGS
 from samestep.trace.ring import Event
@@ -81,4 +82,4 @@ def clipped(seconds: float, most: float) -> float:
 
 
 def wait_in(rank: int, event: Event, cause: int | None, seconds: float) -> Wait:
-    return Wait(event.step, rank, cause, type(event.action).__name__, seconds)
+    return Wait(event.step, rank, cause, class_name(type(event.action)), seconds)

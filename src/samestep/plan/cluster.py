@@ -24,14 +24,14 @@ from typing import Any
 from samestep.errors import ClusterRefused
 from samestep.plan.machine import (
     LINK_FIELDS,
-    MOST,
+    MAX_WORKERS,
     Host,
-    at,
     check_names,
     host_text,
     link_text,
     read_hosts,
     read_link,
+    refusing_at,
 )
 from samestep.plan.machine import Link as Link  # the cluster's word too
 
@@ -55,8 +55,8 @@ class Cluster:
     def __post_init__(self) -> None:
         if not self.hosts:
             raise ClusterRefused("there is no host: write each under [[host]]")
-        if (workers := sum(host.workers for host in self.hosts)) > MOST:
-            raise ClusterRefused(f"{workers:,} workers are more than the {MOST:,} that a cluster may have")
+        if (workers := sum(host.workers for host in self.hosts)) > MAX_WORKERS:
+            raise ClusterRefused(f"{workers:,} workers are more than the {MAX_WORKERS:,} that a cluster may have")
         names = [host.name for host in self.hosts]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -118,7 +118,7 @@ class Cluster:
             fields = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ClusterRefused(f"{source} is not TOML: {error}; `samestep doctor --cluster` writes one") from None
-        with at(source):
+        with refusing_at(source):
             check_names(fields, {"host": list, "within": dict, "between": dict, "link": list}, {"host"})
             hosts = tuple(host for n, table in enumerate(fields["host"]) for host in read_hosts(table, f"host {n}"))
             defaults = {name: read_link(fields[name], name) for name in ("within", "between") if name in fields}
@@ -185,7 +185,7 @@ def _alike(hosts: Sequence[Host]) -> Iterator[tuple[Host, int]]:
 
 
 def _read_named(table: Any, place: str) -> tuple[str, str, Link]:
-    with at(place):
+    with refusing_at(place):
         check_names(table, {"from": str, "to": str, **LINK_FIELDS}, {"from", "to", *LINK_FIELDS})
     ends = table["from"], table["to"]
     return *ends, read_link({name: table[name] for name in LINK_FIELDS}, f"{place} ({' to '.join(ends)})")

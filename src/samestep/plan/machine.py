@@ -12,7 +12,7 @@ from typing import Any
 from samestep.errors import ClusterRefused
 from samestep.system import units
 
-MOST = 1_000_000  # workers; more is a slip of the finger
+MAX_WORKERS = 1_000_000  # workers; more is a slip of the finger
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ LINK_FIELDS: Mapping[str, type] = {"latency": object, "bandwidth": object}
 
 
 @contextmanager
-def at(place: str) -> Iterator[None]:
+def refusing_at(place: str) -> Iterator[None]:
     """What is refused inside is refused with its place."""
     try:
         yield
@@ -137,24 +137,24 @@ def check_names(table: object, known: Mapping[str, type], needed: set[str]) -> N
 
 
 def read_hosts(table: Any, place: str) -> list[Host]:
-    with at(place):
+    with refusing_at(place):
         check_names(table, HOST_FIELDS, {"name", "cores", "workers", "memory"})
-    with at(f"{place} ({table['name']})"):
+    with refusing_at(f"{place} ({table['name']})"):
         fields = {name: value for name, value in table.items() if name != "count"} | _quantities(table)
-        with at("memory"):
+        with refusing_at("memory"):
             fields["memory"] = units.read_whole(table["memory"], units.BYTES)
-        with at("speeds"):
+        with refusing_at("speeds"):
             fields["speeds"] = tuple(units.read(speed, units.RATIO) for speed in table.get("speeds", ()))
         count = table.get("count")
         if count is None:
             return [Host(**fields)]
-        if not 1 <= count <= MOST:
-            raise ClusterRefused(f"count = {count}: from 1 to {MOST:,} hosts may be alike")
+        if not 1 <= count <= MAX_WORKERS:
+            raise ClusterRefused(f"count = {count}: from 1 to {MAX_WORKERS:,} hosts may be alike")
         return [Host(**{**fields, "name": f"{table['name']}{number}"}) for number in range(count)]
 
 
 def read_link(table: Any, place: str) -> Link:
-    with at(place):
+    with refusing_at(place):
         check_names(table, LINK_FIELDS, {*LINK_FIELDS})
         return Link(**_quantities(table))
 
@@ -163,6 +163,6 @@ def _quantities(table: Mapping[str, Any]) -> dict[str, float]:
     found = {}
     for name, unit in QUANTITIES.items():
         if name in table:
-            with at(name):
+            with refusing_at(name):
                 found[name] = units.read(table[name], unit)
     return found

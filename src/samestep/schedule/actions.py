@@ -143,8 +143,8 @@ class Publish:
 
 
 @dataclass(frozen=True)
-class StepApart:
-    """One optimizer and scheduler step of a logical worker by itself, from the gradients of its own shards."""
+class LocalStep:
+    """A logical worker's own optimizer and scheduler step, from the gradients of its own shards (local SGD)."""
 
     worker: int
 
@@ -175,10 +175,18 @@ Action = (
     | Publish
     | Post
     | Await
-    | StepApart
+    | LocalStep
     | Average
 )
 Schedule = tuple[Action, ...]
 
 COMMUNICATION = (Send, Receive, SendGradient, ReceiveGradient, Agree, Reduce, Publish, Post, Await, Average)
 """The actions that move bytes between workers; all others compute."""
+
+RECORDED_AS: dict[type[Action], str] = {LocalStep: "StepApart"}
+"""Names in traces and predictions that differ from the class's: files outlive a renamed class."""
+
+
+def class_name(kind: type[Action]) -> str:
+    """The name by which traces, predictions and reports refer to a class of actions."""
+    return RECORDED_AS.get(kind, kind.__name__)

@@ -33,13 +33,7 @@ from samestep.schedule.duties import duties, needs
 from samestep.schedule.grid import Grid
 from samestep.schedule.passes import tail
 from samestep.schedule.places import Places, places
-from samestep.schedule.simulator import (
-    MEETINGS,
-    TAIL,
-    BlockedWorker,
-    Simulation,
-    simulate,
-)
+from samestep.schedule.simulator import MEETINGS, TAIL, BlockedWorker, Simulation, simulate
 
 
 @dataclass(frozen=True)
@@ -73,10 +67,10 @@ def check(grid: Grid, schedules: Sequence[Schedule], capacity: int) -> StepPeaks
         raise PlanRefused(f"{len(schedules)} schedules for {grid.num_workers} workers: each worker needs one")
     owed = [duties(where, rank) for rank in range(grid.num_workers)]
     for rank, schedule in enumerate(schedules):
-        refuse_foreign(rank, schedule, where, owed)
-        refuse_early_end(rank, schedule)
+        refuse_foreign_actions(rank, schedule, where, owed)
+        refuse_work_after_end(rank, schedule)
         refuse_missing(rank, schedule, where, owed[rank])
-        refuse_early(rank, schedule, where)
+        refuse_unmet_needs(rank, schedule, where)
         refuse_other_end(rank, schedule, schedules[0])
     outcome = simulate(grid, schedules, capacity)
     if outcome.waits:
@@ -102,15 +96,19 @@ def least_capacity(grid: Grid, schedules: Sequence[Schedule]) -> int | None:
     return low
 
 
-def refuse_foreign(rank: int, schedule: Schedule, where: Places, owed: Sequence[Mapping[Action, None]]) -> None:
+def refuse_foreign_actions(rank: int, schedule: Schedule, where: Places, owed: Sequence[Mapping[Action, None]]) -> None:
     """Refuse what is not this worker's, and what comes twice."""
     first: dict[Action, int] = {}
-    for position, action in parts(schedule, where):
+    for position, action in single_actions(schedule, where):
         if action in first:
-            raise PlanRefused(f"{at(rank, position, action)} comes twice, first as action {first[action]}: remove one")
+            raise PlanRefused(
+                f"{action_place(rank, position, action)} comes twice, first as action {first[action]}: remove one"
+            )
         first[action] = position
         if action not in owed[rank] and not isinstance(action, TAIL):
-            raise PlanRefused(f"{at(rank, position, action)} is not worker {rank}'s: {correction(rank, action, owed)}")
+            raise PlanRefused(
+                f"{action_place(rank, position, action)} is not worker {rank}'s: {correction(rank, action, owed)}"
+            )
 
 
 def correction(rank: int, action: Action, owed: Sequence[Mapping[Action, None]]) -> str:
@@ -125,27 +123,27 @@ def correction(rank: int, action: Action, owed: Sequence[Mapping[Action, None]])
     return "the plan has no such action for anybody; remove it"
 
 
-def refuse_early_end(rank: int, schedule: Schedule) -> None:
+def refuse_work_after_end(rank: int, schedule: Schedule) -> None:
     """Refuse work after the first action of the step's end."""
     ends = [position for position, action in enumerate(schedule) if isinstance(action, TAIL)]
     late = [position for position, action in enumerate(schedule) if not isinstance(action, TAIL)]
     if not ends or not late or ends[0] > late[-1]:
         return
-    last = at(rank, late[-1], schedule[late[-1]])
+    last = action_place(rank, late[-1], schedule[late[-1]])
     updates = [position for position in ends if isinstance(schedule[position], Update)]
     if updates and updates[0] < late[-1]:
         raise PlanRefused(
-            f"{at(rank, updates[0], Update())} comes before {last}: a shard's forward and backward must use the same "
-            "weights; move the update behind all of them"
+            f"{action_place(rank, updates[0], Update())} comes before {last}: a shard's forward and backward must use "
+            "the same weights; move the update behind all of them"
         )
     raise PlanRefused(
-        f"{at(rank, ends[0], schedule[ends[0]])} comes before {last}: gradients are complete "
+        f"{action_place(rank, ends[0], schedule[ends[0]])} comes before {last}: gradients are complete "
         "only after every backward; move it behind"
     )
 
 
 def refuse_missing(rank: int, schedule: Schedule, where: Places, owed: Mapping[Action, None]) -> None:
-    there = {action for _, action in parts(schedule, where)}
+    there = {action for _, action in single_actions(schedule, where)}
     for action in owed:
         if action not in there:
             raise PlanRefused(f"worker {rank} never does {action}: {purpose(action)}; add it to its list")
@@ -163,16 +161,16 @@ def purpose(action: Action) -> str:
     return "every shard goes once forward and once backward through every segment"
 
 
-def refuse_early(rank: int, schedule: Schedule, where: Places) -> None:
+def refuse_unmet_needs(rank: int, schedule: Schedule, where: Places) -> None:
     """Refuse what comes before something it needs, and backwards that are not in shard order."""
-    position_of = {action: position for position, action in parts(schedule, where)}
-    order = {action: number for number, (_, action) in enumerate(parts(schedule, where))}
+    position_of = {action: position for position, action in single_actions(schedule, where)}
+    order = {action: number for number, (_, action) in enumerate(single_actions(schedule, where))}
     last: dict[tuple[type, int], tuple[int, Action]] = {}  # per kind and segment: the last backward
-    for position, action in parts(schedule, where):
+    for position, action in single_actions(schedule, where):
         for needed in needs(where, rank, action):
             if order[needed] > order[action]:
                 raise PlanRefused(
-                    f"{at(rank, position, action)} comes before {needed}, action {position_of[needed]}, "
+                    f"{action_place(rank, position, action)} comes before {needed}, action {position_of[needed]}, "
                     "which it needs: exchange them"
                 )
         if isinstance(action, Backward | BackwardWeight | SliceBackward):
@@ -180,13 +178,13 @@ def refuse_early(rank: int, schedule: Schedule, where: Places) -> None:
             before, other = last.get((type(action), action.segment), (-1, action))
             if before > number:
                 raise PlanRefused(
-                    f"{at(rank, position, action)} comes after {other}: gradients are added in shard order, "
+                    f"{action_place(rank, position, action)} comes after {other}: gradients are added in shard order, "
                     "so the lower shards go backward first; exchange them"
                 )
             last[type(action), action.segment] = number, action
 
 
-def end_of(first: Schedule) -> Schedule:
+def expected_end(first: Schedule) -> Schedule:
     """The end that a step has where worker 0's list is `first`: whether it clips, and how old its gradients are."""
     age = next((action.age for action in first if isinstance(action, Await)), 0)
     filling = Post() in first and not age
@@ -195,11 +193,13 @@ def end_of(first: Schedule) -> Schedule:
 
 def refuse_other_end(rank: int, schedule: Schedule, first: Schedule) -> None:
     """Refuse an end that is not the one of worker 0."""
-    end, wanted = tuple(action for action in schedule if isinstance(action, TAIL)), end_of(first)
+    end, wanted = tuple(action for action in schedule if isinstance(action, TAIL)), expected_end(first)
     if end == wanted:
         return
     if Clip() in end and Clip() not in first:
-        raise PlanRefused(f"{at(rank, schedule.index(Clip()), Clip())}: worker 0 has none; all clip or nobody")
+        raise PlanRefused(
+            f"{action_place(rank, schedule.index(Clip()), Clip())}: worker 0 has none; all clip or nobody"
+        )
     raise PlanRefused(
         f"worker {rank} ends with {' '.join(map(str, end)) or 'nothing'}; "
         f"every step ends with {' '.join(map(str, wanted))}, on all workers"
@@ -210,8 +210,8 @@ def deadlock(grid: Grid, schedules: Sequence[Schedule], capacity: int, outcome: 
     """The circle of workers that wait for one another, and the way out."""
     waits = outcome.waits
     circle = " ".join(
-        f"{at(rank, waits[rank].position, waits[rank].action)} waits for worker {blocker}{why(waits[rank], capacity)};"
-        for rank, blocker in circle_of(waits)
+        f"{action_place(rank, wait.position, wait.action)} waits for worker {blocker}{wait_reason(wait, capacity)};"
+        for wait, rank, blocker in ((waits[rank], rank, blocker) for rank, blocker in circle_of(waits))
     )
     enough = least_capacity(grid, schedules)
     if enough is None:
@@ -222,7 +222,7 @@ def deadlock(grid: Grid, schedules: Sequence[Schedule], capacity: int, outcome: 
     )
 
 
-def why(wait: BlockedWorker, capacity: int) -> str:
+def wait_reason(wait: BlockedWorker, capacity: int) -> str:
     if isinstance(wait.action, Send | SendGradient):
         return f" to take a message ({capacity} untaken)"
     if isinstance(wait.action, MEETINGS):
@@ -250,7 +250,7 @@ def circle_of(waits: Mapping[int, BlockedWorker]) -> list[tuple[int, int]]:
 def peak_of(where: Places, schedule: Schedule, stages: Sequence[int]) -> Peak:
     """What a worker keeps at most, of some stages."""
     kept, inputs, most, most_inputs = 0, 0, 0, 0
-    for _, action in parts(schedule, where):
+    for _, action in single_actions(schedule, where):
         segment: int = getattr(action, "segment", -1)
         if segment < 0 or where.stage_of[segment] not in stages:
             continue
@@ -270,7 +270,7 @@ def peak_of(where: Places, schedule: Schedule, stages: Sequence[int]) -> Peak:
     return Peak(most, most_inputs)
 
 
-def parts(schedule: Schedule, where: Places) -> Iterator[tuple[int, Action]]:
+def single_actions(schedule: Schedule, where: Places) -> Iterator[tuple[int, Action]]:
     """Positions and actions; shards in lockstep are forwards and backwards like all others."""
     for position, action in enumerate(schedule):
         if not isinstance(action, Lockstep):
@@ -282,5 +282,5 @@ def parts(schedule: Schedule, where: Places) -> Iterator[tuple[int, Action]]:
             yield from ((position, Backward(shard, segment)) for segment in reversed(segments))
 
 
-def at(rank: int, position: int, action: Action) -> str:
+def action_place(rank: int, position: int, action: Action) -> str:
     return f"worker {rank}, action {position}, {action}"

@@ -82,7 +82,7 @@ class Bar:
     stop: float
 
 
-def bars_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -> tuple[Bar, ...]:
+def scheduled_bars(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -> tuple[Bar, ...]:
     """What all workers compute, when: as soon as its inputs are there."""
     stage_of = places(grid).stage_of
     split = {segment for segment, stage in enumerate(stage_of) if grid.stages[stage].split}
@@ -90,21 +90,23 @@ def bars_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -
     def cost(_: int, action: Action) -> float:
         return times.of(action, getattr(action, "segment", -1) in split)
 
-    return bars_from(grid, schedules, simulate(grid, schedules, cost=cost, latency=times.latency))
+    return simulated_bars(grid, schedules, simulate(grid, schedules, cost=cost, latency=times.latency))
 
 
-def bars_from(grid: Grid, schedules: Sequence[Schedule], outcome: Simulation) -> tuple[Bar, ...]:
+def simulated_bars(grid: Grid, schedules: Sequence[Schedule], outcome: Simulation) -> tuple[Bar, ...]:
     """The computing in what was simulated."""
     stage_of = places(grid).stage_of
     return tuple(
-        Bar(rank, kind_of(action), stage_of[getattr(action, "segment", 0)], shards_of(action), span.start, span.stop)
+        Bar(
+            rank, bar_kind(action), stage_of[getattr(action, "segment", 0)], shards_label(action), span.start, span.stop
+        )
         for rank, schedule in enumerate(schedules)
         for action, span in zip(schedule, outcome.spans[rank], strict=False)  # one that deadlocks is drawn so far
         if isinstance(action, COMPUTING)
     )
 
 
-def kind_of(action: Action) -> str:
+def bar_kind(action: Action) -> str:
     if isinstance(action, Lockstep):
         return "FB"
     if isinstance(action, Recompute):
@@ -114,14 +116,14 @@ def kind_of(action: Action) -> str:
     return "F" if isinstance(action, Forward | SliceForward) else "B"
 
 
-def shards_of(action: Action) -> str:
+def shards_label(action: Action) -> str:
     if not isinstance(action, SliceForward | SliceBackward | Lockstep):
         return str(getattr(action, "shard", ""))
     first, last = action.shards[0], action.shards[-1]
     return str(first) if first == last else f"{first}-{last}"
 
 
-def length_of(bars: Sequence[Bar]) -> float:
+def total_length(bars: Sequence[Bar]) -> float:
     """The units of time from the first to the last."""
     return max((bar.stop for bar in bars), default=0)
 
@@ -132,15 +134,15 @@ def labels_of(grid: Grid) -> Callable[[Bar], str]:
     return lambda bar: f"{bar.kind}{bar.stage}.{bar.shards}" if several and bar.shards else f"{bar.kind}{bar.shards}"
 
 
-def text_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -> str:
+def schedule_text(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -> str:
     """The staircase: a row per worker, a cell per unit of time."""
-    return staircase(grid, bars_of(grid, schedules, times), len(schedules))
+    return staircase(grid, scheduled_bars(grid, schedules, times), len(schedules))
 
 
 def staircase(grid: Grid, bars: Sequence[Bar], workers: int) -> str:
     label = labels_of(grid)
     width = max((len(label(bar)) for bar in bars), default=1)
-    rows = [["."] * ceil(length_of(bars)) for _ in range(workers)]
+    rows = [["."] * ceil(total_length(bars)) for _ in range(workers)]
     for bar in bars:
         for column in range(ceil(bar.start), ceil(bar.stop)):
             rows[bar.worker][column] = label(bar)
@@ -152,16 +154,18 @@ def staircase(grid: Grid, bars: Sequence[Bar], workers: int) -> str:
     )
 
 
-def svg_of(grid: Grid, schedules: Sequence[Schedule], times: Times = Times(), title: str = "Schedule of a step") -> str:
+def schedule_svg(
+    grid: Grid, schedules: Sequence[Schedule], times: Times = Times(), title: str = "Schedule of a step"
+) -> str:
     """The same as a picture: a colour per stage, dark for backwards, pale for their W, hatched for recomputations."""
-    return picture(grid, bars_of(grid, schedules, times), len(schedules), title)
+    return picture(grid, scheduled_bars(grid, schedules, times), len(schedules), title)
 
 
 def picture(grid: Grid, bars: Sequence[Bar], workers: int, title: str, clock: Clock = Clock()) -> str:
-    right = LEFT + UNIT * ceil(length_of(bars))
+    right = LEFT + UNIT * ceil(total_length(bars))
     legend_top = TOP + ROW * workers + 12
     kinds = {bar.kind for bar in bars}
-    entries = [entry for entry in legend(len(grid.stages)) if entry[0] in kinds or entry[0] == "F"]
+    entries = [entry for entry in legend_entries(len(grid.stages)) if entry[0] in kinds or entry[0] == "F"]
     per_line = max(1, (max(right, 480) - LEFT) // 150)
     height = legend_top + 22 * ceil(len(entries) / per_line) + 10
     width = max(right, 480) + 16
@@ -171,12 +175,12 @@ def picture(grid: Grid, bars: Sequence[Bar], workers: int, title: str, clock: Cl
             f'width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
             'font-family="system-ui, sans-serif" font-size="11">',
             f'<title id="title">{escape(title)}</title>',
-            f'<desc id="summary">{escape(summary(grid, bars, workers, clock))}</desc>',
+            f'<desc id="summary">{escape(picture_summary(grid, bars, workers, clock))}</desc>',
             '<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" '
             'patternTransform="rotate(45)"><path d="M0 0V5" stroke="#ffffff" stroke-width="3"/></pattern></defs>',
             f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
             f'<text x="{LEFT}" y="22" font-size="14" font-weight="600" fill="#1a1a1a">{escape(title)}</text>',
-            *rows_of(workers, right),
+            *worker_rows(workers, right),
             *(line for bar in bars for line in box(grid, bar, clock)),
             *legend_lines(grid, entries, per_line, legend_top),
             "</svg>",
@@ -184,9 +188,9 @@ def picture(grid: Grid, bars: Sequence[Bar], workers: int, title: str, clock: Cl
     )
 
 
-def summary(grid: Grid, bars: Sequence[Bar], workers: int, clock: Clock) -> str:
+def picture_summary(grid: Grid, bars: Sequence[Bar], workers: int, clock: Clock) -> str:
     """The drawing in one sentence, for those who do not see it."""
-    length = length_of(bars)
+    length = total_length(bars)
     busy = sum(bar.stop - bar.start for bar in bars)
     idle = 1 - busy / (length * workers) if length else 0
     return (
@@ -195,7 +199,7 @@ def summary(grid: Grid, bars: Sequence[Bar], workers: int, clock: Clock) -> str:
     )
 
 
-def rows_of(workers: int, right: int) -> Iterator[str]:
+def worker_rows(workers: int, right: int) -> Iterator[str]:
     for rank in range(workers):
         y = TOP + ROW * rank
         yield f'<rect x="{LEFT}" y="{y}" width="{right - LEFT}" height="{ROW - GAP}" fill="#f1f1f1"/>'
@@ -211,13 +215,13 @@ def box(grid: Grid, bar: Bar, clock: Clock) -> Iterator[str]:
     words = f"worker {bar.worker}: {what}, {clock.of(bar.start)} to {clock.of(bar.stop)}"
     label = labels_of(grid)(bar)
     yield f"<g><title>{words}</title>"
-    yield from filled(grid, bar.kind, bar.stage, x, y, width, ROW - GAP)
+    yield from filled_rect(grid, bar.kind, bar.stage, x, y, width, ROW - GAP)
     if len(label) * 6.5 <= width:
         yield (f'<text x="{x + width / 2:g}" y="{y + 17}" text-anchor="middle" fill="{ink(bar.kind)}">{label}</text>')
     yield "</g>"
 
 
-def filled(grid: Grid, kind: str, stage: int, x: float, y: float, width: float, height: float) -> Iterator[str]:
+def filled_rect(grid: Grid, kind: str, stage: int, x: float, y: float, width: float, height: float) -> Iterator[str]:
     place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
     yield (
         f'<rect {place} fill="{colour(stage, len(grid.stages), kind)}" stroke="#ffffff" shape-rendering="crispEdges"/>'
@@ -226,7 +230,7 @@ def filled(grid: Grid, kind: str, stage: int, x: float, y: float, width: float, 
         yield f'<rect {place} fill="url(#hatch)" fill-opacity="0.6"/>'
 
 
-def legend(num_stages: int) -> Iterator[tuple[str, int, str]]:
+def legend_entries(num_stages: int) -> Iterator[tuple[str, int, str]]:
     for kind, words in LEGEND:
         yield from ((kind, stage, f"{words}, stage {stage}") for stage in range(num_stages))
     yield from ((kind, 0, words) for kind, words in REST)
@@ -238,7 +242,7 @@ def legend_lines(grid: Grid, entries: Sequence[tuple[str, int, str]], per_line: 
 
 
 def swatch(grid: Grid, kind: str, stage: int, words: str, x: float, y: float) -> Iterator[str]:
-    yield from filled(grid, kind, stage, x, y, 14, 14)
+    yield from filled_rect(grid, kind, stage, x, y, 14, 14)
     yield f'<text x="{x + 20:g}" y="{y + 11:g}" fill="#1a1a1a">{words}</text>'
 
 

@@ -34,12 +34,12 @@ def duties(where: Places, rank: int) -> dict[Action, None]:
     for stage, here in enumerate(where.grid.stages):
         if rank in here.workers:
             own = where.own(rank, stage, range(where.grid.num_shards))
-            found |= dict.fromkeys(computing(where, stage, own))
-            found |= dict.fromkeys(exchanging(where, stage, own, rank))
+            found |= dict.fromkeys(compute_duties(where, stage, own))
+            found |= dict.fromkeys(exchange_duties(where, stage, own, rank))
     return found
 
 
-def computing(where: Places, stage: int, own: tuple[int, ...]) -> Iterator[Action]:
+def compute_duties(where: Places, stage: int, own: tuple[int, ...]) -> Iterator[Action]:
     for segment in where.segments[stage]:
         if where.sliced[segment]:
             for shards in where.sets:
@@ -55,7 +55,7 @@ def computing(where: Places, stage: int, own: tuple[int, ...]) -> Iterator[Actio
                 yield BackwardWeight(shard, segment)
 
 
-def exchanging(where: Places, stage: int, own: tuple[int, ...], rank: int) -> Iterator[Action]:
+def exchange_duties(where: Places, stage: int, own: tuple[int, ...], rank: int) -> Iterator[Action]:
     for shard in own:
         before = where.owner[stage - 1][shard] if stage > 0 else rank
         after = where.owner[stage + 1][shard] if stage + 1 < len(where.owner) else rank

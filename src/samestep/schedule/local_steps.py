@@ -2,7 +2,7 @@
 
 Each takes its own step after its own shards; every so many steps they meet:
 
-    two logical workers of one worker     F0 B0 F1 B1 StepApart(0)  F2 B2 F3 B3 StepApart(1)
+    two logical workers of one worker     F0 B0 F1 B1 LocalStep(0)  F2 B2 F3 B3 LocalStep(1)
     and where they meet                   ... Agree Average Publish
 
 Between meetings a worker waits for nobody.
@@ -11,24 +11,8 @@ Between meetings a worker waits for nobody.
 from collections.abc import Iterator, Sequence
 
 from samestep.errors import PlanRefused
-from samestep.schedule.actions import (
-    Action,
-    Agree,
-    Average,
-    Backward,
-    Forward,
-    Load,
-    Publish,
-    Schedule,
-    StepApart,
-)
-from samestep.schedule.checker import (
-    at,
-    deadlock,
-    refuse_early,
-    refuse_foreign,
-    refuse_missing,
-)
+from samestep.schedule.actions import Action, Agree, Average, Backward, Forward, Load, LocalStep, Publish, Schedule
+from samestep.schedule.checker import action_place, deadlock, refuse_foreign_actions, refuse_missing, refuse_unmet_needs
 from samestep.schedule.duties import duties
 from samestep.schedule.grid import Grid
 from samestep.schedule.places import places
@@ -37,7 +21,7 @@ from samestep.schedule.simulator import simulate
 MEETING: Schedule = (Agree(), Average(), Publish())
 
 
-def steps_apart(workers: range, shards: Sequence[range], *, meets: bool) -> Schedule:
+def local_step_schedule(workers: range, shards: Sequence[range], *, meets: bool) -> Schedule:
     """One step of a worker that has the logical `workers`; `shards[i]` are those of logical worker i, maybe none."""
     return (Load(), *_steps(workers, shards), *(MEETING if meets else ()))
 
@@ -47,10 +31,10 @@ def _steps(workers: range, shards: Sequence[range]) -> Iterator[Action]:
         for shard in shards[worker]:
             yield Forward(shard)
             yield Backward(shard)
-        yield StepApart(worker)
+        yield LocalStep(worker)
 
 
-def check_apart(
+def check_local_step(
     grid: Grid, schedules: Sequence[Schedule], workers: Sequence[range], shards: Sequence[range], *, meets: bool
 ) -> None:
     """Raises PlanRefused, naming worker and action, unless the lists make a correct step.
@@ -60,10 +44,10 @@ def check_apart(
     where = places(grid)
     owed = [duties(where, rank) for rank in range(grid.num_workers)]
     for rank, schedule in enumerate(schedules):
-        work = tuple(action for action in schedule if not isinstance(action, StepApart | Agree | Average | Publish))
-        refuse_foreign(rank, work, where, owed)
+        work = tuple(action for action in schedule if not isinstance(action, LocalStep | Agree | Average | Publish))
+        refuse_foreign_actions(rank, work, where, owed)
         refuse_missing(rank, work, where, owed[rank])
-        refuse_early(rank, work, where)
+        refuse_unmet_needs(rank, work, where)
         _refuse_other_steps(rank, schedule, workers[rank], shards)
         wanted = MEETING if meets else ()
         end = tuple(action for action in schedule if isinstance(action, Agree | Average | Publish))
@@ -79,7 +63,7 @@ def check_apart(
 
 def _refuse_other_steps(rank: int, schedule: Schedule, workers: range, shards: Sequence[range]) -> None:
     """Each logical worker steps once, when all its shards have gone backward, before another one's begin."""
-    steps = [action.worker for action in schedule if isinstance(action, StepApart)]
+    steps = [action.worker for action in schedule if isinstance(action, LocalStep)]
     if steps != list(workers):
         raise PlanRefused(
             f"worker {rank} takes the steps of the logical workers {steps}; it has {list(workers)}: each of them "
@@ -89,14 +73,14 @@ def _refuse_other_steps(rank: int, schedule: Schedule, workers: range, shards: S
     stepped: set[int] = set()
     now: int | None = None
     for position, action in enumerate(schedule):
-        if isinstance(action, StepApart):
+        if isinstance(action, LocalStep):
             stepped.add(action.worker)
             now = None
         elif isinstance(action, Forward | Backward):
             worker = owner[action.shard]
             if worker in stepped or now not in (None, worker):
                 raise PlanRefused(
-                    f"{at(rank, position, action)} is logical worker {worker}'s, and comes "
+                    f"{action_place(rank, position, action)} is logical worker {worker}'s, and comes "
                     f"{'after its step' if worker in stepped else f'among those of logical worker {now}'}: a logical "
                     "worker's shards use its own weights, and come together before its step"
                 )

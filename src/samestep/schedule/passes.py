@@ -129,21 +129,21 @@ def lowered(grid: Grid, works: Iterable[Work], rank: int) -> Iterator[Action]:
 def forward(where: Places, work: Work, rank: int) -> Iterator[Action]:
     stage, shards = work.stage, where.sets[work.set_index]
     own = where.own(rank, stage, shards)
-    for shard, peer in strangers(where, own, stage - 1, rank):
+    for shard, peer in shards_of_others(where, own, stage - 1, rank):
         yield Receive(shard, stage - 1, peer)
     for segment in where.segments[stage]:
         if where.sliced[segment]:
             yield SliceForward(shards, segment)
         else:
             yield from (Forward(shard, segment) for shard in own)
-    for shard, peer in strangers(where, own, stage + 1, rank):
+    for shard, peer in shards_of_others(where, own, stage + 1, rank):
         yield Send(shard, stage, peer)
 
 
 def backward(where: Places, work: Work, rank: int) -> Iterator[Action]:
     stage, shards = work.stage, where.sets[work.set_index]
     own = where.own(rank, stage, shards)
-    for shard, peer in strangers(where, own, stage + 1, rank):
+    for shard, peer in shards_of_others(where, own, stage + 1, rank):
         yield ReceiveGradient(shard, stage, peer)
     for segment in reversed(where.segments[stage]):
         if where.sliced[segment]:
@@ -153,7 +153,7 @@ def backward(where: Places, work: Work, rank: int) -> Iterator[Action]:
             if where.grid.stages[stage].recompute:
                 yield Recompute(shard, segment)
             yield Backward(shard, segment)
-    for shard, peer in strangers(where, own, stage - 1, rank):
+    for shard, peer in shards_of_others(where, own, stage - 1, rank):
         yield SendGradient(shard, stage - 1, peer)
 
 
@@ -171,7 +171,7 @@ PASSES: dict[Kind, Callable[[Places, Work, int], Iterator[Action]]] = {
 }
 
 
-def strangers(where: Places, own: Iterable[int], stage: int, rank: int) -> Iterator[tuple[int, int]]:
+def shards_of_others(where: Places, own: Iterable[int], stage: int, rank: int) -> Iterator[tuple[int, int]]:
     """Of a worker's `own` shards those that another worker computes at `stage`, with that worker."""
     if 0 <= stage < len(where.owner):
         for shard in own:

@@ -80,7 +80,7 @@ class Simulation:
 Cost = Callable[[int, Action], float]  # of a worker's action
 
 
-def free(rank: int, action: Action) -> float:
+def no_cost(rank: int, action: Action) -> float:
     """The cost of an action where time does not matter."""
     return 0.0
 
@@ -89,9 +89,9 @@ def simulate(
     grid: Grid,
     schedules: Sequence[Schedule],
     capacity: int | None = None,
-    cost: Cost = free,
+    cost: Cost = no_cost,
     latency: float = 0.0,
-    transfer: Cost = free,
+    transfer: Cost = no_cost,
 ) -> Simulation:
     """Run the lists of all workers until none can go on.
 
@@ -165,14 +165,14 @@ class SimulatedWorkers:
         self.finish(rank, action, self.clock[rank], self.cost(rank, action))
         begin = max(self.clock[rank], self.occupied.get((rank, action.peer), 0.0))
         self.occupied[rank, action.peer] = begin + self.transfer(rank, action)
-        channel[name_of(action)] = self.occupied[rank, action.peer] + self.latency
+        channel[message_name(action)] = self.occupied[rank, action.peer] + self.latency
         self.in_flight[rank, action.peer] = max(len(channel), self.in_flight.get((rank, action.peer), 0))
         self.awake.append(action.peer)
         return True
 
     def receive(self, rank: int, action: Receive | ReceiveGradient) -> bool:
         channel = self.channels.setdefault((action.peer, rank), {})
-        arrival = channel.pop(name_of(action), None)
+        arrival = channel.pop(message_name(action), None)
         if arrival is None:
             return False
         self.finish(rank, action, max(self.clock[rank], arrival), self.cost(rank, action))
@@ -239,6 +239,6 @@ class SimulatedWorkers:
         return BlockedWorker(len(self.spans[rank]), action, blockers)
 
 
-def name_of(action: Send | Receive | SendGradient | ReceiveGradient) -> Name:
+def message_name(action: Send | Receive | SendGradient | ReceiveGradient) -> Name:
     forward = isinstance(action, Send | Receive)
     return Send if forward else SendGradient, action.shard, action.stage

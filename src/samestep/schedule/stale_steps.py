@@ -16,15 +16,7 @@ simulation's to show, over the same lists.
 from collections.abc import Sequence
 
 from samestep.errors import PlanRefused
-from samestep.schedule.actions import (
-    Await,
-    Backward,
-    Lockstep,
-    Post,
-    Reduce,
-    Schedule,
-    Update,
-)
+from samestep.schedule.actions import Await, Backward, Lockstep, Post, Reduce, Schedule, Update
 from samestep.schedule.grid import Grid
 from samestep.schedule.simulator import simulate
 

@@ -272,7 +272,7 @@ def deal_anew(
     executor.gradients.when_folded = None if between is None else between.ready
     executor.reduction = TreeReduction(prepared.layout, homes, rank, pieces[rank], shared.slots, between)
     executor.plan, executor.homes = plan, homes
-    executor.routines.clear()
+    executor.schedules.clear()
     if job.data is not None:
         executor.next_batch = shard_batches(job, plan, rank, training_rows(job), step, note).__next__
 

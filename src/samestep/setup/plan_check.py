@@ -11,6 +11,7 @@ from samestep.job.training_data import first_shard
 from samestep.numerics import random_streams
 from samestep.numerics.numerics import num_shards_of, shard_rows
 from samestep.parallel.demand.footprint import Footprint, footprint, state_per_element
+from samestep.parallel.demand.planned_step import PlannedStep
 from samestep.parallel.demand.traffic import Traffic, traffic
 from samestep.parallel.execution.local_executor import Untied
 from samestep.parallel.execution.network import CutRecipe
@@ -20,9 +21,9 @@ from samestep.plan.plan import Plan
 from samestep.plan.plan_summary import PlanSummary, mega
 from samestep.schedule.actions import Schedule
 from samestep.schedule.checker import check
-from samestep.schedule.draw import svg_of, text_of
+from samestep.schedule.draw import schedule_svg, schedule_text
 from samestep.schedule.grid import Grid
-from samestep.schedule.local_steps import check_apart, steps_apart
+from samestep.schedule.local_steps import check_local_step, local_step_schedule
 from samestep.schedule.orders.written import parse_order
 from samestep.schedule.passes import schedule_of
 from samestep.schedule.stale_steps import check_overlapped
@@ -65,8 +66,8 @@ def outline(
         asdict(moved),
         asdict(wired),
         needs,
-        text_of(grid, schedules),
-        svg_of(grid, schedules),
+        schedule_text(grid, schedules),
+        schedule_svg(grid, schedules),
         uncounted=why,
     )
 
@@ -109,8 +110,8 @@ def checked_apart(plan: Plan, logical: Logical, num_shards: int) -> tuple[Grid, 
     """The same for a step at whose end logical workers meet."""
     grid, shards = plan.grid(num_shards, [(False,)]), logical.all_shards(num_shards)
     workers = [logical.of(rank) for rank in range(plan.workers)]
-    schedules = [steps_apart(own, shards, meets=True) for own in workers]
-    check_apart(grid, schedules, workers, shards, meets=True)
+    schedules = [local_step_schedule(own, shards, meets=True) for own in workers]
+    check_local_step(grid, schedules, workers, shards, meets=True)
     return grid, schedules
 
 
@@ -133,20 +134,8 @@ def footprints(
     if logical is not None:  # whoever steps alone updates all of the model
         pieces = [[Piece(i, 0, e.param.numel()) for i, e in layout.owners()] for _ in range(plan.workers)]
     state = state_per_element(prepared.optimizer)
-    found = [
-        footprint(
-            plan,
-            rank,
-            prepared.layout,
-            homes,
-            pieces[rank],
-            state,
-            structure,
-            schedules[rank],
-            num_shards_of(job.batch_size, plan.numerics.shards),
-        )
-        for rank in range(plan.workers)
-    ]
+    step = PlannedStep(plan, structure, num_shards_of(job.batch_size, plan.numerics.shards))
+    found = [footprint(step, rank, layout, homes, pieces[rank], state, schedules[rank]) for rank in range(plan.workers)]
     if logical is None:
         return found
     return [footprint_apart(one, count, layout.nbytes) for one, count in zip(found, logical.assign, strict=True)]

@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from samestep.schedule.actions import class_name
+
 PLACE = struct.Struct("<qqqqddd24s104s")
 WAIT = struct.Struct("<qdd16s")
 COUNTERS = 64  # bytes
@@ -106,7 +108,7 @@ class Whereabouts:
         self._number += 1
         text = self._texts.get(action)
         self._action = self._text(action) if text is None else text
-        self._kind = type(action).__name__
+        self._kind = class_name(type(action))
         self._entered = time.monotonic()
         self._write()
 

@@ -16,12 +16,13 @@ from samestep.schedule.actions import (
     ReceiveGradient,
     Send,
     SendGradient,
+    class_name,
 )
 from samestep.trace.ring import Event, Ring
 
 Message = tuple[int, bool, int, int, int, int]  # step, whether forward, shard, stage, from, to
 
-CLASSES: Mapping[str, type] = {kind.__name__: kind for kind in get_args(Action)}
+CLASSES: Mapping[str, type] = {class_name(kind): kind for kind in get_args(Action)}
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def encoded(trace: WorkerTrace, shift: float = 0.0) -> bytes:
         "rank": trace.rank,
         "host": trace.host,
         "clock_error": trace.clock_error,
-        "actions": [[type(action).__name__, fields_of(action)] for action in numbers],
+        "actions": [[class_name(type(action)), fields_of(action)] for action in numbers],
         "events": events,
     }
     return json.dumps(found).encode()

@@ -22,7 +22,7 @@ from samestep.launch.hosts.membership import (
 )
 from samestep.launch.request.request import Request
 
-REQUEST = Request(run="r")
+REQUEST = Request.of(run="r")
 
 
 def world(**fields: object) -> World:
@@ -76,6 +76,6 @@ def test_what_an_earlier_start_left_in_the_store_is_not_read() -> None:
 def test_a_second_call_in_one_process_meets_at_the_same_store_and_begins_anew() -> None:
     """Worker 0 holds the store; what its first call wrote there is not what its second call reads."""
     place = world(size=1)
-    first, second = assemble(place, REQUEST, 5), assemble(place, replace(REQUEST, run="s"), 5)
+    first, second = assemble(place, REQUEST, 5), assemble(place, REQUEST.but(run="s"), 5)
     assert (first.facts[0]["run"], second.facts[0]["run"]) == ("r", "s")
     assert OPEN[place] is connect(place, 5)

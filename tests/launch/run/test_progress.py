@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from samestep.job.report import Report, WorkerTime
+from samestep.launch.failure import Event
 from samestep.launch.run import progress
-from samestep.launch.run.outcome import Event, Outcome
+from samestep.launch.run.outcome import Outcome
 from samestep.launch.run.progress import Progress, spelled, summary
 from samestep.plan.prediction import PARTS, Prediction
 

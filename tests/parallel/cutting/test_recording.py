@@ -12,14 +12,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from samestep.errors import JobRefused
-from samestep.parallel.cutting.recording import (
-    Recording,
-    Value,
-    batch_tensors,
-    perform,
-    record,
-    signature,
-)
+from samestep.parallel.cutting.recording import Recording, Value, batch_tensors, perform, record, signature
 
 Forward = Callable[[nn.Module, Any], Any]
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from samestep.numerics.numerics import Numerics
 from samestep.parallel.cutting.cut import Cut, cut
 from samestep.parallel.cutting.recording import record
-from samestep.parallel.demand.activation_memory import _Worker, activations
+from samestep.parallel.demand.activation_memory import _HeldByWorker, activations
+from samestep.parallel.demand.planned_step import PlannedStep
 from samestep.parallel.gradients.deferred import DeferredGradients, leaving
 from samestep.parallel.gradients.linear import write_weight_gradients_once
 from samestep.plan.plan import Plan, Stage
@@ -45,7 +46,8 @@ def peaks(stages: list[Stage], order: str, slices: tuple[str, ...] = ()) -> list
     found = structure(stages, slices)
     grid = plan.grid(SHARDS, found.sliced)
     schedules = [schedule_of(grid, order, rank, clip=False) for rank in range(plan.workers)]
-    return [activations(plan, rank, found, schedules[rank], SHARDS) / WIDE for rank in range(plan.workers)]
+    step = PlannedStep(plan, found, SHARDS)
+    return [activations(step, rank, schedules[rank]) / WIDE for rank in range(plan.workers)]
 
 
 PASSING = 2.0
@@ -99,7 +101,7 @@ def test_what_is_kept_and_left_is_counted_once() -> None:
     stages = [Stage("", (0,), (SHARDS,)), Stage("c", (1,), (SHARDS,), (), True)]
     plan, found = Plan.staged(Numerics(shards=SHARDS), stages, order="zero-bubble"), structure(stages)
     for rank in range(2):
-        worker = _Worker(plan, rank, found, SHARDS)
+        worker = _HeldByWorker(PlannedStep(plan, found, SHARDS), rank)
         for action in schedule_of(plan.grid(SHARDS, found.sliced), "zero-bubble", rank, clip=False):
             worker.do(action)
         assert worker.ledger.now == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
@@ -132,7 +132,6 @@ def test_summands_of_many_holders_are_added_in_the_trees_order(kind: str, counts
     assert_as_alone(kind, (1, 1, 2, 0), counts)
 
 
-@settings(max_examples=60)
 @given(data=st.data(), kind=st.sampled_from(list(KINDS)), num_slices=st.integers(1, 5))
 def test_whoever_has_the_rows_and_the_slices(data: st.DataObject, kind: str, num_slices: int) -> None:
     assign = data.draw(splits(SHARDS))

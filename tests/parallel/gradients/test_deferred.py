@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -62,7 +62,6 @@ def prepared(model: nn.Module, num_published: int) -> tuple[GradientSlots, Layou
     return gradients, layout
 
 
-@settings(max_examples=40)
 @given(num_shards=st.integers(1, 9), num_published=st.integers(0, 3), data=st.data())
 def test_two_parts_of_a_backward_fold_to_the_same_gradient(
     num_shards: int, num_published: int, data: st.DataObject

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -85,7 +85,6 @@ def check(of: Layout, plan: Plan, num_shards: int, scale: float = 1.0, *, whole:
         assert torch.equal(total, storage_order(expected)), of.entries[entry].name
 
 
-@settings(max_examples=40)
 @given(assign=assignments, scale=st.sampled_from([1.0, 1 / 3, 0.001]), whole=st.booleans(), data=st.data())
 def test_the_sum_of_all_workers_is_the_tree_over_the_shards(
     assign: tuple[int, ...], scale: float, whole: bool, data: st.DataObject

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -69,7 +69,6 @@ class Worker:
             self.gradients.end_shard()
 
 
-@settings(max_examples=25)
 @given(num_shards=st.integers(1, 9), num_published=st.integers(0, 3), place=st.booleans())
 def test_the_folded_gradient_is_the_tree_over_autograds(num_shards: int, num_published: int, place: bool) -> None:
     """Bit for bit, wherever the slots lie and whoever writes them."""

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -304,7 +304,6 @@ def test_hugging_face_models_replay_as_they_are_built(name: str) -> None:
         check_whole(partial(hugging_face, name))
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.sampled_from(ZOO), st.data())
 def test_any_subset_gets_the_same_values(build: Build, data: st.DataObject) -> None:
     recording = recorded(build)
@@ -313,7 +312,6 @@ def test_any_subset_gets_the_same_values(build: Build, data: st.DataObject) -> N
     check_against_plain(build, recording, replayed(recording, wanted))
 
 
-@settings(deadline=None, max_examples=30)
 @given(
     rows=st.integers(1, 40),
     columns=st.integers(1, 40),

@@ -4,18 +4,18 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.measured import FAMILIES, PLANS, chains, cluster_of, costs_of, laid, plainly
 from samestep.numerics.numerics import Numerics
 from samestep.plan.prediction import PARTS
-from samestep.planner.cost.busy import Busy
+from samestep.planner.cost.action_costs import ActionCosts
 from samestep.planner.cost.estimate import estimate
+from samestep.planner.cost.host_traffic import HostTraffic
 from samestep.planner.cost.measured_costs import MeasuredCosts
-from samestep.planner.cost.placing import place
-from samestep.planner.cost.wires import Wires
-from samestep.planner.search.search import Freedom, candidates
+from samestep.planner.cost.plan_segments import segment_plan
+from samestep.planner.search.search import SearchSpace, candidate_plans
 from samestep.setup.plan_check import checked
 
 
@@ -43,8 +43,8 @@ def test_stale_gradients_hide_what_computing_is_long_enough_for(hosts: tuple[int
         cluster = cluster_of(*hosts, bandwidth=bandwidth, latency=0.0)
         found = estimate(stale.plan, stale.chain, costs, cluster)
         assert (found.grid, list(found.schedules)) == (grid, schedules)
-        busy = Busy(place(stale.plan, stale.chain), costs, cluster, stale.plan.numerics.shards)
-        on_wire, _ = Wires(busy.placed, cluster, stale.plan.numerics.shards, busy).posted
+        busy = ActionCosts(segment_plan(stale.plan, stale.chain), costs, cluster, stale.plan.numerics.shards)
+        on_wire, _ = HostTraffic(busy.placed, cluster, stale.plan.numerics.shards, busy).posted
         assert found.seconds == pytest.approx(max(computing, on_wire), rel=0.05), bandwidth
         assert sum(found.parts.values()) == pytest.approx(found.seconds)
         assert min(found.parts.values()) >= 0
@@ -63,15 +63,14 @@ def test_a_step_in_lockstep_is_simulated_as_one() -> None:
     assert said.parts["compute"] > 0
 
 
-@settings(max_examples=40)
 @given(st.data())
 def test_the_parts_of_every_candidate_add_up(data: st.DataObject) -> None:
     chain = data.draw(chains())
     costs = data.draw(costs_of(chain))
     hosts = data.draw(st.sampled_from([(2,), (3,), (1, 1), (2, 1)]))
     cluster = cluster_of(*hosts)
-    freedom = Freedom(tuple(range(1, cluster.workers + 1)), may_slice=True)
-    for plan in candidates(chain, costs, cluster, Numerics(shards=chain.shards), freedom):
+    freedom = SearchSpace(tuple(range(1, cluster.workers + 1)), may_slice=True)
+    for plan in candidate_plans(chain, costs, cluster, Numerics(shards=chain.shards), freedom):
         found = estimate(plan, chain, costs, cluster)
         assert set(found.parts) == set(PARTS)
         assert min(found.parts.values()) >= 0

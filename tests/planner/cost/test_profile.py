@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 
 from planner.measured import chains, costs_of, laid, plainly
 from samestep.errors import PlanRefused
-from samestep.planner.cost.profile import (
-    Ground,
-    Profile,
-    key,
-    read,
-    write,
-)
+from samestep.planner.cost.profile import Conditions, Profile, profile_key, read_profile, write_profile
 
-GROUND = Ground("a machine, avx2", "2.13", 1, 4, "float32", 2, "SGD/fused", "none", False, False, "tuple")
+GROUND = Conditions("a machine, avx2", "2.13", 1, 4, "float32", 2, "SGD/fused", "none", False, False, "tuple")
 OTHERS = {
     "machine": "another", "torch": "9", "threads": 2, "shards": 8, "precision": "bfloat16", "workers": 3,
     "optimizer": "Adam/fused", "codec": "int8:256@1", "clip": True, "sync_batchnorm": True, "data": "Parquet",
@@ -28,32 +22,32 @@ OTHERS = {
 @given(st.data())
 def test_a_profile_is_stable_as_text(data: st.DataObject) -> None:
     chain = data.draw(chains())
-    profile = Profile(GROUND, chain, data.draw(costs_of(chain)), "job", key(GROUND, chain))
+    profile = Profile(GROUND, chain, data.draw(costs_of(chain)), "job", profile_key(GROUND, chain))
     assert Profile.parse(profile.text(), "here") == profile
 
 
 def some() -> Profile:
     chain = laid("mlp", "data").chain
-    return Profile(GROUND, chain, plainly(chain), "mlp", key(GROUND, chain))
+    return Profile(GROUND, chain, plainly(chain), "mlp", profile_key(GROUND, chain))
 
 
 def test_it_is_found_again_and_is_for_this_user_only(tmp_path: Path) -> None:
     file = tmp_path / "cache" / "profile.json"
-    assert read(file) is None
-    write(some(), file)
-    assert read(file) == some()
+    assert read_profile(file) is None
+    write_profile(some(), file)
+    assert read_profile(file) == some()
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.parent.stat().st_mode & 0o777 == 0o700
     assert [path.name for path in file.parent.iterdir()] == ["profile.json"], "nothing half-written is left"
 
 
 def test_every_field_of_the_ground_counts() -> None:
-    assert set(OTHERS) == {field.name for field in dataclasses.fields(Ground)}
+    assert set(OTHERS) == {field.name for field in dataclasses.fields(Conditions)}
     profile = some()
     profile.check(GROUND, profile.of, "here")
     for name, value in OTHERS.items():
         other = dataclasses.replace(GROUND, **{name: value})  # type: ignore[arg-type]
-        assert key(other, profile.chain) != profile.of
+        assert profile_key(other, profile.chain) != profile.of
         with pytest.raises(PlanRefused) as refused:
             profile.check(other, profile.of, "--profile x")
         assert f"--profile x was measured with {name} {getattr(GROUND, name)}, this run has {value}" in str(refused)
@@ -62,9 +56,9 @@ def test_every_field_of_the_ground_counts() -> None:
 def test_another_jobs_profile_is_refused_with_both_sides() -> None:
     other = laid("cnn", "data").chain
     with pytest.raises(PlanRefused) as refused:
-        some().check(GROUND, key(GROUND, other), "--profile x")
+        some().check(GROUND, profile_key(GROUND, other), "--profile x")
     assert some().of in str(refused.value)
-    assert key(GROUND, other) in str(refused.value)
+    assert profile_key(GROUND, other) in str(refused.value)
 
 
 @given(
@@ -98,6 +92,6 @@ def test_another_format_and_what_is_no_text_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "profile.json"
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PlanRefused, match="cannot be read as a profile"):
-        read(file)
+        read_profile(file)
     with pytest.raises(PlanRefused, match="cannot be read as a profile"):
-        read(tmp_path)
+        read_profile(tmp_path)

@@ -11,9 +11,9 @@ from samestep.numerics.numerics import Numerics
 from samestep.plan.plan import Plan, Stage
 from samestep.plan.prediction import PARTS, in_ms
 from samestep.planner.cost.estimate import estimate
-from samestep.planner.explain.comparison import compared, runners_up
+from samestep.planner.explain.comparison import compare_to_pick, runners_up
 from samestep.planner.explain.explanation import explain
-from samestep.planner.explain.layer_choices import LayerChoice, layers
+from samestep.planner.explain.layer_choices import LayerChoice, layer_choices
 from samestep.planner.search.decision import Decision
 from samestep.planner.search.search import search
 
@@ -28,7 +28,7 @@ def seconds_of(plan: Plan, of: Decision) -> float:
 def test_parts_add_up_to_the_step_and_differences_to_the_difference(seed: int) -> None:
     of = any_decision(seed)
     for one in of.ranking:
-        held = compared(of, one)
+        held = compare_to_pick(of, one)
         assert set(held.parts) == set(PARTS)
         assert min(held.parts.values()) >= 0
         assert sum(held.parts.values()) == pytest.approx(held.seconds) == pytest.approx(seconds_of(one.plan, of))
@@ -76,7 +76,7 @@ def line_of(found: list[LayerChoice], layer: str) -> LayerChoice:
 
 def test_a_sliced_layers_line_tells_bytes_and_what_whole_would_cost() -> None:
     of = decision(on=SLOW, may_slice=True)
-    line = line_of(layers(of), "fc1")
+    line = line_of(layer_choices(of), "fc1")
     assert line.names == ("fc1", "fc2")
     assert line.is_sliced
     assert (line.weights, line.activations) == (16_000_000, 80_000 * 4)
@@ -89,7 +89,7 @@ def test_a_sliced_layers_line_tells_bytes_and_what_whole_would_cost() -> None:
 
 def test_a_whole_layers_line_tells_what_slices_would_cost() -> None:
     of = decision(on=SLOW, may_slice=True)
-    line = line_of(layers(of), "conv")
+    line = line_of(layer_choices(of), "conv")
     assert not line.is_sliced
     shares = {"conv": (2, 2), "fc1": (2, 2), "fc2": (2, 2)}
     stage = Stage("", (0, 1), (2, 2), tuple(shares.items()))
@@ -99,18 +99,21 @@ def test_a_whole_layers_line_tells_what_slices_would_cost() -> None:
 
 
 def test_a_layer_that_cannot_be_sliced_has_the_reason() -> None:
-    assert line_of(layers(decision()), "norm").why == "it cannot be sliced: a LayerNorm is none of Linear"
+    assert line_of(layer_choices(decision()), "norm").why == "it cannot be sliced: a LayerNorm is none of Linear"
     stubborn = chain(regions=(), is_elementwise=False)
-    assert "the optimizer's update needs the whole weight" in line_of(layers(decision(profile(stubborn))), "fc1").why
+    assert (
+        "the optimizer's update needs the whole weight"
+        in line_of(layer_choices(decision(profile(stubborn))), "fc1").why
+    )
     uncut = chain(units=chain().units[:1], regions=(), why_uncut="forward goes another way for every row")
-    assert line_of(layers(decision(profile(uncut))), "conv").why.endswith("another way for every row")
+    assert line_of(layer_choices(decision(profile(uncut))), "conv").why.endswith("another way for every row")
 
 
 def test_every_layer_has_one_line_and_repeated_blocks_share_it() -> None:
     block = chain().units[4]
     blocks = tuple(replace(block, name=f"head{n}") for n in range(6))
     many = chain(units=(*chain().units[:4], *blocks), regions=chain().regions[:2])
-    found = layers(decision(profile(many, costs(many, forwards=(4e-3, 1e-4, 2e-3, 2e-3, *[5e-4] * 6)))))
+    found = layer_choices(decision(profile(many, costs(many, forwards=(4e-3, 1e-4, 2e-3, 2e-3, *[5e-4] * 6)))))
     assert sorted(name for line in found for name in line.names) == sorted(unit.name for unit in many.units)
     line = line_of(found, "head0")
     assert line.names == tuple(unit.name for unit in blocks)
@@ -121,8 +124,8 @@ def test_where_the_pick_has_stages_or_one_worker_the_lines_say_so() -> None:
     of = decision(on=SLOW)
     count = len(of.pick.plan.stages)
     assert count > 1
-    assert line_of(layers(of), "fc1").why == f"the pick cuts the network into {count} stages instead"
-    alone = layers(decision(on=cluster(workers=1)))
+    assert line_of(layer_choices(of), "fc1").why == f"the pick cuts the network into {count} stages instead"
+    alone = layer_choices(decision(on=cluster(workers=1)))
     assert line_of(alone, "fc1").why == "one worker has all of it"
 
 

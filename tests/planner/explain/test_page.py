@@ -9,21 +9,11 @@ import pytest
 
 from planner.made_up import any_decision, chain, cluster, costs, decision, profile
 from samestep.plan.prediction import PARTS, in_ms
-from samestep.planner.explain.charts import (
-    LEFT,
-    RIGHT,
-    WIDTH,
-    parts_chart,
-)
-from samestep.planner.explain.comparison import compared, runners_up
+from samestep.planner.explain.charts import LEFT, RIGHT, WIDTH, parts_chart
+from samestep.planner.explain.comparison import compare_to_pick, runners_up
 from samestep.planner.explain.explanation import explain
 from samestep.planner.explain.page import page
-from samestep.planner.explain.timeline import (
-    UNITS,
-    bars_of,
-    drawn,
-    pictured,
-)
+from samestep.planner.explain.timeline import UNITS, timeline_bars, timeline_svg, timeline_text
 from samestep.planner.search.decision import Decision
 
 VOID = {"meta", "br", "link", "img"}
@@ -99,7 +89,7 @@ def test_names_cannot_become_elements() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_the_chart_is_to_scale(seed: int) -> None:
     of = any_decision(seed)
-    plans = [compared(of, of.pick), *runners_up(of)]
+    plans = [compare_to_pick(of, of.pick), *runners_up(of)]
     picture = ElementTree.fromstring(parts_chart(plans))
     bars = [bar for bar in picture.iter("rect") if bar.find("title") is not None]
     assert len(bars) == len(PARTS) * len(plans)
@@ -117,7 +107,7 @@ def test_the_chart_is_to_scale(seed: int) -> None:
 def test_the_timeline_has_the_simulated_times(seed: int) -> None:
     of = any_decision(seed)
     found = of.pick.estimate
-    bars = bars_of(found)
+    bars = timeline_bars(found)
     ends = [span.stop for spans in found.outcome.spans for span in spans]
     assert min(bar.start for bar in bars) >= 0
     assert max(bar.stop for bar in bars) <= max(ends)
@@ -128,25 +118,25 @@ def test_the_timeline_has_the_simulated_times(seed: int) -> None:
             drawn_seconds = sum(bar.stop - bar.start for bar in bars if bar.kind == kind)
             said = sum(worker.get(name, 0.0) for worker in found.actions)
             assert drawn_seconds == pytest.approx(said, rel=0.03, abs=1e-3 * found.seconds)
-    ElementTree.fromstring(pictured(found, "A step"))
+    ElementTree.fromstring(timeline_svg(found, "A step"))
 
 
 def test_the_drawing_says_how_long_a_column_is() -> None:
     found = decision().pick.estimate
-    *rows, legend = drawn(found).splitlines()
+    *rows, legend = timeline_text(found).splitlines()
     assert [row.split()[:2] for row in rows] == [["worker", "0"], ["worker", "1"]]
     columns = len(rows[0].split()) - 2
     column = float(legend.split()[3])
     assert legend.startswith("a column is ")
-    assert columns * column == pytest.approx(1e3 * max(bar.stop for bar in bars_of(found)), rel=0.05)
+    assert columns * column == pytest.approx(1e3 * max(bar.stop for bar in timeline_bars(found)), rel=0.05)
     assert "F0" in rows[0]
     assert "U" in rows[0]
 
 
 def test_the_picture_tells_milliseconds_to_those_who_point_at_it() -> None:
     found = decision().pick.estimate
-    picture = pictured(found, "A step")
-    end = 1e3 * max(bar.stop for bar in bars_of(found))
+    picture = timeline_svg(found, "A step")
+    end = 1e3 * max(bar.stop for bar in timeline_bars(found))
     assert f"take {end:.4g} ms;" in picture
     assert "communication" in picture
     assert int(re.search(r'width="(\d+)"', picture)[1]) - 16 == UNITS * 30 + 84  # type: ignore[index]

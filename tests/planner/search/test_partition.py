@@ -9,27 +9,27 @@ from hypothesis import strategies as st
 
 from planner.chains import all_splits, best, chains, equal_rows, fullness, replications, rows, seconds
 from samestep.errors import PlanRefused
-from samestep.planner.search.fewest_workers import fewest_splits
-from samestep.planner.search.layer_row import (
-    ChainCosts,
-    LayerCosts,
-    Replication,
-    Row,
-    free,
-    ring,
-)
+from samestep.planner.search.bisection import fewest_splits
 from samestep.planner.search.partition import best_partition, group_sizes, partition
-from samestep.planner.search.stages import NothingFits, Partition
+from samestep.planner.search.pipeline_costs import (
+    LayerCosts,
+    PipelineCosts,
+    Replication,
+    WorkerRow,
+    free_replication,
+    ring_all_reduce,
+)
+from samestep.planner.search.stage_costs import NothingFits, Partition
 
 microbatches = st.integers(1, 4)
 
 
 @given(chains(), rows(), microbatches, replications)
 def test_the_exact_search_finds_the_best_of_all_splits(
-    chain: LayerCosts, row: Row, m: int, replication: Replication
+    chain: LayerCosts, row: WorkerRow, m: int, replication: Replication
 ) -> None:
     found = partition(chain, row, m, replication)
-    least = best(ChainCosts(chain, row, m, replication), chain)
+    least = best(PipelineCosts(chain, row, m, replication), chain)
     assert isinstance(found, Partition) == (least < math.inf)
     if isinstance(found, Partition):
         spans = found.best.stages
@@ -41,35 +41,35 @@ def test_the_exact_search_finds_the_best_of_all_splits(
 
 @given(chains(), rows(), microbatches, replications)
 def test_the_runners_up_are_the_best_for_their_number_of_stages(
-    chain: LayerCosts, row: Row, m: int, replication: Replication
+    chain: LayerCosts, row: WorkerRow, m: int, replication: Replication
 ) -> None:
     found = partition(chain, row, m, replication)
     if isinstance(found, Partition):
-        costs = ChainCosts(chain, row, m, replication)
+        costs = PipelineCosts(chain, row, m, replication)
         of = {len(split.stages): split.bottleneck for split in (found.best, *found.runners_up)}
         for stages in range(1, min(len(chain.forward), len(row.speeds)) + 1):
             assert of.get(stages, math.inf) == pytest.approx(best(costs, chain, stages))
 
 
 @given(chains(), rows(), microbatches)
-def test_where_nothing_fits_the_least_memory_that_would_is_named(chain: LayerCosts, row: Row, m: int) -> None:
-    found = partition(chain, row, m, free)
+def test_where_nothing_fits_the_least_memory_that_would_is_named(chain: LayerCosts, row: WorkerRow, m: int) -> None:
+    found = partition(chain, row, m, free_replication)
     if isinstance(found, NothingFits):
         splits = all_splits(len(chain.forward), len(row.speeds))
         assert found.factor == pytest.approx(min(fullness(chain, row, m, spans) for spans in splits))
         assert found.factor > 1
-        larger = Row(
+        larger = WorkerRow(
             row.speeds, tuple(found.factor * 1.0001 * limit for limit in row.memory), *list(vars(row).values())[2:]
         )
-        assert isinstance(partition(chain, larger, m, free), Partition)
+        assert isinstance(partition(chain, larger, m, free_replication), Partition)
 
 
-@given(chains(), equal_rows(), microbatches, st.sampled_from([free, ring(2.0, 0.5)]))
+@given(chains(), equal_rows(), microbatches, st.sampled_from([free_replication, ring_all_reduce(2.0, 0.5)]))
 def test_the_search_for_many_equal_workers_agrees(
-    chain: LayerCosts, row: Row, m: int, replication: Replication
+    chain: LayerCosts, row: WorkerRow, m: int, replication: Replication
 ) -> None:
-    found = best_partition(ChainCosts(chain, row, m, replication), dense=0)
-    least = best(ChainCosts(chain, row, m, replication), chain)
+    found = best_partition(PipelineCosts(chain, row, m, replication), dense=0)
+    least = best(PipelineCosts(chain, row, m, replication), chain)
     assert isinstance(found, Partition) == (least < math.inf)
     if isinstance(found, Partition):
         assert found.best.bottleneck == pytest.approx(least, rel=1e-5)
@@ -77,13 +77,13 @@ def test_the_search_for_many_equal_workers_agrees(
         assert fullness(chain, row, m, found.best.stages) <= 1 + 1e-12
         assert found.best.stages[-1].workers.stop <= len(row.speeds)
     else:
-        larger = Row.equal(len(row.speeds), 1.0, memory=row.memory[0] * found.factor * 1.0001)
-        assert isinstance(partition(chain, larger, m, free), Partition)
+        larger = WorkerRow.equal(len(row.speeds), 1.0, memory=row.memory[0] * found.factor * 1.0001)
+        assert isinstance(partition(chain, larger, m, free_replication), Partition)
 
 
 @given(chains(), equal_rows(), microbatches, st.integers(1, 5))
-def test_no_more_stages_than_asked_for(chain: LayerCosts, row: Row, m: int, most: int) -> None:
-    costs = ChainCosts(chain, row, m, free)
+def test_no_more_stages_than_asked_for(chain: LayerCosts, row: WorkerRow, m: int, most: int) -> None:
+    costs = PipelineCosts(chain, row, m, free_replication)
     least = min(best(costs, chain, stages) for stages in range(1, most + 1))
     for dense in (1e9, 0):
         found = best_partition(costs, most, dense)
@@ -96,8 +96,8 @@ def test_no_more_stages_than_asked_for(chain: LayerCosts, row: Row, m: int, most
 def test_runners_up_of_the_search_for_many_equal_workers() -> None:
     layers = 12
     chain = LayerCosts((1.0,) * layers, (2.0,) * layers, *[(1.0,) * layers] * 4)
-    splits = fewest_splits(ChainCosts(chain, Row.equal(16, 100.0), 8, ring(1.0)), range(1, 17), 12)
-    exact = best_partition(ChainCosts(chain, Row.equal(16, 100.0), 8, ring(1.0)))
+    splits = fewest_splits(PipelineCosts(chain, WorkerRow.equal(16, 100.0), 8, ring_all_reduce(1.0)), range(1, 17), 12)
+    exact = best_partition(PipelineCosts(chain, WorkerRow.equal(16, 100.0), 8, ring_all_reduce(1.0)))
     assert isinstance(exact, Partition)
     of = {len(split.stages): split.bottleneck for split in (exact.best, *exact.runners_up)}
     assert {len(split.stages) for split in splits} >= {1, 2, 4, 8}
@@ -109,21 +109,21 @@ def test_runners_up_of_the_search_for_many_equal_workers() -> None:
 def test_uneven_workers_in_runs_get_a_split_that_is_what_it_says(seed: int) -> None:
     draw = np.random.default_rng(seed)
     chain = LayerCosts(*(tuple(draw.uniform(0, 1, 6)) for _ in range(6)))
-    row = Row(tuple(draw.uniform(1, 2, 9)), (50.0,) * 9, (10.0,) * 8, (0.0,) * 8)
-    found = best_partition(ChainCosts(chain, row, 4, ring(10.0)), dense=2e4)
+    row = WorkerRow(tuple(draw.uniform(1, 2, 9)), (50.0,) * 9, (10.0,) * 8, (0.0,) * 8)
+    found = best_partition(PipelineCosts(chain, row, 4, ring_all_reduce(10.0)), dense=2e4)
     assert isinstance(found, Partition)
     assert "runs of workers" in found.pruned
-    assert seconds(chain, row, 4, ring(10.0), found.best.stages) == pytest.approx(found.best.bottleneck)
+    assert seconds(chain, row, 4, ring_all_reduce(10.0), found.best.stages) == pytest.approx(found.best.bottleneck)
 
 
 def test_a_long_chain_on_many_uneven_workers_is_cut_at_even_places() -> None:
     draw = np.random.default_rng(0)
     chain = LayerCosts(*(tuple(draw.uniform(0, 1, 300)) for _ in range(6)))
-    row = Row(tuple(draw.uniform(1, 2, 60)), (500.0,) * 60, (10.0,) * 59, (0.0,) * 59)
-    found = best_partition(ChainCosts(chain, row, 4, ring(100.0)), dense=1e7)
+    row = WorkerRow(tuple(draw.uniform(1, 2, 60)), (500.0,) * 60, (10.0,) * 59, (0.0,) * 59)
+    found = best_partition(PipelineCosts(chain, row, 4, ring_all_reduce(100.0)), dense=1e7)
     assert isinstance(found, Partition)
     assert "of the 299 cuts" in found.pruned
-    assert seconds(chain, row, 4, ring(100.0), found.best.stages) == pytest.approx(found.best.bottleneck)
+    assert seconds(chain, row, 4, ring_all_reduce(100.0), found.best.stages) == pytest.approx(found.best.bottleneck)
     assert fullness(chain, row, 4, found.best.stages) <= 1 + 1e-12
 
 
@@ -135,8 +135,8 @@ def test_group_sizes_are_all_when_there_is_room_for_them() -> None:
 
 def test_a_slow_worker_in_the_way_gets_less() -> None:
     chain = LayerCosts((1.0,) * 6, (0.0,) * 6, *[(0.0,) * 6] * 4)
-    row = Row((1.0, 0.5, 1.5), (math.inf,) * 3, (1.0,) * 2, (0.0,) * 2)
-    found = partition(chain, row, 1, free, max_stages=3)
+    row = WorkerRow((1.0, 0.5, 1.5), (math.inf,) * 3, (1.0,) * 2, (0.0,) * 2)
+    found = partition(chain, row, 1, free_replication, max_stages=3)
     assert isinstance(found, Partition)
     three = next(split for split in (found.best, *found.runners_up) if len(split.stages) == 3)
     assert [span.last - span.first + 1 for span in three.stages] == [2, 1, 3]
@@ -149,15 +149,15 @@ def test_what_cannot_be_a_chain_is_refused() -> None:
     with pytest.raises(PlanRefused, match="backward has the value -1"):
         LayerCosts((1.0,), (-1.0,), (1.0,), (1.0,), (1.0,), (1.0,))
     with pytest.raises(PlanRefused, match="a link between neighbours"):
-        Row((1.0, 1.0), (1.0, 1.0), (), ())
+        WorkerRow((1.0, 1.0), (1.0, 1.0), (), ())
     with pytest.raises(PlanRefused, match="speeds has the value 0"):
-        Row((0.0,), (1.0,), (), ())
+        WorkerRow((0.0,), (1.0,), (), ())
     with pytest.raises(PlanRefused, match="0 microbatches"):
-        partition(LayerCosts(*[(1.0,)] * 6), Row.equal(1, 1.0), 0, free)
+        partition(LayerCosts(*[(1.0,)] * 6), WorkerRow.equal(1, 1.0), 0, free_replication)
 
 
 def test_nothing_fits_says_what_would() -> None:
     chain = LayerCosts((1.0,) * 4, (1.0,) * 4, (1.0,) * 4, (100.0,) * 4, (0.0,) * 4, (0.0,) * 4)
-    found = partition(chain, Row.equal(2, 1.0, memory=50.0), 1, free)
+    found = partition(chain, WorkerRow.equal(2, 1.0, memory=50.0), 1, free_replication)
     assert isinstance(found, NothingFits)
     assert "needs 4 times the workers' memory" in str(found)

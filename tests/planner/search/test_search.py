@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from planner import made_up
@@ -12,38 +12,25 @@ from planner.measured import chains, cluster_of, costs_of
 from samestep.errors import PlanRefused
 from samestep.numerics.numerics import Numerics
 from samestep.plan.cluster import Cluster
-from samestep.plan.plan import (
-    Plan,
-    Stage,
-    equal_shares,
-    slices_text,
-)
+from samestep.plan.plan import Plan, Stage, equal_shares, slices_text
 from samestep.planner.cost.chain import Chain
 from samestep.planner.cost.estimate import estimate
 from samestep.planner.cost.measured_costs import MeasuredCosts
-from samestep.planner.search.search import (
-    TIE,
-    Freedom,
-    by_speed,
-    search,
-    simplicity,
-)
+from samestep.planner.search.search import TIE, SearchSpace, by_speed, search, simplicity
 
 CLUSTERS = st.sampled_from([(1,), (2,), (3,), (1, 1), (2, 1)])
 
 
-@settings(max_examples=40)
 @given(st.data(), CLUSTERS)
 def test_the_same_again_is_the_same_plan(data: st.DataObject, hosts: tuple[int, ...]) -> None:
     chain = data.draw(chains())
     costs = data.draw(costs_of(chain))
     cluster, numerics = cluster_of(*hosts), Numerics(shards=chain.shards)
-    freedom = Freedom(tuple(range(1, min(chain.shards, cluster.workers) + 1)), may_slice=True)
+    freedom = SearchSpace(tuple(range(1, min(chain.shards, cluster.workers) + 1)), may_slice=True)
     found, again = (search(chain, costs, cluster, numerics, freedom) for _ in range(2))
     assert [(str(one.plan), one.seconds) for one in found] == [(str(one.plan), one.seconds) for one in again]
 
 
-@settings(max_examples=40)
 @given(st.data(), CLUSTERS, st.booleans())
 def test_numbers_are_given_and_so_are_workers(data: st.DataObject, hosts: tuple[int, ...], may_slice: bool) -> None:
     """Only `slices` follows the plan, and only where it may; a number of workers that was asked for is kept."""
@@ -52,20 +39,19 @@ def test_numbers_are_given_and_so_are_workers(data: st.DataObject, hosts: tuple[
     cluster = cluster_of(*hosts)
     assume(cluster.workers <= chain.shards)
     numerics = Numerics(shards=chain.shards, seed=7, join=0, precision="bfloat16", codec="int8:256@1")
-    for one in search(chain, costs, cluster, numerics, Freedom((cluster.workers,), may_slice)):
+    for one in search(chain, costs, cluster, numerics, SearchSpace((cluster.workers,), may_slice)):
         assert one.plan.workers == cluster.workers
         assert replace(one.plan.numerics, slices="none") == numerics
         assert one.plan.numerics.slices == slices_text(one.plan.stages)
         assert may_slice or one.plan.numerics.slices == "none"
 
 
-@settings(max_examples=40)
 @given(st.data(), CLUSTERS)
 def test_the_best_comes_first_or_ties_with_it_and_is_simpler(data: st.DataObject, hosts: tuple[int, ...]) -> None:
     chain = data.draw(chains())
     costs = data.draw(costs_of(chain))
     cluster = cluster_of(*hosts)
-    freedom = Freedom(tuple(range(1, min(chain.shards, cluster.workers) + 1)), may_slice=True)
+    freedom = SearchSpace(tuple(range(1, min(chain.shards, cluster.workers) + 1)), may_slice=True)
     pick, *others = search(chain, costs, cluster, Numerics(shards=chain.shards), freedom)
     least = min(one.seconds for one in (pick, *others))
     assert pick.seconds <= least * (1 + TIE)
@@ -73,14 +59,13 @@ def test_the_best_comes_first_or_ties_with_it_and_is_simpler(data: st.DataObject
     assert all(simplicity(pick) <= simplicity(one) for one in others if one.seconds <= least * (1 + TIE))
 
 
-@settings(max_examples=30)
 @given(st.data(), st.sampled_from([(2,), (1, 1)]))
 def test_no_set_of_sliced_layers_is_better_than_the_pick(data: st.DataObject, hosts: tuple[int, ...]) -> None:
     """By brute force over all subsets of up to 4 regions."""
     chain = data.draw(chains())
     costs = data.draw(costs_of(chain))
     cluster = cluster_of(*hosts)
-    freedom = Freedom((cluster.workers,), may_slice=True, may_cut=False)
+    freedom = SearchSpace((cluster.workers,), may_slice=True, may_cut=False)
     pick = search(chain, costs, cluster, Numerics(shards=chain.shards), freedom)[0]
     assume(len(chain.regions) <= 4)
     assert pick.seconds <= by_hand(chain, costs, cluster) * (1 + TIE)
@@ -102,7 +87,7 @@ def by_hand(chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> float:
 def test_with_only_one_worker_everything_runs_in_one_process(data: st.DataObject) -> None:
     chain = data.draw(chains())
     costs = data.draw(costs_of(chain))
-    found = search(chain, costs, cluster_of(1), Numerics(shards=chain.shards), Freedom((1,)))
+    found = search(chain, costs, cluster_of(1), Numerics(shards=chain.shards), SearchSpace((1,)))
     assert [one.name for one in found] == ["one process"]
 
 
@@ -110,7 +95,7 @@ def test_with_only_one_worker_everything_runs_in_one_process(data: st.DataObject
 def test_a_network_that_cannot_be_cut_is_not(data: st.DataObject) -> None:
     chain = replace(data.draw(chains(least=2)), why_uncut="its forward draws numbers from elsewhere")
     costs = data.draw(costs_of(chain))
-    for one in search(chain, costs, cluster_of(2), Numerics(shards=chain.shards), Freedom((1, 2))):
+    for one in search(chain, costs, cluster_of(2), Numerics(shards=chain.shards), SearchSpace((1, 2))):
         assert not one.plan.stages
 
 
@@ -120,7 +105,7 @@ def test_where_no_plan_is_possible_that_is_said(data: st.DataObject) -> None:
     costs = data.draw(costs_of(chain))
     workers = chain.shards + 1
     with pytest.raises(PlanRefused, match=rf"no plan for {chain.shards} shards on .*{workers}.*: allow fewer workers"):
-        search(chain, costs, cluster_of(workers), Numerics(shards=chain.shards), Freedom((workers,)))
+        search(chain, costs, cluster_of(workers), Numerics(shards=chain.shards), SearchSpace((workers,)))
 
 
 def test_shares_near_those_by_speed_are_tried_since_others_fold_into_fewer_sums() -> None:

@@ -8,22 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep.errors import PlanRefused
-from samestep.schedule.actions import (
-    Action,
-    Backward,
-    BackwardWeight,
-    Forward,
-)
+from samestep.schedule.actions import Action, Backward, BackwardWeight, Forward
 from samestep.schedule.checker import check
-from samestep.schedule.draw import Times, bars_of, length_of
+from samestep.schedule.draw import Times, scheduled_bars, total_length
 from samestep.schedule.grid import Grid, StageGrid
 from samestep.schedule.orders import greedy
-from samestep.schedule.orders.greedy import (
-    by_rule,
-    greedy_order,
-    longest_first,
-    most_held,
-)
+from samestep.schedule.orders.greedy import greedy_order, longest_first, most_held, race_by_rule
 from samestep.schedule.orders.pipeline import ORDERS
 from samestep.schedule.orders.race import WorkTimes
 from samestep.schedule.orders.work import Works, works_of
@@ -62,8 +52,8 @@ def test_even_stages_take_as_long_as_1f1b_and_without_a_cap_as_long_as_gpipe(p: 
     caps = [p - r for r in range(p)]
     times = Times(latency=latency)
     for limits, order in ((caps, "1f1b"), ([inf] * p, "gpipe")):
-        race = by_rule(places(grid), [EVEN] * p, latency, limits, longest_first)
-        assert race.end == length_of(bars_of(grid, schedules_of(grid, order), times))
+        race = race_by_rule(places(grid), [EVEN] * p, latency, limits, longest_first)
+        assert race.end == total_length(scheduled_bars(grid, schedules_of(grid, order), times))
     assert length(grid, greedy_order(grid, [EVEN] * p, latency, caps), [EVEN] * p, latency) == length(
         grid, "1f1b", [EVEN] * p, latency
     )
@@ -113,7 +103,7 @@ def test_caps_hold_and_races_are_simulated_steps(grid: Grid, data: st.DataObject
         for rank in range(grid.num_workers)
     ]
     for rule in greedy.RULES:
-        race = by_rule(places(grid), uneven, latency, caps, rule)
+        race = race_by_rule(places(grid), uneven, latency, caps, rule)
         order = tuple(tuple(racer.taken) for racer in race.racers)
         assert all(most_held(places(grid), rank, line) <= caps[rank] for rank, line in enumerate(order))
         assert length(grid, order, uneven, latency) == race.end
@@ -166,7 +156,7 @@ def test_where_groups_overlap_a_cap_may_have_to_give_way() -> None:
         StageGrid((2, 0, 1), (3, 0, 2), SLICED),
     )
     grid, caps = Grid(5, 1, stages), [4, 4, 3]
-    race = by_rule(places(grid), [WorkTimes(1, 1)] * 5, 0, caps, longest_first)
+    race = race_by_rule(places(grid), [WorkTimes(1, 1)] * 5, 0, caps, longest_first)
     order = tuple(tuple(racer.taken) for racer in race.racers)
     assert [most_held(places(grid), rank, line) for rank, line in enumerate(order)] == [5, 4, 3]
     check(grid, schedules_of(grid, order), capacity=1000)

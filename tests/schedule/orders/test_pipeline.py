@@ -8,12 +8,7 @@ from hypothesis import strategies as st
 
 from samestep.errors import PlanRefused
 from samestep.schedule.checker import check
-from samestep.schedule.draw import (
-    Times,
-    bars_of,
-    length_of,
-    text_of,
-)
+from samestep.schedule.draw import Times, schedule_text, scheduled_bars, total_length
 from samestep.schedule.grid import Grid, StageGrid
 from samestep.schedule.orders.pipeline import ORDERS, equal_rounds, order_named
 from samestep.schedule.orders.work import works_of
@@ -87,8 +82,8 @@ def test_consecutive_stages_of_one_worker_are_one_chunk() -> None:
     halves = Grid(8, 1, tuple(StageGrid((s // 2,), (8,), DENSE) for s in range(8)))
     whole, half = Times(forward=2, backward=4), Times(forward=1, backward=2)
     for order in ORDERS:
-        time = length_of(bars_of(straight(4, 8), schedules_of(straight(4, 8), order), whole))
-        assert length_of(bars_of(halves, schedules_of(halves, order), half)) == time
+        time = total_length(scheduled_bars(straight(4, 8), schedules_of(straight(4, 8), order), whole))
+        assert total_length(scheduled_bars(halves, schedules_of(halves, order), half)) == time
 
 
 def test_a_replicated_stage_before_a_single_one() -> None:
@@ -112,7 +107,7 @@ def test_a_worker_without_shards_takes_part_where_a_segment_is_sliced() -> None:
 def test_the_picture_of_an_order_is_what_it_does(name: str, order: object) -> None:
     grid = straight(2, 4, 2) if name == "interleaved" else straight(4, 4, split=name == "zero-bubble")
     picture = [line for line in (inspect.getdoc(order) or "").splitlines() if line.startswith("worker ")]
-    drawn = text_of(grid, schedules_of(grid, name)).splitlines()
+    drawn = schedule_text(grid, schedules_of(grid, name)).splitlines()
     assert len(picture) == len(drawn)
     for line, real in zip(picture, drawn, strict=True):
         assert real.startswith(line.removesuffix("...").rstrip())
@@ -151,8 +146,8 @@ def test_activations_of_interleaved(p: int, v: int, m: int) -> None:
 @pytest.mark.parametrize(("f", "b"), [(1, 1), (1, 2), (2, 3)])
 def test_the_bubble_of_gpipe_and_1f1b(p: int, m: int, f: int, b: int) -> None:
     for order in ("gpipe", "1f1b"):
-        bars = bars_of(straight(p, m), schedules_of(straight(p, m), order), Times(f, b))
-        assert length_of(bars) - m * (f + b) == (p - 1) * (f + b)
+        bars = scheduled_bars(straight(p, m), schedules_of(straight(p, m), order), Times(f, b))
+        assert total_length(bars) - m * (f + b) == (p - 1) * (f + b)
 
 
 @pytest.mark.parametrize(("p", "m"), [(1, 1), (2, 4), (4, 4), (4, 11), (8, 32)])
@@ -160,8 +155,8 @@ def test_weight_gradients_fill_the_bubble_with_the_memory_of_1f1b(p: int, m: int
     """ZB-H1, F = B = W: (p - 1)(F + B - W) for (p - 1)(F + B + W), and at most p sets on any worker."""
     grid = straight(p, m, split=True)
     schedules = schedules_of(grid, "zero-bubble")
-    assert length_of(bars_of(grid, schedules)) - 3 * m == p - 1
-    assert length_of(bars_of(straight(p, m), schedules_of(straight(p, m), "1f1b"))) - 3 * m == 3 * (p - 1)
+    assert total_length(scheduled_bars(grid, schedules)) - 3 * m == p - 1
+    assert total_length(scheduled_bars(straight(p, m), schedules_of(straight(p, m), "1f1b"))) - 3 * m == 3 * (p - 1)
     assert [kept.activations for kept in check(grid, schedules, capacity=1).peaks] == [min(m, p)] * p
 
 
@@ -178,21 +173,21 @@ def test_whole_backwards_and_weight_gradients_apart_are_in_one_order(grid: Grid,
 def test_the_bubble_of_interleaved(p: int, v: int, m: int, f: int, b: int) -> None:
     """A chunk takes f + b, so a worker's stages v (f + b), and a v-th of the bubble is (p - 1) (f + b)."""
     grid = straight(p, m, v)
-    bars = bars_of(grid, schedules_of(grid, "interleaved"), Times(f, b))
-    assert length_of(bars) - m * v * (f + b) == (p - 1) * (f + b)
+    bars = scheduled_bars(grid, schedules_of(grid, "interleaved"), Times(f, b))
+    assert total_length(bars) - m * v * (f + b) == (p - 1) * (f + b)
 
 
 @pytest.mark.parametrize(("p", "v", "m"), [(4, 2, 7), (4, 2, 9), (3, 3, 10), (2, 4, 5), (8, 2, 21)])
 def test_interleaved_is_as_good_when_sets_do_not_divide(p: int, v: int, m: int) -> None:
-    bars = bars_of(straight(p, m, v), schedules_of(straight(p, m, v), "interleaved"))
-    assert length_of(bars) - m * v * 3 == (p - 1) * 3
+    bars = scheduled_bars(straight(p, m, v), schedules_of(straight(p, m, v), "interleaved"))
+    assert total_length(bars) - m * v * 3 == (p - 1) * 3
 
 
 def test_a_deeper_warm_up_hides_the_latency_of_links() -> None:
     """Eight stages, 64 sets, F = 1, B = 2, and messages that take 1: gpipe's time for a seventh of its memory."""
     grid, slow = straight(8, 64), Times(latency=1)
     time = {
-        (order, depth): length_of(bars_of(grid, schedules_of(grid, order, depth=depth), slow))
+        (order, depth): total_length(scheduled_bars(grid, schedules_of(grid, order, depth=depth), slow))
         for order, depth in (("gpipe", 1), ("1f1b", 1), ("1f1b", 2))
     }
     assert time == {("gpipe", 1): 227, ("1f1b", 1): 337, ("1f1b", 2): 227}
@@ -207,7 +202,7 @@ def test_stages_dealt_out_unevenly(dealt: tuple[int, ...], sets: int, idle: int,
     """The busiest worker of interleaved is as good as never idle, with a fraction of gpipe's activations."""
     grid = Grid(sets, 1, tuple(StageGrid((worker,), (sets,), DENSE) for worker in dealt))
     schedules = schedules_of(grid, "interleaved")
-    assert length_of(bars_of(grid, schedules)) == 3 * sets * dealt.count(0) + idle
+    assert total_length(scheduled_bars(grid, schedules)) == 3 * sets * dealt.count(0) + idle
     assert tuple(kept.activations for kept in check(grid, schedules, capacity=2).peaks) == peaks
 
 

@@ -11,12 +11,7 @@ from samestep.schedule.checker import check
 from samestep.schedule.grid import Grid, StageGrid
 from samestep.schedule.orders.pipeline import ORDERS
 from samestep.schedule.orders.work import works_of
-from samestep.schedule.orders.written import (
-    parse_order,
-    spell_order,
-    stages_split,
-    written_order,
-)
+from samestep.schedule.orders.written import parse_order, spell_order, stages_split, written_order
 from schedule.grids import DENSE, any_grid, schedules_of, straight, works
 
 GOOD = ("F0.0 F0.1 B0.0 B0.1", "F1.0 B1.0 F1.1 B1.1")

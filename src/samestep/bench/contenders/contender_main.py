@@ -7,7 +7,7 @@ from samestep.bench.contenders.contender_turns import Pipes
 def main(ask: str, answer: str) -> None:
     part, pipes = hear(), Pipes(ask, answer)
     if part.kind == OURS:
-        from samestep.bench.contenders.own_plans import run_ours
+        from samestep.bench.contenders.own_contender import run_ours
 
         run_ours(part.request, pipes)
     else:

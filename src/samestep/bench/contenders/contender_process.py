@@ -13,8 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from samestep.launch.environment import ROOT
 
 UP_IN = 300.0  # seconds until a contender that does not come up has failed
 ANSWERS_IN = 60.0  # seconds until one that was asked for steps has, if its steps were not known to be as long
@@ -114,6 +115,5 @@ class Contender:
 
 def python(module: str) -> list[str]:
     """The command of a contender whose `main` is in a module of this package, from wherever that was imported."""
-    root = Path(__file__).parents[2]
     code = f"import sys; sys.path.append(sys.argv.pop(1)); from {module} import main; main(*sys.argv[1:])"
-    return [sys.executable, "-P", "-c", code, str(root)]
+    return [sys.executable, "-P", "-c", code, str(ROOT)]

@@ -21,11 +21,11 @@ class ContenderSpec:
     request: Request  # of ours with the text of its plan; of the others only the job and its numerics count
 
     def message(self, parent: int) -> str:
-        return json.dumps({"kind": self.kind, "size": self.size, "request": vars(self.request), "parent": parent})
+        return json.dumps({"kind": self.kind, "size": self.size, "request": self.request.as_json(), "parent": parent})
 
 
 def hear() -> ContenderSpec:
     """What `message` said. From here on, this process dies with the one that started it."""
     said: dict[str, Any] = json.load(sys.stdin)
     die_with_parent(said["parent"])
-    return ContenderSpec(said["kind"], said["size"], Request(**said["request"]))
+    return ContenderSpec(said["kind"], said["size"], Request.from_json(said["request"]))

@@ -25,16 +25,15 @@ from torch import Tensor, nn
 from samestep.bench.contenders.contender_process import DoesNotApply
 from samestep.bench.contenders.contender_spec import ContenderSpec
 from samestep.bench.contenders.contender_turns import ContenderTurns, Pipes, take_turns
-from samestep.bench.contenders.own_plans import as_compared
+from samestep.bench.contenders.own_contender import as_compared
 from samestep.errors import SamestepError
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
-from samestep.launch.request.importing import call, load_function
+from samestep.launch.request import resolve
 from samestep.launch.request.request import Request
-from samestep.launch.request.resolve import chosen_numerics, with_numerics
 from samestep.numerics import random_streams
 from samestep.numerics.numerics import shard_rows
-from samestep.system.processes import die_with_parent, leave
+from samestep.system.processes import fork
 
 WAITS = datetime.timedelta(days=1)  # the others have their turns meanwhile
 
@@ -62,25 +61,12 @@ def run_peer(part: ContenderSpec, pipes: Pipes) -> None:
         torch.set_num_threads(part.size)
         sys.exit(_told(pipes, partial(train, build, part, 0, pipes)))
     store = os.memfd_create("store")
-    parent = os.getpid()
-    ranks = [_fork(partial(_rank, build, part, rank, pipes, store, parent)) for rank in range(part.size)]
+    ranks = [fork(partial(_rank, build, part, rank, pipes, store)) for rank in range(part.size)]
     ended = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in ranks]
     sys.exit(max(map(abs, ended)))
 
 
-def _fork(work: Callable[[], int]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = work()
-        finally:
-            leave(code)
-    return pid
-
-
-def _rank(build: Build, part: ContenderSpec, rank: int, pipes: Pipes, store: int, parent: int) -> int:
-    die_with_parent(parent)
+def _rank(build: Build, part: ContenderSpec, rank: int, pipes: Pipes, store: int) -> int:
     torch.set_num_threads(1)
 
     def work() -> None:
@@ -166,11 +152,7 @@ def builder_of(kind: str) -> Build:
 
 def job_of(request: Request) -> Job:
     """The job as a run of ours makes it, in this process."""
-    os.chdir(request.folder)
-    sys.path[:] = list(request.path)
-    chosen = chosen_numerics(request)
-    random_streams.enter(chosen.get("seed", 0), "job")
-    return as_compared(with_numerics(call(load_function(request), request), chosen, request))
+    return as_compared(resolve.job_of(request)[0])
 
 
 def own_rows(job: Job, rank: int, workers: int) -> slice:

@@ -29,7 +29,7 @@ from samestep.launch.probe.choose_plan import (
     within,
 )
 from samestep.launch.request.request import Request
-from samestep.launch.run.build import job_of
+from samestep.launch.request.resolve import job_of
 from samestep.launch.run.launcher import Launcher
 from samestep.plan.cluster import Cluster
 from samestep.plan.machine import Link, rounded
@@ -50,7 +50,7 @@ def agreed(
     """
     decision, job = decision_together(membership, request, links)
     if decision is None:
-        return replace(request, plan="data"), None, job
+        return request.but(plan="data"), None, job
     return *settled(request, decision), job
 
 
@@ -64,11 +64,11 @@ def decision_together(
     except BaseException as error:
         tell_no_job(membership, error)
         raise
-    if request.probe:
+    if request.planning.probe:
         raise PlanRefused("--probe runs plans by itself, and a launcher has started these workers: leave it out")
     if reason_to_leave(request, job) is not None:
         return None, job
-    profiles = tell_profiles(membership, replace(request, plan_is_asked=True))
+    profiles = tell_profiles(membership, request.but(plan_is_asked=True))
     connected = links()
     between = None if connected is None else link_between(membership, connected)
     cluster = cluster_of(profiles, membership.hosts, between)
@@ -87,7 +87,7 @@ def tell_profiles(membership: Membership, request: Request) -> list[Profile]:
     store, near = membership.store, membership.near
     number = membership.hosts[membership.world.rank]
     if membership.world.rank == near[0]:
-        store.set(f"profile {number}", json.dumps(measured_here(replace(request, workers=len(near), hosts=None))))
+        store.set(f"profile {number}", json.dumps(measured_here(request.but(workers=len(near), hosts=None))))
     names = [f"profile {host}" for host in range(1 + max(membership.hosts))]
     limit = membership.timeout + PROBING
     in_time(lambda: store.wait(names, timedelta(seconds=limit)), limit + A_WORD)

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from samestep.diagnose.stall import CONNECT
@@ -27,6 +27,7 @@ from samestep.errors import (
 from samestep.job.job import Job
 from samestep.job.report import Report
 from samestep.launch.environment import World, building, let_cublas_repeat
+from samestep.launch.failure import Event, error_from, failure_event
 from samestep.launch.hosts.agree_on_plan import agreed
 from samestep.launch.hosts.membership import (
     A_WORD,
@@ -41,12 +42,7 @@ from samestep.launch.hosts.membership import (
 from samestep.launch.hosts.visible_state import VisibleWorker
 from samestep.launch.request.request import Request
 from samestep.launch.run.build import build
-from samestep.launch.run.outcome import (
-    Event,
-    Outcome,
-    telling,
-    told,
-)
+from samestep.launch.run.outcome import Outcome
 from samestep.launch.run.worker import WorkerRun, work
 from samestep.parallel.demand.workspace import mail_slots
 from samestep.planner.search.decision import Decision
@@ -118,15 +114,15 @@ def train_together(request: Request, world: World | None, see: See, show: Show =
         raise
     finally:
         if outcome.finished is None:
-            remove_unfinished(request.checkpoint, request.save, membership.facts[0]["run"])
+            remove_unfinished(request.training.checkpoint, request.training.save, membership.facts[0]["run"])
 
 
 def gathered(world: World | None, request: Request) -> Membership:
     """All workers, on a device that this host has. Raises Refused or TrainingFailed."""
-    check_device(request.device)
-    if request.device == "cuda":
+    check_device(request.planning.device)
+    if request.planning.device == "cuda":
         let_cublas_repeat()
-    return alone(request) if world is None else assemble(world, request, request.timeout)
+    return alone(request) if world is None else assemble(world, request, request.training.timeout)
 
 
 def join(membership: Membership, request: Request, send: Callable[..., None], made: Job | None = None) -> JoinedWorker:
@@ -135,30 +131,30 @@ def join(membership: Membership, request: Request, send: Callable[..., None], ma
     made: a job that exists already.
     """
     world, near = membership.world, membership.near
-    if request.workers not in (None, 1) and membership.store is None:
+    asked, workers = request.planning, request.planning.workers
+    if workers not in (None, 1) and membership.store is None:
         raise PlanRefused(
-            f"--workers {request.workers}, and this process is alone: start as many, for instance with `torchrun "
-            f"--nproc-per-node {request.workers} -m samestep train ... --device {request.device}`, one for every GPU"
+            f"--workers {workers}, and this process is alone: start as many, for instance with `torchrun "
+            f"--nproc-per-node {workers} -m samestep train ... --device {asked.device}`, one for every GPU"
         )
-    if request.workers not in (None, world.size):
+    if workers not in (None, world.size):
         raise PlanRefused(
-            f"--workers {request.workers}, and {world.launcher} has started {world.size} processes: leave --workers "
-            f"out, or start {request.workers}"
+            f"--workers {workers}, and {world.launcher} has started {world.size} processes: leave --workers "
+            f"out, or start {workers}"
         )
-    if request.transport == "threads" or request.hosts is not None:
+    if asked.transport == "threads" or asked.hosts is not None:
         raise PlanRefused(f"{world.launcher} says where the workers are: leave --transport and --hosts out")
-    workers = world.size if request.plan_text is None else None
-    request = replace(request, workers=workers, run=membership.facts[0]["run"])
+    request = request.but(workers=world.size if asked.plan_text is None else None, run=membership.facts[0]["run"])
     decision = None
     try:
-        if request.plan == "auto" and request.plan_text is None:
+        if asked.plan == "auto" and asked.plan_text is None:
             request, decision, made = planned_together(membership, request, made)
         with building():
             run, prepared, _ = build(request, send, membership.hosts, made, decision)
     except BaseException as error:
         membership.say_built(f"{type(error).__name__}: {error}")
         if isinstance(error, Exception) and not isinstance(error, SamestepError):
-            raise told(telling(error, None, None)) from None
+            raise error_from(failure_event(error, None, None)) from None
         raise
     membership.say_built("")
     membership.await_built()
@@ -181,8 +177,8 @@ def planned_together(
     membership: Membership, request: Request, made: Job | None
 ) -> tuple[Request, Decision | None, Job | None]:
     """The plan that all workers come to; plain data parallelism where none is looked for. And the job, if made."""
-    if made is not None or membership.store is None or request.device != "cpu":
-        return replace(request, plan="data"), None, made
+    if made is not None or membership.store is None or request.planning.device != "cpu":
+        return request.but(plan="data"), None, made
 
     def links() -> Links | None:
         several = len(membership.near) < membership.world.size
@@ -200,7 +196,7 @@ def links_of(
     store = stores.PrefixStore(name, membership.store)
     links = gloo_links(store, world.rank, world.size, own_address(world), timeout)
     links.whereabouts = whereabouts or links.whereabouts
-    if request.device == "cpu":
+    if request.planning.device == "cpu":
         return links
     if membership.shares_devices or not has_nccl():
         return StagedLinks(links)
@@ -209,9 +205,10 @@ def links_of(
 
 def check_shared_folder(membership: Membership, request: Request, transport: Transport) -> None:
     """Raises CheckpointRefused where a host does not see what worker 0 writes."""
-    if request.checkpoint is None:
+    folder = request.training.checkpoint
+    if folder is None:
         return
-    mark = temporary_of(Path(request.checkpoint), request.run)
+    mark = temporary_of(Path(folder), request.run)
     if transport.rank == 0:
         mark.mkdir(parents=True, exist_ok=True, mode=0o700)
     transport.exchange(b"")
@@ -221,7 +218,7 @@ def check_shared_folder(membership: Membership, request: Request, transport: Tra
     for rank, answer in enumerate(seen):
         if not answer:
             raise CheckpointRefused(
-                f"--checkpoint {request.checkpoint}: {membership.name(rank)} does not see what {membership.name(0)} "
+                f"--checkpoint {folder}: {membership.name(rank)} does not see what {membership.name(0)} "
                 "writes there; name a folder that all hosts share, under the same path"
             )
 
@@ -244,11 +241,11 @@ def _meet(membership: Membership, run: WorkerRun, prepared: LaidOutModel) -> tup
         name = in_time(lambda: membership.store.get(door).decode(), timeout + A_WORD)
         meeting = Rendezvous.join(name, number, len(near))
     groups = near_groups(groups_that_meet(prepared, run.plan), near)
-    device = take_device(run.request.device, membership.number_on_machine)
+    device = take_device(run.request.planning.device, membership.number_on_machine)
     private = None if device.type == "cpu" else device
     looked_at = None if len(near) == membership.world.size == 1 else VisibleWorker.of(membership, run.request, meeting)
     fabric = SharedFabric(len(near), groups, mail_slots(run.plan), meeting, private)
-    shared = share(prepared, run.plan, fabric, near, fills=number == 0, for_any_deal=run.deals_anew)
+    shared = share(prepared, run.plan, fabric, near, fills=number == 0, for_any_deal=run.rebalances)
     transport = fabric.endpoint(number, timeout)
     transport.ranks = near
     if looked_at is not None:
@@ -294,10 +291,10 @@ def stopping_on_signal(run: WorkerRun) -> Iterator[None]:
 
 
 def _stop(run: WorkerRun, number: int) -> None:
-    if run.request.checkpoint is not None and not run.stop_asked:
+    if run.request.training.checkpoint is not None and not run.stop_asked:
         run.stop_asked = True
         return
-    remove_unfinished(run.request.checkpoint, run.request.save, run.request.run)
+    remove_unfinished(run.request.training.checkpoint, run.request.training.save, run.request.run)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
@@ -307,7 +304,7 @@ def explained(failure: Event, membership: Membership, show: Show = lambda error:
     own = membership.name(failure["rank"])
     if not failure["secondary"]:
         what = f"{failure['type']}: {failure['message']}" if failure["message"] else failure["type"]
-        error = told({**failure, "name": own})
+        error = error_from({**failure, "name": own})
         show(error)
         membership.say_end(f"{own} failed at step {failure['step']}: {what}")
         membership.leave()

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -163,7 +163,7 @@ def assemble(world: World, request: Request, timeout: float) -> Membership:
     store.set(f"facts {world.rank}", json.dumps(facts_of(request)))
     names = [f"facts {rank}" for rank in range(world.size)]
     try:
-        wait_for_all(store, names, world, timeout, request.stall, "come")
+        wait_for_all(store, names, world, timeout, request.training.stall, "come")
     except (RuntimeError, TimeoutError):
         missing = absent(store, names)
         give_up(world, store, missing)
@@ -173,13 +173,13 @@ def assemble(world: World, request: Request, timeout: float) -> Membership:
             "address; --timeout sets how long to wait"
         ) from None
     facts = [json.loads(store.get(name)) for name in names]
-    return Membership(world, store, facts, timeout, request.stall)
+    return Membership(world, store, facts, timeout, request.training.stall)
 
 
 def alone(request: Request) -> Membership:
     """The only worker's: started by hand."""
     return Membership(
-        World("nobody", 0, 1, "", 0, "", 0, joins_store=False), None, [facts_of(request)], request.timeout
+        World("nobody", 0, 1, "", 0, "", 0, joins_store=False), None, [facts_of(request)], request.training.timeout
     )
 
 
@@ -340,9 +340,9 @@ def own_address(world: World) -> str:
 
 def facts_of(request: Request) -> dict[str, Any]:
     """What this worker tells of itself."""
-    settings = {name: value for name, value in asdict(request).items() if name not in OWN}
+    settings = {name: value for name, value in request.as_json().items() if name not in OWN}
     return {
-        "host": host_identity() if request.device == "cpu" else f"{host_identity()} {os.getpid()}",
+        "host": host_identity() if request.planning.device == "cpu" else f"{host_identity()} {os.getpid()}",
         "machine": host_identity(),
         "name": socket.gethostname(),
         "pid": os.getpid(),
@@ -350,9 +350,9 @@ def facts_of(request: Request) -> dict[str, Any]:
         "samestep": version("samestep"),
         "Python": platform.python_version(),
         "torch": torch.__version__,
-        "instruction set": instruction_set(request.device),
-        "devices": num_devices(request.device),
-        "job's file": None if request.file is None else file_fact(Path(request.file)),
+        "instruction set": instruction_set(request.planning.device),
+        "devices": num_devices(request.planning.device),
+        "job's file": None if request.source.file is None else file_fact(Path(request.source.file)),
         "last checkpoint": checkpoint_fact(request),
         **{f"setting {name}": value for name, value in settings.items()},
     }
@@ -364,7 +364,7 @@ def file_fact(path: Path) -> str:
 
 def checkpoint_fact(request: Request) -> str | None:
     """Where this worker would go on: another place on another host is another training."""
-    if request.checkpoint is None or not (found := finished(Path(request.checkpoint))):
+    if request.training.checkpoint is None or not (found := finished(Path(request.training.checkpoint))):
         return None
     return f"{found[-1].name}: {file_fact(found[-1] / 'checkpoint.json')}"
 

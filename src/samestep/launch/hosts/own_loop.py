@@ -10,7 +10,6 @@ every process of it is a worker, and each must make the same calls.
 
 import contextlib
 import sys
-import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,18 +22,20 @@ from torch import nn
 
 from samestep.errors import JobRefused, SamestepError
 from samestep.job.job import Job
-from samestep.launch.environment import mkl_mode, world
+from samestep.launch.environment import world
+from samestep.launch.failure import failure_event
 from samestep.launch.hosts.join_run import explained, gathered, join
 from samestep.launch.hosts.membership import Membership, check_alike
 from samestep.launch.request.importing import call
-from samestep.launch.request.request import Request, audit_every, plan_text
-from samestep.launch.run.outcome import telling
+from samestep.launch.request.options import JobSource
+from samestep.launch.request.request import Request
 from samestep.numerics import random_streams
 from samestep.parallel.execution.step import StepResult
 from samestep.plan.plan import Plan
 from samestep.state.checkpoint import remove_unfinished, unfinished_file
 from samestep.system import heap
-from samestep.training.trainer import Training
+from samestep.training import checkpoints
+from samestep.training.watched_training import Watch, watched_training
 from samestep.transport.transport import Transport
 
 
@@ -61,8 +62,8 @@ class Trainer:
         if isinstance(job, Job):
             made = job
         elif callable(job):
-            random_streams.enter(request.seed or 0, "job")
-            made = call(job, request)
+            random_streams.enter(request.numerics.seed or 0, "job")
+            made = call(job, request.source)
         else:
             raise JobRefused(
                 f"Trainer was given a {type(job).__name__}: give a samestep.Job, or a function that makes one"
@@ -74,19 +75,18 @@ class Trainer:
         self._part = weakref.finalize(self, part, self._membership, self._joined.transport)
         self.warnings: list[str] = []
         with self._explaining():
-            self._training = Training(
+            self._training, _ = watched_training(
                 run.job,
                 run.plan,
                 self._joined.prepared,
                 self._joined.shared,
                 self._joined.transport,
-                first_step=self._step_number,
-                allow_nan=request.allow_nan,
-                deals_anew=run.deals_anew,
-                audit=audit_every(request),
+                self._step_number,
+                allow_nan=request.training.allow_nan,
+                watch=Watch(audit=request.training.audit_every, rebalance=run.rebalances),
             )
             if run.resumption is not None:
-                self.warnings = self._training.restore(run.resumption.folder, run.resumption.description)
+                self.warnings = checkpoints.restore(self._training, run.resumption.folder, run.resumption.description)
 
     @property
     def rank(self) -> int:
@@ -131,7 +131,7 @@ class Trainer:
         if batch is None:
             self._check_data()
         with self._explaining():
-            found = self._training.step() if batch is None else self._training.step_on(batch)
+            found = self._training.step() if batch is None else self._training.step_batch(batch)
             self._step_number = found.number + 1
             return found
 
@@ -142,17 +142,17 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """The metrics over Job.evaluate."""
         with self._explaining():
-            return self._training.evaluate()
+            return self._training.evaluation.after(self._training.step_number)
 
     def digest(self) -> str:
         """SHA-256 over the whole state."""
         with self._explaining():
-            return self._training.digest()
+            return checkpoints.digest(self._training)
 
     def save(self, path: str | Path) -> None:
         """Write the weights as safetensors; worker 0 writes, and raises OSError where it cannot."""
         with self._explaining():
-            weights = self._training.weights()
+            weights = checkpoints.weights(self._training)
             if self.rank == 0:
                 temporary = unfinished_file(Path(path), self._joined.run.request.run)
                 save_file(weights, temporary)
@@ -162,7 +162,7 @@ class Trainer:
     def checkpoint(self, folder: str | Path) -> None:
         """Write the whole state, for `Trainer(..., checkpoint=folder, resume=True)` on any number of workers."""
         with self._explaining():
-            self._training.save(Path(folder), self._joined.run.request.run)
+            checkpoints.save(self._training, Path(folder), self._joined.run.request.run)
 
     def close(self) -> None:
         """Let go of the other workers."""
@@ -184,11 +184,11 @@ class Trainer:
         try:
             yield
         except SamestepError as error:
-            failure = telling(error, self.rank, self._step_number)
+            failure = failure_event(error, self.rank, self._step_number)
             self._part.detach()
             self._joined.transport.close()
             request = self._joined.run.request
-            remove_unfinished(request.checkpoint, None, request.run)
+            remove_unfinished(request.training.checkpoint, None, request.run)
             raise explained(failure, self._membership) from None
         except BaseException as error:
             name = self._membership.name(self.rank)
@@ -216,18 +216,12 @@ def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[s
     if strange := sorted(set(options) - set(known)):
         raise JobRefused(f"Trainer has no option {', '.join(strange)}: it takes plan, {', '.join(known)}")
     script = getattr(sys.modules.get("__main__"), "__file__", None)
-    values = {name: value for name, value in options.items() if name not in ("assign", "checkpoint")}
-    request = Request(
-        run=uuid.uuid4().hex[:12],
+    source = JobSource(
         file=None if script is None else str(Path(script).absolute()),
-        assign=None if options.get("assign") is None else tuple(options["assign"]),
-        checkpoint=None if options.get("checkpoint") is None else str(Path(options["checkpoint"]).absolute()),
-        plan="plan" if isinstance(plan, Plan) else plan,
-        plan_text=str(plan) if isinstance(plan, Plan) else plan_text(plan),
-        folder=str(Path.cwd()),
-        path=tuple(sys.path),
-        mkl=mkl_mode(),
-        **values,
+        settings=dict(options.pop("settings", None) or {}),
     )
-    request.check()
-    return request
+    if options.get("assign") is not None:
+        options["assign"] = tuple(options["assign"])
+    if options.get("checkpoint") is not None:
+        options["checkpoint"] = str(Path(options["checkpoint"]).absolute())
+    return Request.made_here(source, plan, default_workers=1, plan_is_asked=False, **options)

@@ -15,9 +15,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from samestep.launch.environment import ROOT
 from samestep.launch.hosts.membership import Membership
 from samestep.launch.request.request import Request
 from samestep.launch.run.stall_watch import Member, write_stacks_to
@@ -25,7 +25,6 @@ from samestep.system import wire
 from samestep.trace.whereabouts import SIZE, Whereabouts
 from samestep.transport.rendezvous import Rendezvous
 
-ROOT = Path(__file__).parents[2]
 WATCHER = "import sys; sys.path.append(sys.argv[1]); from samestep.launch.hosts.host_watcher import main; main()"
 PATIENCE = 5.0  # seconds for the watcher to end
 
@@ -42,7 +41,7 @@ class VisibleWorker:
     @staticmethod
     def of(membership: Membership, request: Request, meeting: Rendezvous | None) -> "VisibleWorker | None":
         """None where nobody looks. All workers of the host must call it."""
-        if not request.stall:
+        if not request.training.stall:
             return None
         near = membership.near
         if meeting is not None:
@@ -90,7 +89,7 @@ class VisibleWorker:
         return {
             "memory": self.memory,
             "members": [asdict(member) for member in members],
-            "limit": self.request.stall,
+            "limit": self.request.training.stall,
             "run": found.facts[0]["run"],
             "host": host,
             "hosts": list(found.hosts),

@@ -12,12 +12,12 @@ from samestep.job.job import Job
 from samestep.launch.probe.choose_plan import numerics_for
 from samestep.launch.probe.other_cluster import cluster_of, costs_elsewhere, is_from_description
 from samestep.launch.request.request import Request
-from samestep.launch.run.build import job_of
+from samestep.launch.request.resolve import job_of
 from samestep.numerics import random_streams
 from samestep.parallel.lazy_init.lazy_replay import LazyModel, record
 from samestep.planner.search.scaling import scaling
 from samestep.planner.search.scaling_curve import Scaling
-from samestep.planner.search.search import Freedom
+from samestep.planner.search.search import SearchSpace
 from samestep.sync.policy import EXACT
 
 
@@ -30,9 +30,9 @@ def simulated(request: Request, counts: Sequence[int]) -> Scaling:
     initial = unmade(job) if is_from_description(request, cluster) else None
     model = job.build_model() if initial is None else initial.model
     profile, cluster = costs_elsewhere(request, job, model, initial, chosen, cluster)
-    freedom = Freedom(
+    freedom = SearchSpace(
         (),
-        may_slice=request.slices is not None and numerics.sync == EXACT,
+        may_slice=request.numerics.slices is not None and numerics.sync == EXACT,
         may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT,
     )
     source = "described" if is_from_description(request, cluster) else "measured on this machine"

@@ -15,12 +15,11 @@ from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from samestep.data.batches import num_rows, rows_of, tensors_in
-from samestep.data.row_order import as_rows
+from samestep.data.rows import as_rows
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
 from samestep.launch.request.request import Request
-from samestep.launch.request.resolve import threads_of
-from samestep.launch.run.build import job_of
+from samestep.launch.request.resolve import job_of, threads_of
 from samestep.numerics import random_streams
 from samestep.parallel.gradients.layout import dense, storage_order
 from samestep.sync.policy import EXACT
@@ -44,18 +43,19 @@ class PlainFacts:
 
 
 def record_plain(request: Request) -> PlainFacts:
-    """Into the folders plain, perturbed-1 and perturbed-2 of `request.record`. Raises Refused for what is no job."""
-    assert request.record is not None, "a record has a folder"
-    assert request.steps is not None, "a record has a length"
+    """Record into the folders plain, perturbed-1 and perturbed-2 of the request's. Raises Refused."""
+    root, steps = request.training.record, request.training.steps
+    assert root is not None, "a record has a folder"
+    assert steps is not None, "a record has a length"
     job, chosen = job_of(request)
     job = dataclasses.replace(job, num_loader_workers=0, callbacks=())
     torch.set_num_threads(threads_of(chosen, request))
     facts = facts_of(job)
     if facts.by_design is None:
         for number in range(1 + PERTURBED):
-            folder = Path(request.record) / ("plain" if number == 0 else f"perturbed-{number}")
+            folder = Path(root) / ("plain" if number == 0 else f"perturbed-{number}")
             folder.mkdir(mode=0o700)
-            train(job, request.steps, RecordWriter(folder, 0), number)
+            train(job, steps, RecordWriter(folder, 0), number)
     return facts
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from samestep.job.report import Report
-from samestep.launch.run.outcome import Event, Outcome
+from samestep.launch.failure import Event
+from samestep.launch.run.outcome import Outcome
 from samestep.plan.prediction import Prediction
 
 PLAIN_EVERY = 5.0  # seconds between plain lines

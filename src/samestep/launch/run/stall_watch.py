@@ -37,8 +37,9 @@ from samestep.diagnose.stall import (
     WorkerView,
     find,
 )
+from samestep.launch.environment import ROOT
+from samestep.system.control_groups import OutOfMemory
 from samestep.system.procfs import (
-    OutOfMemory,
     Vital,
     catches,
     children,
@@ -50,7 +51,7 @@ DUMP = signal.SIGRTMAX - 5  # nobody else's: SIGUSR1 and 2 are the user's
 PATIENCE = 0.75  # of the limit; what is left is for looking closer
 LOOKS = 12  # within the limit
 MOST_LOADERS = 8
-OURS = str(Path(__file__).parents[1])
+OURS = str(ROOT / "samestep")
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 

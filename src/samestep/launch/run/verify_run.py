@@ -28,12 +28,14 @@ Say = Callable[[str], None]
 
 def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -> Verdict:
     """Raises Refused when the job or plan cannot be run, TrainingFailed when a run fails."""
-    if request.memory_limit is not None or request.device != "cpu":
+    if request.planning.memory_limit is not None or request.planning.device != "cpu":
         raise PlanRefused("verify notes whole models on the CPU: leave --memory-limit and --device out")
-    if request.plan == "auto" and not request.plan_is_asked:  # which may well be one worker, and prove nothing
-        request = replace(request, plan="data")
-    request = replace(request, steps=request.steps or STEPS, epochs=None)
-    assert request.steps is not None
+    if (
+        request.planning.plan == "auto" and not request.planning.plan_is_asked
+    ):  # which may well be one worker, and prove nothing
+        request = request.but(plan="data")
+    request = request.but(steps=request.training.steps or STEPS, epochs=None)
+    assert request.training.steps is not None
     with tempfile.TemporaryDirectory(prefix="samestep-verify-") as name:
         root = Path(name)
         say("planning")
@@ -59,7 +61,7 @@ def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -
         if failures and repeats is None and found.finding is None and nan is None:
             raise failures[0]
         say("the plain step")
-        facts = launcher.plain(replace(planned(request, alone, root), plan_text=None, plan="data"))
+        facts = launcher.plain(planned(request, alone, root).but(plan_text=None, plan="data"))
         rough = None
         if facts["by_design"] is None:
             perturbed = [Record(folder) for folder in sorted(root.glob("perturbed-*"))]
@@ -72,7 +74,7 @@ def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -
         plan=f"{len(plan.assign)} workers with shards {spell(plan.assign)}"
         + (f" in {len(plan.stages)} stages" if len(plan.stages) > 1 else "")
         + (f", slices {plan.numerics.slices}" if plan.numerics.slices != "none" else ""),
-        steps=request.steps,
+        steps=request.training.steps,
         repeats=None if repeats is None else as_own(repeats),
         same_bits=None if repeats is not None else found.finding,
         same_step=finding,
@@ -86,8 +88,8 @@ def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -
 
 def planned(request: Request, plan: Plan, folder: Path) -> Request:
     """The same request with a plan that says everything."""
-    return replace(
-        request, plan="plan", plan_text=str(plan), plan_is_asked=True, probe=False, workers=None, assign=None,
+    return request.but(
+        plan="plan", plan_text=str(plan), plan_is_asked=True, probe=False, workers=None, assign=None,
         slices=None, hosts=None, numerics=None, record=str(folder), want_weights=False,
     )  # fmt: skip
 

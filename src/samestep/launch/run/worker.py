@@ -17,8 +17,8 @@ from safetensors.torch import save
 
 from samestep.errors import PeerLost
 from samestep.job.job import Job
-from samestep.launch.request.request import Request, audit_every
-from samestep.launch.run.outcome import Event, telling
+from samestep.launch.failure import Event, failure_event
+from samestep.launch.request.request import Request
 from samestep.launch.run.stall_watch import write_stacks_to
 from samestep.plan.plan import Plan
 from samestep.planner.search.decision import Decision
@@ -26,11 +26,13 @@ from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.run_memory import RunMemory
 from samestep.state.checkpoint import Description, unfinished_file
 from samestep.sync.logical_workers import logical_of
-from samestep.system.processes import die_with_parent
 from samestep.trace.clock import offsets, stamped
 from samestep.trace.whereabouts import Whereabouts
 from samestep.trace.worker_trace import WorkerTrace, encoded, last_steps
+from samestep.training import checkpoints
+from samestep.training.drift import Reassignment
 from samestep.training.trainer import Training
+from samestep.training.watched_training import Watch, watched_training
 from samestep.transport.shared_memory import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
 from samestep.transport.transport import Transport
@@ -71,7 +73,7 @@ class WorkerRun:
     done: memoryview  # optimizer steps done by each worker, in memory that the leader sees
     hosts: tuple[int, ...]  # of every worker
     stop_asked: bool = False
-    deals_anew: bool = False  # the shards, when workers' speeds change
+    rebalances: bool = False  # whether shards are reassigned when workers' speeds change
     apart: bool = False  # every worker was started by itself: nobody hears them all
     decision: Decision | None = None  # of the planner, where it was asked
     seen: Any = None  # memory in which others see where each worker is
@@ -82,11 +84,8 @@ class WorkerRun:
             self.send({"event": event, **fields}, *files)
 
 
-def run_worker(
-    run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, fabric: SharedFabric, leader: int
-) -> int:
+def run_worker(run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, fabric: SharedFabric) -> int:
     """A worker process from fork to exit status."""
-    die_with_parent(leader)
     listen_for_stop(run)
     transport = fabric.endpoint(rank)
     if run.seen is not None:
@@ -96,10 +95,9 @@ def run_worker(
 
 
 def run_threads(
-    run: WorkerRun, prepared: Sequence[LaidOutModel], shared: Sequence[RunMemory], fabric: ThreadHosts, leader: int
+    run: WorkerRun, prepared: Sequence[LaidOutModel], shared: Sequence[RunMemory], fabric: ThreadHosts
 ) -> int:
     """The process in which all workers are threads. shared: the memory of each host that they pretend to be on."""
-    die_with_parent(leader)
     listen_for_stop(run)
     codes: list[int] = []
     threads = [
@@ -132,23 +130,22 @@ def work(run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, t
     try:
         torch.set_num_threads(run.plan.numerics.threads)
         first_step = run.resumption.step if run.resumption else 0
-        trainer = Training(
+        trainer, reassignments = watched_training(
             run.job,
             run.plan,
             prepared,
             shared,
             transport,
-            first_step=first_step,
-            allow_nan=run.request.allow_nan,
-            deals_anew=run.deals_anew,
-            audit=audit_every(run.request),
+            first_step,
+            allow_nan=run.request.training.allow_nan,
+            watch=Watch(audit=run.request.training.audit_every, rebalance=run.rebalances),
         )
+        diary.reassignments = reassignments
         observer = None
-        if run.request.record is not None:
-            trainer.executor.observer = observer = Observer(
-                trainer.executor, RecordWriter(Path(run.request.record), rank)
-            )
-            trainer.tell_evaluations(observer.evaluated, EVALUATED * run.job.batch_size)
+        if run.request.training.record is not None:
+            observer = Observer(trainer.executor, RecordWriter(Path(run.request.training.record), rank))
+            trainer.attendants.add(observer)
+            trainer.evaluation.on_evaluation(observer.evaluated, EVALUATED * run.job.batch_size)
         diary.step = run.done[rank] = first_step
         train(run, trainer, diary)
         if observer is not None:
@@ -176,6 +173,7 @@ class Diary:
     rank: int
     step: int = 0
     seconds: list[float] = field(default_factory=list)
+    reassignments: Sequence[Reassignment] = ()  # grows while the worker trains
     _steps: list[tuple[int, float, float]] = field(default_factory=list)
     _timed: dict[int, float] = field(default_factory=dict)  # steps whose loss is not known yet
     _flushed: float = field(default_factory=time.monotonic)
@@ -196,11 +194,11 @@ class Diary:
             if time.monotonic() - self._flushed > FLUSH:
                 self.flush()
 
-    def dealt(self, trainer: Training, step: int) -> None:
-        """Tell that shards were dealt anew before this step, if they were."""
-        was_dealt = bool(trainer.deals) and trainer.deals[-1][0] == step
-        if was_dealt and trainer.drift is not None and (self.rank == 0 or self.run.apart):
-            self.run.tell("dealt", step=step, assign=trainer.deals[-1][1], pace=trainer.drift.pace)
+    def reassigned(self, step: int) -> None:
+        """Report that shards were reassigned before this step, if they were."""
+        last = self.reassignments[-1] if self.reassignments else None
+        if last is not None and last.step == step and (self.rank == 0 or self.run.apart):
+            self.run.tell("dealt", step=step, assign=last.assign, pace=last.pace)
 
     def flush(self) -> None:
         if self._steps:
@@ -211,17 +209,18 @@ class Diary:
     def failed(self, error: BaseException) -> None:
         self.flush()
         with contextlib.suppress(OSError):
-            self.run.send(telling(error, self.rank, self.step))
+            self.run.send(failure_event(error, self.rank, self.step))
 
 
 def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
     """The loop over steps, with what is due between them."""
-    root = None if run.request.checkpoint is None else Path(run.request.checkpoint)
+    root = None if run.request.training.checkpoint is None else Path(run.request.training.checkpoint)
     if run.resumption is not None:
-        for warning in trainer.restore(run.resumption.folder, run.resumption.description):
+        for warning in checkpoints.restore(trainer, run.resumption.folder, run.resumption.description):
             if diary.rank == 0:
                 run.tell("warning", text=warning)
     diary.up()
+    evaluation = trainer.evaluation
     metrics: dict[str, float] = {}
     saved = trainer.step_number
     stopped = False
@@ -231,10 +230,11 @@ def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
             result = trainer.step(run.stop_asked)
             diary.stepped(result.number, time.perf_counter() - began)
             stopped = result.stop
-            diary.dealt(trainer, result.number)
-            known = result.known or (trainer.settle() if trainer.evaluation_due else ())
+            diary.reassigned(result.number)
+            known = result.known or (trainer.settle() if evaluation.is_due(trainer.step_number) else ())
             diary.learned(known)
-            found = trainer.evaluate() if trainer.evaluation_due and not stopped else {}
+            is_due = evaluation.is_due(trainer.step_number) and not stopped
+            found = evaluation.after(trainer.step_number) if is_due else {}
             if found and diary.rank == 0:
                 diary.flush()
                 run.tell("metrics", step=trainer.step_number, metrics=found)
@@ -243,8 +243,12 @@ def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
                 for number, loss in known:
                     for callback in callbacks:
                         callback(number, loss, found if number == result.number else {})
-            if root is not None and run.request.every and trainer.step_number % run.request.every == 0:
-                trainer.save(root, run.request.run)
+            if (
+                root is not None
+                and run.request.training.every
+                and trainer.step_number % run.request.training.every == 0
+            ):
+                checkpoints.save(trainer, root, run.request.run)
                 saved = trainer.step_number
             if trainer.step_number - (run.resumption.step if run.resumption else 0) == UNUSED_AFTER:
                 _warn_unused(run, trainer, diary)
@@ -256,7 +260,7 @@ def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
             for callback in callbacks:
                 callback(number, loss, {})
     if root is not None and saved != trainer.step_number:
-        trainer.save(root, run.request.run)
+        checkpoints.save(trainer, root, run.request.run)
     finish(run, trainer, diary, metrics, stopped=stopped)
 
 
@@ -286,7 +290,7 @@ def _warn_unused(run: WorkerRun, trainer: Training, diary: Diary) -> None:
 
 def finish(run: WorkerRun, trainer: Training, diary: Diary, metrics: dict[str, float], *, stopped: bool) -> None:
     """Digest, weights, and how the time went."""
-    digest = trainer.digest()
+    digest = checkpoints.digest(trainer)
     sync = trainer.executor.report()
     transport = trainer.executor.transport
     own = {
@@ -298,28 +302,27 @@ def finish(run: WorkerRun, trainer: Training, diary: Diary, metrics: dict[str, f
         if (other := json.loads(text))["rank"] != diary.rank:
             run.tell("worker", **other)
     run.tell("worker", **own)
-    if run.request.trace_steps is not None:
-        tell_trace(run, transport, run.request.trace_steps)
+    if run.request.training.trace_steps is not None:
+        tell_trace(run, transport, run.request.training.trace_steps)
     diary.flush()
     weights = b""
-    if run.request.save is not None or run.request.want_weights:
-        weights = save(trainer.weights())
+    if run.request.training.save is not None or run.request.training.want_weights:
+        weights = save(checkpoints.weights(trainer))
     if diary.rank != 0 and not run.apart:
         return
-    if run.request.save is not None and diary.rank == 0:
-        _write(Path(run.request.save), weights, run.request.run)
-    files = [in_memory(weights)] if run.request.want_weights and diary.rank == 0 else []
+    if run.request.training.save is not None and diary.rank == 0:
+        _write(Path(run.request.training.save), weights, run.request.run)
+    files = [in_memory(weights)] if run.request.training.want_weights and diary.rank == 0 else []
     timed = diary.seconds[3:]
     run.tell(
         "finished",
         *files,
         digest=digest,
         metrics=metrics,
-        audits=0 if trainer.audit is None else trainer.audit.count,
-        epochs_proven=None if trainer.books is None else trainer.books.count,
+        **{"audits": 0, "epochs_proven": None, **trainer.attendants.report()},
         step=trainer.step_number,
         stopped=stopped,
-        checkpoint=run.request.checkpoint is not None,
+        checkpoint=run.request.training.checkpoint is not None,
         seconds_per_step=_a_step(timed, run.plan) if timed else None,
         sync=sync,
     )

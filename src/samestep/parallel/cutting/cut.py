@@ -21,14 +21,7 @@ from torch.utils import _pytree as pytree
 
 from samestep.errors import JobRefused, PlanRefused
 from samestep.parallel.cutting.attention import Attention, attention_of
-from samestep.parallel.cutting.recording import (
-    Call,
-    NamedTensor,
-    Recording,
-    SavedForBackward,
-    Storage,
-    Value,
-)
+from samestep.parallel.cutting.recording import Call, NamedTensor, Recording, SavedForBackward, Storage, Value
 
 ELEMENTWISE = {
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus,

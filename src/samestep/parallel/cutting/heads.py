@@ -13,12 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samestep.parallel.cutting.slices import (
-    SlicedLayer,
-    SlicedRegion,
-    SliceOf,
-    copied,
-)
+from samestep.parallel.cutting.slices import SlicedLayer, SlicedRegion, SliceOf, copied
 from samestep.parallel.gradients.linear import linear_into
 from samestep.plan.plan import equal_shares
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from samestep.errors import Disagreement, JobRefused, LossNotFinite
 from samestep.job.objective import Objective, ShardLoss
 from samestep.numerics import random_streams
+from samestep.numerics.numerics import num_shards_of, shard_rows
 from samestep.numerics.reduction_tree import local_plan, tree_sum
 from samestep.parallel.execution.buffers import Buffers
 from samestep.parallel.execution.lockstep import LockstepRunner
@@ -29,6 +30,8 @@ from samestep.parallel.gradients.sharded_update import ShardedUpdate
 from samestep.parallel.gradients.slots import GradientSlots
 from samestep.plan.plan import Plan
 from samestep.schedule import actions
+from samestep.schedule.orders.written import written_order
+from samestep.schedule.passes import schedule_of
 from samestep.system.device import to_device
 from samestep.transport.transport import Transport
 
@@ -62,6 +65,9 @@ class StepState:
         self.changed[shard] = bytes(a | b for a, b in zip(known, changed, strict=True))
 
 
+StepSchedule = tuple[Sequence[int], actions.Schedule]  # the rows of each shard, and this worker's actions
+
+
 @dataclass
 class Executor:
     """One worker's parts, and how each action uses them."""
@@ -84,16 +90,30 @@ class Executor:
     edges: CompressedEdges | None = None  # of the reduction tree that a codec applies to
     network: Network | None = None  # None: the whole model is one segment
     whole: Callable[[], AbstractContextManager[None]] = nullcontext  # inside, sliced layers have their whole weights
-    routines: dict[tuple[int, bool], tuple[list[int], actions.Schedule]] = field(
-        default_factory=dict
-    )  # by rows, filling
-    observer: Callable[[actions.Action, StepState], None] | None = None  # is called after every action
-    guard: Callable[[actions.Action], None] | None = None  # is called before every action
+    schedules: dict[tuple[int, bool], StepSchedule] = field(default_factory=dict)  # by rows and whether it is filling
 
-    @property
-    def sliced(self) -> list[tuple[bool, ...]]:
-        """Per stage, which segments are sliced: what a schedule has to know of the network."""
-        return [(False,)] if self.network is None else self.network.structure.sliced
+    def step_schedule(self, rows: int, number: int) -> StepSchedule:
+        """The shards and the actions of step `number`, of `rows` rows; kept for later steps of as many rows."""
+        kind = rows, self.is_filling(number)
+        found = self.schedules.get(kind)
+        if found is None:
+            sizes = [len(part) for part in shard_rows(rows, num_shards_of(rows, self.plan.numerics.shards))]
+            found = self.schedules[kind] = sizes, self._schedule(len(sizes), number)
+        return found
+
+    def _schedule(self, num_shards: int, number: int, stale: int = 0) -> actions.Schedule:
+        plan, sliced = self.plan, [(False,)] if self.network is None else self.network.structure.sliced
+        grid = plan.grid(num_shards, sliced)
+        return schedule_of(
+            grid,
+            plan.order if isinstance(plan.order, str) else written_order(plan.order, grid, plan.numerics.shards),
+            self.transport.rank,
+            depth=plan.depth,
+            clip=self.clip_grad_norm is not None,
+            lockstep=plan.numerics.sync_batchnorm,
+            stale=stale,
+            filling=self.is_filling(number),
+        )
 
     @property
     def device(self) -> torch.device:

@@ -19,16 +19,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from samestep.numerics.numerics import num_shards_of, shard_rows
 from samestep.numerics.reduction_tree import local_plan
 from samestep.parallel.execution.buffers import Buffers, same_bits
-from samestep.parallel.execution.executor import SHARD_FACTS, Executor, StepState
+from samestep.parallel.execution.executor import SHARD_FACTS, Executor, StepSchedule, StepState
 from samestep.parallel.gradients.clipping import chunk_norms, clip_factor, total_norm
 from samestep.parallel.gradients.host_exchange import HostExchange
 from samestep.parallel.gradients.layout import Layout, Piece
 from samestep.parallel.gradients.reduction import TreeReduction
 from samestep.parallel.gradients.sharded_update import ShardedUpdate
 from samestep.schedule import actions
-from samestep.schedule.local_steps import steps_apart
+from samestep.schedule.local_steps import local_step_schedule
 from samestep.sync.averaging import ObservedBound, Outer, distance
 from samestep.sync.logical_workers import Logical
 from samestep.system.device import to_device
@@ -107,8 +108,11 @@ class LocalExecutor(Executor):
 
     # A step
 
-    def schedule(self, number: int, num_shards: int) -> actions.Schedule:
-        return steps_apart(self._own, self.logical.all_shards(num_shards), meets=self.logical.meets(number))
+    def step_schedule(self, rows: int, number: int) -> StepSchedule:
+        """Logical workers meet in some steps only."""
+        sizes = [len(part) for part in shard_rows(rows, num_shards_of(rows, self.plan.numerics.shards))]
+        shards = self.logical.all_shards(len(sizes))
+        return sizes, local_step_schedule(self._own, shards, meets=self.logical.meets(number))
 
     def load(self, action: actions.Load, state: StepState) -> None:
         own = self.plan.touched(self.transport.rank, len(state.rows))
@@ -134,7 +138,7 @@ class LocalExecutor(Executor):
         self._step.changed[place] = self.buffers.end_shard(place)
         self._step.facts[place] = (loss.sum, loss.weight, loss.is_mean)
 
-    def step_apart(self, action: actions.StepApart, state: StepState) -> None:
+    def local_step(self, action: actions.LocalStep, state: StepState) -> None:
         """A logical worker without rows leaves its parameters alone, as one without gradient does; its schedule goes
         on."""
         replica, own = self.replicas[action.worker - self._own.start], self._step

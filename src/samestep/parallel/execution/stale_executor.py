@@ -54,6 +54,9 @@ class StaleExecutor(Executor):
     def is_filling(self, step: int) -> bool:
         return step < self.stale
 
+    def _schedule(self, num_shards: int, number: int, stale: int = 0) -> actions.Schedule:
+        return super()._schedule(num_shards, number, self.stale)
+
     def load(self, action: actions.Load, state: StepState) -> None:
         here, self.now = set_of(state.number, self.stale), None
         assert all(set_of(other.step, self.stale) != here for other in self.coming), "their slots are still needed"

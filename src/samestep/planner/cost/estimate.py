@@ -13,23 +13,17 @@ from samestep.numerics.numerics import num_shards_of
 from samestep.plan.cluster import Cluster
 from samestep.plan.plan import Plan
 from samestep.plan.prediction import PARTS
-from samestep.planner.cost.busy import Busy
+from samestep.planner.cost.action_costs import ActionCosts
 from samestep.planner.cost.chain import Chain
+from samestep.planner.cost.host_traffic import HostTraffic
 from samestep.planner.cost.measured_costs import MeasuredCosts
-from samestep.planner.cost.placing import place
-from samestep.planner.cost.wires import Wires
+from samestep.planner.cost.plan_segments import segment_plan
 from samestep.schedule import actions
 from samestep.schedule.actions import Action, Schedule
 from samestep.schedule.grid import Grid
 from samestep.schedule.orders.written import parse_order
 from samestep.schedule.passes import schedule_of
-from samestep.schedule.simulator import (
-    ActionSpan,
-    Cost,
-    Simulation,
-    free,
-    simulate,
-)
+from samestep.schedule.simulator import ActionSpan, Cost, Simulation, no_cost, simulate
 from samestep.sync.staleness import steps_stale
 
 KIND_OF_TIME: dict[type[Action], str] = {
@@ -66,7 +60,7 @@ class Estimate:
 
 def estimate(plan: Plan, chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> Estimate:
     """Raises PlanRefused for a plan that cannot be run or that does not fit the chain."""
-    placed = place(plan, chain)
+    placed = segment_plan(plan, chain)
     num_shards = num_shards_of(chain.batch_size, plan.numerics.shards)
     grid = plan.grid(num_shards, placed.sliced)
     order = plan.order if isinstance(plan.order, str) else parse_order(plan.order, grid)
@@ -75,20 +69,20 @@ def estimate(plan: Plan, chain: Chain, costs: MeasuredCosts, cluster: Cluster) -
         schedule_of(grid, order, rank, depth=plan.depth, clip=clip, lockstep=lockstep, stale=stale)
         for rank in range(plan.workers)
     )
-    busy = Busy(placed, costs, cluster, num_shards)
-    wires = Wires(placed, cluster, num_shards, busy)
+    busy = ActionCosts(placed, costs, cluster, num_shards)
+    wires = HostTraffic(placed, cluster, num_shards, busy)
 
     def seconds(rank: int, action: Action) -> float:
         return busy.seconds(rank, action) + wires.exposed(action)
 
-    outcome = settled(grid, schedules, stale, seconds, wires.transfer)
+    outcome = steady_state(grid, schedules, stale, seconds, wires.transfer)
     late = 0.0
     if stale:
-        late = end_of(outcome) - end_of(settled(grid, schedules, stale, seconds, free))
-    return split(plan, grid, schedules, outcome, busy, wires, late)
+        late = last_stop(outcome) - last_stop(steady_state(grid, schedules, stale, seconds, no_cost))
+    return split_into_parts(plan, grid, schedules, outcome, busy, wires, late)
 
 
-def settled(grid: Grid, schedules: tuple[Schedule, ...], stale: int, cost: Cost, transfer: Cost) -> Simulation:
+def steady_state(grid: Grid, schedules: tuple[Schedule, ...], stale: int, cost: Cost, transfer: Cost) -> Simulation:
     """A step among many: of stale gradients, the last one of as many as it takes until each is like the one before."""
     if not stale:
         return simulate(grid, schedules, cost=cost, transfer=transfer)
@@ -101,13 +95,13 @@ def settled(grid: Grid, schedules: tuple[Schedule, ...], stale: int, cost: Cost,
     return Simulation(spans, found.waits, found.in_flight)
 
 
-def split(
+def split_into_parts(
     plan: Plan,
     grid: Grid,
     schedules: tuple[Schedule, ...],
     outcome: Simulation,
-    busy: Busy,
-    wires: Wires,
+    busy: ActionCosts,
+    wires: HostTraffic,
     late: float = 0.0,
 ) -> Estimate:
     """What the step's time consists of, seen by the worker that the others wait for.
@@ -122,19 +116,19 @@ def split(
         waits = "resharding" if isinstance(action, actions.SliceForward | actions.SliceBackward) else "communication"
         parts[waits] += wires.exposed(action)
         parts[KIND_OF_TIME.get(type(action), "overhead")] += busy.seconds(bounding, action)
-    end = end_of(outcome)
+    end = last_stop(outcome)
     parts["bubble"] = max(0.0, end - sum(parts.values())) + busy.skew(bounding)
     parts["overhead"] += busy.table(bounding).gap
     return Estimate(plan, sum(parts.values()), parts, tuple(by_class), outcome, schedules, grid, wires.wired())
 
 
-def end_of(outcome: Simulation) -> float:
+def last_stop(outcome: Simulation) -> float:
     return max(span.stop for spans in outcome.spans for span in spans)
 
 
-def busy_by_class(schedule: Schedule, rank: int, busy: Busy) -> dict[str, float]:
+def busy_by_class(schedule: Schedule, rank: int, busy: ActionCosts) -> dict[str, float]:
     found: dict[str, float] = {}
     for action in schedule:
-        name = type(action).__name__
+        name = actions.class_name(type(action))
         found[name] = found.get(name, 0.0) + busy.seconds(rank, action)
     return found

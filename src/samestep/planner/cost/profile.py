@@ -20,7 +20,7 @@ FORMAT = 3
 
 
 @dataclass(frozen=True)
-class Ground:
+class Conditions:
     """On what a profile stands; where one of these differs, another one is needed."""
 
     machine: str  # the processor's name, its cores, the vector instructions that torch uses
@@ -40,7 +40,7 @@ class Ground:
 class Profile:
     """Of one job."""
 
-    ground: Ground
+    ground: Conditions
     chain: Chain
     costs: MeasuredCosts
     job: str = ""  # what it was called; for people
@@ -67,7 +67,7 @@ class Profile:
             if found != FORMAT:
                 raise PlanRefused(f"{source} is a profile of format {found}, this version reads {FORMAT}: remove it")
             return Profile(
-                Ground(**fields["ground"]),
+                Conditions(**fields["ground"]),
                 Chain.from_json(fields["chain"]),
                 MeasuredCosts.from_json(fields["costs"]),
                 fields["job"],
@@ -78,7 +78,7 @@ class Profile:
                 f"{source} is no profile ({type(error).__name__}: {error}): remove it, `samestep plan` makes another"
             ) from None
 
-    def check(self, wanted: Ground, of: str, source: str) -> None:
+    def check(self, wanted: Conditions, of: str, source: str) -> None:
         """Raises PlanRefused, with both sides, when it stands on another ground or is another job's."""
         for name, value in asdict(wanted).items():
             own = getattr(self.ground, name)
@@ -94,13 +94,13 @@ class Profile:
             )
 
 
-def key(ground: Ground, chain: Chain) -> str:
+def profile_key(ground: Conditions, chain: Chain) -> str:
     """The name of a profile: the same for jobs with the same layers on the same ground."""
     fields: Mapping[str, Any] = {"format": FORMAT, "ground": asdict(ground), "chain": chain.as_json()}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def read(file: Path) -> Profile | None:
+def read_profile(file: Path) -> Profile | None:
     """None where there is none. Raises PlanRefused for one that cannot be read."""
     try:
         return Profile.parse(file.read_text(), str(file))
@@ -110,7 +110,7 @@ def read(file: Path) -> Profile | None:
         raise PlanRefused(f"{file} cannot be read as a profile: {error}; name another file") from None
 
 
-def write(profile: Profile, file: Path) -> None:
+def write_profile(profile: Profile, file: Path) -> None:
     """Whole or not at all, for this user only."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")

@@ -16,26 +16,26 @@ def parts_chart(plans: Sequence[Comparison]) -> str:
     height = TOP + ROW * len(plans) + 4
     return "\n".join(
         [
-            f'<svg role="img" aria-label="{escape(spoken(plans))}" viewBox="0 0 {WIDTH} {height}" class="chart">',
-            *legend(),
-            *(line for number, plan in enumerate(plans) for line in row(plan, TOP + ROW * number, scale)),
+            f'<svg role="img" aria-label="{escape(chart_label(plans))}" viewBox="0 0 {WIDTH} {height}" class="chart">',
+            *parts_legend(),
+            *(line for number, plan in enumerate(plans) for line in plan_bar(plan, TOP + ROW * number, scale)),
             "</svg>",
         ]
     )
 
 
-def spoken(plans: Sequence[Comparison]) -> str:
+def chart_label(plans: Sequence[Comparison]) -> str:
     return "Predicted step time by plan: " + "; ".join(f"{plan.name} {in_ms(plan.seconds)} ms" for plan in plans)
 
 
-def legend() -> Iterator[str]:
+def parts_legend() -> Iterator[str]:
     for number, part in enumerate(PARTS):
         x = LEFT + 104 * number
         yield f'<rect x="{x}" y="6" width="12" height="12" class="{part}"/>'
         yield f'<text x="{x + 17}" y="16">{part}</text>'
 
 
-def row(plan: Comparison, y: int, scale: float) -> Iterator[str]:
+def plan_bar(plan: Comparison, y: int, scale: float) -> Iterator[str]:
     middle = y + BAR - 6
     yield f'<text x="{LEFT - 10}" y="{middle}" text-anchor="end">{escape(shortened(plan.name))}</text>'
     at = float(LEFT)

@@ -8,7 +8,7 @@ from samestep.plan.plan import Plan
 from samestep.plan.prediction import PARTS, in_ms
 from samestep.planner.cost.confidence import interval
 from samestep.planner.search.decision import Decision
-from samestep.planner.search.search import TIE, Candidate, kind_of
+from samestep.planner.search.search import TIE, Candidate, plan_kind
 
 SMALL = 0.002  # of a step: parts that differ by less are not spoken of
 
@@ -56,7 +56,7 @@ class Comparison:
         return asdict(self)
 
 
-def compared(decision: Decision, other: Candidate) -> Comparison:
+def compare_to_pick(decision: Decision, other: Candidate) -> Comparison:
     pick = decision.pick.estimate.parts
     low, high = interval(other.seconds, other.kind, decision.profile.costs.together.spread)
     apart = {part: other.estimate.parts[part] - pick[part] for part in PARTS}
@@ -71,7 +71,7 @@ def runners_up(decision: Decision, most: int = 5) -> list[Comparison]:
     chosen = best_by(decision, lambda one: one.kind)[1:]
     others = [one for one in best_by(decision, lambda one: (one.kind, one.plan.workers)) if one is not decision.pick]
     chosen += [one for one in others if one not in chosen]
-    return [compared(decision, one) for one in sorted(chosen[:most], key=lambda one: one.seconds)]
+    return [compare_to_pick(decision, one) for one in sorted(chosen[:most], key=lambda one: one.seconds)]
 
 
 def best_by(decision: Decision, key: Callable[[Candidate], Hashable]) -> list[Candidate]:
@@ -85,4 +85,4 @@ def best_by(decision: Decision, key: Callable[[Candidate], Hashable]) -> list[Ca
 def shape(plan: Plan) -> tuple[object, ...]:
     """What makes plans different to a person: not the order of a pipeline, nor who has one shard more."""
     sliced = tuple(layer for stage in plan.stages for layer, _ in stage.slices)
-    return kind_of(plan), plan.workers, sliced, tuple(stage.first for stage in plan.stages)
+    return plan_kind(plan), plan.workers, sliced, tuple(stage.first for stage in plan.stages)

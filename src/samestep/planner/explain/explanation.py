@@ -9,8 +9,8 @@ from typing import Any
 
 from samestep.plan.prediction import Prediction, in_ms
 from samestep.planner.explain.comparison import Comparison, runners_up
-from samestep.planner.explain.flips import Flip, flips, with_slices
-from samestep.planner.explain.layer_choices import LayerChoice, layers
+from samestep.planner.explain.flips import Flip, flips, gain_of_slices
+from samestep.planner.explain.layer_choices import LayerChoice, layer_choices
 from samestep.planner.search.decision import Decision
 
 TUNE = "other shards and threads are not known without measuring: `samestep plan --tune-numerics` does"
@@ -60,13 +60,13 @@ class Explanation:
 
 
 def explain(decision: Decision) -> Explanation:
-    slices = with_slices(decision)
+    slices = gain_of_slices(decision)
     return Explanation(
         decision.pick.name,
         decision.pick.kind,
         decision.prediction,
         tuple(runners_up(decision)),
-        tuple(layers(decision)),
+        tuple(layer_choices(decision)),
         tuple(flips(decision)),
         (*([slices] if slices else []), TUNE),
         tuple(short_runs(decision)),

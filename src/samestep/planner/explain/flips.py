@@ -22,12 +22,7 @@ from samestep.planner.cost.estimate import estimate
 from samestep.planner.cost.measured_costs import MeasuredCosts, Pair, Table
 from samestep.planner.explain.comparison import shape
 from samestep.planner.search.decision import Decision
-from samestep.planner.search.search import (
-    TIE,
-    Candidate,
-    kind_of,
-    search,
-)
+from samestep.planner.search.search import TIE, Candidate, plan_kind, search
 
 Won = tuple[Candidate, float]  # who wins, and the seconds of the pick there
 Flipped = tuple[float, Won]  # and from which factor on
@@ -75,7 +70,7 @@ def duel(decision: Decision, plan: Plan) -> Won | None:
         own = estimate(decision.pick.plan, chain, costs, cluster).seconds
     except PlanRefused:
         return None
-    return (Candidate(kind_of(plan), found), own) if found.seconds < own * (1 - TIE) else None
+    return (Candidate(plan_kind(plan), found), own) if found.seconds < own * (1 - TIE) else None
 
 
 def first_flip(changed: Callable[[float], Decision], factors: Sequence[float], bisections: int) -> Flipped | None:
@@ -94,7 +89,7 @@ def first_flip(changed: Callable[[float], Decision], factors: Sequence[float], b
     return None
 
 
-def steps(base: float, most: int) -> list[list[float]]:
+def factors_both_ways(base: float, most: int) -> list[list[float]]:
     """Factors downwards, and upwards."""
     return [[base ** (sign * n) for n in range(1, most + 1)] for sign in (-1, 1)]
 
@@ -107,7 +102,7 @@ def link_flips(decision: Decision) -> Iterator[Flip]:
     speed = bandwidth_between(decision.cluster)
     if speed is None:
         return
-    for factors in steps(4.0, 4):
+    for factors in factors_both_ways(4.0, 4):
         found = first_flip(lambda f: replace(decision, cluster=with_bandwidth(decision.cluster, f)), factors, 6)
         if found is not None:
             factor, won = found
@@ -152,7 +147,7 @@ def bits(bandwidth: float) -> str:
 def batch_flips(decision: Decision) -> Iterator[Flip]:
     """In either direction the first power of two at which another plan wins."""
     chain = decision.profile.chain
-    for factors in steps(4.0, 3):
+    for factors in factors_both_ways(4.0, 3):
         found = first_flip(lambda f: with_rows(decision, f), [f for f in factors if keeps_shards(chain, f)], 1)
         if found is not None:
             rows = round(chain.batch_size * found[0])
@@ -170,11 +165,13 @@ def with_rows(decision: Decision, factor: float) -> Decision:
     profile = decision.profile
     return replace(
         decision,
-        profile=replace(profile, chain=chain_of(profile.chain, factor), costs=costs_of(profile.costs, factor)),
+        profile=replace(
+            profile, chain=chain_with_rows(profile.chain, factor), costs=costs_with_rows(profile.costs, factor)
+        ),
     )
 
 
-def chain_of(chain: Chain, factor: float) -> Chain:
+def chain_with_rows(chain: Chain, factor: float) -> Chain:
     """With `factor` times the rows in a shard."""
     units = tuple(
         replace(
@@ -188,7 +185,7 @@ def chain_of(chain: Chain, factor: float) -> Chain:
     return replace(chain, units=units, regions=regions, batch_size=round(chain.batch_size * factor))
 
 
-def costs_of(costs: MeasuredCosts, factor: float) -> MeasuredCosts:
+def costs_with_rows(costs: MeasuredCosts, factor: float) -> MeasuredCosts:
     def scaled(table: Table) -> Table:
         def all_of(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
             return tuple(pair.scaled(factor) for pair in pairs)
@@ -230,7 +227,7 @@ def best_on(decision: Decision, workers: int) -> Candidate | None:
         return None
 
 
-def with_slices(decision: Decision) -> str:
+def gain_of_slices(decision: Decision) -> str:
     """What slices would gain, where the numerics have none. Empty where they may be had, or nothing is known."""
     chain = decision.profile.chain
     if decision.freedom.may_slice or not chain.regions or max(decision.freedom.workers) == 1:

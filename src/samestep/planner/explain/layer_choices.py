@@ -14,15 +14,7 @@ from samestep.plan.prediction import in_ms
 from samestep.planner.cost.chain import Chain
 from samestep.planner.cost.estimate import estimate
 from samestep.planner.search.decision import Decision
-from samestep.planner.search.search import (
-    NARROW,
-    Candidate,
-    data_plans,
-    kind_of,
-    like_regions,
-    ranked,
-    sliced_plan,
-)
+from samestep.planner.search.search import NARROW, Candidate, data_plans, like_regions, plan_kind, ranked, sliced_plan
 
 
 @dataclass(frozen=True)
@@ -55,13 +47,15 @@ def sized(nbytes: float) -> str:
     return f"{nbytes / 1e6:.3g} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:.3g} KB"
 
 
-def layers(decision: Decision) -> list[LayerChoice]:
+def layer_choices(decision: Decision) -> list[LayerChoice]:
     """In the order of the chain."""
     chain = decision.profile.chain
     groups = like_regions(chain)
-    found = [(chain.regions[group[0]].units[0], of_regions(decision, number)) for number, group in enumerate(groups)]
+    found = [
+        (chain.regions[group[0]].units[0], regions_choice(decision, number)) for number, group in enumerate(groups)
+    ]
     inside = {unit for region in chain.regions for unit in region.units}
-    found += [(units[0], of_units(chain, units)) for units in like_units(chain, inside)]
+    found += [(units[0], units_choice(chain, units)) for units in like_units(chain, inside)]
     return [line for _, line in sorted(found, key=lambda each: each[0])]
 
 
@@ -74,14 +68,14 @@ def like_units(chain: Chain, inside: set[int]) -> list[list[int]]:
     return list(found.values())
 
 
-def of_units(chain: Chain, units: Sequence[int]) -> LayerChoice:
+def units_choice(chain: Chain, units: Sequence[int]) -> LayerChoice:
     names = tuple(chain.units[i].name or "the whole model" for i in units)
     weights = sum(chain.units[i].parameters for i in units)
     moved = sum(chain.units[i].crossing + chain.units[i].makes for i in units) * chain.shards
-    return LayerChoice(names, False, weights, moved, None, reason_whole(chain, names[0]))
+    return LayerChoice(names, False, weights, moved, None, unit_reason(chain, names[0]))
 
 
-def reason_whole(chain: Chain, name: str) -> str:
+def unit_reason(chain: Chain, name: str) -> str:
     if chain.why_uncut is not None:
         return f"the network is not cut: {chain.why_uncut}"
     if name in chain.why_whole:
@@ -91,7 +85,7 @@ def reason_whole(chain: Chain, name: str) -> str:
     return "it was not measured in slices"
 
 
-def of_regions(decision: Decision, group: int) -> LayerChoice:
+def regions_choice(decision: Decision, group: int) -> LayerChoice:
     chain = decision.profile.chain
     regions = [chain.regions[i] for i in like_regions(chain)[group]]
     other = flipped(decision, group)
@@ -102,11 +96,11 @@ def of_regions(decision: Decision, group: int) -> LayerChoice:
         sum(region.parameters for region in regions),
         sum(region.takes + region.makes for region in regions) * chain.shards,
         None if other is None else other.seconds,
-        reason(decision, is_sliced, other),
+        region_reason(decision, is_sliced, other),
     )
 
 
-def reason(decision: Decision, is_sliced: bool, other: Candidate | None) -> str:
+def region_reason(decision: Decision, is_sliced: bool, other: Candidate | None) -> str:
     if other is None:
         stages = len(decision.pick.plan.stages)
         return f"the pick cuts the network into {stages} stages instead" if stages > 1 else "one worker has all of it"
@@ -131,7 +125,7 @@ def flipped(decision: Decision, group: int) -> Candidate | None:
     if len(pick.stages) > 1 or not 1 < workers <= NARROW:
         return None
     others = sliced_groups(decision) ^ {group}
-    found = [estimated(decision, plan) for plan in plans_with(decision, others, workers)]
+    found = [candidate_or_none(decision, plan) for plan in plans_with(decision, others, workers)]
     return next(iter(ranked([one for one in found if one is not None])), None) if any(found) else None
 
 
@@ -143,9 +137,9 @@ def plans_with(decision: Decision, groups: frozenset[int], workers: int) -> list
     return list(data_plans(chain, costs, here, decision.numerics)) if workers <= chain.shards else []
 
 
-def estimated(decision: Decision, plan: Plan) -> Candidate | None:
+def candidate_or_none(decision: Decision, plan: Plan) -> Candidate | None:
     try:
         found = estimate(plan, decision.profile.chain, decision.profile.costs, decision.cluster)
     except PlanRefused:
         return None
-    return Candidate(kind_of(plan), found)
+    return Candidate(plan_kind(plan), found)

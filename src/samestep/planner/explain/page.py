@@ -5,10 +5,10 @@ from html import escape
 
 from samestep.plan.prediction import in_ms
 from samestep.planner.explain.charts import parts_chart
-from samestep.planner.explain.comparison import compared
+from samestep.planner.explain.comparison import compare_to_pick
 from samestep.planner.explain.explanation import Explanation
 from samestep.planner.explain.layer_choices import sized
-from samestep.planner.explain.timeline import pictured
+from samestep.planner.explain.timeline import timeline_svg
 from samestep.planner.search.decision import Decision
 
 STYLE = """
@@ -34,11 +34,11 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 def page(decision: Decision, found: Explanation, plan: str, needs: Sequence[str], answer: str = "") -> str:
     """plan: its text. needs: lines about memory and traffic. answer: to `--why-not`."""
     title = f"{decision.profile.job or 'job'}: {found.name}"
-    chart = parts_chart([compared(decision, decision.pick), *found.runners_up])
+    chart = parts_chart([compare_to_pick(decision, decision.pick), *found.runners_up])
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(found.prediction.text())}: {escape(found.prediction.split_text())}.</p>",
-        *section("Timeline", f'<div class="wide">{pictured(decision.pick.estimate, "The predicted step")}</div>'),
+        *section("Timeline", f'<div class="wide">{timeline_svg(decision.pick.estimate, "The predicted step")}</div>'),
         *section("The pick and the runners-up", chart, items(one.text() for one in found.runners_up)),
         *(section("Short runs", items(found.measured)) if found.measured else ()),
         *(section("Why not", f"<p>{escape(answer)}</p>") if answer else ()),

@@ -18,14 +18,14 @@ def text(found: Scaling) -> str:
         f"{found.units} units, batch of {found.batch_size} rows in {found.shards} shards; costs {found.costs}; "
         f"cluster {found.cluster}",
         "",
-        *table(found.points),
+        *scaling_table(found.points),
         "",
         *plot(found.points),
     ]
-    return "\n".join([*lines, *advice(found)])
+    return "\n".join([*lines, *shards_advice(found)])
 
 
-def table(points: Sequence[Point]) -> Iterator[str]:
+def scaling_table(points: Sequence[Point]) -> Iterator[str]:
     yield "workers   ms/step    rows/s  efficiency  plan; of a step"
     for p in points:
         used = f" on {p.used}" if p.used < p.workers else ""
@@ -54,7 +54,7 @@ def plot(points: Sequence[Point]) -> Iterator[str]:
     yield "       " + "".join(f"{p.workers}".center(COLUMN) for p in points).rstrip()
 
 
-def advice(found: Scaling) -> Iterator[str]:
+def shards_advice(found: Scaling) -> Iterator[str]:
     """What the number of shards allows."""
     most = max(p.workers for p in found.points)
     if most > found.shards:

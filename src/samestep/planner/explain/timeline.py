@@ -5,14 +5,7 @@ from dataclasses import replace
 from samestep.plan.prediction import in_ms
 from samestep.planner.cost.estimate import KIND_OF_TIME, Estimate
 from samestep.schedule.actions import Schedule
-from samestep.schedule.draw import (
-    Bar,
-    Clock,
-    bars_from,
-    labels_of,
-    picture,
-    staircase,
-)
+from samestep.schedule.draw import Bar, Clock, labels_of, picture, simulated_bars, staircase
 from samestep.schedule.simulator import ActionSpan
 
 LETTERS = {"communication": "C", "update": "U", "overhead": "O"}
@@ -21,19 +14,19 @@ UNITS = 28  # of a picture's width
 THIN = 0.002  # of the step: what is shorter is not drawn
 
 
-def bars_of(found: Estimate) -> list[Bar]:
+def timeline_bars(found: Estimate) -> list[Bar]:
     """In seconds."""
     rest = [
         bar
         for rank, (schedule, spans) in enumerate(zip(found.schedules, found.outcome.spans, strict=True))
-        for bar in rest_of(rank, schedule, spans)
+        for bar in other_bars(rank, schedule, spans)
     ]
-    every = [*bars_from(found.grid, found.schedules, found.outcome), *rest]
+    every = [*simulated_bars(found.grid, found.schedules, found.outcome), *rest]
     end = max(bar.stop for bar in every)
     return [bar for bar in every if bar.stop - bar.start > THIN * end]
 
 
-def rest_of(rank: int, schedule: Schedule, spans: tuple[ActionSpan, ...]) -> list[Bar]:
+def other_bars(rank: int, schedule: Schedule, spans: tuple[ActionSpan, ...]) -> list[Bar]:
     kinds = [KIND_OF_TIME.get(type(action), "overhead") for action in schedule]
     return [
         Bar(rank, LETTERS[kind], 0, "", span.start, span.stop)
@@ -48,9 +41,9 @@ def scaled(bars: list[Bar], units: int) -> tuple[list[Bar], float]:
     return [replace(bar, start=bar.start * second, stop=bar.stop * second) for bar in bars], 1 / second
 
 
-def drawn(found: Estimate) -> str:
+def timeline_text(found: Estimate) -> str:
     """The staircase of `schedule.draw`, its cells all of one length in time."""
-    bars, label = bars_of(found), labels_of(found.grid)
+    bars, label = timeline_bars(found), labels_of(found.grid)
     width = max(len(label(bar)) for bar in bars) + 1
     cells, seconds = scaled(bars, max(8, CELLS // width))
     kinds = "F forward, B backward, W weight gradient, R recomputation, C communication, U update, O overhead"
@@ -58,7 +51,7 @@ def drawn(found: Estimate) -> str:
     return f"{lines}\na column is {in_ms(seconds)} ms; {kinds}"
 
 
-def pictured(found: Estimate, title: str) -> str:
+def timeline_svg(found: Estimate, title: str) -> str:
     """The same as SVG."""
-    bars, seconds = scaled(bars_of(found), UNITS)
+    bars, seconds = scaled(timeline_bars(found), UNITS)
     return picture(found.grid, bars, len(found.schedules), title, Clock(seconds * 1e3, "ms"))

@@ -7,28 +7,13 @@ from typing import Any
 
 from samestep.errors import PlanRefused, Refused
 from samestep.numerics.numerics import parse_line
-from samestep.plan.plan import (
-    OPTIONS,
-    Plan,
-    Stage,
-    equal_shares,
-    parse_fields,
-    parse_stages,
-    slices_text,
-)
+from samestep.plan.plan import OPTIONS, Plan, Stage, equal_shares, parse_fields, parse_stages, slices_text
 from samestep.planner.cost.chain import SliceableRegion
 from samestep.planner.cost.estimate import Estimate, estimate
-from samestep.planner.cost.profile import key
-from samestep.planner.explain.comparison import Comparison, compared
+from samestep.planner.cost.profile import profile_key
+from samestep.planner.explain.comparison import Comparison, compare_to_pick
 from samestep.planner.search.decision import Decision
-from samestep.planner.search.search import (
-    Candidate,
-    is_convolution,
-    kind_of,
-    like_regions,
-    pipelines,
-    ranked,
-)
+from samestep.planner.search.search import Candidate, is_convolution, like_regions, pipelines, plan_kind, ranked
 
 MUST_AGREE = ("shards", "threads", "precision", "sync_batchnorm", "join", "codec", "sync")  # else the times are others
 
@@ -48,23 +33,23 @@ class Answer:
 def why_not(decision: Decision, name: str, text: str | None = None) -> Answer:
     """name: data, slices, hybrid, pipeline, as `--plan` takes them; or a file's, with its text."""
     try:
-        plan = named(decision, name) if text is None else written(decision, text, name)
-        found = Candidate(kind_of(plan), estimated(decision, plan))
+        plan = plan_named(decision, name) if text is None else plan_from_text(decision, text, name)
+        found = Candidate(plan_kind(plan), estimate_here(decision, plan))
     except Refused as refused:
         return Answer(name, None, f"{name} cannot be run here: {refused}")
-    if same(plan, decision.pick.plan):
+    if same_but_numerics(plan, decision.pick.plan):
         return Answer(name, None, f"{name} is the pick: {decision.pick.name}")
-    held = compared(decision, found)
+    held = compare_to_pick(decision, found)
     other = any(stage.slices for stage in plan.stages) and not decision.freedom.may_slice
     remark = "; its slices are not in these numerics (--slices)" if other else ""
     return Answer(name, held, f"{name}, as {held.text()}{remark}")
 
 
-def estimated(decision: Decision, plan: Plan) -> Estimate:
+def estimate_here(decision: Decision, plan: Plan) -> Estimate:
     return estimate(plan, decision.profile.chain, decision.profile.costs, decision.cluster)
 
 
-def same(a: Plan, b: Plan) -> bool:
+def same_but_numerics(a: Plan, b: Plan) -> bool:
     """But for who wrote the numerics down."""
     return replace(a, numerics=b.numerics) == b
 
@@ -72,7 +57,7 @@ def same(a: Plan, b: Plan) -> bool:
 # Plans by name, as `samestep train --plan NAME` would run them.
 
 
-def named(decision: Decision, name: str) -> Plan:
+def plan_named(decision: Decision, name: str) -> Plan:
     """Raises PlanRefused when the model does not allow it."""
     chain, workers = decision.profile.chain, max(decision.freedom.workers)
     if name == "auto":
@@ -94,7 +79,7 @@ def best_pipeline(decision: Decision, workers: int) -> Plan:
     found = []
     for plan in pipelines(chain, costs, decision.cluster.first(workers), decision.numerics, decision.freedom):
         try:
-            found.append(Candidate("pipeline", estimated(decision, plan)))
+            found.append(Candidate("pipeline", estimate_here(decision, plan)))
         except PlanRefused:
             continue  # an order that this number of shards does not allow
     if not found:
@@ -123,12 +108,12 @@ def staged(decision: Decision, stages: Sequence[Stage], transport: str = "proces
 # Plans from a file.
 
 
-def written(decision: Decision, text: str, source: str) -> Plan:
+def plan_from_text(decision: Decision, text: str, source: str) -> Plan:
     """Raises PlanRefused, with both sides, for other numerics, another model or another cluster."""
     fields = parse_fields(text, source)
-    check_numerics(decision, parse_line(fields["numerics"], source))
+    refuse_other_numerics(decision, parse_line(fields["numerics"], source))
     if "stage" in fields:
-        stages = [resolved(decision, stage) for stage in parse_stages(fields["stage"])]
+        stages = [resolve_patterns(decision, stage) for stage in parse_stages(fields["stage"])]
         plan = staged(decision, stages, **{name: fields[name] for name in OPTIONS if name in fields})
     else:
         plan = Plan(decision.numerics, tuple(fields["assign"]))
@@ -140,7 +125,7 @@ def written(decision: Decision, text: str, source: str) -> Plan:
     return plan
 
 
-def check_numerics(decision: Decision, said: dict[str, object]) -> None:
+def refuse_other_numerics(decision: Decision, said: dict[str, object]) -> None:
     ours = asdict(decision.numerics) | {"torch": decision.profile.ground.torch}
     for name in (*MUST_AGREE, "torch"):
         if said.get(name, ours[name]) not in (ours[name], "unknown"):
@@ -150,22 +135,22 @@ def check_numerics(decision: Decision, said: dict[str, object]) -> None:
             )
 
 
-def resolved(decision: Decision, stage: Stage) -> Stage:
+def resolve_patterns(decision: Decision, stage: Stage) -> Stage:
     """The stage with patterns replaced by the layers that they match."""
-    slices = {layer: counts for pattern, counts in stage.slices for layer in matching(decision, pattern, counts)}
+    slices = {layer: counts for pattern, counts in stage.slices for layer in layers_matching(decision, pattern, counts)}
     return replace(stage, slices=tuple(slices.items()))
 
 
-def matching(decision: Decision, pattern: str, counts: Sequence[int]) -> Iterator[str]:
+def layers_matching(decision: Decision, pattern: str, counts: Sequence[int]) -> Iterator[str]:
     chain = decision.profile.chain
     found = [(r, layer) for r in chain.regions for layer in r.layers if layer == pattern or fnmatchcase(layer, pattern)]
     if not found:
         raise PlanRefused(no_such_layer(decision, pattern))
     for region, layer in found:
-        yield checked(region, layer, sum(counts))
+        yield check_slices(region, layer, sum(counts))
 
 
-def checked(region: SliceableRegion, layer: str, slices: int) -> str:
+def check_slices(region: SliceableRegion, layer: str, slices: int) -> str:
     if slices != region.slices:
         raise PlanRefused(
             f"it cuts {layer} into {slices} slices, and {region.slices} were measured: plan with --slices {slices}"
@@ -179,7 +164,8 @@ def no_such_layer(decision: Decision, pattern: str) -> str:
     if why is not None:
         return f"{pattern} cannot be sliced: {why}; leave it whole"
     names = [unit.name for unit in chain.units]
+    shown = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
     return (
-        f"it slices {pattern}, and this model ({key(ground, chain)[:12]}) has no such layer that can be sliced; its "
-        f"layers are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}: the plan is for another model"
+        f"it slices {pattern}, and this model ({profile_key(ground, chain)[:12]}) has no such layer that can be "
+        f"sliced; its layers are {shown}: the plan is for another model"
     )

@@ -10,12 +10,7 @@ from samestep.plan.cluster import Cluster
 from samestep.plan.prediction import Prediction
 from samestep.planner.cost.confidence import interval
 from samestep.planner.cost.profile import Profile
-from samestep.planner.search.search import (
-    TIE,
-    Candidate,
-    Freedom,
-    search,
-)
+from samestep.planner.search.search import TIE, Candidate, SearchSpace, search
 from samestep.planner.search.smallest_change import smallest_change
 
 
@@ -26,7 +21,7 @@ class Decision:
     profile: Profile
     cluster: Cluster
     numerics: Numerics
-    freedom: Freedom
+    freedom: SearchSpace
     ranking: tuple[Candidate, ...]
     measured: Mapping[str, float] = field(default_factory=dict)  # seconds of candidates that were run, by name
 
@@ -63,7 +58,7 @@ class Decision:
 
     @staticmethod
     def from_json(found: Mapping[str, Any]) -> "Decision":
-        freedom = Freedom(**{**found["freedom"], "workers": tuple(found["freedom"]["workers"])})
+        freedom = SearchSpace(**{**found["freedom"], "workers": tuple(found["freedom"]["workers"])})
         decision = decide(
             Profile.parse(found["profile"], "the profile"),
             Cluster.parse(found["cluster"]),
@@ -73,7 +68,7 @@ class Decision:
         return decision.after(found["measured"]) if found["measured"] else decision
 
 
-def decide(profile: Profile, cluster: Cluster, numerics: Numerics, freedom: Freedom) -> Decision:
+def decide(profile: Profile, cluster: Cluster, numerics: Numerics, freedom: SearchSpace) -> Decision:
     """Raises PlanRefused, with the smallest change that helps, when no plan can be found."""
     try:
         ranking = search(profile.chain, profile.costs, cluster, numerics, freedom)

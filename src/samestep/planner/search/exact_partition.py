@@ -14,12 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from samestep.planner.search.stages import (
-    Floats,
-    Split,
-    StageCosts,
-    StageSpan,
-)
+from samestep.planner.search.stage_costs import Floats, Split, StageCosts, StageSpan
 
 
 def best_splits(costs: StageCosts, max_stages: int) -> list[Split]:
@@ -42,7 +37,7 @@ def emptiest_split(costs: StageCosts, max_stages: int) -> Split:
     return min(filled.splits(), key=lambda split: split.bottleneck)
 
 
-def work(cuts: int, workers: int, max_stages: int) -> float:
+def table_work(cuts: int, workers: int, max_stages: int) -> float:
     """About how many numbers the table's filling touches."""
     pairs = workers * (workers + 1) / 2
     return pairs * max(1, max_stages / 3) * (cuts * cuts + 2000)

@@ -12,21 +12,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from samestep.planner.search.coarse import CoarseCosts, even_cuts, even_edges
-from samestep.planner.search.exact_partition import best_splits, emptiest_split, work
-from samestep.planner.search.fewest_workers import fewest_splits, least_memory
-from samestep.planner.search.layer_row import (
-    ChainCosts,
-    LayerCosts,
-    Replication,
-    Row,
-)
-from samestep.planner.search.stages import (
-    NothingFits,
-    Partition,
-    Split,
-    StageCosts,
-)
+from samestep.planner.search.bisection import fewest_splits, least_memory
+from samestep.planner.search.coarsening import CoarseCosts, even_cuts, even_edges
+from samestep.planner.search.exact_partition import best_splits, emptiest_split, table_work
+from samestep.planner.search.pipeline_costs import LayerCosts, PipelineCosts, Replication, WorkerRow
+from samestep.planner.search.stage_costs import NothingFits, Partition, Split, StageCosts
 
 DENSE = 1e9  # numbers touched by the exact search, about two seconds
 MOST_CUTS = 100  # of the search for uneven workers
@@ -34,7 +24,7 @@ FLAT = 1.2e7  # stages x group sizes that the other search keeps, 100 MB
 
 
 def partition(
-    chain: LayerCosts, row: Row, microbatches: int, replication: Replication, max_stages: int | None = None
+    chain: LayerCosts, row: WorkerRow, microbatches: int, replication: Replication, max_stages: int | None = None
 ) -> Partition | NothingFits:
     """The best stages for a chain on a row of workers; times are seconds of a step with `microbatches`.
 
@@ -42,14 +32,14 @@ def partition(
     `max_stages` bounds the number of stages; None: as many as there are layers or workers.
     Raises PlanRefused when there is no microbatch.
     """
-    return best_partition(ChainCosts(chain, row, microbatches, replication), max_stages)
+    return best_partition(PipelineCosts(chain, row, microbatches, replication), max_stages)
 
 
 def best_partition(costs: StageCosts, max_stages: int | None = None, dense: float = DENSE) -> Partition | NothingFits:
     """The same for costs of your own. `dense` bounds the work of the exact search."""
     most = min(max_stages or math.inf, costs.num_cuts, costs.num_workers)
-    if work(costs.num_cuts, costs.num_workers, int(most)) <= dense:
-        return _exact(costs, int(most))
+    if table_work(costs.num_cuts, costs.num_workers, int(most)) <= dense:
+        return _exact_partition(costs, int(most))
     if costs.identical:
         return _of_equal_workers(costs, int(most))
     return _of_runs(costs, int(most), dense)
@@ -67,7 +57,7 @@ def group_sizes(workers: int, most: int) -> list[int]:
     return sizes if workers > 1 else [1]
 
 
-def _exact(costs: StageCosts, most: int, pruned: str = "") -> Partition | NothingFits:
+def _exact_partition(costs: StageCosts, most: int, pruned: str = "") -> Partition | NothingFits:
     splits = best_splits(costs, most)
     if splits:
         return _ordered(splits, pruned)
@@ -98,9 +88,11 @@ def _digits(size: int) -> int:
 
 def _of_runs(costs: StageCosts, most: int, dense: float) -> Partition | NothingFits:
     cuts = even_cuts(costs, MOST_CUTS)
-    affordable = (n for n in range(costs.num_workers, 1, -1) if work(len(cuts), n, min(most, n, len(cuts))) <= dense)
+    affordable = (
+        n for n in range(costs.num_workers, 1, -1) if table_work(len(cuts), n, min(most, n, len(cuts))) <= dense
+    )
     runs = CoarseCosts(costs.only(cuts), cuts, even_edges(costs.num_workers, next(affordable, 1)))
-    found = _exact(runs, most, runs.left_out(costs))
+    found = _exact_partition(runs, most, runs.left_out(costs))
     if isinstance(found, NothingFits):
         return replace(found, split=runs.unfold(found.split))
     return replace(found, best=runs.unfold(found.best), runners_up=tuple(map(runs.unfold, found.runners_up)))

@@ -12,15 +12,20 @@ from samestep.plan.cluster import Cluster
 from samestep.planner.cost.chain import Chain
 from samestep.planner.cost.measured_costs import MeasuredCosts
 from samestep.planner.search.scaling_curve import Point, Scaling
-from samestep.planner.search.search import Candidate, Freedom, search
+from samestep.planner.search.search import Candidate, SearchSpace, search
 
 FEW = 16  # workers up to which every number is tried
 
 
 def scaling(
-    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, freedom: Freedom, counts: Sequence[int],
+    chain: Chain,
+    costs: MeasuredCosts,
+    cluster: Cluster,
+    numerics: Numerics,
+    freedom: SearchSpace,
+    counts: Sequence[int],
     source: str = "",
-) -> Scaling:  # fmt: skip
+) -> Scaling:
     """freedom.workers does not count, `counts` does. Raises PlanRefused when not even one worker has a plan."""
     best: dict[int, Candidate] = dict(improving(chain, costs, cluster, numerics, freedom, counts))
     alone = best[1].seconds
@@ -31,7 +36,12 @@ def scaling(
 
 
 def improving(
-    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, freedom: Freedom, counts: Sequence[int]
+    chain: Chain,
+    costs: MeasuredCosts,
+    cluster: Cluster,
+    numerics: Numerics,
+    freedom: SearchSpace,
+    counts: Sequence[int],
 ) -> Iterator[tuple[int, Candidate]]:
     """For 1, the counts, and as many as there are shards: the best with so many workers or fewer."""
     most = max(counts)

@@ -20,25 +20,15 @@ from itertools import pairwise, permutations
 from samestep.errors import PlanRefused
 from samestep.numerics.numerics import Numerics
 from samestep.plan.cluster import Cluster
-from samestep.plan.plan import (
-    Plan,
-    Stage,
-    equal_shares,
-    slices_text,
-)
+from samestep.plan.plan import Plan, Stage, equal_shares, slices_text
 from samestep.planner.cost.chain import Chain, SliceableRegion
 from samestep.planner.cost.estimate import Estimate, estimate
 from samestep.planner.cost.measured_costs import MeasuredCosts
-from samestep.planner.search.layer_row import (
-    ChainCosts,
-    Replication,
-    Row,
-    ring,
-)
-from samestep.planner.search.layer_row import LayerCosts as Layers
+from samestep.planner.search.greedy_shares import greedy_shares
 from samestep.planner.search.partition import DENSE, best_partition, partition
-from samestep.planner.search.shares import shares
-from samestep.planner.search.stages import NothingFits, Partition, StageSpan
+from samestep.planner.search.pipeline_costs import LayerCosts as Layers
+from samestep.planner.search.pipeline_costs import PipelineCosts, Replication, WorkerRow, ring_all_reduce
+from samestep.planner.search.stage_costs import NothingFits, Partition, StageSpan
 from samestep.schedule.orders.greedy import greedy_order
 from samestep.schedule.orders.race import WorkTimes
 from samestep.schedule.orders.written import spell_order
@@ -55,7 +45,7 @@ ROUNDS = 3  # of a descent over groups of regions
 
 
 @dataclass(frozen=True)
-class Freedom:
+class SearchSpace:
     """What the search may choose."""
 
     workers: tuple[int, ...]  # how many workers of the cluster, the first ones
@@ -88,14 +78,14 @@ class Candidate:
             return "one process" if plan.workers == 1 else f"data {','.join(map(str, plan.assign))}"
         if len(plan.stages) == 1:
             kind = "slices" if plan.workers == 1 else self.kind
-            return f"{kind} on {plan.workers} ({some([layer for layer, _ in plan.stages[0].slices])})"
+            return f"{kind} on {plan.workers} ({abbreviated([layer for layer, _ in plan.stages[0].slices])})"
         groups = "|".join(",".join(map(str, stage.workers)) for stage in plan.stages)
         order = plan.order if isinstance(plan.order, str) else "list-scheduled"
         again = " recomputed" if any(stage.recompute for stage in plan.stages) else ""
         return f"{self.kind} {groups} {order}{again}"
 
 
-def some(layers: Sequence[str]) -> str:
+def abbreviated(layers: Sequence[str]) -> str:
     """A few names and how many more; other layers have another text."""
     if len(layers) <= SHOWN:
         return ", ".join(layers)
@@ -108,17 +98,17 @@ def search(
     costs: MeasuredCosts,
     cluster: Cluster,
     numerics: Numerics,
-    freedom: Freedom,
+    freedom: SearchSpace,
     transport: str = "processes",
 ) -> list[Candidate]:
     """All candidates, the best first; of equally good ones the simplest. Raises PlanRefused when there is none."""
     found: dict[str, Candidate] = {}
-    for plan in candidates(chain, costs, cluster, numerics, freedom):
+    for plan in candidate_plans(chain, costs, cluster, numerics, freedom):
         try:
             estimated = estimate(replace(plan, transport=transport), chain, costs, cluster)
         except PlanRefused:
             continue
-        found.setdefault(str(plan), Candidate(kind_of(plan), estimated))
+        found.setdefault(str(plan), Candidate(plan_kind(plan), estimated))
     if not found:
         raise PlanRefused(f"no plan for {chain.shards} shards on {freedom.workers} workers: allow fewer workers")
     return ranked(found.values())
@@ -137,7 +127,7 @@ def simplicity(one: Candidate) -> tuple[int, int, int]:
     return KINDS.index(one.kind), one.plan.workers, sliced
 
 
-def kind_of(plan: Plan) -> str:
+def plan_kind(plan: Plan) -> str:
     sliced = [layer for stage in plan.stages for layer, _ in stage.slices]
     if plan.workers == 1:
         return "one process"
@@ -148,8 +138,8 @@ def kind_of(plan: Plan) -> str:
     return "data" if max(plan.assign) - min(plan.assign) <= 1 else "uneven"
 
 
-def candidates(
-    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, freedom: Freedom
+def candidate_plans(
+    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, freedom: SearchSpace
 ) -> Iterator[Plan]:
     for workers in freedom.workers:
         here = cluster.first(workers)
@@ -192,7 +182,7 @@ def by_speed(chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> tuple[int,
         seconds = (whole.forward + whole.backward) / speed
         return lambda count: count * seconds
 
-    return shares(chain.shards, list(map(finishing, cluster.hosts_of_workers(), cluster.speeds)))
+    return greedy_shares(chain.shards, list(map(finishing, cluster.hosts_of_workers(), cluster.speeds)))
 
 
 # Slices: regions of the same signature are chosen together.
@@ -271,18 +261,18 @@ def sliced_plan(
     own = by_speed(chain, costs, cluster) if workers <= chain.shards else equal_shares(chain.shards, workers)
     sliced = sorted(i for group in chosen for i in groups[group])
     slices = tuple(
-        (layer, dealt_slices(chain.regions[i], cluster)) for i in sliced for layer in chain.regions[i].layers
+        (layer, slices_by_speed(chain.regions[i], cluster)) for i in sliced for layer in chain.regions[i].layers
     )
     stage = Stage("", tuple(range(workers)), own, slices)
     return Plan.staged(replace(numerics, slices=slices_text([stage])), [stage])
 
 
-def dealt_slices(region: SliceableRegion, cluster: Cluster) -> tuple[int, ...]:
+def slices_by_speed(region: SliceableRegion, cluster: Cluster) -> tuple[int, ...]:
     """A slice costs a worker the same whichever it is, so they are dealt like shards."""
-    return shares(region.slices, paced(cluster.speeds))
+    return greedy_shares(region.slices, finishing_times(cluster.speeds))
 
 
-def paced(speeds: Iterable[float]) -> list[Callable[[int], float]]:
+def finishing_times(speeds: Iterable[float]) -> list[Callable[[int], float]]:
     """The finishing times of workers that differ in speed only."""
 
     def curve(speed: float) -> Callable[[int], float]:
@@ -306,24 +296,24 @@ def is_convolution(chain: Chain, group: Sequence[int]) -> bool:
 
 
 def pipelines(
-    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, freedom: Freedom
+    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, freedom: SearchSpace
 ) -> Iterator[Plan]:
     wide = cluster.workers > NARROW
     most = max(2, LONG // chain.shards) if wide else None
-    layers, row = layers_of(chain, costs, cluster), row_of(cluster, freedom)
-    costly = ChainCosts(layers, row, chain.shards, reduction_of(cluster))
+    layers, row = layer_costs(chain, costs, cluster), worker_row(cluster, freedom)
+    costly = PipelineCosts(layers, row, chain.shards, replication_of(cluster))
     found = best_partition(costly, most, DENSE / 10 if wide else DENSE)
     if isinstance(found, NothingFits):
         return
     for split in split_choices(found, cluster.workers, most):
-        stages = stages_of(split, chain, cluster, numerics)
+        stages = stages_by_speed(split, chain, cluster, numerics)
         for order in ORDERS:
             yield Plan.staged(numerics, stages, order=order)
         if cluster.workers <= NARROW:
             yield from list_scheduled(Plan.staged(numerics, stages), chain, costs, cluster)
         if freedom.recompute:
             yield Plan.staged(numerics, [replace(stage, recompute=True) for stage in stages])
-    yield from interleaved(chain, costs, cluster, numerics)
+    yield from interleaved_pipelines(chain, costs, cluster, numerics)
 
 
 def split_choices(found: Partition, workers: int, most: int | None = None) -> list[tuple[StageSpan, ...]]:
@@ -336,7 +326,7 @@ def split_choices(found: Partition, workers: int, most: int | None = None) -> li
     return [stages for stages in several if sum(len(span.workers) for span in stages) == workers][:4]
 
 
-def layers_of(chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> Layers:
+def layer_costs(chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> Layers:
     """The chain in the terms of the dynamic programme, a microbatch being a shard."""
     table = costs.table(max(map(cluster.hosts_of_workers().count, set(cluster.hosts_of_workers()))))
     state = 2 + chain.state  # values, gradients, and what the optimizer keeps
@@ -351,9 +341,9 @@ def layers_of(chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> Layers:
     )
 
 
-def row_of(cluster: Cluster, freedom: Freedom) -> Row:
+def worker_row(cluster: Cluster, freedom: SearchSpace) -> WorkerRow:
     links = [cluster.link(a, b) for a, b in pairwise(range(cluster.workers))]
-    return Row(
+    return WorkerRow(
         cluster.speeds,
         (freedom.memory,) * cluster.workers,
         tuple(link.bandwidth for link in links),
@@ -361,16 +351,16 @@ def row_of(cluster: Cluster, freedom: Freedom) -> Row:
     )
 
 
-def reduction_of(cluster: Cluster) -> Replication:
+def replication_of(cluster: Cluster) -> Replication:
     links = [cluster.link(a, b) for a, b in pairwise(range(cluster.workers))]
-    return ring(min(link.bandwidth for link in links), max(link.latency for link in links))
+    return ring_all_reduce(min(link.bandwidth for link in links), max(link.latency for link in links))
 
 
-def stages_of(spans: Sequence[StageSpan], chain: Chain, cluster: Cluster, numerics: Numerics) -> list[Stage]:
+def stages_by_speed(spans: Sequence[StageSpan], chain: Chain, cluster: Cluster, numerics: Numerics) -> list[Stage]:
     found = []
     for number, span in enumerate(spans):
         ranks = tuple(span.workers)
-        own = shares(numerics.shards, paced([cluster.speeds[rank] for rank in ranks]))
+        own = greedy_shares(numerics.shards, finishing_times([cluster.speeds[rank] for rank in ranks]))
         found.append(Stage(chain.units[span.first].name if number else "", ranks, own))
     return found
 
@@ -378,12 +368,12 @@ def stages_of(spans: Sequence[StageSpan], chain: Chain, cluster: Cluster, numeri
 def list_scheduled(plan: Plan, chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> Iterator[Plan]:
     """The order that a list scheduler finds for these stages' own times."""
     even = estimate(plan, chain, costs, cluster)
-    paces = paces_of(even, plan)
+    paces = work_times_of(even, plan)
     order = greedy_order(even.grid, paces, max(latencies(cluster), default=0.0))
     yield replace(plan, order=spell_order(order))
 
 
-def paces_of(found: Estimate, plan: Plan) -> list[WorkTimes]:
+def work_times_of(found: Estimate, plan: Plan) -> list[WorkTimes]:
     """Seconds of a set through each stage: the longest of its actions there, summed over segments."""
     paces = []
     for stage in range(len(plan.stages)):
@@ -409,14 +399,14 @@ def latencies(cluster: Cluster) -> list[float]:
     return [cluster.link(a, b).latency for a, b in pairwise(range(cluster.workers))]
 
 
-def interleaved(chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
+def interleaved_pipelines(chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
     """Two stages on every worker, in turn (Narayanan et al. 2021, section 2.2)."""
     workers, chunks = cluster.workers, 2 * cluster.workers
     if len(chain.units) < chunks or workers > NARROW:
         return
-    layers = layers_of(chain, costs, cluster)
-    row = Row.equal(chunks, min(cluster.link(a, b).bandwidth for a, b in pairwise(range(workers))))
-    found = partition(layers, row, numerics.shards, ring(1e12))
+    layers = layer_costs(chain, costs, cluster)
+    row = WorkerRow.equal(chunks, min(cluster.link(a, b).bandwidth for a, b in pairwise(range(workers))))
+    found = partition(layers, row, numerics.shards, ring_all_reduce(1e12))
     if isinstance(found, NothingFits):
         return
     for split in (found.best, *found.runners_up):

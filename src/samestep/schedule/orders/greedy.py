@@ -21,13 +21,7 @@ from math import inf, isfinite
 from samestep.errors import PlanRefused
 from samestep.schedule.grid import Grid
 from samestep.schedule.orders.pipeline import one_f_one_b, zero_bubble
-from samestep.schedule.orders.race import (
-    Race,
-    Racer,
-    WorkTimes,
-    held_after,
-    queues_of,
-)
+from samestep.schedule.orders.race import Race, Racer, WorkTimes, held_after, queues_of
 from samestep.schedule.orders.work import Kind, Work, Works
 from samestep.schedule.places import Places, places
 
@@ -45,29 +39,31 @@ def greedy_order(
     None: any number. Where groups of workers overlap, a cap may have to give way, so that the step can go on.
     Raises PlanRefused for what cannot be.
     """
-    refuse_odd(grid, paces, latency, caps)
+    refuse_bad_arguments(grid, paces, latency, caps)
     where = places(grid)
     limits = [inf] * grid.num_workers if caps is None else list(caps)
-    races = [by_rule(where, paces, latency, limits, rule) for rule in RULES]
-    races += [in_line(where, paces, latency, lines) for lines in classical(where, limits)]
+    races = [race_by_rule(where, paces, latency, limits, rule) for rule in RULES]
+    races += [race_given_order(where, paces, latency, lines) for lines in classical_orders(where, limits)]
     best = min(races, key=lambda race: race.end)
     return tuple(tuple(racer.taken) for racer in best.racers)
 
 
-def by_rule(where: Places, paces: Sequence[WorkTimes], latency: float, limits: Sequence[float], rule: Rule) -> Race:
+def race_by_rule(
+    where: Places, paces: Sequence[WorkTimes], latency: float, limits: Sequence[float], rule: Rule
+) -> Race:
     """What comes of one rule."""
     tails = tails_of(paces, latency)
     racers = [Racer(where, rank, queues_of(where, rank), limit) for rank, limit in enumerate(limits)]
     return Race(where, paces, latency, racers, lambda work: rule(work, tails)).run()
 
 
-def in_line(where: Places, paces: Sequence[WorkTimes], latency: float, lines: Sequence[Works]) -> Race:
+def race_given_order(where: Places, paces: Sequence[WorkTimes], latency: float, lines: Sequence[Works]) -> Race:
     """What comes of an order that is given."""
     racers = [Racer(where, rank, [line], inf) for rank, line in enumerate(lines)]
     return Race(where, paces, latency, racers, lambda work: ()).run()
 
 
-def classical(where: Places, limits: Sequence[float]) -> Iterator[tuple[Works, ...]]:
+def classical_orders(where: Places, limits: Sequence[float]) -> Iterator[tuple[Works, ...]]:
     """1f1b and zero-bubble, of every depth that keeps no more than allowed."""
     seen = set()
     for order, depth in product((one_f_one_b, zero_bubble), DEPTHS):
@@ -116,7 +112,7 @@ def tails_of(paces: Sequence[WorkTimes], latency: float) -> Tails:
     return found
 
 
-def refuse_odd(grid: Grid, paces: Sequence[WorkTimes], latency: float, caps: Sequence[int] | None) -> None:
+def refuse_bad_arguments(grid: Grid, paces: Sequence[WorkTimes], latency: float, caps: Sequence[int] | None) -> None:
     if len(paces) != len(grid.stages):
         raise PlanRefused(f"{len(paces)} paces for {len(grid.stages)} stages: give every stage one")
     durations = [latency, *(time for pace in paces for time in (pace.forward, pace.backward, pace.weight))]

@@ -25,12 +25,7 @@ from itertools import accumulate
 from samestep.errors import PlanRefused
 from samestep.schedule.grid import Grid
 from samestep.schedule.orders.turns import line_up, with_weights
-from samestep.schedule.orders.work import (
-    Work,
-    Works,
-    chunks,
-    chunks_held,
-)
+from samestep.schedule.orders.work import Work, Works, chunks_held, stage_chunks
 from samestep.schedule.places import places
 
 
@@ -73,7 +68,7 @@ def interleaved(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
     if all(chunks_held(grid, worker) <= 1 for worker in range(grid.num_workers)):
         yield from one_f_one_b(grid, rank, depth)
     else:
-        groups = {grid.stages[chunk.start].workers for chunk in chunks(grid)}
+        groups = {grid.stages[chunk.start].workers for chunk in stage_chunks(grid)}
         yield from line_up(grid, equal_rounds(len(places(grid).sets), len(groups)), 2 * depth)[rank]
 
 

@@ -11,13 +11,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf
 
-from samestep.schedule.orders.work import (
-    Kind,
-    Work,
-    Works,
-    weights_of,
-    works_of,
-)
+from samestep.schedule.orders.work import Kind, Work, Works, weights_of, works_of
 from samestep.schedule.places import Places
 
 

@@ -21,13 +21,7 @@ from functools import cache
 from itertools import accumulate, chain, islice, product
 
 from samestep.schedule.grid import Grid
-from samestep.schedule.orders.work import (
-    Kind,
-    Work,
-    Works,
-    chunks,
-    weights_of,
-)
+from samestep.schedule.orders.work import Kind, Work, Works, stage_chunks, weights_of
 from samestep.schedule.places import Places, places
 
 DURATION: dict[Kind, int] = {"F": 1, "B": 2}  # where an order follows time
@@ -38,7 +32,7 @@ def line_up(grid: Grid, rounds: tuple[int, ...], per_chunk: int | None) -> tuple
     """The lists of all workers, from one order of the whole step. `per_chunk` is how many forwards the warm-up
     has for every chunk that follows; None: all forwards."""
     turns = Turns(places(grid), rounds, per_chunk)
-    classical = per_chunk is None or dealt_in_turn(grid)
+    classical = per_chunk is None or is_classical(grid)
     step = turns.in_turn if classical else turns.as_possible
     while step() or turns.let_earliest_pass():
         pass
@@ -57,9 +51,9 @@ def with_weights(where: Places, rank: int, works: Sequence[Work], later: int = 0
     yield from waiting
 
 
-def dealt_in_turn(grid: Grid) -> bool:
+def is_classical(grid: Grid) -> bool:
     """Whether the chunks go round the same groups of workers, as in the classical schedules."""
-    groups = [grid.stages[chunk.start].workers for chunk in chunks(grid)]
+    groups = [grid.stages[chunk.start].workers for chunk in stage_chunks(grid)]
     p = len(set(groups))
     disjoint = len(set(chain.from_iterable(groups))) == sum(map(len, groups[:p]))
     return disjoint and groups == groups[:p] * (len(groups) // p)
@@ -67,7 +61,7 @@ def dealt_in_turn(grid: Grid) -> bool:
 
 def passages(where: Places, rank: int, rounds: Sequence[int], kind: Kind) -> Iterator[Works]:
     """A worker's line: what it does of each set in each chunk, round by round."""
-    own = [chunk for chunk in chunks(where.grid) if rank in where.grid.stages[chunk.start].workers]
+    own = [chunk for chunk in stage_chunks(where.grid) if rank in where.grid.stages[chunk.start].workers]
     here = {stage: where.sets_at(rank, stage) for chunk in own for stage in chunk}
     ends = list(accumulate(rounds))
     by_round: dict[int, list[int]] = {}
@@ -87,7 +81,7 @@ def warm_up_of(grid: Grid, forwards: Sequence[Works], per_chunk: int) -> int:
         return 0
     final = max(passage[-1].stage for passage in forwards)
     until = next(number for number, passage in enumerate(forwards) if passage[-1].stage == final)
-    return until + per_chunk * sum(chunk.start > final for chunk in chunks(grid))
+    return until + per_chunk * sum(chunk.start > final for chunk in stage_chunks(grid))
 
 
 class Turns:

@@ -52,7 +52,7 @@ def weights_of(where: Places, rank: int, stage: int, index: int) -> Works:
     return (Work("W", stage, index),) if has_some else ()
 
 
-def chunks(grid: Grid) -> tuple[range, ...]:
+def stage_chunks(grid: Grid) -> tuple[range, ...]:
     """Runs of consecutive stages that have the same workers."""
     stages = grid.stages
     starts = [s for s in range(len(stages)) if s == 0 or stages[s].workers != stages[s - 1].workers]
@@ -60,4 +60,4 @@ def chunks(grid: Grid) -> tuple[range, ...]:
 
 
 def chunks_held(grid: Grid, rank: int) -> int:
-    return sum(rank in grid.stages[chunk.start].workers for chunk in chunks(grid))
+    return sum(rank in grid.stages[chunk.start].workers for chunk in stage_chunks(grid))

@@ -14,12 +14,7 @@ from functools import cache
 
 from samestep.errors import PlanRefused
 from samestep.schedule.grid import Grid
-from samestep.schedule.orders.work import (
-    Kind,
-    Work,
-    Works,
-    works_of,
-)
+from samestep.schedule.orders.work import Kind, Work, Works, works_of
 
 TOKEN = re.compile(r"([FBW])(\d+)\.(\d+)")
 KINDS: dict[str, Kind] = {"F": "F", "B": "B", "W": "W"}
@@ -37,7 +32,7 @@ def parse_order(order: str | Sequence[str], grid: Grid, source: str = "order") -
             f"{source} has {len(lines)} lines of work, the plan {grid.num_workers} workers: "
             'write one per worker, "" for a worker without work'
         )
-    return tuple(parse_line(line, grid, rank, source) for rank, line in enumerate(lines))
+    return tuple(parse_works(line, grid, rank, source) for rank, line in enumerate(lines))
 
 
 @cache
@@ -61,18 +56,20 @@ def spell_order(works: Sequence[Works]) -> tuple[str, ...]:
     return tuple(" ".join(map(str, line)) for line in works)
 
 
-def parse_line(line: str, grid: Grid, rank: int, source: str) -> Works:
+def parse_works(line: str, grid: Grid, rank: int, source: str) -> Works:
     expected = dict.fromkeys(works_of(grid, rank))
     found: dict[Work, int] = {}
     for position, token in enumerate(line.split()):
         where = f"{source}: worker {rank}, position {position}, {token!r}"
         work = parse_token(token, where)
-        refuse_foreign(work, grid, rank, expected, where)
+        refuse_foreign_work(work, grid, rank, expected, where)
         if work in found:
             raise PlanRefused(f"{where} is there twice, first at position {found[work]}: remove one")
         for earlier in must_precede(work):
             if earlier in expected and earlier not in found:
-                raise PlanRefused(f"{where} comes before {earlier}: {reason(work, earlier)}; write {earlier} first")
+                raise PlanRefused(
+                    f"{where} comes before {earlier}: {precedence_reason(work, earlier)}; write {earlier} first"
+                )
         found[work] = position
     missing = [work for work in expected if work not in found]
     if missing:
@@ -87,7 +84,7 @@ def parse_token(token: str, where: str) -> Work:
     return Work(KINDS[match[1]], int(match[2]), int(match[3]))
 
 
-def refuse_foreign(work: Work, grid: Grid, rank: int, expected: dict[Work, None], where: str) -> None:
+def refuse_foreign_work(work: Work, grid: Grid, rank: int, expected: dict[Work, None], where: str) -> None:
     """Refuse work that the grid does not have, or has for others."""
     if work in expected:
         return
@@ -111,7 +108,7 @@ def must_precede(work: Work) -> Iterator[Work]:
         yield Work("F" if work.kind == "B" else "B", work.stage, work.set_index)
 
 
-def reason(work: Work, earlier: Work) -> str:
+def precedence_reason(work: Work, earlier: Work) -> str:
     if work.kind != earlier.kind:
         return "a backward follows its forward" if work.kind == "B" else "weights' gradients follow their backward"
     return "a stage takes its sets in increasing order, so that gradients are added in shard order"

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from samestep.data.batches import tensors_in
 from samestep.numerics import random_streams
 from samestep.parallel.cutting.cut import Cut
+from samestep.parallel.execution.attendant import Attendant
 from samestep.parallel.execution.executor import Executor, StepState
 from samestep.parallel.gradients.layout import CHUNK, Piece, storage_order
 from samestep.schedule import actions
@@ -41,8 +42,8 @@ MANY = 64 * CHUNK  # elements of a parameter above which its stretches are folde
 EVALUATED = 4  # batches of held-out rows at most
 
 
-class Observer:
-    """Of one executor. Call it after every action."""
+class Observer(Attendant):
+    """Records one executor's values after every action."""
 
     def __init__(self, executor: Executor, recorder: RecordWriter) -> None:
         self._executor, self._recorder = executor, recorder
@@ -70,7 +71,7 @@ class Observer:
             if not any(True for _ in module.children()):
                 module.register_forward_hook(partial(self._activation, name))
 
-    def __call__(self, action: actions.Action, state: StepState) -> None:
+    def after_action(self, action: actions.Action, state: StepState) -> None:
         look = self._after.get(type(action))
         if look is not None:
             look(state)

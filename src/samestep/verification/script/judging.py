@@ -122,5 +122,9 @@ def standing(one: ObservedWorker) -> str:
     if one.inside and one.collectives:
         return said(one.collectives[-1])
     lines = [line.strip() for line in one.stack.splitlines() if line.strip().startswith("File")]
-    own = [line for line in lines if "/torch/" not in line and "samestep/proof" not in line and "<frozen" not in line]
+    own = [
+        line
+        for line in lines
+        if "/torch/" not in line and "samestep/verification" not in line and "<frozen" not in line
+    ]
     return (own or lines or ["a place that left no stack"])[0]
