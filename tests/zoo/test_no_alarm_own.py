@@ -38,9 +38,10 @@ def marks(file: str, function: str, options: dict[str, Any]) -> list[pytest.Mark
 
 
 @pytest.mark.parametrize(
-    ("file", "function", "options"), [pytest.param(*case, marks=marks(*case)) for case in RIGHT], ids=[f"{f} {n} {o['plan']} {o.get('assign', o.get('workers'))}"
-                                                 for f, n, o in RIGHT]
-)  # fmt: skip
+    ("file", "function", "options"),
+    [pytest.param(*case, marks=marks(*case)) for case in RIGHT],
+    ids=[f"{f} {n} {o['plan']} {o.get('assign', o.get('workers'))}" for f, n, o in RIGHT],
+)
 def test_no_alarm(file: str, function: str, options: dict[str, Any], launcher: Launcher) -> None:
     verdict = samestep.verify(f"{TESTS / 'jobs' / file}.py:{function}", steps=2, launcher=launcher, **options)
     assert verdict.is_same, verdict.text()
