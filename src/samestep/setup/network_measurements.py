@@ -26,7 +26,7 @@ from samestep.parallel.cutting.slices import outputs_of
 from samestep.parallel.demand.footprint import state_per_element
 from samestep.parallel.execution.bundles import HEAD
 from samestep.parallel.execution.network import untouched_buffers
-from samestep.parallel.gradients.sharded_update import is_elementwise
+from samestep.parallel.gradients.job_optimizer import is_elementwise
 from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
 from samestep.setup.laid_out_model import LaidOutModel, hollow
 from samestep.setup.named_plans import (
