@@ -11,16 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from samestep.numerics.mixing import mixed_bits
+
 Rows = NDArray[np.int64]
 AT_ONCE = 1 << 18  # rows
-
-
-def hashes(rows: Rows, key: int) -> NDArray[np.uint64]:
-    """64 well mixed bits for every row (splitmix64's last steps)."""
-    mixed = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
-    mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ mixed >> np.uint64(31)
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ class Balance:
 def balance(rows: Rows, key: int) -> Balance:
     """In parts, since hashing takes several times the memory of its rows."""
     parts = (rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE))
-    return Balance(len(rows), sum(int(hashes(part, key).sum(dtype=np.uint64)) for part in parts) % 2**64)
+    return Balance(len(rows), sum(int(mixed_bits(part, key).sum(dtype=np.uint64)) for part in parts) % 2**64)
 
 
 def demanded(num_rows: int, left_out: Rows, key: int) -> Balance:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from samestep.diagnose.trace_medians import COMMUNICATE, TraceMedians
 from samestep.plan.prediction import Prediction
+from samestep.planner.search.greedy_shares import greedy_shares
 
 LEAST = 0.1  # of a step: what is less is not worth a line
 MOST_LINES = 2
@@ -61,15 +62,15 @@ def uneven(seen: TraceMedians) -> Advice | None:
 
 
 def shares(costs: Sequence[float], shards: int) -> tuple[int, ...]:
-    """One shard after the other to the worker that is done with it first; everyone gets at least one.
+    """Shards of each worker by the greedy rule; every worker gets at least one.
 
     costs: seconds per shard, per worker.
     """
-    counts = [1] * len(costs)
-    for _ in range(shards - len(costs)):
-        first = min(range(len(costs)), key=lambda rank: costs[rank] * (counts[rank] + 1))
-        counts[first] += 1
-    return tuple(counts)
+
+    def finishing(cost: float) -> Callable[[int], float]:
+        return lambda more: cost * (1 + more)
+
+    return tuple(1 + more for more in greedy_shares(shards - len(costs), list(map(finishing, costs))))
 
 
 def cuts(seen: TraceMedians) -> Advice | None:

@@ -11,7 +11,6 @@ told apart: only that takes a network's time.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from samestep.numerics import random_streams
 from samestep.numerics.reduction_tree import local_plan
@@ -128,10 +127,8 @@ def _sum_bytes(
 
 
 def _worker_of(plan: Plan, stage: int, shard: int) -> int:
-    ranks = chain.from_iterable(
-        [w] * n for w, n in zip(plan.stages[stage].workers, plan.stages[stage].assign, strict=True)
-    )
-    return list(ranks)[shard]
+    held = plan.stages[stage].shards_by_worker(plan.numerics.shards)
+    return next(worker for worker, own in held.items() if shard in own)
 
 
 def _crossing_bytes(structure: Cut, stage: int, scale: float) -> int:

@@ -9,8 +9,6 @@ from samestep.parallel.execution.executor import Executor, StepState
 from samestep.parallel.execution.local_executor import LocalExecutor
 from samestep.schedule import actions
 from samestep.schedule.actions import Schedule
-from samestep.schedule.orders.written import written_order
-from samestep.schedule.passes import schedule_of
 from samestep.sync.staleness import steps_stale
 from samestep.trace.timesheet import Timesheet
 
@@ -61,16 +59,8 @@ def routine(executor: Executor, rows: int, number: int) -> tuple[list[int], Sche
         sizes = [len(part) for part in shard_rows(rows, num_shards)]
         return sizes, executor.schedule(number, num_shards)
     grid = plan.grid(num_shards, executor.sliced)
-    schedule = schedule_of(
-        grid,
-        plan.order if isinstance(plan.order, str) else written_order(plan.order, grid, plan.numerics.shards),
-        executor.transport.rank,
-        depth=plan.depth,
-        clip=executor.clip_grad_norm is not None,
-        lockstep=plan.numerics.sync_batchnorm,
-        stale=steps_stale(plan),
-        filling=filling,
-    )
+    clip, stale = executor.clip_grad_norm is not None, steps_stale(plan)
+    schedule = plan.schedule(grid, executor.transport.rank, clip=clip, stale=stale, filling=filling)
     executor.routines[rows, filling] = [len(part) for part in shard_rows(rows, num_shards)], schedule
     return executor.routines[rows, filling]
 
