@@ -11,7 +11,7 @@ from samestep.schedule.actions import (
     Reduce,
     Send,
 )
-from samestep.trace.ring import Event
+from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import WorkerTrace
 from traces import trace
 

@@ -48,11 +48,11 @@ from samestep.schedule.stale_steps import check_overlapped, set_of
 from samestep.sync.staleness import (
     Bound,
     check_stale,
+    relative_distance,
     sample,
     steps_stale,
     version_at,
 )
-from samestep.sync.staleness import distance as moved
 from thread_hosts import on
 
 JOBS = Path(jobs.__file__)
@@ -334,8 +334,8 @@ def test_what_parameters_are_apart_is_measured_on_a_sample_that_nobody_deals_out
     assert found[64:128].equal(flat[32_768:32_832].double())
     assert found[128:192].equal(flat[65_536:65_600].double())
     assert len(found) == 3 * 64 + 3
-    assert moved(torch.tensor([3.0, 0.0]), torch.tensor([3.0, 4.0])) == pytest.approx(4 / 5)
-    assert (moved(small, small), moved(torch.ones(2), torch.zeros(2))) == (0.0, math.inf)
+    assert relative_distance(torch.tensor([3.0, 0.0]), torch.tensor([3.0, 4.0])) == pytest.approx(4 / 5)
+    assert (relative_distance(small, small), relative_distance(torch.ones(2), torch.zeros(2))) == (0.0, math.inf)
 
 
 def test_the_divergence_is_that_of_plain_training(small: Train) -> None:
@@ -347,7 +347,7 @@ def test_the_divergence_is_that_of_plain_training(small: Train) -> None:
         assert made == updates
         versions.append(torch.cat([param.detach().reshape(-1)[:64].double() for param in model.parameters()]))
     pairs = [(versions[version_at(k, 2)], versions[k]) for k in range(len(versions)) if k >= 0]
-    assert found.sync["divergence"] == pytest.approx(max(moved(old, new) for old, new in pairs), rel=1e-3)
+    assert found.sync["divergence"] == pytest.approx(max(relative_distance(old, new) for old, new in pairs), rel=1e-3)
 
 
 # Its schedules

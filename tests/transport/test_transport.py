@@ -19,7 +19,7 @@ import torch
 import transport_exam as exam
 
 from samestep.launch.environment import PINNED
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
 from samestep.transport.threads import ThreadFabric
 

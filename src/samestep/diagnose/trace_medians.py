@@ -16,7 +16,7 @@ from samestep.schedule.actions import (
     class_name,
 )
 from samestep.schedule.draw import COMPUTING
-from samestep.trace.ring import Event
+from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import WorkerTrace
 
 COMPUTE = tuple(class_name(kind) for kind in COMPUTING)

@@ -20,7 +20,7 @@ from samestep.schedule.actions import (
     class_name,
 )
 from samestep.schedule.simulator import MEETINGS
-from samestep.trace.ring import Event
+from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import WorkerTrace, message_of
 
 Member = tuple[int, Event]

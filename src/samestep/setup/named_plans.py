@@ -23,8 +23,9 @@ from samestep.parallel.cutting.cut import values_in
 from samestep.parallel.cutting.recorder import record
 from samestep.parallel.cutting.recording import Recording
 from samestep.parallel.cutting.slices import CONVOLUTIONS, outputs_of, why_not_sliced
-from samestep.parallel.execution.network import precision_of, untouched_buffers
+from samestep.parallel.execution.network import untouched_buffers
 from samestep.plan.plan import Stage, equal_shares, spell
+from samestep.system.device import precision_of
 
 DEFAULT_SLICES = 4
 

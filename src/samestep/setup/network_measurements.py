@@ -26,7 +26,7 @@ from samestep.parallel.cutting.recording import Recording
 from samestep.parallel.cutting.slices import outputs_of
 from samestep.parallel.demand.footprint import state_per_element
 from samestep.parallel.execution.bundles import HEAD
-from samestep.parallel.execution.network import precision_of, untouched_buffers
+from samestep.parallel.execution.network import untouched_buffers
 from samestep.parallel.gradients.sharded_update import is_elementwise
 from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
 from samestep.setup.laid_out_model import LaidOutModel, hollow
@@ -36,6 +36,7 @@ from samestep.setup.named_plans import (
     sliceable,
     work_of,
 )
+from samestep.system.device import precision_of
 
 
 def survey(job: Job, prepared: LaidOutModel, num_slices: int | None = None) -> Chain:

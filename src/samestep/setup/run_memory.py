@@ -9,7 +9,7 @@ from torch import Tensor
 from samestep.parallel.execution.buffers import buffer_starts
 from samestep.parallel.gradients.ownership import most_published, num_published
 from samestep.plan.plan import Plan
-from samestep.setup.laid_out_model import LaidOutModel, homes_of
+from samestep.setup.laid_out_model import LaidOutModel, ownership_of
 from samestep.sync.logical_workers import at_meetings
 from samestep.sync.staleness import steps_stale
 from samestep.system.device import move_rest
@@ -41,13 +41,13 @@ def share(
     for_any_deal: enough slots for any shares. What nobody touches takes no memory.
     """
     plan = at_meetings(plan)
-    layout, homes = prepared.layout, set(homes_of(prepared, plan))
+    layout, ownership = prepared.layout, set(ownership_of(prepared, plan))
     parameters = fabric.memory(layout.nbytes)
     for i, entry in layout.owners() if prepared.initial is None and fills else ():
         layout.view(parameters, i).copy_(entry.param.data)
     slots: list[list[Tensor]] = [[] for _ in range(plan.workers)]
     for rank in range(plan.workers) if near is None else near:
-        count = most_published(plan) if for_any_deal else num_published(plan, homes, rank)
+        count = most_published(plan) if for_any_deal else num_published(plan, ownership, rank)
         slots[rank] = [fabric.memory(layout.nbytes) for _ in range(count * (steps_stale(plan) + 1))]
     board = buffer_starts(list(prepared.model.buffers()))[-1]
     boards = [fabric.memory(board) for _ in range(plan.numerics.shards)]

@@ -9,7 +9,7 @@ from samestep.parallel.cutting.cut import Cut, cut
 from samestep.parallel.cutting.recorder import record
 from samestep.parallel.demand.activation_memory import _HeldByWorker, activations
 from samestep.parallel.demand.planned_step import PlannedStep
-from samestep.parallel.gradients.deferred import DeferredGradients, leaving
+from samestep.parallel.gradients.deferred import DeferredGradients, deferring
 from samestep.parallel.gradients.linear import write_weight_gradients_once
 from samestep.plan.plan import Plan, Stage
 from samestep.schedule.passes import schedule_of
@@ -88,7 +88,7 @@ def test_what_is_left_is_what_a_recording_counts() -> None:
     counted = [left for call in recording.calls for left in call.deferrable]
     write_weight_gradients_once(model, lambda param: lambda: None)
     later = DeferredGradients()
-    with leaving(later):
+    with deferring(later):
         model(x).sum().backward()
     weights = [makes[0].args for weight, makes in later._left.values() if weight.dim() == 2]  # type: ignore[attr-defined]
     assert sum(nbytes for _, nbytes in counted) == sum(rows.nbytes for rows, _, _ in weights)

@@ -15,8 +15,8 @@ from samestep.bench.contenders.contender_process import DoesNotApply
 from samestep.errors import Refused
 from samestep.job.job import Job
 from samestep.job.training_data import first_shard
-from samestep.parallel.execution.network import precision_of
 from samestep.setup.named_plans import pipeline_stages
+from samestep.system.device import precision_of
 from samestep.training.plain_loop import PlainUpdate, trainable
 
 PER_STAGE = 4  # microbatches: with 4 stages' worth of them, little of a step is waiting (Huang et al. 2019, 2.3)

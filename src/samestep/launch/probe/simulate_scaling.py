@@ -18,7 +18,6 @@ from samestep.parallel.lazy_init.lazy_replay import LazyModel, record_factory
 from samestep.planner.search.scaling import scaling
 from samestep.planner.search.scaling_curve import Scaling
 from samestep.planner.search.search import SearchSpace
-from samestep.sync.policy import EXACT
 
 
 def simulated(request: Request, counts: Sequence[int]) -> Scaling:
@@ -32,8 +31,8 @@ def simulated(request: Request, counts: Sequence[int]) -> Scaling:
     profile, cluster = costs_elsewhere(request, job, model, initial, chosen, cluster)
     freedom = SearchSpace(
         (),
-        may_slice=request.numerics.slices is not None and numerics.sync == EXACT,
-        may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT,
+        may_slice=request.numerics.slices is not None and numerics.policy is None,
+        may_cut=not numerics.sync_batchnorm and numerics.policy is None,
     )
     source = "described" if is_from_description(request, cluster) else "measured on this machine"
     return scaling(profile.chain, profile.costs, cluster, numerics, freedom, counts, source)

@@ -31,7 +31,6 @@ from samestep.setup.parallelize import divide, prepare
 from samestep.setup.plan_check import check_memory, checked, footprints
 from samestep.state.checkpoint import finished, read_description
 from samestep.sync.logical_workers import check_local
-from samestep.sync.policy import EXACT
 from samestep.sync.staleness import check_stale
 from samestep.system import heap
 
@@ -105,7 +104,7 @@ def rebalances(asked: Request, plan: Plan) -> bool:
         "the plan has stages or slices": bool(plan.stages),
         f"the codec {numerics.codec} keeps what it owes where the shards are": numerics.codec != "none",
         "shards that meet in synchronized batch normalization hide each worker's speed": numerics.sync_batchnorm,
-        f"workers agree by {numerics.sync}": numerics.sync != EXACT,
+        f"workers agree by {numerics.sync}": numerics.policy is not None,
         "workers hold parts of the model only": asked.planning.memory_limit is not None,
         "workers compute on GPUs": asked.planning.device != "cpu",
     }

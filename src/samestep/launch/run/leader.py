@@ -44,7 +44,7 @@ from samestep.system.processes import (
     num_threads,
 )
 from samestep.trace.whereabouts import SIZE
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
 
 
@@ -104,7 +104,7 @@ def fork_processes(run: WorkerRun, prepared: LaidOutModel) -> list[int]:
 
 def fork_threads(run: WorkerRun, prepared: LaidOutModel, pristine: nn.Module) -> list[int]:
     """One process, in which every worker is a thread with a model of its own."""
-    known = {} if prepared.way is None else prepared.way.known
+    known = {} if prepared.recipe is None else prepared.recipe.known
     copies = (prepare(run.job, copy.deepcopy(pristine)) for _ in range(1, run.plan.workers))
     models = [prepared, *(divide(run.job, run.plan, model, known) for model in copies)]
     fabric = ThreadHosts(run.hosts)

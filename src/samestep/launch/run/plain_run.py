@@ -21,8 +21,8 @@ from samestep.job.training_data import training_rows
 from samestep.launch.request.request import Request
 from samestep.launch.request.resolve import job_of, threads_of
 from samestep.numerics import random_streams
+from samestep.numerics.policy import EXACT
 from samestep.parallel.gradients.layout import dense, storage_order
-from samestep.sync.policy import EXACT
 from samestep.training.plain_loop import Loop, trainable
 from samestep.verification.job.observer import EVALUATED, stretches
 from samestep.verification.job.up_to_rounding import coupled

@@ -143,7 +143,7 @@ def candidate_plans(
 ) -> Iterator[Plan]:
     for workers in freedom.workers:
         here = cluster.first(workers)
-        if numerics.slices != "none" and not freedom.may_slice:
+        if numerics.slice_counts and not freedom.may_slice:
             yield from plans_as_sliced(chain, costs, here, numerics)
             continue
         if workers <= chain.shards:
@@ -210,9 +210,9 @@ def subsets(count: int) -> Iterator[frozenset[int]]:
 
 def plans_as_sliced(chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
     """The numerics say which layers are sliced. Raises PlanRefused when those were not measured so."""
-    wanted = dict(part.rpartition(":")[::2] for part in numerics.slices.split(","))
+    wanted = numerics.slice_counts
     own = [i for i, region in enumerate(chain.regions) if set(region.layers) <= set(wanted)]
-    covered = {layer: str(chain.regions[i].slices) for i in own for layer in chain.regions[i].layers}
+    covered = {layer: chain.regions[i].slices for i in own for layer in chain.regions[i].layers}
     if covered != wanted:
         strange = sorted(set(wanted.items()) ^ set(covered.items()))
         raise PlanRefused(

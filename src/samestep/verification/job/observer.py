@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from samestep.data.batches import tensors_in
 from samestep.numerics import random_streams
-from samestep.parallel.cutting.cut import Cut
 from samestep.parallel.execution.attendant import Attendant
 from samestep.parallel.execution.executor import Executor, StepState
 from samestep.parallel.gradients.layout import CHUNK, Piece, storage_order
@@ -62,9 +61,7 @@ class Observer(Attendant):
         self._forward, self._backward = executor.forward, executor.backward
         executor.forward = self._watched_forward  # type: ignore[method-assign]
         executor.backward = self._watched_backward  # type: ignore[method-assign]
-        if executor.network is not None:
-            self._record = executor.network.way.of
-            executor.network.way.of = self._unwatched  # type: ignore[method-assign]
+        executor.wrap_recording(self._unwatched)
         for name, module in executor.model.named_modules():
             if any(param is not None for param in module._parameters.values()):
                 module.register_forward_pre_hook(partial(self._weights_read, name))
@@ -94,8 +91,8 @@ class Observer(Attendant):
                     self._note("weights", f"{place} in forward", tensor_digest(param), shard)
 
     def _watched_backward(self, action: actions.Backward, state: StepState) -> None:
-        network, layout = self._executor.network, self._executor.layout
-        for i in range(len(layout.entries)) if network is None else network.entries[action.segment]:
+        layout = self._executor.layout
+        for i in self._executor.entries_in(action.segment):
             bits = tensor_digest(layout.entries[i].param)
             self._note("weights", f"{layout.entries[i].name} in backward", bits, action.shard)
         self._backward(action, state)
@@ -106,14 +103,14 @@ class Observer(Attendant):
             self._forward(action, state)
         finally:
             self._shard.reset(token)
-        if self._executor.network is None or self._executor.network.is_last(action.segment):
+        if self._executor.is_last(action.segment):
             self._note("random stream", "after forward", random_streams.pack(random_streams.leave()), action.shard)
 
-    def _unwatched(self, batch: Any) -> Cut:
+    def _unwatched(self, record: Callable[[Any], Any], batch: Any) -> Any:
         """A batch of a new shape has its forward recorded first, which is no shard's."""
         token = self._shard.set(None)
         try:
-            return self._record(batch)
+            return record(batch)
         finally:
             self._shard.reset(token)
 
