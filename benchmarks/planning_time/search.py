@@ -14,7 +14,7 @@ from samestep.plan.cluster import Cluster, Link
 from samestep.plan.machine import Host
 from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
 from samestep.planner.cost.roofline import roofline_costs
-from samestep.planner.search.search import SearchSpace, search
+from samestep.planner.search.search import PlanningProblem, SearchSpace, search
 
 PER_HOST = 8
 SIZES = [  # layers, workers, shards, different pairs of layers that may be sliced
@@ -67,7 +67,7 @@ def measured(layers: int, workers: int, shards: int, pairs: int) -> dict[str, ob
     laps = []
     for _ in range(3 if workers <= PER_HOST else 1):
         began = time.perf_counter()
-        found = search(net, costs, there, numerics, freedom)
+        found = search(PlanningProblem(net, costs, there, numerics), freedom)
         laps.append(time.perf_counter() - began)
     seconds = round(statistics.median(laps), 3)
     row: dict[str, object] = {"layers": layers, "workers": workers, "shards": shards, "pairs": pairs}
