@@ -112,12 +112,12 @@ def verify(
     if strange := sorted(set(options) - set(known)):
         raise JobRefused(f"verify has no option {', '.join(strange)}: it takes plan, assign, {', '.join(known)}")
     request = _request(job, settings, plan, options | {"assign": assign})
-    from samestep.launch.run.verify_run import verify as found_by  # imports torch
+    from samestep.launch.run.verify_run import verify_job  # imports torch
 
     if launcher is not None:
-        return found_by(request, launcher)
+        return verify_job(request, launcher)
     with Launcher() as own:
-        return found_by(request, own)
+        return verify_job(request, own)
 
 
 def _request(

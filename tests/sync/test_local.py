@@ -114,6 +114,7 @@ def test_a_restored_state_is_the_saved_one(train: Train, alone: Train, tmp_path:
         assert all(torch.equal(state[name], wanted[name]) for name in wanted), "and so is its mean"
 
 
+@pytest.mark.hosts
 def test_real_hosts_give_the_same_digest(train: Train, alone: Train) -> None:
     job = Path(__file__).parents[1] / "jobs" / "grids.py"
     try:

@@ -119,6 +119,7 @@ def test_workers_may_hold_their_parts_of_the_model_only(train: Train, alone: Tra
     assert found.digest == alone("gpt", sync="stale(1)").digest
 
 
+@pytest.mark.hosts
 def test_real_hosts_give_the_same_digest(train: Train, alone: Train) -> None:
     job = Path(__file__).parents[1] / "jobs" / "grids.py"
     try:

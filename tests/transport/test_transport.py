@@ -82,7 +82,7 @@ def in_processes() -> Iterator[Hall]:
         finally:
             hall.stdin.close()
             try:
-                hall.wait(timeout=10)
+                hall.wait(timeout=60)
             except subprocess.TimeoutExpired:  # a question hangs; its workers are of the hall's own session
                 os.killpg(hall.pid, signal.SIGKILL)
 

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from samestep.audit.blame import SETTINGS, Blame
-from samestep.audit.differences import differing, named, packed
+from samestep.audit.differences import differing, packed
 from samestep.audit.fingerprint import key_of
 from samestep.audit.memory_watch import Change, MemoryWatch, state_parts
 from samestep.audit.replay import Replay
@@ -31,6 +31,7 @@ from samestep.job.job import Job
 from samestep.parallel.execution.attendant import Attendant
 from samestep.parallel.execution.executor import Executor
 from samestep.parallel.execution.step import StepResult
+from samestep.plan.plan import workers_text
 from samestep.schedule import actions
 from samestep.setup.laid_out_model import LaidOutModel
 from samestep.state import snapshot
@@ -153,7 +154,7 @@ class Audit(Attendant):
         rank, hosts = self.executor.transport.rank, self.executor.transport.hosts
         near = [r for r, host in enumerate(hosts) if host == hosts[rank]]
         if found.name.startswith("parameter ") and len(near) > 1:
-            return f"in the memory of host {hosts[rank]}, which {named(near)} share"
+            return f"in the memory of host {hosts[rank]}, which {workers_text(near)} share"
         return f"worker {rank}, in its own copy"
 
     def after_restore(self, step: int, root: Path) -> None:

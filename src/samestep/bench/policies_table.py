@@ -1,4 +1,4 @@
-"""Sync policies side by side, as text."""
+"""A comparison of sync policies as text."""
 
 from collections.abc import Sequence
 

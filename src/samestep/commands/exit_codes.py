@@ -20,7 +20,7 @@ def show_error(error: SamestepError) -> None:
     """One line first, then one traceback, if there is any; once."""
     if error.is_shown:
         return
-    if not error.is_told:
+    if not error.is_repeated:
         print(f"samestep: {error}" if isinstance(error, Refused) else str(error), file=sys.stderr)
     if isinstance(error, WorkerError) and error.traceback:
         print("\n" + error.traceback.rstrip(), file=sys.stderr)

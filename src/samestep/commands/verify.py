@@ -77,12 +77,12 @@ def _job(job: str, settings: tuple[str, ...], given: dict[str, Any], *, as_json:
     others = world()
     if others is not None and others.size > 1:
         raise PlanRefused(f"verify starts its own workers, and {others.launcher} has started it: run it by itself")
-    from samestep.launch.run.verify_run import verify as found_by  # imports torch
+    from samestep.launch.run.verify_run import verify_job  # imports torch
 
     request = make_request(job, settings, given)
     say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
     with Launcher() as launcher:
-        verdict = found_by(request, launcher, say)
+        verdict = verify_job(request, launcher, say)
     print(verdict.text())
     if as_json:
         print_json(verdict.as_json())
@@ -93,7 +93,7 @@ def _script(
     script: Path, arguments: tuple[str, ...], given: dict[str, Any], alone: str | None, timeout: float | None, *,
     as_json: bool,
 ) -> bool:  # fmt: skip
-    from samestep.verification.script.script_runs import verify_script  # imports torch
+    from samestep.verification.script.verify_script import verify_script  # imports torch
 
     asked = FOR_SCRIPTS | {name: given[name] for name in FOR_SCRIPTS if given[name] is not None}
     reference = None if alone is None else shlex.split(alone)

@@ -5,7 +5,7 @@ model: each stage has its group of workers, deals out the shards among them anew
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -271,6 +271,11 @@ def slices_text(stages: Sequence[Stage]) -> str:
 def equal_shares(shards: int, workers: int) -> tuple[int, ...]:
     """As equal as can be, the larger shares first."""
     return tuple(shards // workers + (w < shards % workers) for w in range(workers))
+
+
+def workers_text(ranks: Collection[int]) -> str:
+    """`worker 2`, `workers 0, 1`."""
+    return f"worker{'s' * (len(ranks) > 1)} {', '.join(map(str, sorted(ranks)))}"
 
 
 def spell(assign: Sequence[int]) -> str:

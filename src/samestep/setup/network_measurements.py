@@ -21,7 +21,8 @@ from samestep.parallel.cutting.cut import (
     cut,
     parameters_of,
 )
-from samestep.parallel.cutting.recording import Recording, record
+from samestep.parallel.cutting.recorder import record
+from samestep.parallel.cutting.recording import Recording
 from samestep.parallel.cutting.slices import outputs_of
 from samestep.parallel.demand.footprint import state_per_element
 from samestep.parallel.execution.bundles import HEAD
@@ -141,7 +142,7 @@ def unit_of(name: str, found: Cut, number: int, model: nn.Module, work: float) -
     crossing = found.crossings[number - 1] if number else ()
     there, back = heads(len(crossing)) if number else (0, 0)
     params = {p: model.get_parameter(p) for call in segment.calls for p in parameters_of(call, model)}
-    kept = {storage for call in segment.calls for storage in call.keeps}
+    kept = {storage for call in segment.calls for storage in call.saved_storages}
     own = [call for call in segment.calls if call.what == name]
     shapes = " ".join(str(tuple(found.shapes[v])) for call in own for v in sorted(call.takes))
     kind = str(model.get_submodule(name)).partition("\n")[0] if name else "calls"

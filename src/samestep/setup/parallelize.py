@@ -25,7 +25,7 @@ from samestep.job.training_data import (
 )
 from samestep.numerics import random_streams
 from samestep.parallel.cutting.cut import Cut, check_stages
-from samestep.parallel.cutting.heads import slice_attention
+from samestep.parallel.cutting.sliced_attention import slice_attention
 from samestep.parallel.cutting.slices import (
     SlicedLayer,
     SlicedRegion,

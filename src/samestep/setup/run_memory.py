@@ -72,7 +72,7 @@ def groups_that_meet(prepared: LaidOutModel, plan: Plan) -> dict[tuple[int, ...]
     for segment in structure.segments if structure else ():
         if segment.region is not None and structure is not None:
             group = plan.stages[segment.stage].workers
-            values = {segment.region.takes, segment.region.makes, segment.region.joins}
+            values = {segment.region.takes, segment.region.makes, segment.region.column_output}
             nodes = max(prepared.sliced[segment.region.column].num_slices // 2, 1)
             largest = max(structure.nbytes.get(value, 0) for value in values)
             needed = plan.numerics.shards * (nodes * largest + 4096)

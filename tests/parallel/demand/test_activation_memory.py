@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from samestep.numerics.numerics import Numerics
 from samestep.parallel.cutting.cut import Cut, cut
-from samestep.parallel.cutting.recording import record
+from samestep.parallel.cutting.recorder import record
 from samestep.parallel.demand.activation_memory import _HeldByWorker, activations
 from samestep.parallel.demand.planned_step import PlannedStep
 from samestep.parallel.gradients.deferred import DeferredGradients, deferring
@@ -85,7 +85,7 @@ def test_what_is_left_is_what_a_recording_counts() -> None:
     """Of Linears inside a module that is called whole, too."""
     model, x = nn.Sequential(Model(), nn.Tanh()), torch.randn(ROWS, 100)
     recording = record(model, lambda m, b: m(b[0]).sum(), (x,), [], [])
-    counted = [left for call in recording.calls for left in call.later]
+    counted = [left for call in recording.calls for left in call.deferrable]
     write_weight_gradients_once(model, lambda param: lambda: None)
     later = DeferredGradients()
     with deferring(later):

@@ -24,7 +24,7 @@ from samestep.errors import JobRefused, SamestepError
 from samestep.job.job import Job
 from samestep.launch.environment import world
 from samestep.launch.failure import failure_event
-from samestep.launch.hosts.join_run import explained, gathered, join
+from samestep.launch.hosts.join_run import explain, gather, join
 from samestep.launch.hosts.membership import Membership, check_alike
 from samestep.launch.request.importing import call
 from samestep.launch.request.options import JobSource
@@ -40,13 +40,13 @@ from samestep.transport.transport import Transport
 
 
 class Trainer:
-    """One worker of a training whose loop is the user's.
+    """One worker of a training whose loop the user writes.
 
     job: a `Job`, or a function that makes one, called under the job's seed.
     options: of `samestep.train`: plan, shards, slices, assign, threads, numerics, codec, sync, steps, epochs, seed,
         checkpoint, resume, allow_nan, memory_limit, rebalance, audit, device, settings, stall; and timeout, seconds
         that workers wait for one another.
-    warnings: what differs from the checkpoint that training goes on from.
+    warnings: differences from the checkpoint that training goes on from.
 
     Every method must be called by all workers alike. Raises Refused when the job, plan or checkpoint cannot be run, or
     when the workers are not alike; TrainingFailed when training fails, naming who. So does every method that computes:
@@ -57,7 +57,7 @@ class Trainer:
         heap.keep_warm()
         found = world()
         request = request_for(job, plan, options)
-        self._membership: Membership = gathered(found, request)
+        self._membership: Membership = gather(found, request)
         check_alike(self._membership)
         if isinstance(job, Job):
             made = job
@@ -72,7 +72,7 @@ class Trainer:
         run = self._joined.run
         torch.set_num_threads(run.plan.numerics.threads)
         self._step_number = run.resumption.step if run.resumption else 0
-        self._part = weakref.finalize(self, part, self._membership, self._joined.transport)
+        self._leave = weakref.finalize(self, leave, self._membership, self._joined.transport)
         self.warnings: list[str] = []
         with self._explaining():
             self._training, _ = watched_training(
@@ -95,7 +95,7 @@ class Trainer:
 
     @property
     def size(self) -> int:
-        """How many workers there are."""
+        """Number of workers."""
         return self._joined.transport.size
 
     @property
@@ -104,12 +104,12 @@ class Trainer:
 
     @property
     def model(self) -> nn.Module:
-        """With a plan without stages and slices: the trained model, whole. Not to be changed."""
+        """The whole trained model, with a plan that has no stages and slices. Not to be changed."""
         return self._training.executor.model
 
     @property
     def step_number(self) -> int:
-        """Optimizer steps done."""
+        """Number of optimizer steps done."""
         return self._training.step_number
 
     @property
@@ -165,43 +165,43 @@ class Trainer:
             checkpoints.save(self._training, Path(folder), self._joined.run.request.run)
 
     def close(self) -> None:
-        """Let go of the other workers."""
-        self._part()
+        """Leave the other workers."""
+        self._leave()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not isinstance(error, SamestepError):
-            self._membership.say_end(f"{self._membership.name(self.rank)} failed: {type(error).__name__}: {error}")
-            self._part.detach()
+            self._membership.report_end(f"{self._membership.name(self.rank)} failed: {type(error).__name__}: {error}")
+            self._leave.detach()
             self._joined.transport.close()
         self.close()
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
-        """A failure names hosts and causes; the others are told."""
+        """A failure names hosts and causes, and is reported to the others."""
         try:
             yield
         except SamestepError as error:
             failure = failure_event(error, self.rank, self._step_number)
-            self._part.detach()
+            self._leave.detach()
             self._joined.transport.close()
             request = self._joined.run.request
             remove_unfinished(request.training.checkpoint, None, request.run)
-            raise explained(failure, self._membership) from None
+            raise explain(failure, self._membership) from None
         except BaseException as error:
             name = self._membership.name(self.rank)
-            self._membership.say_end(f"{name} failed at step {self._step_number}: {type(error).__name__}: {error}")
-            self._part.detach()
+            self._membership.report_end(f"{name} failed at step {self._step_number}: {type(error).__name__}: {error}")
+            self._leave.detach()
             self._joined.transport.close()
             raise
 
 
-def part(membership: Membership, transport: Transport) -> None:
-    """Let go of the others, and tell them so; called once, at the end of the process at the latest."""
+def leave(membership: Membership, transport: Transport) -> None:
+    """Leave the others and report it to them; called once, at the end of the process at the latest."""
     steps = transport.timesheet.whereabouts.done
-    membership.say_end(
+    membership.report_end(
         f"{membership.name(transport.rank)} has let go of its trainer, or come to the end of its script, after step "
         f"{steps}: every worker must make as many calls as the others"
     )
@@ -209,7 +209,7 @@ def part(membership: Membership, transport: Transport) -> None:
 
 
 def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[str, Any]) -> Request:
-    """Raises Refused for options that there are not, or that cannot be."""
+    """The request of a script's own loop. Raises Refused for unknown options and for values that cannot be."""
     known = ("shards", "slices", "assign", "threads", "numerics", "codec", "sync", "steps", "epochs", "seed", "resume",
              "checkpoint", "allow_nan", "memory_limit", "rebalance", "audit", "device", "settings",
              "timeout", "stall")  # fmt: skip

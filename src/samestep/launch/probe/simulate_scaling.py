@@ -14,7 +14,7 @@ from samestep.launch.probe.other_cluster import cluster_of, costs_elsewhere, is_
 from samestep.launch.request.request import Request
 from samestep.launch.request.resolve import job_of
 from samestep.numerics import random_streams
-from samestep.parallel.lazy_init.lazy_replay import LazyModel, record
+from samestep.parallel.lazy_init.lazy_replay import LazyModel, record_factory
 from samestep.planner.search.scaling import scaling
 from samestep.planner.search.scaling_curve import Scaling
 from samestep.planner.search.search import SearchSpace
@@ -43,7 +43,7 @@ def unmade(job: Job) -> LazyModel | None:
     if isinstance(job.model, nn.Module):
         return None
     try:
-        return record(job.build_model)
+        return record_factory(job.build_model)
     except JobRefused:
         random_streams.enter(job.seed, "model")
         return None

@@ -163,9 +163,7 @@ def _stages(
         return ()
     if asked.plan == "pipeline":
         if asked.assign is not None:
-            raise PlanRefused(
-                "--assign and --plan pipeline: the preset deals the shards out by itself; write a plan file"
-            )
+            raise PlanRefused("--assign and --plan pipeline: the preset assigns the shards itself; write a plan file")
         workers = min(asked.default_workers, shards) if asked.workers is None else asked.workers
         return pipeline_stages(job, model, shards, workers)
     stage = sliced_stage(asked.plan, job, model, shards, request.numerics.slices)

@@ -1,4 +1,4 @@
-"""From a request to everything that the workers of a run share: job, model, plan, checkpoint to go on from."""
+"""Build everything that the workers of a run share: job, model, plan, checkpoint to go on from."""
 
 import copy
 import mmap
@@ -23,7 +23,7 @@ from samestep.launch.request.resolve import (
 from samestep.launch.run.worker import EventSender, Resumption, WorkerRun
 from samestep.numerics import random_streams
 from samestep.parallel.gradients.job_optimizer import implementation
-from samestep.parallel.lazy_init.lazy_replay import LazyModel, record
+from samestep.parallel.lazy_init.lazy_replay import LazyModel, record_factory
 from samestep.plan.plan import Plan
 from samestep.planner.search.decision import Decision
 from samestep.setup.laid_out_model import LaidOutModel, hollow
@@ -42,10 +42,10 @@ def build(
     made: Job | None = None,
     decision: Decision | None = None,
 ) -> tuple[WorkerRun, LaidOutModel, nn.Module | None]:
-    """Everything that workers share; for threads also a copy of the model as it was first.
+    """Everything that workers share; for threads also a copy of the model in its first state.
 
-    hosts: the host of every worker, where a launcher has started them. made: a job that exists already. decision:
-    on the request's plan, where the planner made it.
+    hosts: the host of every worker, if a launcher has started them. made: a job that exists already. decision: the
+    planner's, if it has made the request's plan.
 
     Raises JobRefused or PlanRefused for what cannot be run.
     """
@@ -56,7 +56,7 @@ def build(
             f"--device {request.planning.device}: `samestep plan` and hosted workers look at the CPU only"
         )
     job, chosen = job_of(request, made)
-    if request.training.record is not None:  # looks at numbers
+    if request.training.record is not None:  # a record compares numbers only
         job = replace(job, callbacks=())
     random_streams.enter(job.seed, "model")
     initial = None if request.planning.memory_limit is None else recorded(job, request)
@@ -110,9 +110,9 @@ def rebalances(asked: Request, plan: Plan) -> bool:
     }
     why = next((reason for reason, holds in reasons.items() if holds), None)
     if asked.planning.rebalance == "on" and why is not None:
-        raise PlanRefused(f"--rebalance on: {why}, and shards are dealt anew only without that; leave it out")
-    is_dealt = asked.planning.assign is not None or asked.planning.plan_text is not None
-    return why is None and (asked.planning.rebalance == "on" or (asked.planning.rebalance is None and not is_dealt))
+        raise PlanRefused(f"--rebalance on: {why}, and shards are reassigned only without that; leave it out")
+    is_assigned = asked.planning.assign is not None or asked.planning.plan_text is not None
+    return why is None and (asked.planning.rebalance == "on" or (asked.planning.rebalance is None and not is_assigned))
 
 
 def recorded(job: Job, request: Request) -> LazyModel:
@@ -133,7 +133,7 @@ def recorded(job: Job, request: Request) -> LazyModel:
             )
     if request.planning.transport == "threads":
         raise PlanRefused("--memory-limit limits processes: leave --transport threads out")
-    return record(job.build_model)
+    return record_factory(job.build_model)
 
 
 def announcement(run: WorkerRun) -> dict[str, Any]:

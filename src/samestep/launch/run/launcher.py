@@ -1,4 +1,4 @@
-"""The command's side: start the fork server, ask it for runs, listen to what they tell.
+"""The command's side: start the fork server, ask it for runs, listen to their events.
 
 Needs no torch, so it costs a command almost nothing.
 """
@@ -28,7 +28,7 @@ SERVER = "import sys; sys.path.append(sys.argv[1]); from samestep.launch.run.for
 
 
 class RunDisplay(Protocol):
-    """Whoever shows a run to a person."""
+    """Display of a run for a person."""
 
     def see(self, event: Event, outcome: Outcome) -> None: ...
 
@@ -66,16 +66,16 @@ class Launcher:
         self._server.wait()
 
     def run(self, request: Request, watcher: RunDisplay | None = None) -> Report:
-        """Run to the end. Raises Refused, TrainingFailed or Interrupted; nothing is left behind."""
+        """Run to the end and leave nothing behind. Raises Refused, TrainingFailed or Interrupted."""
         return self._listen(request, watcher or Silent()).conclude()
 
     def outline(self, request: Request) -> dict[str, Any]:
-        """The fields of the `Outline` of the plan that would be run. Raises Refused."""
+        """Fields of the `PlanSummary` of the plan that would be run. Raises Refused."""
         found: dict[str, Any] = self._ask(request.but(mode=Mode.OUTLINE))
         return found
 
     def profile(self, request: Request) -> str | None:
-        """The text of the job's profile on this host; None where no plan is looked for. Raises Refused."""
+        """Text of the job's profile on this host; None where no plan is searched. Raises Refused."""
         found: str | None = self._ask(request.but(mode=Mode.PROFILE))
         return found
 
@@ -90,7 +90,7 @@ class Launcher:
         return found
 
     def plain(self, request: Request) -> dict[str, Any]:
-        """The fields of the `PlainFacts` of a job, whose plain steps are then noted in `request.training.record`."""
+        """The fields of the `PlainFacts` of a job, whose plain steps are recorded in the request's `record` folder."""
         found: dict[str, Any] = self._ask(request.but(mode=Mode.PLAIN))
         return found
 

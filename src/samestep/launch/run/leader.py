@@ -1,7 +1,7 @@
 """The leader of a run: builds the job once, forks the workers, watches over them.
 
-It decides nothing about training. When a worker is gone before its end, or the command is, it kills
-what is left and removes what was half-written.
+It decides nothing about training. When a worker ends early, or the command does, it kills the others and removes
+what was half-written.
 """
 
 import copy
@@ -49,7 +49,7 @@ from samestep.transport.thread_hosts import ThreadHosts
 
 
 def lead(message: dict[str, Any], events: socket.socket) -> int:
-    """Do what a request message asks for; returns the leader's exit status."""
+    """Train or answer, as a request message asks; returns the leader's exit status."""
     request = Request.from_json(message)
     try:
         if request.mode is not Mode.TRAIN:
@@ -61,7 +61,7 @@ def lead(message: dict[str, Any], events: socket.socket) -> int:
     except BaseException as error:  # noqa: BLE001 - reported to the command, whatever it is
         wire.send(events, failure_event(error, None, None))
         return 1
-    watch(workers, run, events)
+    watch_workers(workers, run, events)
     return 0
 
 
@@ -94,7 +94,7 @@ def fork_processes(run: WorkerRun, prepared: LaidOutModel) -> list[int]:
     shared = share(prepared, run.plan, fabric, for_any_deal=run.rebalances)
     bind(prepared, shared)
     if run.request.training.stall:
-        run.seen = mmap.mmap(-1, SIZE * run.plan.workers)
+        run.whereabouts = mmap.mmap(-1, SIZE * run.plan.workers)
         run.stacks = [os.memfd_create("samestep-stacks") for _ in range(run.plan.workers)]
     heap.before_fork()
     workers = [fork(partial(run_worker, run, rank, prepared, shared, fabric)) for rank in range(run.plan.workers)]
@@ -119,7 +119,7 @@ def fork_threads(run: WorkerRun, prepared: LaidOutModel, pristine: nn.Module) ->
 
 
 @dataclass
-class Watched:
+class WatchedProcess:
     """One worker process; `rank` is None when all workers are threads of it."""
 
     rank: int | None
@@ -127,27 +127,29 @@ class Watched:
     pidfd: int
 
 
-def watch(pids: list[int], run: WorkerRun, events: socket.socket) -> None:
-    """Until every worker is gone; kill the others when one fails, all when the command is gone.
+def watch_workers(pids: list[int], run: WorkerRun, events: socket.socket) -> None:
+    """Wait until every worker has ended; kill the others when one fails, all when the command is gone.
 
-    A worker that only lost a peer is no reason to kill: the peer's own end tells the cause, and may
-    come to our ears later.
+    A worker that only lost a peer is no reason to kill: the peer's own end shows the cause, and may
+    be seen later.
     """
     threads = run.plan.transport == "threads"
-    alive = {(fd := os.pidfd_open(pid)): Watched(None if threads else rank, pid, fd) for rank, pid in enumerate(pids)}
-    watched = watch_for_stalls(run, pids)
+    alive = {
+        (fd := os.pidfd_open(pid)): WatchedProcess(None if threads else rank, pid, fd) for rank, pid in enumerate(pids)
+    }
+    stalls = stall_watch(run, pids)
     listening = True
     killed = False
     while alive:
-        patience = None if watched is None or killed else watched.due_in()
+        patience = None if stalls is None or killed else stalls.due_in()
         ready, _, _ = select.select([*alive, *([events.fileno()] if listening else [])], [], [], patience)
         for worker in [alive.pop(fd) for fd in ready if fd in alive]:
             _, status = os.waitpid(worker.pid, 0)
             os.close(worker.pidfd)
-            if watched is not None and worker.rank is not None:
-                watched.forget(worker.rank)
+            if stalls is not None and worker.rank is not None:
+                stalls.forget(worker.rank)
             if not killed:
-                _tell_end(worker, status, run, watched)
+                _report_end(worker, status, run, stalls)
                 killed = status != 0 and os.waitstatus_to_exitcode(status) != LOST_A_PEER
         if listening and events.fileno() in ready:
             command, _ = wire.receive(events)
@@ -156,44 +158,44 @@ def watch(pids: list[int], run: WorkerRun, events: socket.socket) -> None:
                 _send_all(alive, signal.SIGTERM)
             else:
                 killed = True
-        if watched is not None and not killed and not watched.due_in():
+        if stalls is not None and not killed and not stalls.due_in():
             try:
-                killed = tell_stalls(watched, run)
-            except (OSError, ValueError, IndexError) as error:  # of whatever /proc says: no reason to end a run
-                run.tell("warning", text=f"nobody looks for stalls any more: {type(error).__name__}: {error}")
-                watched = None
+                killed = report_stalls(stalls, run)
+            except (OSError, ValueError, IndexError) as error:  # from reading /proc: no reason to end a run
+                run.report("warning", text=f"stalls are not watched any more: {type(error).__name__}: {error}")
+                stalls = None
         if killed:
             _send_all(alive, signal.SIGKILL)
     remove_unfinished(run.request.training.checkpoint, run.request.training.save, run.request.run)
 
 
-def watch_for_stalls(run: WorkerRun, pids: list[int]) -> StallWatch | None:
-    """None where nobody looks: threads take turns by a baton, which does not stall."""
-    if run.seen is None:
+def stall_watch(run: WorkerRun, pids: list[int]) -> StallWatch | None:
+    """A watch for stalls; None where none is asked for, and for threads, which take turns by a baton."""
+    if run.whereabouts is None:
         return None
     members = [Member(rank, rank, pid, run.stacks[rank], f"worker {rank}") for rank, pid in enumerate(pids)]
-    return StallWatch(run.seen, members, run.request.training.stall, run.request.run)
+    return StallWatch(run.whereabouts, members, run.request.training.stall, run.request.run)
 
 
-def tell_stalls(watched: StallWatch, run: WorkerRun) -> bool:
-    """Whether the run is to end, because no waiting helps. Raises OSError where the kernel does not let one look."""
+def report_stalls(stalls: StallWatch, run: WorkerRun) -> bool:
+    """Report stalls. Returns whether the run must end, because no waiting helps. Raises OSError from /proc."""
     ends = False
-    for text, stall in watched.look():
+    for text, stall in stalls.look():
         certain = stall is not None and stall.is_certain
-        run.tell("stall", text=text, kind=None if stall is None else stall.kind, ends=certain)
+        run.report("stall", text=text, kind=None if stall is None else stall.kind, ends=certain)
         ends |= certain
     return ends
 
 
-def _tell_end(worker: Watched, status: int, run: WorkerRun, watched: StallWatch | None) -> None:
-    """How a process ended that was not told to; the command knows whether it had said why."""
+def _report_end(worker: WatchedProcess, status: int, run: WorkerRun, stalls: StallWatch | None) -> None:
+    """Report how a worker ended by itself; the command knows whether the worker has reported why."""
     step = min(run.done) if worker.rank is None else run.done[worker.rank]
     code, memory = os.waitstatus_to_exitcode(status), False
-    if code == -signal.SIGKILL and worker.rank is not None and watched is not None:
-        memory = watched.ran_out_of_memory(worker.rank)
-    run.tell("gone", rank=worker.rank, code=code, step=step, memory=memory)
+    if code == -signal.SIGKILL and worker.rank is not None and stalls is not None:
+        memory = stalls.ran_out_of_memory(worker.rank)
+    run.report("gone", rank=worker.rank, code=code, step=step, memory=memory)
 
 
-def _send_all(alive: dict[int, Watched], number: signal.Signals) -> None:
+def _send_all(alive: dict[int, WatchedProcess], number: signal.Signals) -> None:
     for worker in alive.values():
         os.kill(worker.pid, number)

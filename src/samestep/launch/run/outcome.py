@@ -1,7 +1,7 @@
-"""What became of a run, from its events alone: no processes, no sockets, no printing.
+"""The outcome of a run, from its events alone: no processes, no sockets, no printing.
 
 Events come in any order that races allow. The first error that is not the consequence of another one
-is the cause; workers that merely lost a peer are folded away.
+is the cause; errors of workers that merely lost a peer are left out.
 """
 
 import signal
@@ -39,7 +39,7 @@ class Outcome:
     answer_file: int | None = None
 
     def take(self, event: Event, files: list[int]) -> None:
-        """Note one event."""
+        """Add one event."""
         match event["event"]:
             case "plan":
                 self.plan, self.step = event, event["first_step"]
@@ -130,7 +130,7 @@ class Outcome:
         return f"stopped after step {self.finished['step']}, without a checkpoint (--checkpoint DIR writes one)"
 
     def _left_early(self, end: Event) -> bool:
-        """Whether a process ended without having said that it was done, or why not."""
+        """Whether a process ended without a report that it was done, or why not."""
         if end["rank"] is None:  # all workers are threads of it
             return self.finished is None and not self.failures
         done = end["rank"] in self.times and (end["rank"] != 0 or self.finished is not None)

@@ -19,12 +19,8 @@ from samestep.errors import JobRefused
 from samestep.job.objective import Objective, ShardLoss
 from samestep.numerics import random_streams
 from samestep.parallel.cutting.cut import Cut, Segment, cut
-from samestep.parallel.cutting.recording import (
-    Value,
-    batch_tensors,
-    record,
-    signature,
-)
+from samestep.parallel.cutting.recorder import record
+from samestep.parallel.cutting.recording import Value, batch_tensors, signature
 from samestep.parallel.cutting.slices import SlicedRegion
 from samestep.parallel.execution.bundles import Bundles, Name
 from samestep.parallel.execution.cell import Cell, Gradients
@@ -53,7 +49,7 @@ class Passage:
 
     def keep(self, number: int) -> None:
         """Forget the values that nothing after segment `number` wants."""
-        keeps = self.cut.keeps(number)
+        keeps = self.cut.needed_after(number)
         self.values = {v: t for v, t in self.values.items() if v in keeps or v < self.cut.num_inputs}
 
 
@@ -78,7 +74,7 @@ class CutRecipe:
             random_streams.resume(here)
             found = cut(recording, self.model, 1 + len(self.starts), self.sliced)
             first = next(iter(self.known.values()), found)
-            if not found.same_way(first):
+            if not found.has_same_segments(first):
                 raise JobRefused(
                     f"forward takes another way through the layers for a batch of {name} than for the first batch: "
                     "a cut forward needs one way for all; use --plan data, or make forward the same for all shapes"
