@@ -1,4 +1,4 @@
-"""A small job whose callback notes which code of samestep each step of worker 0 enters."""
+"""A small job whose callback notes which code of samestep the steps of worker 0 enter."""
 
 import json
 import sys
@@ -14,26 +14,30 @@ import samestep
 
 SRC = Path(samestep.__file__).parent
 BATCHES = 40  # per epoch; no step has both an audit, every 32 steps, and an epoch's end
-BATCH, WIDTH = 8, 512  # rows, inputs: with more rows or fewer weights, audits look at memory in every step
 EVERY = 4  # steps of which one is traced: such a step takes longer, and a worker that is slow for long loses shards
+WATCH = str(SRC / "audit" / "memory_watch.py")
 
 
 class StepTraces:
-    """The functions that calls of `Training.step` enter; written to a file when the run ends."""
+    """The functions that calls of `Training.step` enter; written to a file when the run ends.
+
+    What audits do to watch memory at rest is kept apart: how often they do depends on how busy the machine is.
+    """
 
     def __init__(self, file: str) -> None:
         self._file = Path(file)
-        self._outermost: FrameType | None = None  # of the step under way
+        self._step: FrameType | None = None  # of the step under way
+        self._watch: FrameType | None = None  # inside it, of the watch under way
         self._entered: set[CodeType] = set()
-        self._steps: dict[int, list[tuple[str, str]]] = {}
+        self._watched: set[CodeType] = set()
+        self._steps: dict[int, dict[str, list[tuple[str, str]]]] = {}
 
     def __call__(self, step: int, loss: float, metrics: Mapping[str, float]) -> None:
         """The job's callback: called after every step."""
         sys.setprofile(self._note if (step + 2) % EVERY == 0 else None)
         if self._entered:
-            found = {(str(Path(code.co_filename).relative_to(SRC)), code.co_qualname) for code in self._entered}
-            self._steps[step] = sorted(found)
-        self._entered = set()
+            self._steps[step] = {"entered": named(self._entered), "watched": named(self._watched)}
+        self._entered, self._watched = set(), set()
 
     def close(self) -> None:
         sys.setprofile(None)
@@ -41,24 +45,32 @@ class StepTraces:
 
     def _note(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if event == "call" and self._outermost is None and code.co_qualname == "Training.step":
-            self._outermost = frame
-        if event == "call" and self._outermost is not None and code.co_filename.startswith(str(SRC)):
-            self._entered.add(code)
-        if event == "return" and frame is self._outermost:
-            self._outermost = None
+        if event == "call":
+            if self._step is None and code.co_qualname == "Training.step":
+                self._step = frame
+            if self._step is not None and self._watch is None and code.co_filename == WATCH:
+                self._watch = frame
+            if self._step is not None and code.co_filename.startswith(str(SRC)):
+                (self._entered if self._watch is None else self._watched).add(code)
+        elif event == "return":
+            self._step = None if frame is self._step else self._step
+            self._watch = None if frame is self._watch else self._watch
+
+
+def named(entered: set[CodeType]) -> list[tuple[str, str]]:
+    """Files, below samestep, and functions."""
+    return sorted({(str(Path(code.co_filename).relative_to(SRC)), code.co_qualname) for code in entered})
 
 
 def job(file: str) -> samestep.Job:
     """file: gets the functions of each step, as JSON."""
-    x = torch.randn(BATCHES * BATCH, WIDTH)
+    x = torch.randn(BATCHES * 64, 16)
     return samestep.Job(
-        model=lambda: nn.Sequential(nn.Linear(WIDTH, 2048), nn.ReLU(), nn.Linear(2048, 4)),
+        model=lambda: nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4)),
         loss=nn.CrossEntropyLoss(),
         optimizer=lambda params: torch.optim.SGD(params, 0.05, momentum=0.9),
         data=(x, (x.sum(1) > 0).long()),
-        batch_size=BATCH,
-        shards=4,
+        batch_size=64,
         epochs=2,
         callbacks=[StepTraces(file)],
     )

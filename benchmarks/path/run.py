@@ -23,16 +23,20 @@ FOLDER = Path(__file__).resolve().parent
 SRC = Path(samestep.__file__).parent
 JOURNEY = FOLDER.parents[1] / "docs" / "journey.md"
 FIRST = 10  # steps that are left out: the audit measures in them what it may cost
+REASSIGNS = ["training/drift.py", "Drift._take"]
 
 Entered = dict[str, set[str]]  # the functions that were entered, by file
 
 
 @dataclass(frozen=True)
 class StepPath:
-    """What steps of worker 0 enter, by their kind: all functions that any step of it enters."""
+    """The functions that steps of worker 0 enter, by the kind of step.
+
+    watched: in the watch over memory at rest, which an ordinary step may have or not.
+    """
 
     ordinary: Entered
-    watched: Entered  # steps before which, or in which, memory at rest is looked at
+    watched: Entered
     audited: Entered
     epochs_end: Entered
 
@@ -42,27 +46,19 @@ def traced(launcher: Launcher | None = None) -> StepPath:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "steps.json"
         samestep.train(f"{FOLDER / 'job.py'}:job", workers=2, settings={"file": str(file)}, launcher=launcher)
-        steps = {int(step): joined([entered]) for step, entered in json.loads(file.read_text()).items()}
-    steps = {
-        step: entered for step, entered in steps.items() if step >= FIRST and "setup/parallelize.py" not in entered
-    }
-    audited = {step for step in steps if (step + 1) % AUDIT_EVERY == 0}
-    ends = {step for step in steps if (step + 1) % BATCHES == 0}
-    watched = {step for step in steps if "audit/memory_watch.py" in steps[step]} - audited - ends
-    kinds = (set(steps) - audited - ends - watched, watched, audited, ends)
-    return StepPath(*(joined(flat(steps[step]) for step in sorted(kind)) for kind in kinds))
+        steps = {int(step): own for step, own in json.loads(file.read_text()).items() if int(step) >= FIRST}
+    steps = {step: own for step, own in steps.items() if REASSIGNS not in own["entered"]}
+    audited = [own["entered"] for step, own in steps.items() if (step + 1) % AUDIT_EVERY == 0]
+    ends = [own["entered"] for step, own in steps.items() if (step + 1) % BATCHES == 0]
+    others = [own["entered"] for own in steps.values() if own["entered"] not in (*audited, *ends)]
+    return StepPath(joined(others), joined(own["watched"] for own in steps.values()), joined(audited), joined(ends))
 
 
 def joined(steps: Iterable[Iterable[tuple[str, str]]]) -> Entered:
     found: Entered = {}
-    for step in steps:
-        for file, function in step:
-            found.setdefault(file, set()).add(function)
+    for file, function in (one for step in steps for one in step):
+        found.setdefault(file, set()).add(function)
     return found
-
-
-def flat(entered: Entered) -> list[tuple[str, str]]:
-    return [(file, function) for file, functions in entered.items() for function in functions]
 
 
 def lines_of(file: str) -> int:
@@ -89,7 +85,9 @@ def main() -> None:
     print(f"to be read: {len(read)} files, {sum(map(lines_of, read))} lines")
     others = {"a watched step": path.watched, "an audit": path.audited, "an epoch's end": path.epochs_end}
     for kind, entered in others.items():
-        print(f"{kind} adds {', '.join(sorted(set(entered) - set(path.ordinary))) or 'no file'}")
+        files = sorted(set(entered) - set(path.ordinary))
+        more = {name for file in entered for name in entered[file] - path.ordinary.get(file, set())}
+        print(f"{kind} adds {len(files)} files ({', '.join(files)}) and {len(more)} functions")
 
 
 if __name__ == "__main__":
