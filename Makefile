@@ -4,16 +4,32 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test format clean
+.PHONY: train test test-all test-rest mutations format clean
 
 train: $(READY)
 	$(BIN)/python examples/compare.py
 
+# Processes of pytest. Tests often wait for processes of their own, so that a third is of use on two cores.
+SIDE_BY_SIDE ?= 3
+PYTEST := $(BIN)/pytest --quiet --numprocesses $(SIDE_BY_SIDE) --dist worksteal
+
+# What every change has to pass, within minutes.
 test: $(READY)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	$(BIN)/pytest --quiet
+	$(PYTEST)
+
+# What `test` leaves out: the full matrices, and 200 examples of each property.
+test-rest: $(READY)
+	$(PYTEST) --thorough -m "slow or hypothesis"
+
+# Before an issue is called resolved.
+test-all: test test-rest
+
+# Breaks the code in 20 places; `make test` has to notice each.
+mutations: $(READY)
+	$(BIN)/python tests/mutations/run.py
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -15,8 +15,34 @@ from samestep.plan.plan import Plan
 
 GRIDS = Path(__file__).parent / "jobs" / "grids.py"
 
-settings.register_profile("samestep", deadline=None)  # a busy machine is no failure
-settings.load_profile("samestep")
+settings.register_profile("quick", deadline=None, max_examples=25)  # no deadline: a busy machine is no failure
+settings.register_profile("thorough", deadline=None, max_examples=200)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="run slow tests too, and 200 examples of each property")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("thorough" if config.getoption("--thorough") else "quick")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what tests need as far as their fixtures say it, and leave slow tests to `--thorough`."""
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        fixtures = set(getattr(item, "fixturenames", ())) - set(params)
+        starters = ("Command", "ByHand", "subprocess")
+        if "launcher" in fixtures or any(hasattr(getattr(item, "module", None), name) for name in starters):
+            item.add_marker(pytest.mark.processes)
+        if "hosts" in fixtures:
+            item.add_marker(pytest.mark.hosts)
+        if fixtures & {"group", "memory_group"}:
+            item.add_marker(pytest.mark.root)
+    if not config.getoption("--thorough"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

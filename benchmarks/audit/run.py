@@ -23,8 +23,10 @@ from models import MODELS, optimizer
 from rounds import WARM, machine, spread
 
 import samestep
+from samestep.audit.audit import Audit
 from samestep.audit.fingerprint import NARROW, WIDE, blocks
-from samestep.audit.ledger import Ledger
+from samestep.audit.ledger import Bookkeeping, Ledger
+from samestep.parallel.execution.attendant import Attendants
 
 SHARDS, EVER, EVERY = 4, 10**9, 32
 
@@ -48,28 +50,29 @@ def measure(model: str, rows: int, rounds: int, steps: int) -> None:
     """One worker's part; worker 0 prints."""
     with samestep.Trainer(job, settings={"model": model, "rows": rows}, audit=EVERY, rebalance="off") as trainer:
         training = trainer._training
-        executor, parts = training.executor, (training.audit, training.books)
+        attendants = {"with": training.attendants, "without": Attendants()}
+        audit = next((one for one in training.attendants if isinstance(one, Audit)), None)
+        books = next((one for one in training.attendants if isinstance(one, Bookkeeping)), None)
         seconds: dict[str, list[float]] = {"with": [], "without": []}
         watched = 0
         for number in range(rounds + 1):  # the first one warms up
             for name in sorted(seconds, reverse=bool(number % 2)):
-                training.audit, training.books = parts if name == "with" else (None, None)
-                executor.guard = parts[0].before if parts[0] is not None and name == "with" else None
-                if parts[0] is not None and name == "with":
-                    parts[0].forget(trainer.step_number)
-                    parts[0]._stepped_at = 0.0  # steps without it are no steps of its
-                if parts[1] is not None:
-                    parts[1]._first_step = trainer.step_number  # rows of steps without it are not in the books
-                    parts[1]._ledger = Ledger(parts[1]._key) if name == "with" else NoLedger()  # type: ignore[assignment]
+                training.attendants = attendants[name]
+                if audit is not None and name == "with":
+                    audit.after_restore(trainer.step_number, Path())
+                    audit._stepped_at = 0.0  # steps without it are no steps of its
+                if books is not None:
+                    books._first_step = trainer.step_number  # rows of steps without it are not in the books
+                    books._ledger = Ledger(books._key) if name == "with" else NoLedger()  # type: ignore[assignment]
                 for _ in range(WARM):
                     trainer.step()
-                before = 0 if parts[0] is None else parts[0].watched
+                before = 0 if audit is None else audit.watched
                 began = time.perf_counter()
                 for _ in range(steps):
                     trainer.step()
                 seconds[name].append((time.perf_counter() - began) / steps)
-                if parts[0] is not None and name == "with":
-                    watched += (parts[0].watched - before) * (number > 0)
+                if audit is not None and name == "with":
+                    watched += (audit.watched - before) * (number > 0)
         if trainer.rank == 0:
             report(model, rows, trainer.size, {n: own[1:] for n, own in seconds.items()}, watched / rounds / steps)
 

@@ -9,13 +9,12 @@ import argparse
 import json
 import sys
 import uuid
-from dataclasses import replace
 from pathlib import Path
 
-from samestep.bench.compare import compare
+from samestep.bench.comparison import compare
+from samestep.bench.comparison_table import comparison_table
 from samestep.bench.contenders.contender_spec import OURS
 from samestep.bench.contestants import Contestant, peers
-from samestep.bench.result_table import text_of
 from samestep.bench.rounds import TimeBudget
 from samestep.launch.environment import mkl_mode, physical_cores
 from samestep.launch.request.request import Request
@@ -27,7 +26,7 @@ WITHOUT = ("pp",)  # not asked for here; it splits few of these models
 
 
 def request_for(model: str) -> Request:
-    return Request(
+    return Request.of(
         run=uuid.uuid4().hex[:12], file=str(HERE.parent / "regret" / "job.py"), settings={"model": model, "shards": 0},
         default_workers=physical_cores(), plan_is_asked=True, folder=str(Path.cwd()), path=tuple(sys.path),
         mkl=mkl_mode(),
@@ -38,12 +37,12 @@ def run(model: str, seconds: float) -> dict[str, object]:
     request = request_for(model)
     with Launcher() as launcher:
         tuned = launcher.tuned(request)
-        request = replace(request, numerics=tuned["line"])
+        request = request.but(numerics=tuned["line"])
         pick = launcher.candidates(request)[0]
     ours = Contestant(f"{OURS} {pick['name']}", pick["plan"], pick["seconds"])
     others = [one for one in peers(physical_cores(), physical_cores()) if not one.name.startswith(WITHOUT)]
     verdict = compare([ours, *others], request, TimeBudget(seconds, None, None), say=lambda text: None)
-    print(f"**{model}**: {tuned['line']}\n\n{text_of(verdict)}\n", flush=True)
+    print(f"**{model}**: {tuned['line']}\n\n{comparison_table(verdict)}\n", flush=True)
     found = verdict.as_json()
     return {"model": model, "numerics": tuned["line"], "pick": pick["name"], "verdict": found}
 

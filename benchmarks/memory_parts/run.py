@@ -163,7 +163,7 @@ def measured(model: str, plan: str, shards: int) -> list[Usage]:
 
 def counted(model: str, plan: str, shards: int) -> list[dict[str, int]]:
     """Bytes per worker, by what for."""
-    request = Request(
+    request = Request.of(
         run=uuid.uuid4().hex[:12], file=__file__, function="job",
         settings={"model": model, "shards": shards, "folder": ""}, workers=2, default_workers=2, plan=plan,
         memory_limit=FAR, folder=str(Path.cwd()), path=tuple(sys.path),

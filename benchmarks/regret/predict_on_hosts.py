@@ -25,13 +25,13 @@ def main(model: str, shards: str, slices: str, file: str) -> None:
     if not is_pinned():
         start_again_pinned()
     from samestep.launch.hosts.agree_on_plan import decision_together
-    from samestep.launch.hosts.join_run import gathered, links_of
+    from samestep.launch.hosts.join_run import gather, links_of
 
-    request = Request(
+    request = Request.of(
         run=uuid.uuid4().hex[:12], file=str(FILE), settings={"model": model, "shards": int(shards)},
         slices=int(slices) or None, plan_is_asked=True, folder=str(Path.cwd()), path=tuple(sys.path), mkl=mkl_mode(),
     )  # fmt: skip
-    membership = gathered(world(), request)
+    membership = gather(world(), request)
     decision, _ = decision_together(membership, request, lambda: links_of(membership, request, "probe"))
     if membership.world.rank == 0:
         found = [

@@ -42,7 +42,7 @@ def predict(group: Group, hosts: Hosts | None, folder: Path) -> list[dict[str, A
         return candidates_on(hosts, group, folder)
     with Launcher() as launcher:
         return launcher.candidates(
-            Request(
+            Request.of(
                 run=uuid.uuid4().hex[:12], file=str(HERE / "job.py"), slices=group.slices, threads=group.threads,
                 settings={"model": group.model, "shards": group.shards}, default_workers=cores(group),
                 plan_is_asked=True, folder=str(Path.cwd()), path=tuple(sys.path), mkl=mkl_mode(),

@@ -20,9 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from hosts import Hosts
-from samestep.bench.policies_picture import svg_of
-from samestep.bench.policies_table import text_of
-from samestep.bench.policy_courses import Course, compared
+from samestep.bench.policies_picture import policies_picture
+from samestep.bench.policies_table import policies_table
+from samestep.bench.policy_comparison import Course, compare_courses
 
 HERE = Path(__file__).resolve().parent
 POLICIES = "exact local(16,workers=2) local(16) local(16,workers=2,outer=nesterov:1:0.4)"
@@ -93,8 +93,8 @@ def main() -> None:
                 found.append(course)
                 print(policy, "held out", course.held_out, flush=True)
     window = min(WINDOW, max(1, asked.steps // 4))
-    result = compared(found, asked.target_loss, window)
-    print(text_of(result))
+    result = compare_courses(found, asked.target_loss, window)
+    print(policies_table(result))
     exact = next(course for course in found if course.policy == "exact")
     for course in found:
         train = course.smoothed(window)[-1] / exact.smoothed(window)[-1] - 1
@@ -107,7 +107,7 @@ def main() -> None:
         rate = "one host" if asked.one_host else f"two hosts, {asked.rate}"
         text = json.dumps({**result.as_json(), "rate": rate, "steps": asked.steps, "sent": sent}, indent=1)
         (asked.out / "results.json").write_text(text + "\n")
-        (asked.out / "curves.svg").write_text(svg_of(result, f"A GPT of 3.3 M parameters, {rate}") + "\n")
+        (asked.out / "curves.svg").write_text(policies_picture(result, f"A GPT of 3.3 M parameters, {rate}") + "\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from models import MODELS, optimizer
 from rounds import WARM, machine, spread
 
 import samestep
-from samestep.trace.ring import Ring
+from samestep.trace.timesheet import Ring
 
 SHARDS, ROWS_PER_SHARD, EVER = 4, 2, 10**9  # rows: as few as a shard of an MLP can have and still be a batch
 

@@ -2,22 +2,18 @@
 
 import inspect
 import sys
-import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samestep.commands.options import guard_missing, split_job
 from samestep.errors import JobRefused, PlanRefused
 from samestep.job.report import Report
-from samestep.launch.environment import (
-    is_building,
-    mkl_mode,
-    physical_cores,
-    world,
-)
+from samestep.launch.environment import is_building, world
 from samestep.launch.request.lock_file import read_lock
-from samestep.launch.request.request import Request, plan_text
+from samestep.launch.request.options import OPTIONS, JobSource
+from samestep.launch.request.request import Request
 from samestep.launch.run.launcher import Launcher, RunDisplay
 from samestep.launch.run.progress import OnlyStalls
 from samestep.plan.plan import Plan
@@ -80,38 +76,8 @@ def train(
     Raises Refused when the job, plan or checkpoint cannot be run, TrainingFailed when training
     fails, Interrupted on Ctrl-C.
     """
-    request = _request(
-        job,
-        settings,
-        plan,
-        workers=workers,
-        shards=shards,
-        slices=slices,
-        memory_limit=memory_limit,
-        assign=_assign(assign),
-        hosts=None if hosts is None else tuple(hosts),
-        threads=threads,
-        transport=transport,
-        device=device,
-        profile=_absolute(profile),
-        numerics=numerics,
-        codec=codec,
-        sync=sync,
-        steps=steps,
-        epochs=epochs,
-        seed=seed,
-        save=_absolute(save),
-        checkpoint=_absolute(checkpoint),
-        every=every,
-        resume=resume,
-        rebalance=rebalance,
-        audit=audit,
-        allow_nan=allow_nan,
-        trace_steps=trace_steps,
-        stall=stall,
-        timeout=timeout,
-        want_weights=memory_limit is None,
-    )
+    options = {name: value for name, value in locals().items() if name in OPTIONS and name != "plan"}
+    request = _request(job, settings, plan, options | {"want_weights": memory_limit is None})
     if launcher is not None:
         return launcher.run(request, watcher or OnlyStalls())
     others = world()
@@ -145,50 +111,38 @@ def verify(
              "seed", "allow_nan")  # fmt: skip
     if strange := sorted(set(options) - set(known)):
         raise JobRefused(f"verify has no option {', '.join(strange)}: it takes plan, assign, {', '.join(known)}")
-    options["profile"] = _absolute(options.get("profile"))
-    request = _request(job, settings, plan, assign=_assign(assign), **options)
-    from samestep.launch.run.verify_run import verify as found_by  # imports torch
+    request = _request(job, settings, plan, options | {"assign": assign})
+    from samestep.launch.run.verify_run import verify_job  # imports torch
 
     if launcher is not None:
-        return found_by(request, launcher)
+        return verify_job(request, launcher)
     with Launcher() as own:
-        return found_by(request, own)
+        return verify_job(request, own)
 
 
 def _request(
-    job: Callable[..., Any] | str, settings: Mapping[str, Any] | None, plan: Plan | str | None, **options: Any
+    job: Callable[..., Any] | str, settings: Mapping[str, Any] | None, plan: Plan | str | None, options: dict[str, Any]
 ) -> Request:
     """Raises Refused for what can be seen without running anything."""
     if is_building():
         raise guard_missing()
-    where = _where(job)
-    request = Request(
-        run=uuid.uuid4().hex[:12],
-        **where,
-        locked=read_lock(where.get("file")),
-        settings=_settings(settings),
-        default_workers=physical_cores(),
-        plan="plan" if isinstance(plan, Plan) else str(plan or "auto"),
-        plan_is_asked=plan is not None,
-        plan_text=str(plan) if isinstance(plan, Plan) else plan_text(str(plan or "auto")),
-        folder=str(Path.cwd()),
-        path=tuple(sys.path),
-        mkl=mkl_mode(),
-        **options,
-    )
-    request.check()
-    return request
+    source = _source(job)
+    source = replace(source, locked=read_lock(source.file), settings=_settings(settings))
+    paths = {name: _absolute(options[name]) for name in ("profile", "save", "checkpoint") if name in options}
+    hosts = options.get("hosts")
+    counts = {"assign": _assign(options.get("assign")), "hosts": None if hosts is None else tuple(hosts)}
+    return Request.made_here(source, plan, **options | paths | counts)
 
 
 def _absolute(path: str | Path | None) -> str | None:
     return None if path is None else str(Path(path).absolute())
 
 
-def _where(job: Callable[..., Any] | str) -> dict[str, Any]:
+def _source(job: Callable[..., Any] | str) -> JobSource:
     """How workers find the job. Raises JobRefused for what they cannot import."""
     if isinstance(job, str):
         file, function = split_job(job)
-        return {"file": str(file), "function": function}
+        return JobSource(file=str(file), function=function)
     name = getattr(job, "__qualname__", type(job).__name__)
     if not inspect.isfunction(job) or "<" in name or "." in name:
         raise JobRefused(
@@ -196,17 +150,17 @@ def _where(job: Callable[..., Any] | str) -> dict[str, Any]:
             "its arguments as settings={...}"
         )
     if job.__module__ != "__main__":
-        return {"module": job.__module__, "function": name}
+        return JobSource(module=job.__module__, function=name)
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None:  # python -m package.module
-        return {"module": spec.name, "function": name}
+        return JobSource(module=spec.name, function=name)
     file_name = getattr(main, "__file__", None)
     if file_name is None:
         raise JobRefused(
             f"workers cannot import {name}, which was typed in: save it in a file and import it from there"
         )
-    return {"file": str(Path(file_name).absolute()), "module": "__main__", "function": name}
+    return JobSource(file=str(Path(file_name).absolute()), module="__main__", function=name)
 
 
 def _settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ SamestepError                exit code
     PlanRefused
     CheckpointRefused
     ClusterRefused
-  TrainingFailed                 1      it went wrong while training
+  TrainingFailed                 1      training failed
     LossNotFinite
     Disagreement                        workers that must agree do not
     PeerLost                            a secondary error: another worker is gone
@@ -18,8 +18,8 @@ class SamestepError(Exception):
     """Root of the family. `exit_code` is what the command line returns."""
 
     exit_code = 1
-    is_shown = False  # whoever gave the command has seen it
-    is_told = False  # another worker has said the same; a terminal that shows all of them needs it once
+    is_shown = False  # the user has seen it
+    is_repeated = False  # another worker has reported the same; a terminal that shows all workers needs it once
 
 
 class Refused(SamestepError):

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -130,7 +130,6 @@ def test_a_stored_state_continues_with_the_same_bits(codec: Codec, dtype: torch.
 
 
 @grained
-@settings(max_examples=20)
 @given(data=st.data(), numel=st.integers(0, 3 * GRID), dtype=st.sampled_from(DTYPES))
 def test_pieces_of_the_whole_are_the_whole_of_the_pieces(
     codec: Codec, data: st.DataObject, numel: int, dtype: torch.dtype
@@ -194,7 +193,6 @@ def test_a_codec_is_a_value_and_its_name_tells_it_apart(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("codec", PLAIN, ids=lambda codec: codec.name)
-@settings(max_examples=20)
 @given(steps=st.integers(1, 8), seed=st.integers(0, 1_000), shape=st.sampled_from([(1,), (700,), (20, 35), (6, 4, 3)]))
 def test_feedback_loses_nothing(codec: Codec, steps: int, seed: int, shape: tuple[int, ...]) -> None:
     """Sum of what was added + last residual = sum of the gradients."""
@@ -296,7 +294,6 @@ def test_int8_takes_a_quarter_of_the_bytes() -> None:
     assert Int8().nbytes((1_000, 1_000), torch.float32) == 1_000_000 + 4 * 3_907
 
 
-@settings(max_examples=200)
 @given(
     values=st.lists(st.integers(-3, 3) | st.sampled_from([math.inf, -math.inf]), max_size=60),
     fraction=st.floats(0.001, 1.0),

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pairwise import crossed, in_turn
 from samestep.errors import Refused
 from samestep.job.report import Report
 from thread_hosts import LAYOUTS, on
@@ -13,17 +15,24 @@ CODECS = ("bfloat16@0,1,2", "int8@2", "topk:0.1@1,2", "powersgd:2@0,1,2")
 Train = Callable[..., Report]
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("family", ["cnn", "gpt"])
-def test_one_digest_with_a_codec_whoever_computes(family: str, codec: str, train: Train, alone: Train) -> None:
+@pytest.mark.parametrize(
+    ("family", "codec", "layout"),
+    crossed(
+        ["cnn", "gpt"],
+        CODECS,
+        [{"workers": 2}, {"workers": 3}, *(on(*hosts) for hosts in LAYOUTS)],
+        traits=lambda family, codec, layout: (family, codec, layout["workers"] > 3, len(layout.get("hosts", ()))),
+    ),
+    ids=str,
+)
+def test_one_digest_with_a_codec_whoever_computes(
+    family: str, codec: str, layout: dict[str, Any], train: Train, alone: Train
+) -> None:
     """The GPT has a tied head and clipping, the CNN BatchNorm and a short last batch."""
     expected = alone(family, codec=codec)
     assert expected.digest != alone(family, codec="none").digest
-    layouts = [{"workers": 2}, {"workers": 3}]
-    layouts += [on(*hosts) for hosts in LAYOUTS]
-    for layout in layouts:
-        found = train(family, codec=codec, **layout)
-        assert (found.digest, found.losses) == (expected.digest, expected.losses), layout
+    found = train(family, codec=codec, **layout)
+    assert (found.digest, found.losses) == (expected.digest, expected.losses)
 
 
 @pytest.mark.parametrize("plan", ["hybrid", "pipeline"])
@@ -33,8 +42,7 @@ def test_a_codec_goes_with_slices_and_stages(plan: str, train: Train, alone: Tra
         assert found.digest == alone("gpt", codec="int8@1", plan=plan).digest
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("first", [{"workers": 1}, on(2, 2)])
+@pytest.mark.parametrize(("codec", "first"), in_turn(CODECS, [{"workers": 1}, on(2, 2)]), ids=str)
 def test_what_an_edge_remembers_goes_on_with_whoever_crosses_it(
     codec: str, first: dict[str, object], train: Train, alone: Train, tmp_path: Path
 ) -> None:

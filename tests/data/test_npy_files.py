@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samestep.data.columns import OPEN, RecentlyUsed, TensorRows
+from samestep.data.columns import MAX_OPEN, RecentlyUsed
 from samestep.data.npy_files import Files
-from samestep.data.row_order import RowOrder, as_rows
+from samestep.data.row_order import RowOrder
+from samestep.data.rows import TensorRows, as_rows
 from samestep.errors import JobRefused, TrainingFailed
 from samestep.job.job import Job
 from samestep.job.training_data import shard_batches
@@ -96,13 +97,13 @@ def test_only_headers_are_read_and_a_file_is_opened_once(tmp_path: Path, monkeyp
 
 
 def test_more_files_than_a_process_may_have_open(tmp_path: Path) -> None:
-    for i in range(OPEN + 10):
+    for i in range(MAX_OPEN + 10):
         np.save(tmp_path / f"{i:04}.npy", np.array([i]))
     files = Files(tmp_path)
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(2):
-        assert files[:].tolist() == list(range(OPEN + 10))
-    assert len(list(Path("/proc/self/fd").iterdir())) - before <= OPEN
+        assert files[:].tolist() == list(range(MAX_OPEN + 10))
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= MAX_OPEN
 
 
 def save(path: Path, array: Any, **options: Any) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
 from samestep.data.ordered import Ordered
-from samestep.data.row_order import RowOrder, as_rows
+from samestep.data.row_order import RowOrder
+from samestep.data.rows import as_rows
 from samestep.errors import JobRefused, TrainingFailed
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from samestep.data import parquet_headers
 from samestep.data.parquet import Parquet
-from samestep.data.row_order import as_rows
+from samestep.data.rows import as_rows
 from samestep.errors import JobRefused, TrainingFailed
 
 DTYPES = ["float32", "float64", "float16", "int64", "int8", "uint8", "bool"]
@@ -24,7 +24,7 @@ DTYPES = ["float32", "float64", "float16", "int64", "int8", "uint8", "bool"]
 def read_here() -> Iterator[None]:
     """Without the process of its own, which would be started for every example."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("samestep.data.parquet._told", parquet_headers.answer)
+        patched.setattr("samestep.data.parquet._ask_process", parquet_headers.answer)
         yield
 
 

@@ -1,4 +1,4 @@
-"""The doctor: the real command, what it prints where, and control groups of every kind."""
+"""The doctor: the real command, what it prints where."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from commands import Command, Ended
+from samestep.doctor.facts import MachineSpeed
 from samestep.doctor.facts_text import as_text
-from samestep.doctor.machine_facts import look
-from samestep.doctor.machine_speed import MachineSpeed
+from samestep.doctor.inspect_machine import inspect_machine
 from samestep.launch.environment import (
     SHOWN,
     launchers_seen,
@@ -16,7 +16,7 @@ from samestep.launch.environment import (
     shown_variables,
 )
 from samestep.plan.cluster import Cluster
-from samestep.system.control_groups import ControlGroup, control_group
+from samestep.system.control_groups import ControlGroup
 
 SECRET = "a-word-that-nobody-may-see"
 
@@ -31,13 +31,13 @@ def told(folder: Path) -> Ended:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", SECRET)
         patch.setenv("OMP_NUM_THREADS", "1")
-        return Command(folder).run("doctor", "--json")
+        return Command(folder).run("doctor", "--json", cold=True)
 
 
 def test_the_json_has_every_fact_and_what_was_measured(told: Ended) -> None:
     assert told.code == 0, told.err
     found = json.loads(told.out)
-    assert set(found) == set(look(None).as_json())
+    assert set(found) == set(inspect_machine(None).as_json())
     assert found["failure"] is None
     assert found["versions"]["torch"]
     assert found["environment"]["OMP_NUM_THREADS"] == "1"
@@ -54,7 +54,7 @@ def test_no_secret_is_told(told: Ended) -> None:
 
 
 def test_the_text_says_what_the_facts_are(told: Ended) -> None:
-    facts = look(MachineSpeed.from_json(json.loads(told.out)["measured"]))
+    facts = inspect_machine(MachineSpeed.from_json(json.loads(told.out)["measured"]))
     text = as_text(facts)
     for room in ("versions", "machine", "limits", "environment", "launchers", "network", "measured"):
         assert f"{room}\n" in text
@@ -64,7 +64,7 @@ def test_the_text_says_what_the_facts_are(told: Ended) -> None:
 
 
 def test_the_cluster_is_a_file_of_this_machine(folder: Path) -> None:
-    ended = Command(folder).run("doctor", "--cluster")
+    ended = Command(folder).run("doctor", "--cluster", cold=True)
     assert ended.code == 0, ended.err
     cluster = Cluster.parse(ended.out)
     assert [host.workers for host in cluster.hosts] == [physical_cores()]
@@ -79,7 +79,7 @@ def test_what_cannot_be_measured_is_said_and_the_rest_is_told(folder: Path) -> N
     (folder / "broken" / "torch.py").write_text("raise ImportError('no libtorch here')")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder / "broken"), prepend=":")
-        text, cluster = (Command(folder).run("doctor", *options) for options in ((), ("--cluster",)))
+        text, cluster = (Command(folder).run("doctor", *options, cold=True) for options in ((), ("--cluster",)))
     assert text.code == 0
     assert "the process that measures ended: ImportError: no libtorch here" in text.out
     assert "versions\n" in text.out
@@ -87,67 +87,12 @@ def test_what_cannot_be_measured_is_said_and_the_rest_is_told(folder: Path) -> N
     assert "no libtorch here" in cluster.err
 
 
-def group(root: Path, **files: str) -> ControlGroup:
-    """What is read below a root that has these files; `__` stands for a slash."""
-    for name, text in files.items():
-        file = root / name.replace("__", "/").replace("_DOT_", ".")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text + "\n")
-    return control_group(root)
-
-
-V2 = {"sys__fs__cgroup__cgroup_DOT_controllers": "cpu memory", "proc__self__cgroup": "0::/a/b"}
-V1 = {"proc__self__cgroup": "5:memory:/docker/x\n4:cpu,cpuacct:/docker/x"}
-
-
 def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
-    assert control_group(tmp_path) == ControlGroup()
-    facts = look(None, "not measured", root=tmp_path)
+    facts = inspect_machine(None, "not measured", root=tmp_path)
     assert facts.control_group == ControlGroup()
     assert (facts.memory.shared, facts.limits.ports) == (None, None)
     assert "control group  none; CPU: no quota; memory: no limit" in as_text(facts)
     assert "failed  not measured" in as_text(facts)
-
-
-def test_version_2_takes_the_least_limit_on_the_way_up(tmp_path: Path) -> None:
-    found = group(
-        tmp_path,
-        **V2,
-        sys__fs__cgroup__a__b__cpu_DOT_max="max 100000",
-        sys__fs__cgroup__a__cpu_DOT_max="150000 100000",
-        sys__fs__cgroup__a__b__memory_DOT_max="2000",
-        sys__fs__cgroup__a__memory_DOT_max="max",
-        sys__fs__cgroup__memory_DOT_max="3000",
-    )
-    assert found == ControlGroup(2, 1.5, 2000)
-
-
-def test_version_2_with_no_limits_and_with_files_that_say_nonsense(tmp_path: Path) -> None:
-    assert group(tmp_path / "a", **V2) == ControlGroup(2)
-    nonsense = {"sys__fs__cgroup__cpu_DOT_max": "fast", "sys__fs__cgroup__memory_DOT_max": ""}
-    assert group(tmp_path / "b", **V2, **nonsense) == ControlGroup(2)
-
-
-def test_version_1_in_a_container_whose_path_is_not_there(tmp_path: Path) -> None:
-    found = group(
-        tmp_path,
-        **V1,
-        sys__fs__cgroup__cpu__cpu_DOT_cfs_quota_us="50000",
-        sys__fs__cgroup__cpu__cpu_DOT_cfs_period_us="100000",
-        sys__fs__cgroup__memory__memory_DOT_limit_in_bytes="4096",
-    )
-    assert found == ControlGroup(1, 0.5, 4096)
-
-
-def test_version_1_writes_no_limit_as_a_large_number_and_as_minus_one(tmp_path: Path) -> None:
-    found = group(
-        tmp_path,
-        **V1,
-        sys__fs__cgroup__cpu__docker__x__cpu_DOT_cfs_quota_us="-1",
-        sys__fs__cgroup__cpu__docker__x__cpu_DOT_cfs_period_us="100000",
-        sys__fs__cgroup__memory__docker__x__memory_DOT_limit_in_bytes="9223372036854771712",
-    )
-    assert found == ControlGroup(1)
 
 
 def test_launchers_are_known_by_their_variables() -> None:

@@ -1,4 +1,4 @@
-"""What the documents show works, and what they name exists."""
+"""The documents: their examples run, their links resolve, and the files that they name exist."""
 
 import re
 import subprocess
@@ -13,6 +13,10 @@ from samestep.cli import main
 ROOT = Path(__file__).parents[2]
 SRC = Path(samestep.__file__).parent
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
+INDEX = ROOT / "docs" / "README.md"
+
+READERS_FILES = {"job.py", "separate.py", "script.py", "SCRIPT.py", "train_ddp.py", "dataset.py", "digits.py"}
+"""Files of a reader's own, which the documents use as examples."""
 
 
 def python_blocks(text: str) -> list[str]:
@@ -56,6 +60,49 @@ def test_links_lead_somewhere(document: Path) -> None:
         if section:
             headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
             assert section in map(anchor, headings), f"{document.name} links to {target}"
+
+
+def links(document: Path) -> list[Path]:
+    """The files of this project that a document links to, without their sections."""
+    targets = re.findall(r"\]\(([^)\s#]+)[^)\s]*\)", without_code(document.read_text()))
+    return [(document.parent / target).resolve() for target in targets if "://" not in target]
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 700
+
+
+def test_every_page_is_in_the_index() -> None:
+    linked = set(links(INDEX))
+    pages = set(ROOT.glob("docs/**/*.md")) - {INDEX}
+    assert len(pages) > 20
+    assert not [str(page.relative_to(ROOT)) for page in sorted(pages) if page.resolve() not in linked]
+    assert INDEX.resolve() in links(ROOT / "README.md")
+
+
+def test_every_line_of_the_index_has_a_link() -> None:
+    items = re.findall(r"^- (.*(?:\n  .*)*)", INDEX.read_text(), re.MULTILINE)
+    assert len(items) > 60
+    assert not [item for item in items if "](" not in item]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_python_file_that_is_named_exists(document: Path) -> None:
+    """Paths are below the root, `src/samestep`, `tests` or the document's folder; a bare name may be anywhere.
+
+    The log names files as they were.
+    """
+    if document.name == "lab-log.md":
+        return
+    folders = [ROOT, SRC, ROOT / "tests", document.parent]
+    bare = {path.name for top in ("src", "tests", "benchmarks", "examples") for path in (ROOT / top).rglob("*.py")}
+    named = set(re.findall(r"(?<![\w/.*-])((?:\.\./)*\w[\w/.-]*\.py)\b", document.read_text()))
+    gone = [
+        name
+        for name in sorted(named - READERS_FILES)
+        if name not in bare and not any((folder / name).is_file() for folder in folders)
+    ]
+    assert not gone
 
 
 def test_every_file_of_the_journey_exists() -> None:

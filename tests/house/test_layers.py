@@ -97,9 +97,19 @@ def test_every_source_file_has_a_place_in_the_table() -> None:
 
 def test_contributors_are_shown_the_same_table() -> None:
     text = (SRC.parents[1] / "CONTRIBUTING.md").read_text()
-    rows = re.findall(r"^\| (\d) \| (.*) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| (\d) \| ([^|]*) \| [^|]+ \|$", text, re.MULTILINE)
     shown = {room: int(layer) for layer, rooms in rows for room in re.findall(r"`(\w+)`", rooms)}
     assert shown == {room: layer for room, layer in LAYERS.items() if not room.startswith("__")}
+
+
+def test_contributors_are_shown_every_folder() -> None:
+    text = (SRC.parents[1] / "CONTRIBUTING.md").read_text()
+    shown: set[Path] = set()
+    for line in text.partition("    src/samestep/\n")[2].partition("\n\n")[0].splitlines():
+        room, _, inside = line.strip().partition(":")
+        shown |= {Path(name) for name in re.findall(r"(\w+)/", room)}
+        shown |= {Path(room) / name for name in re.findall(r"(\w+)/", inside)}
+    assert shown == {file.parent.relative_to(SRC) for file in sources()} - {Path()}
 
 
 @pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(SRC)))
@@ -152,7 +162,7 @@ def test_the_environment_is_read_in_one_file_only() -> None:
         for file in sources()
         if names_in(file) & {"os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"}
     }
-    writes_a_childs = "samestep.verification.script.enter"  # RANK, WORLD_SIZE and so on, as torchrun would
+    writes_a_childs = "samestep.verification.script.forked_runs"  # RANK, WORLD_SIZE and so on, as torchrun would
     assert readers == {"samestep.launch.environment", writes_a_childs}
 
 

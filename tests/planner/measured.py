@@ -109,7 +109,7 @@ def surveyed(family: str) -> Chain:
 
 @cache
 def laid(family: str, preset: str, workers: int = 4, **fields: Any) -> Laid:
-    request = Request(run="test", plan=preset, workers=workers, default_workers=workers)
+    request = Request.of(run="test", plan=preset, workers=workers, default_workers=workers)
     chosen = chosen_numerics(request)
     job = with_numerics(dataclasses.replace(getattr(grids, family)(), **fields), chosen, request)
     model = fresh(job)

@@ -19,7 +19,7 @@ def as_with_a_gpu() -> None:
     def links(found: membership.Membership, request: Request, **options: Any) -> StagedLinks:
         return StagedLinks(links_of(found, request, **options))
 
-    membership.host_identity = lambda: f"{shared()} {os.getpid()}"  # what facts_of tells of a worker with a GPU
+    membership.host_identity = lambda: f"{shared()} {os.getpid()}"  # what own_facts tells of a worker with a GPU
     join_run.links_of = links
 
 

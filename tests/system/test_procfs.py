@@ -3,16 +3,11 @@
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
-
-import pytest
 
 from commands import wait_until
 from samestep.system.procfs import (
     GONE,
-    OutOfMemory,
     catches,
     children,
     vital,
@@ -48,28 +43,3 @@ def test_a_signal_with_a_handler_is_told_from_one_without() -> None:
     assert catches(os.getpid(), number)
     signal.signal(number, before)
     assert not catches(0, number)
-
-
-@pytest.mark.parametrize(
-    ("groups", "file"),
-    [
-        ("4:memory:/a/b\n0::/\n", "sys/fs/cgroup/memory/a/b/memory.oom_control"),
-        ("4:memory:/not/seen\n0::/\n", "sys/fs/cgroup/memory/memory.oom_control"),
-        ("0::/user.slice/x\n", "sys/fs/cgroup/user.slice/x/memory.events"),
-    ],
-)
-def test_a_kill_for_memory_is_counted_by_the_group(tmp_path: Path, groups: str, file: str) -> None:
-    (tmp_path / "proc/7").mkdir(parents=True)
-    (tmp_path / "proc/7/cgroup").write_text(groups)
-    counter = tmp_path / file
-    counter.parent.mkdir(parents=True)
-    counter.write_text("low 0\noom 3\noom_kill 2\noom_group_kill 0\n")
-    found = OutOfMemory(7, tmp_path)
-    assert not found.has_killed()
-    counter.write_text("low 0\noom 4\noom_kill 3\noom_group_kill 0\n")
-    assert found.has_killed()
-
-
-def test_where_nothing_is_counted_nobody_was_killed(tmp_path: Path) -> None:
-    assert not OutOfMemory(7, tmp_path).has_killed()
-    assert sys.platform == "linux"

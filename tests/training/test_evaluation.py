@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samestep.data.columns import TensorRows
+from samestep.data.rows import TensorRows
 from samestep.errors import JobRefused
 from samestep.job.metrics import Metric, Predictions, accuracy
 from samestep.job.objective import Objective

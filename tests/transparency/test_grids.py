@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from jobs import grids
+from pairwise import crossed, in_turn
 from samestep.errors import Refused
 from samestep.job.report import Report
-from samestep.launch.run.launcher import Launcher
 from samestep.numerics.numerics import Numerics, parse_line
 from samestep.plan.plan import Plan, Stage
 from samestep.schedule.grid import Grid, StageGrid
@@ -124,8 +124,16 @@ def assert_same(report: Report, reference: Report) -> None:
     assert report.metrics == reference.metrics
 
 
-@pytest.mark.parametrize("case", range(len(PIPELINES)))
-@pytest.mark.parametrize("family", FIRST_OF_SECOND)
+def of_pipeline(family: str, case: int) -> tuple[object, ...]:
+    groups, order, depth, again, transport = PIPELINES[case]
+    shared = len({worker for workers, _ in groups for worker in workers}) < sum(len(workers) for workers, _ in groups)
+    return family, order, depth > 1, again, transport, any(len(workers) > 1 for workers, _ in groups), shared
+
+
+@pytest.mark.parametrize(
+    ("family", "case"),
+    crossed(FIRST_OF_SECOND, range(len(PIPELINES)), whole=lambda family, _: family == "mlp", traits=of_pipeline),
+)
 def test_stages_do_not_change_the_numbers_at_all(
     family: str, case: int, train: Train, alone: Callable[..., Report], numerics: Callable[..., Numerics]
 ) -> None:
@@ -136,14 +144,25 @@ def test_stages_do_not_change_the_numbers_at_all(
     assert_same(train(family, plan=plan, transport=transport), alone(family))
 
 
-@pytest.mark.parametrize("case", range(len(SLICINGS)))
+def of_slicing(family: tuple[str, str], case: int) -> tuple[object, ...]:
+    (workers, shards), counts, transport = SLICINGS[case]
+    return family, transport, len(workers) > 2, 0 in shards, 0 in counts, len(set(counts)) == 1
+
+
 @pytest.mark.parametrize(
-    ("family", "preset"), [*((family, "slices") for family in FIRST_OF_SECOND), ("cnn", "hybrid"), ("resnet", "hybrid")]
+    ("model", "case"),
+    crossed(
+        [*((family, "slices") for family in FIRST_OF_SECOND), ("cnn", "hybrid"), ("resnet", "hybrid")],
+        range(len(SLICINGS)),
+        whole=lambda family, _: family == ("mlp", "slices"),
+        traits=of_slicing,
+    ),
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
 )
 def test_slices_have_one_digest_whoever_computes_them(
-    family: str, preset: str, case: int, train: Train, launcher: Launcher, numerics: Callable[..., Numerics],
-    alone: Callable[..., Report],
-) -> None:  # fmt: skip
+    model: tuple[str, str], case: int, train: Train, numerics: Callable[..., Numerics], alone: Callable[..., Report]
+) -> None:
+    family, preset = model
     group, counts, transport = SLICINGS[case]
     first, second = SLICED[family]
     layers = in_order(
@@ -157,8 +176,17 @@ def test_slices_have_one_digest_whoever_computes_them(
     assert report.digest != alone(family).digest
 
 
-@pytest.mark.parametrize("case", range(len(BOTH)))
-@pytest.mark.parametrize("family", FIRST_OF_SECOND)
+def of_both(family: str, case: int) -> tuple[object, ...]:
+    stages, order, again, transport = BOTH[case]
+    workers = [worker for (group, _), _ in stages for worker in group]
+    idle = any(0 in shards for (_, shards), _ in stages)
+    return family, order, again, transport, len(set(workers)) < len(workers), idle
+
+
+@pytest.mark.parametrize(
+    ("family", "case"),
+    crossed(FIRST_OF_SECOND, range(len(BOTH)), whole=lambda family, _: family == "mlp", traits=of_both),
+)
 def test_stages_of_slices_too(
     family: str, case: int, train: Train, alone: Callable[..., Report], numerics: Callable[..., Numerics]
 ) -> None:
@@ -247,8 +275,10 @@ GREEDY = [  # workers per stage, of each stage forward, backward, weight; caps, 
 ]
 
 
-@pytest.mark.parametrize("case", range(len(GREEDY)))
-@pytest.mark.parametrize("family", ["mlp", "cnn", "gpt"])
+@pytest.mark.parametrize(
+    ("family", "case"),
+    in_turn(["cnn", "gpt", "mlp"], range(len(GREEDY)), whole="mlp"),
+)
 def test_orders_that_were_found_for_uneven_stages(
     family: str, case: int, train: Train, alone: Callable[..., Report], numerics: Callable[..., Numerics]
 ) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import samestep
 from jobs import plain_steps
 from jobs.transparent import penalised
+from pairwise import in_turn
 from plainly import copied, furthest, initial_model, moves, parameters_of, train_plainly
 from samestep.launch.run.launcher import Launcher
 
@@ -44,11 +45,14 @@ PLAIN: dict[str, Callable[[nn.Module, Any], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize(("assign", "transport"), [((8,), "processes"), ((5, 3), "processes"), ((6, 1, 1), "threads")])
-@pytest.mark.parametrize("name", PLAIN)
+WORKERS = [((8,), "processes"), ((5, 3), "processes"), ((6, 1, 1), "threads")]
+
+
+@pytest.mark.parametrize(("name", "workers"), in_turn(PLAIN, WORKERS, whole="mlp"), ids=str)
 def test_the_first_step_is_that_of_a_plain_loop(
-    name: str, assign: tuple[int, ...], transport: str, launcher: Launcher
+    name: str, workers: tuple[tuple[int, ...], str], launcher: Launcher
 ) -> None:
+    assign, transport = workers
     job = getattr(plain_steps, name)()
     before = copied(initial_model(job))
     model, losses = train_plainly(job, PLAIN[name], steps=1)
@@ -61,8 +65,7 @@ def test_the_first_step_is_that_of_a_plain_loop(
     assert off < 1e-4, f"the change of {worst} is off by {off:.1e}"
 
 
-@pytest.mark.parametrize("shards", [1, 2, 3, 15])
-@pytest.mark.parametrize("name", ["mlp", "cnn_sync", "ignored_labels"])
+@pytest.mark.parametrize(("name", "shards"), in_turn(["cnn_sync", "ignored_labels", "mlp"], [1, 2, 3, 15], whole="mlp"))
 def test_so_it_is_for_any_number_of_shards(name: str, shards: int, launcher: Launcher) -> None:
     model, losses = train_plainly(getattr(plain_steps, name)(), PLAIN[name], steps=1)
     report = samestep.train(f"{JOBS}:{name}", shards=shards, workers=min(shards, 2), launcher=launcher)

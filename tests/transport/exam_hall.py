@@ -22,12 +22,12 @@ import torch.distributed as dist
 import transport_exam as exam
 from torch import Tensor
 
-from samestep.launch.hosts.join_run import near_groups
+from samestep.launch.hosts.join_run import groups_on_host
 from samestep.system.processes import die_with_parent
 from samestep.transport.group_links import gloo_links
 from samestep.transport.hosts import HostsTransport
 from samestep.transport.rendezvous import Rendezvous
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.staged_links import StagedLinks
 from samestep.transport.transport import Transport
 
@@ -51,7 +51,7 @@ def join(rank: int, hosts: tuple[int, ...], folder: str, timeout: float, *, stag
         meeting = Rendezvous.open(len(mates), lambda name: store.set(f"door {hosts[rank]}", name), timeout)
     elif len(mates) > 1:
         meeting = Rendezvous.join(store.get(f"door {hosts[rank]}").decode(), number, len(mates))
-    fabric = SharedFabric(len(mates), near_groups(groups_of(len(hosts)), mates), meeting=meeting)
+    fabric = SharedFabric(len(mates), groups_on_host(groups_of(len(hosts)), mates), meeting=meeting)
     memory = fabric.memory(exam.MEMORY)
     local = fabric.endpoint(number, timeout)
     links = gloo_links(stores.PrefixStore("links", store), rank, len(hosts), "127.0.0.1", timeout)

@@ -22,11 +22,26 @@ RIGHT: list[tuple[str, str, dict[str, Any]]] = [
     *(("grids", name, {"plan": "slices", "workers": 2}) for name in ("mlp", "cnn", "gpt", "embedding")),
 ]  # fmt: skip
 
+FOR_TEST_ALL = {  # the same job under another plan, or a job whose kind another one has
+    ("plain_steps", "threads"): {"cnn_sync", "lstm", "embedding_bag", "mlp"},
+    ("plain_steps", "processes"): {"gpt", "regression", "sum_and_weight"},
+    ("transparent", "processes"): {"mlp", "cnn", "gpt", "odd_sizes", "spectral", "dict_batches"},
+    ("grids", "data"): {"cnn", "gpt", "encoder", "embedding"},
+    ("grids", "pipeline"): {"mlp", "resnet", "embedding"},
+    ("grids", "slices"): {"mlp", "cnn"},
+}
+
+
+def marks(file: str, function: str, options: dict[str, Any]) -> list[pytest.MarkDecorator]:
+    key = (file, options["plan"] if file == "grids" else options.get("transport", "processes"))
+    return [pytest.mark.slow] if function in FOR_TEST_ALL.get(key, ()) else []
+
 
 @pytest.mark.parametrize(
-    ("file", "function", "options"), RIGHT, ids=[f"{f} {n} {o['plan']} {o.get('assign', o.get('workers'))}"
-                                                 for f, n, o in RIGHT]
-)  # fmt: skip
+    ("file", "function", "options"),
+    [pytest.param(*case, marks=marks(*case)) for case in RIGHT],
+    ids=[f"{f} {n} {o['plan']} {o.get('assign', o.get('workers'))}" for f, n, o in RIGHT],
+)
 def test_no_alarm(file: str, function: str, options: dict[str, Any], launcher: Launcher) -> None:
     verdict = samestep.verify(f"{TESTS / 'jobs' / file}.py:{function}", steps=2, launcher=launcher, **options)
     assert verdict.is_same, verdict.text()

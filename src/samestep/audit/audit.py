@@ -15,11 +15,12 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from samestep.audit.blame import SETTINGS, Blame
-from samestep.audit.differences import differing, named, packed
+from samestep.audit.differences import differing, packed
 from samestep.audit.fingerprint import key_of
 from samestep.audit.memory_watch import Change, MemoryWatch, state_parts
 from samestep.audit.replay import Replay
@@ -27,11 +28,13 @@ from samestep.audit.replicas import chunk_fingerprints, steady_fingerprints
 from samestep.audit.watch_pace import WatchPace
 from samestep.errors import Disagreement
 from samestep.job.job import Job
+from samestep.parallel.execution.attendant import Attendant
 from samestep.parallel.execution.executor import Executor
+from samestep.parallel.execution.step import StepResult
+from samestep.plan.plan import workers_text
 from samestep.schedule import actions
 from samestep.setup.laid_out_model import LaidOutModel
 from samestep.state import snapshot
-from samestep.sync.policy import EXACT
 
 TOGETHER = "the actions done together"
 TOLD_KINDS = frozenset(
@@ -53,22 +56,22 @@ WISH = struct.Struct("<d")  # the share of steps that a worker can afford to wat
 MOST = 4096  # actions that are kept as such
 
 
-def audit_of(
+def audits_of(
     executor: Executor, job: Job, prepared: LaidOutModel, parameters: Tensor, every: int, step: int
-) -> "Audit | None":
-    """None where there is nothing to audit, or where that is not supported.
+) -> list["Audit"]:
+    """The audit of a run, if it has one: none where there is nothing to audit, or where that is not supported.
 
     One worker has nobody to compare with, and its memory is its user's. Between the syncs of a policy, workers
     differ. Under a memory limit a worker must not look at others' memory; on GPUs, looking costs waiting.
     """
-    is_exact = executor.plan.numerics.sync == EXACT and executor.plan.workers > 1
+    is_exact = executor.plan.numerics.policy is None and executor.plan.workers > 1
     if not every or not is_exact or prepared.initial is not None or parameters.device.type != "cpu":
-        return None
-    return Audit(executor, job, parameters, every, step)
+        return []
+    return [Audit(executor, job, parameters, every, step)]
 
 
-class Audit:
-    """every: steps from one audit to the next."""
+class Audit(Attendant):
+    """One worker's part in all audits of a run. every: steps from one audit to the next."""
 
     def __init__(self, executor: Executor, job: Job, parameters: Tensor, every: int, step: int) -> None:
         """parameters: the memory of this host's copy. step: optimizer steps done."""
@@ -87,16 +90,15 @@ class Audit:
         self._agree_at = step + FIRST
         self._good = dict(steady_fingerprints(executor))  # fingerprints of the last good audit
         self._has_begun = False
-        executor.guard = self.before
 
-    def before(self, action: actions.Action) -> None:
-        """Call it before every action."""
+    def before_action(self, action: actions.Action) -> None:
+        """Check memory at rest before the workers meet, and keep what is at rest after the update."""
         if not self._has_begun:
             self._has_begun = True
             self.watch.keep(self._step)
         kind = type(action)
         if kind is actions.Agree:
-            self.check_rest()
+            self.before_state_is_read()
         elif kind is actions.Publish and self._is_one_host:
             self._keep(self._step + 1)  # before others may go on
         if kind in TOLD_KINDS:  # what a worker does by itself is not held against others
@@ -104,9 +106,9 @@ class Audit:
             if len(self._done) > MOST:
                 self._fold()
 
-    def after(self, step: int) -> None:
-        """Call it when so many optimizer steps are done. Raises Disagreement."""
-        self._step = step
+    def after_step(self, result: StepResult, rows: int) -> None:
+        """Compare with the others if an audit is due. Raises Disagreement."""
+        self._step = step = result.number + 1
         now = time.perf_counter()
         if self._stepped_at:
             self.pace.steps.append(now - self._stepped_at)
@@ -131,7 +133,7 @@ class Audit:
     def _set_pace(self, records: Sequence[bytes]) -> None:
         self.pace.agree([WISH.unpack_from(record)[0] for record in records])
 
-    def check_rest(self) -> None:
+    def before_state_is_read(self) -> None:
         """Raises Disagreement when memory has changed since the last update."""
         if self.watch.step is None:
             return
@@ -152,26 +154,28 @@ class Audit:
         rank, hosts = self.executor.transport.rank, self.executor.transport.hosts
         near = [r for r, host in enumerate(hosts) if host == hosts[rank]]
         if found.name.startswith("parameter ") and len(near) > 1:
-            return f"in the memory of host {hosts[rank]}, which {named(near)} share"
+            return f"in the memory of host {hosts[rank]}, which {workers_text(near)} share"
         return f"worker {rank}, in its own copy"
 
-    def forget(self, step: int) -> None:
-        """All state was put in place anew."""
+    def after_restore(self, step: int, root: Path) -> None:
         self.watch.forget_all()
         self._has_begun = False
         self._done.clear()
         self._deeds.clear()
         self._last_good = self._step = step
         self._good = dict(steady_fingerprints(self.executor))
+        self.after_save(root)
 
-    def checkpoints_in(self, root: Path) -> None:
-        """The run's own."""
+    def after_save(self, root: Path) -> None:
         if self.replay is not None:
             self.replay.checkpoints = root
 
-    def took_other_rows(self) -> None:
-        """A batch that is not the job's own: nobody can do these steps again."""
+    def expect_other_rows(self) -> None:
+        """Give up the replay: steps over batches that are not the job's own cannot be repeated."""
         self.replay = None
+
+    def report(self) -> dict[str, Any]:
+        return {"audits": self.count}
 
     def compare(self) -> None:
         """All workers must call it. Raises Disagreement, in all of them, when two hold different values."""
@@ -207,9 +211,9 @@ class Audit:
                 yield from chunk_fingerprints(part)
         yield from steady_fingerprints(self.executor)
 
-    def suspect(self) -> None:
-        """A number is not finite: before others look for the reason, was it memory? Raises Disagreement."""
-        self.check_rest()
+    def on_not_finite(self) -> None:
+        """Check first whether memory was the cause. Raises Disagreement if it was."""
+        self.before_state_is_read()
         for name, now in steady_fingerprints(self.executor):
             if name.startswith("frozen") and now != self._good.get(name, now):
                 raise Disagreement(

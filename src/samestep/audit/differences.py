@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samestep.audit.fingerprint import key_of
+from samestep.plan.plan import workers_text
 
 SPELLED = 2  # names of what else differs
 
@@ -52,11 +53,6 @@ def difference(name: str, values: Mapping[int, Any], right: Any = None) -> Repli
     return ReplicaDifference(name, sides, culprits)
 
 
-def named(workers: Sequence[int]) -> str:
-    """`worker 2`, `workers 0, 1`"""
-    return f"worker{'s' * (len(workers) > 1)} {', '.join(map(str, workers))}"
-
-
 @dataclass(frozen=True)
 class Again:
     """What one worker has found that did the steps again. since: where it began.
@@ -88,7 +84,7 @@ def text_of(
 
     others: what differs besides.
     """
-    sides = " and ".join(named(side) for side in found.sides)
+    sides = " and ".join(workers_text(side) for side in found.sides)
     text = f"audit after step {step}: {found.name} differs between {sides}, which must be equal"
     if others:
         text += f" (so {'do' if len(others) > 1 else 'does'} {', '.join(others[:SPELLED])}"
@@ -96,7 +92,7 @@ def text_of(
     text += f"; the last good audit was after step {last_good}. "
     anew = "" if again is None else f"what one worker finds that has done all steps since {again.since} again"
     if found.culprits:
-        text += f"The culprit is {named(found.culprits)}: look at its memory, and at what it does on its own"
+        text += f"The culprit is {workers_text(found.culprits)}: look at its memory, and at what it does on its own"
         if again is not None:
             far = (f"worker {rank} by {off:.3g} in all" for rank, off in sorted(again.distances.items()))
             text += f". Held against {anew}, its copy is the wrong one: off are {', '.join(far)}"

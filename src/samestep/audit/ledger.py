@@ -1,20 +1,30 @@
 """The ledger: every row of the data set is used exactly once per epoch.
 
-Each worker books the rows that it has taken. At an epoch's end two numbers per worker are enough: how many rows, and
-the sum of their keyed 64-bit hashes. A row that is missing and another one that came twice change the sum, but for a
-chance of about 2^-64. Only when the numbers are wrong do workers tell which rows they had.
+Each worker books the rows that it has taken. At an epoch's end two numbers per worker are enough: the number of rows,
+and the sum of their keyed 64-bit hashes. A row that is missing and another one that came twice change the sum, except
+with a chance of about 2^-64. Only when the numbers are wrong do workers exchange which rows they had.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from samestep.data.row_order import RowNumbers, RowOrder
+from samestep.errors import Disagreement
 from samestep.numerics.mixing import mixed_bits
+from samestep.numerics.numerics import key
+from samestep.parallel.execution.attendant import Attendant
+from samestep.parallel.execution.step import StepResult
+from samestep.transport.transport import Transport
 
 Rows = NDArray[np.int64]
 AT_ONCE = 1 << 18  # rows
+WORD = 8  # bytes
+FEW = 5  # rows that an error names
 
 
 @dataclass(frozen=True)
@@ -32,14 +42,16 @@ class Balance:
 
 
 def balance(rows: Rows, key: int) -> Balance:
-    """In parts, since hashing takes several times the memory of its rows."""
+    """The balance of `rows`, summed in parts, since hashing takes several times the memory of its rows."""
     parts = (rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE))
     return Balance(len(rows), sum(int(mixed_bits(part, key).sum(dtype=np.uint64)) for part in parts) % 2**64)
 
 
 def demanded(num_rows: int, left_out: Rows, key: int) -> Balance:
-    """What all workers together must have. left_out: rows that an epoch goes without, because the last batch is dropped
-    or because the run began in its middle."""
+    """The balance that all workers together must have.
+
+    left_out: rows that an epoch goes without, because the last batch is dropped or the run began in its middle.
+    """
     found = Balance()
     for start in range(0, num_rows, AT_ONCE):
         found += balance(np.arange(start, min(start + AT_ONCE, num_rows)), key)
@@ -48,8 +60,11 @@ def demanded(num_rows: int, left_out: Rows, key: int) -> Balance:
 
 @dataclass
 class Ledger:
-    """One worker's book of one epoch. Rows are kept as they came, which costs no copy, and summed in the end: a few at
-    a time they would take as long as some of a step's actions."""
+    """One worker's book of one epoch.
+
+    Rows are kept as they came, which costs no copy, and summed at the end: a few at a time they would take as long as
+    some of a step's actions.
+    """
 
     key: int
     taken: list[Rows] = field(default_factory=list)
@@ -71,15 +86,15 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Mistake:
-    """missing: rows that nobody took. again: rows that came more than once, and who had them."""
+    """Rows that were used wrongly, with the workers that had them."""
 
-    missing: tuple[int, ...]
-    again: tuple[tuple[int, tuple[int, ...]], ...]
-    strange: tuple[tuple[int, tuple[int, ...]], ...]  # rows that the epoch goes without, and who had them
+    missing: tuple[int, ...]  # rows that nobody took
+    again: tuple[tuple[int, tuple[int, ...]], ...]  # rows that came more than once
+    strange: tuple[tuple[int, tuple[int, ...]], ...]  # rows that the epoch goes without
 
 
 def mistake(counts: Sequence[NDArray[np.uint8]], left_out: Rows) -> Mistake:
-    """counts: of each worker, how often it took each row."""
+    """The rows used wrongly. counts: per worker, how often it took each row. left_out: rows of no batch."""
     total = np.sum([count.astype(np.int64) for count in counts], axis=0)
     wanted = np.ones(len(total), dtype=np.int64)
     wanted[left_out] = 0
@@ -92,11 +107,8 @@ def mistake(counts: Sequence[NDArray[np.uint8]], left_out: Rows) -> Mistake:
     return Mistake(missing, again, by(np.flatnonzero((wanted == 0) & (total > 0))))
 
 
-FEW = 5
-
-
 def text_of(found: Mistake, epoch: int, num_rows: int) -> str:
-    """The sentence for it."""
+    """The error's text."""
     parts = []
     if found.again:
         few = ", ".join(f"{row} (workers {', '.join(map(str, who))})" for row, who in found.again[:FEW])
@@ -116,3 +128,58 @@ def text_of(found: Mistake, epoch: int, num_rows: int) -> str:
 
 def _more(rows: Sequence[object]) -> str:
     return f" and {len(rows) - FEW} more" if len(rows) > FEW else ""
+
+
+class Bookkeeping(Attendant):
+    """One worker's ledgers, epoch by epoch. At an epoch's end all ledgers are compared.
+
+    step: optimizer steps done before the run.
+    """
+
+    def __init__(self, order: RowOrder, transport: Transport, step: int) -> None:
+        self.order, self.transport = order, transport
+        self.count = 0  # epochs that are proven
+        self._key = key(order.seed, "ledger")
+        self._ledger = Ledger(self._key)
+        self._first_step = step
+        self._other_rows = False  # whether the batch of the step under way is not the job's own
+
+    def note(self, rows: RowNumbers) -> None:
+        """Book rows that this worker takes for the step under way."""
+        self._ledger.note(np.asarray(rows.numpy() if isinstance(rows, Tensor) else rows))
+
+    def expect_other_rows(self) -> None:
+        self._other_rows = True
+
+    def after_step(self, result: StepResult, rows: int) -> None:
+        """At an epoch's end, compare all ledgers. Raises Disagreement."""
+        other_rows, self._other_rows = self._other_rows, False
+        epoch, batch = divmod(result.number + 1, self.order.batches_per_epoch)
+        if batch == 0 and not other_rows:
+            self._settle(epoch - 1)
+            self._ledger = Ledger(self._key)
+
+    def report(self) -> dict[str, Any]:
+        return {"epochs_proven": self.count}
+
+    def _settle(self, epoch: int) -> None:
+        own, left_out = self._ledger.own, self._left_out(epoch)
+        record = own.count.to_bytes(WORD, "little") + own.total.to_bytes(WORD, "little")
+        total = Balance()
+        for text in self.transport.exchange(record):
+            total += Balance(int.from_bytes(text[:WORD], "little"), int.from_bytes(text[WORD:], "little"))
+        if total != demanded(self.order.num_rows, left_out, self._key):
+            taken = self.transport.exchange(self._ledger.counts(self.order.num_rows).tobytes())
+            counts = [np.frombuffer(text, np.uint8) for text in taken]
+            raise Disagreement(text_of(mistake(counts, left_out), epoch, self.order.num_rows))
+        self.count += 1
+
+    def _left_out(self, epoch: int) -> Rows:
+        """The rows that an epoch goes without: its last, dropped batch, and those before the run's first step."""
+        done, batch = divmod(self._first_step, self.order.batches_per_epoch)
+        before = batch * self.order.batch_size if done == epoch else 0
+        used = min(self.order.batches_per_epoch * self.order.batch_size, self.order.num_rows)
+        if before == 0 and used == self.order.num_rows:
+            return np.zeros(0, np.int64)
+        rows = self.order.permutation(epoch).numpy()
+        return np.concatenate([rows[:before], rows[used:]])

@@ -1,36 +1,30 @@
-"""Sync policies side by side, as text."""
+"""A comparison of sync policies as text."""
 
 from collections.abc import Sequence
 
-from samestep.bench.policy_courses import Compared, Course
+from samestep.bench.figures import aligned
+from samestep.bench.policy_comparison import Course, PolicyComparison
+from samestep.numerics.policy import EXACT
 from samestep.plan.prediction import in_ms
-from samestep.sync.policy import EXACT
 
 HEAD = ("policy", "step, ms", "loss", "to exact", "held out", "moved, MB", "wired, MB", "to target, s", "times faster")
 
 
-def text_of(compared: Compared) -> str:
-    run = [course for course in compared.courses if course.losses]
+def policies_table(comparison: PolicyComparison) -> str:
+    run = [course for course in comparison.courses if course.losses]
     exact = next((course for course in run if course.policy == EXACT), None)
-    rows = [HEAD, *(cells(course, exact, compared) for course in run)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines += [f"{course.policy}: {course.refused}" for course in compared.courses if course.refused]
-    lines += ["", *said(compared, run)]
+    lines = aligned([HEAD, *(cells(course, exact, comparison) for course in run)])
+    lines += [f"{course.policy}: {course.refused}" for course in comparison.courses if course.refused]
+    lines += ["", *explanation(comparison, run)]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def cells(course: Course, exact: Course | None, compared: Compared) -> tuple[str, ...]:
-    loss, reached = course.smoothed(compared.window)[-1], course.reaches(compared.target, compared.window)
+def cells(course: Course, exact: Course | None, comparison: PolicyComparison) -> tuple[str, ...]:
+    loss, reached = course.smoothed(comparison.window)[-1], course.reaches(comparison.target, comparison.window)
     against = faster = "-"
     if exact is not None:
-        against = f"{loss / exact.smoothed(compared.window)[-1] - 1:+.1%}"
-        base = exact.reaches(compared.target, compared.window)
+        against = f"{loss / exact.smoothed(comparison.window)[-1] - 1:+.1%}"
+        base = exact.reaches(comparison.target, comparison.window)
         faster = "-" if base is None or not reached else f"{base / reached:.2f}"
     return (
         course.policy,
@@ -45,11 +39,11 @@ def cells(course: Course, exact: Course | None, compared: Compared) -> tuple[str
     )
 
 
-def said(compared: Compared, run: Sequence[Course]) -> list[str]:
+def explanation(comparison: PolicyComparison, run: Sequence[Course]) -> list[str]:
     steps = max(len(course.losses) for course in run)
     lines = [
-        f"{steps} steps each, over the same rows. loss: mean of the last {compared.window} steps; target: "
-        f"{compared.target:.4f}, the first time that such a mean is no more. Bytes are per step, over all workers."
+        f"{steps} steps each, over the same rows. loss: mean of the last {comparison.window} steps; target: "
+        f"{comparison.target:.4f}, the first time that such a mean is no more. Bytes are per step, over all workers."
     ]
     lines += [
         f"{course.policy}: gradients applied at most {course.seen['staleness']:g} updates late, to parameters up to "
@@ -57,13 +51,13 @@ def said(compared: Compared, run: Sequence[Course]) -> list[str]:
         for course in run
         if "updates" in course.seen
     ]
-    apart = [course for course in run if "meetings" in course.seen]
+    local = [course for course in run if "meetings" in course.seen]
     lines += [
         f"{course.policy}: parameters up to {course.seen['divergence']:.2%} from their mean before "
         f"{course.seen['meetings']:g} meetings"
-        for course in apart
+        for course in local
     ]
-    if apart:
+    if local:
         lines.append(
             "Between meetings a loss is that of logical workers, each with its own parameters on its own rows; what "
             "is held out is asked of their mean."

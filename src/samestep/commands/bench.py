@@ -3,45 +3,21 @@
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from samestep.commands.exit_codes import exit_codes, print_json, stopping
-from samestep.commands.options import PLANNING, make_request
+from samestep.commands.options import JOB, make_request, options
 from samestep.errors import PlanRefused
 from samestep.launch.environment import physical_cores
 from samestep.launch.request.request import Request
 
-SHARED = (
-    "--plan",
-    "--profile",
-    "--workers",
-    "--shards",
-    "--threads",
-    "--slices",
-    "--numerics",
-    "--codec",
-    "--steps",
-    "--seed",
-    "--set",
-)
-UNASKED = ("assign", "hosts", "memory_limit", "transport", "epochs", "save", "checkpoint")
-
-
-def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Those of the other commands that make sense for many plans at once."""
-    for option in reversed(PLANNING):
-        marked = option(lambda: None).__click_params__[0]  # type: ignore[attr-defined]
-        if marked.opts[0] in SHARED:
-            command = option(command)
-    return click.argument("job", metavar="FILE[:FUNCTION]")(command)
-
 
 @click.command()
-@shared_options
+@JOB
+@options("plan", "profile", "workers", "shards", "threads", "slices", "numerics", "codec", "steps", "seed", "settings")
 @click.option("--rounds", type=click.IntRange(1), metavar="N", help="Default: as many as the time allows.")
 @click.option("--steps-per-round", type=click.IntRange(1), metavar="N", help="Default: as the time allows.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=60.0, help="In all. Default: 60.")
@@ -73,15 +49,15 @@ def bench(
     svg: str | None,
     as_json: bool,
     quiet: bool,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Measure our plans and PyTorch's own ways on this machine, in turns, on the job that FUNCTION in FILE returns."""
     with exit_codes():
-        from samestep.bench.result_picture import svg_of  # imports numpy
-        from samestep.bench.result_table import text_of
+        from samestep.bench.comparison_picture import comparison_picture  # imports numpy
+        from samestep.bench.comparison_table import comparison_table
         from samestep.bench.rounds import TimeBudget
 
-        request = make_request(job, settings, {**options, **dict.fromkeys(UNASKED)})
+        request = make_request(job, settings, given)
         say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
         if sync is not None:
             plans = {"rounds": rounds, "steps-per-round": steps_per_round, "only": only, "warm-heap": warm_heap}
@@ -91,26 +67,26 @@ def bench(
                 )
             _policies(request, sync, target_loss, window, svg, as_json=as_json, say=say)
             return
-        given = {"target-loss": target_loss, "window": window}
-        if (strange := next((name for name, value in given.items() if value is not None), None)) is not None:
+        unfit = {"target-loss": target_loss, "window": window}
+        if (strange := next((name for name, value in unfit.items() if value is not None), None)) is not None:
             raise PlanRefused(f"--{strange} is for --sync: leave it out, or give --sync")
-        if request.steps is not None:
+        if request.training.steps is not None:
             raise PlanRefused("--steps is the length of training under --sync; rounds have --steps-per-round")
         verdict = _verdict(request, TimeBudget(seconds, rounds, steps_per_round), only, warm_heap=warm_heap, say=say)
-        print(text_of(verdict))
+        print(comparison_table(verdict))
         if svg is not None:
-            Path(svg).write_text(svg_of(verdict, f"A step of {job}"))
+            Path(svg).write_text(comparison_picture(verdict, f"A step of {job}"))
         if as_json:
             print_json(verdict.as_json())
 
 
 def _verdict(request: Request, pace: Any, only: str, *, warm_heap: bool, say: Callable[[str], None]) -> Any:
-    from samestep.bench.compare import compare
+    from samestep.bench.comparison import compare
     from samestep.bench.contestants import chosen, own_contestants, peers
 
     with stopping("stopped before the comparison was done"):
         say("planning")
-        workers = request.workers or request.default_workers
+        workers = request.planning.workers or request.planning.default_workers
         everybody = [*own_contestants(request), *peers(workers, physical_cores())]
         names = [name.strip() for name in only.split(",") if name.strip()]
         return compare(chosen(everybody, names), request, pace, warm_heap=warm_heap, say=say)
@@ -127,18 +103,20 @@ def _policies(
     say: Callable[[str], None],
 ) -> None:
     """Under every policy the same plan: each worker the whole model, unless another one was asked for."""
-    from samestep.bench.policies_picture import svg_of
-    from samestep.bench.policies_table import text_of
-    from samestep.bench.policy_courses import DEFAULT, compare_policies, policies_of
+    from samestep.bench.policies_picture import policies_picture
+    from samestep.bench.policies_table import policies_table
+    from samestep.bench.policy_comparison import DEFAULT, compare_policies, policies_of
 
     if target is not None and not math.isfinite(target):
         raise PlanRefused(f"--target-loss {target}: give a finite loss, or none for what exact steps come to")
     with stopping("stopped before the comparison was done"):
-        if request.plan == "auto":
-            request = replace(request, plan="data")
+        if request.planning.plan == "auto":
+            request = request.but(plan="data")
         found = compare_policies(request, policies_of(sync or DEFAULT), target, window, say)
-    print(text_of(found))
+    print(policies_table(found))
     if svg is not None:
-        Path(svg).write_text(svg_of(found, f"Training {request.function} of {Path(str(request.file)).name}"))
+        Path(svg).write_text(
+            policies_picture(found, f"Training {request.source.function} of {Path(str(request.source.file)).name}")
+        )
     if as_json:
         print_json(found.as_json())

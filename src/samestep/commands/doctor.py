@@ -6,10 +6,8 @@ import sys
 import click
 
 from samestep.commands.exit_codes import exit_codes
-from samestep.doctor.facts_text import as_text
-from samestep.doctor.machine_facts import look
-from samestep.doctor.measuring_process import measured
-from samestep.doctor.own_cluster import TO_FILL_IN, own_cluster
+from samestep.doctor.facts_text import as_text, cluster_file
+from samestep.doctor.inspect_machine import inspect_machine, measure_in_own_process
 from samestep.errors import SamestepError
 
 
@@ -21,11 +19,11 @@ def doctor(as_json: bool, cluster: bool) -> None:
     with exit_codes():
         print("measuring, a few seconds ...", file=sys.stderr)
         if cluster:
-            found = measured()
-            print(f"{own_cluster(look(found), found)}{TO_FILL_IN}", end="")
+            found = measure_in_own_process()
+            print(cluster_file(inspect_machine(found), found), end="")
             return
         try:
-            facts = look(measured())
+            facts = inspect_machine(measure_in_own_process())
         except SamestepError as error:
-            facts = look(None, str(error))  # all the rest is told, and why this is missing
+            facts = inspect_machine(None, str(error))  # the rest is still reported, with the reason why this is missing
         print(json.dumps(facts.as_json()) if as_json else as_text(facts))

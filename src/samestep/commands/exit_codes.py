@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from samestep.errors import Interrupted, Refused, SamestepError
-from samestep.launch.run.outcome import WorkerError
-from samestep.system.finite_json import line_of
+from samestep.launch.failure import WorkerError
+from samestep.system.json_values import line_of
 
 
 def print_json(found: Mapping[str, Any]) -> None:
@@ -20,7 +20,7 @@ def show_error(error: SamestepError) -> None:
     """One line first, then one traceback, if there is any; once."""
     if error.is_shown:
         return
-    if not error.is_told:
+    if not error.is_repeated:
         print(f"samestep: {error}" if isinstance(error, Refused) else str(error), file=sys.stderr)
     if isinstance(error, WorkerError) and error.traceback:
         print("\n" + error.traceback.rstrip(), file=sys.stderr)

@@ -1,97 +1,75 @@
-"""The options that commands share, and the request that they make together."""
+"""Command-line options from the table of `launch/request/options.py`, and the request that they make together."""
 
-import sys
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from samestep.errors import JobRefused, PlanRefused
-from samestep.launch.environment import mkl_mode, physical_cores
 from samestep.launch.request.lock_file import read_lock
-from samestep.launch.request.request import DEVICES, Request, plan_text
-from samestep.plan.plan import TRANSPORTS
+from samestep.launch.request.options import OPTIONS, JobSource, Option, Spelling
+from samestep.launch.request.request import Request
 
-PLANNING = (
-    click.option("--workers", type=int, help="Worker processes. Default: physical cores, at most the shards."),
-    click.option("--shards", type=int, help="S, into how many shards a batch is cut. Part of the numbers."),
-    click.option("--assign", metavar="N,N,...", help="Shards per worker, for instance 5,3."),
-    click.option("--hosts", metavar="N,N,...", help="Workers on each host, for `plan`; launchers say it themselves."),
-    click.option("--threads", type=int, help="Intra-op threads per worker. Part of the numbers. Default: 1."),
-    click.option("--transport", type=click.Choice(TRANSPORTS), help="Default: processes. Threads are for tests."),
-    click.option(
-        "--plan",
-        default=None,
-        metavar="auto|data|slices|hybrid|pipeline|FILE",
-        help="Who computes what: a plan's name or file. Default: auto.",
-    ),
-    click.option("--probe", is_flag=True, help="Run the best two plans for a moment, and take the faster."),
-    click.option("--slices", type=int, metavar="K", help="Slices per sliced layer. Part of the numbers. Default: 4."),
-    click.option("--profile", type=click.Path(dir_okay=False), help="Where what was measured is kept."),
-    click.option("--memory-limit", metavar="SIZE", help="What a worker may need at most, for instance 800MB."),
-    click.option("--numerics", metavar="LINE", help='A line that another run printed, "seed=0 shards=4 ...".'),
-    click.option("--codec", metavar="NAME@LEVELS", help='Compress gradients, "int8@2". Part of the numbers.'),
-    click.option("--sync", metavar="POLICY", help='When workers agree, "stale(1)", "local(16)". Part of the numbers.'),
-    click.option("--steps", type=int, help="Train for so many optimizer steps."),
-    click.option("--epochs", type=int, help="Train for so many passes over the data."),
-    click.option("--rebalance", metavar="on|off", help="Deal shards anew when workers get slower or faster."),
-    click.option("--seed", type=int, help="Of everything random. Part of the numbers."),
-    click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the job function."),
-    click.option("--device", type=click.Choice(DEVICES), default="cpu", help="Where workers compute, one on each GPU."),
-)
+Command = Callable[..., Any]
+
+PLANNING = ("workers", "shards", "assign", "hosts", "threads", "transport", "plan", "probe", "slices", "profile",
+            "memory_limit", "numerics", "codec", "sync", "steps", "epochs", "rebalance", "seed", "settings",
+            "device")  # fmt: skip
+TRAINING = ("save", "checkpoint", "every", "resume", "audit", "allow_nan", "timeout", "stall")
+
+JOB = click.argument("job", metavar="FILE[:FUNCTION]")
+TYPES: dict[Spelling | None, click.Path] = {
+    Spelling.FILE: click.Path(dir_okay=False),
+    Spelling.FOLDER: click.Path(file_okay=False),
+}
 
 
-def some_options(options: Sequence[Callable[..., Any]], names: Sequence[str]) -> Callable[..., Any]:
-    """Those options that have one of these names."""
+def options(*names: str) -> Callable[[Command], Command]:
+    """Options of a run by the names that Python uses; `settings` is --set."""
 
-    def give(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            if option(lambda: None).__click_params__[0].opts[0] in names:
-                command = option(command)
+    def give(command: Command) -> Command:
+        for name in reversed(names):
+            command = click_option(name)(command)
         return command
 
     return give
 
 
-GIVEN = ("assign", "hosts", "memory_limit", "plan")  # what is not passed on as it is
+def click_option(name: str) -> Callable[[Command], Command]:
+    if name == "settings":
+        return click.option(
+            "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the job function."
+        )
+    option, spelled = OPTIONS[name], f"--{name.replace('_', '-')}"
+    flag = option.flag
+    if option.kind is bool:
+        return click.option(spelled, is_flag=True, help=flag.help)
+    default = None if name == "plan" else option.default  # None: nobody has asked for a plan
+    return click.option(spelled, type=_type(option), default=default, metavar=flag.metavar, help=flag.help)
 
 
-def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What `train` and `plan` have in common."""
-    for option in reversed(PLANNING):
-        command = option(command)
-    return click.argument("job", metavar="FILE[:FUNCTION]")(command)
+def _type(option: Option) -> Any:
+    if option.flag.choices:
+        return click.Choice(option.flag.choices)
+    if option.name in PARSERS:
+        return str
+    return TYPES.get(option.flag.spelling, option.kind)
 
 
-def make_request(job: str, settings: tuple[str, ...], options: dict[str, Any]) -> Request:
-    """The command line as a request. Raises Refused for what can be seen without torch."""
+def make_request(job: str, settings: tuple[str, ...], given: dict[str, Any]) -> Request:
+    """The command line as a request. given: options that have values. Raises Refused for what needs no torch."""
     file, function = split_job(job)
-    for name in ("save", "checkpoint", "profile"):
-        if options[name] is not None:
-            options[name] = str(Path(options[name]).absolute())
-    request = Request(
-        run=uuid.uuid4().hex[:12],
-        file=str(file),
+    given = {name: PARSERS.get(name, _as_given)(value) for name, value in given.items() if value is not None}
+    plan = given.pop("plan", None)
+    source = JobSource(
         function=function,
+        file=str(file),
         settings=dict(_setting(text) for text in settings),
         settings_are_text=True,
-        assign=None if options["assign"] is None else parse_assign(options["assign"]),
-        hosts=None if options["hosts"] is None else parse_assign(options["hosts"], "--hosts"),
-        memory_limit=None if options["memory_limit"] is None else parse_size(options["memory_limit"]),
-        default_workers=physical_cores(),
-        locked=None if options.get("tune") else read_lock(file),
-        plan=options["plan"] or "auto",
-        plan_is_asked=options["plan"] is not None or options.get("probe", False),
-        plan_text=plan_text(options["plan"] or "auto"),
-        folder=str(Path.cwd()),
-        path=tuple(sys.path),
-        mkl=mkl_mode(),
-        **{name: value for name, value in options.items() if name not in GIVEN},
+        locked=None if given.pop("tune", False) else read_lock(file),
     )
-    request.check()
-    return request
+    return Request.made_here(source, plan, plan_is_asked=plan is not None or given.get("probe", False), **given)
 
 
 def split_job(job: str) -> tuple[Path, str]:
@@ -133,6 +111,25 @@ def _setting(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise JobRefused(f"--set {text!r} is not NAME=VALUE: write for instance --set lr=0.1")
     return name, value
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
+
+
+def _as_given(value: Any) -> Any:
+    return value
+
+
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "assign": parse_assign,
+    "hosts": lambda text: parse_assign(text, "--hosts"),
+    "memory_limit": parse_size,
+    "save": _absolute,
+    "checkpoint": _absolute,
+    "profile": _absolute,
+}
+"""How the texts of options are read whose values are not what click reads."""
 
 
 def guard_missing() -> JobRefused:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from samestep.commands.exit_codes import exit_codes
-from samestep.commands.options import make_request, planning_options
+from samestep.commands.options import JOB, PLANNING, make_request, options
 from samestep.commands.tune_numerics import tune_numerics
 from samestep.errors import PlanRefused, Refused
 from samestep.launch.request.request import plan_text
@@ -20,7 +20,8 @@ from samestep.plan.plan_summary import PlanSummary
 
 
 @click.command()
-@planning_options
+@JOB
+@options(*PLANNING)
 @click.option("--why-not", metavar="PLAN", help="Hold a plan against the pick: data, slices, hybrid, pipeline or FILE.")
 @click.option("--draw", is_flag=True, help="Draw the step: who computes what when.")
 @click.option("--cluster", type=click.Path(dir_okay=False), help="Plan for the hosts in this file, not for this one.")
@@ -41,14 +42,14 @@ def plan(
     tune: bool,
     lock: bool,
     cluster: str | None,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Show the plan that `train` would run with these options, why, what it moves, and its schedule."""
     with exit_codes():
         there = None if cluster is None else str(Cluster.read(cluster))
-        if there is None and options["described"]:
+        if there is None and given["described"]:
             raise Refused("--described takes costs from what a cluster's file says: add --cluster FILE")
-        request = make_request(job, settings, {**options, "save": None, "checkpoint": None, "cluster": there})
+        request = make_request(job, settings, {**given, "cluster": there, "tune": tune})
         if tune or lock:
             tune_numerics(request, lock=lock)
             return

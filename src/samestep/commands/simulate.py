@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from samestep.commands.exit_codes import exit_codes, print_json
-from samestep.commands.options import PLANNING, make_request, some_options
+from samestep.commands.options import JOB, make_request, options
 from samestep.errors import PlanRefused, Refused
 from samestep.launch.run.launcher import Launcher
 from samestep.plan.cluster import Cluster
@@ -14,13 +14,10 @@ from samestep.planner.explain.scaling_text import svg as picture
 from samestep.planner.explain.scaling_text import text
 from samestep.planner.search.scaling_curve import Scaling
 
-SHARED = ("--shards", "--threads", "--slices", "--profile", "--numerics", "--codec", "--sync", "--seed", "--set")
-UNASKED = ("plan", "assign", "hosts", "memory_limit", "transport", "steps", "epochs", "save", "checkpoint", "workers")
-
 
 @click.command()
-@click.argument("job", metavar="FILE[:FUNCTION]")
-@some_options(PLANNING, SHARED)
+@JOB
+@options("shards", "threads", "slices", "profile", "numerics", "codec", "sync", "seed", "settings")
 @click.option("--cluster", required=True, type=click.Path(dir_okay=False), help="Hosts, workers and links, TOML.")
 @click.option("--workers", metavar="N,N,...", help='Numbers of workers; "1,2,4,...,1024" doubles. Default: 1,2,4,...')
 @click.option("--described", is_flag=True, help="Costs from FLOPs and bytes, not measured on this machine.")
@@ -28,7 +25,7 @@ UNASKED = ("plan", "assign", "hosts", "memory_limit", "transport", "steps", "epo
 @click.option("--json", "as_json", is_flag=True, help="Print everything as the last line of stdout.")
 def simulate(
     job: str, settings: tuple[str, ...], cluster: str, workers: str | None, svg: str | None, as_json: bool,
-    **options: Any,
+    **given: Any,
 ) -> None:  # fmt: skip
     """Predict step time, efficiency and the best plan for many numbers of workers. Nothing is trained."""
     with exit_codes():
@@ -37,8 +34,7 @@ def simulate(
         there.first(max(counts))  # refused at once, before anything is measured
         if svg is not None and (not Path(svg).parent.is_dir() or Path(svg).is_dir()):
             raise Refused(f"--svg {svg} cannot be written: {Path(svg).parent} must be a folder, and FILE no folder")
-        unasked: dict[str, Any] = {**dict.fromkeys(UNASKED), "plan": "auto", "device": "cpu"}
-        request = make_request(job, settings, {**unasked, **options, "cluster": str(there)})
+        request = make_request(job, settings, {**given, "plan": "auto", "cluster": str(there)})
         with Launcher() as launcher:
             found = Scaling.from_json(launcher.simulated(request, counts))
         print(text(found))

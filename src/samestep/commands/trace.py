@@ -8,9 +8,9 @@ from typing import Any, TextIO
 import click
 
 from samestep.commands.exit_codes import exit_codes
-from samestep.commands.options import planning_options
+from samestep.commands.options import JOB, PLANNING, options
 from samestep.commands.training_command import run
-from samestep.diagnose.summary import summary
+from samestep.diagnose.summary import trace_summary
 from samestep.errors import Refused
 from samestep.job.report import Report
 from samestep.trace.chrome import chrome_trace
@@ -19,19 +19,17 @@ STEPS = 20
 
 
 @click.command()
-@planning_options
+@JOB
+@options(*PLANNING, "timeout")
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="The file to write, for ui.perfetto.dev.")
-@click.option(
-    "--timeout", type=float, default=300.0, help="Seconds that workers on several hosts wait for one another."
-)
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
-def trace(job: str, settings: tuple[str, ...], out: str, quiet: bool, **options: Any) -> None:
+def trace(job: str, settings: tuple[str, ...], out: str, quiet: bool, **given: Any) -> None:
     """Train some steps (default: 20), write who did what when, and say what to change."""
     with exit_codes():
-        if options["steps"] is None and options["epochs"] is None:
-            options["steps"] = STEPS
-        steps = traced_steps(out, options["steps"])
-        report = run(job, settings, {**options, "save": None, "checkpoint": None, "trace_steps": steps}, quiet=quiet)
+        if given["steps"] is None and given["epochs"] is None:
+            given["steps"] = STEPS
+        steps = traced_steps(out, given["steps"])
+        report = run(job, settings, {**given, "trace_steps": steps}, quiet=quiet)
         if report is not None:
             write_trace(report, out, sys.stdout)
 
@@ -51,5 +49,5 @@ def write_trace(report: Report, file: str, stream: TextIO | None) -> None:
     """The file, and the summary on `stream`, if there is one. A run that had no steps left has nothing to show."""
     Path(file).write_text(json.dumps(chrome_trace(report.traces)))
     if stream is not None and all(trace.events for trace in report.traces):
-        print(summary(report.traces, report.prediction), file=stream)
+        print(trace_summary(report.traces, report.prediction), file=stream)
         print(f"{file}: open it at ui.perfetto.dev or chrome://tracing", file=stream)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from samestep.commands.exit_codes import exit_codes, print_json
-from samestep.commands.options import planning_options
+from samestep.commands.options import JOB, PLANNING, TRAINING, options
 from samestep.commands.trace import traced_steps, write_trace
 from samestep.commands.training_command import run
 from samestep.job.report import Report
@@ -14,20 +14,11 @@ from samestep.launch.run.progress import summary
 
 
 @click.command()
-@planning_options
-@click.option("--save", type=click.Path(dir_okay=False), help="Write the weights as safetensors at the end.")
-@click.option("--checkpoint", type=click.Path(file_okay=False), help="Folder for checkpoints.")
-@click.option("--every", type=int, metavar="N", help="A checkpoint every N steps, not only at the end.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint, on any number of workers.")
-@click.option("--audit", type=int, metavar="K", help="Workers hold states together every K steps (32); 0: never.")
-@click.option("--allow-nan", is_flag=True, help="Go on when a loss is NaN or infinite.")
+@JOB
+@options(*PLANNING, *TRAINING)
 @click.option("--trace", type=click.Path(dir_okay=False), metavar="FILE", help="Write who did what when, for Perfetto.")
-@click.option("--trace-steps", type=int, metavar="N", help="Of the last N steps. Default: 20.")
+@options("trace_steps")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as the last line of stdout.")
-@click.option(
-    "--timeout", type=float, default=300.0, help="Seconds that workers on several hosts wait for one another."
-)
-@click.option("--stall", type=float, default=30.0, help="Say within so many seconds what holds up a run. 0: never.")
 @click.option("--quiet", is_flag=True, help="No progress, no summary.")
 def train(
     job: str,
@@ -36,11 +27,11 @@ def train(
     quiet: bool,
     trace: str | None,
     trace_steps: int | None,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Train the job that FUNCTION (default: job) in FILE returns."""
     with exit_codes():
-        report = run(job, settings, {**options, "trace_steps": traced_steps(trace, trace_steps)}, quiet=quiet)
+        report = run(job, settings, {**given, "trace_steps": traced_steps(trace, trace_steps)}, quiet=quiet)
         if report is not None:
             _show(report, as_json=as_json, quiet=quiet)
             if trace is not None:

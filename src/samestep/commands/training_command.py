@@ -18,7 +18,7 @@ from samestep.launch.run.launcher import Launcher
 from samestep.launch.run.progress import OnlyStalls, Progress
 
 
-def run(job: str, settings: tuple[str, ...], options: dict[str, Any], *, quiet: bool) -> Report | None:
+def run(job: str, settings: tuple[str, ...], given: dict[str, Any], *, quiet: bool) -> Report | None:
     """Train with the options of the command line; the report, in worker 0 only.
 
     Raises Refused, TrainingFailed or Interrupted. May replace this process by one with the pinned environment.
@@ -26,10 +26,10 @@ def run(job: str, settings: tuple[str, ...], options: dict[str, Any], *, quiet: 
     if is_building():
         raise guard_missing()
     others = world()
-    apart = others is not None or options["device"] != "cpu"  # not started by a fork server of our own
+    apart = others is not None or given["device"] != "cpu"  # not started by a fork server of our own
     if apart and not is_pinned():
         start_again_pinned()
-    request = make_request(job, settings, options)
+    request = make_request(job, settings, given)
     if (warning := unused_launcher()) is not None:
         print(f"warning: {warning}", file=sys.stderr)
     progress = None if quiet else Progress()

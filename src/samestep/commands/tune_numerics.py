@@ -20,15 +20,15 @@ def tune_numerics(request: Request, *, lock: bool) -> None:
     if not lock:
         print(f'use them: --numerics "{found["line"]}", or keep them: --lock')
         return
-    if request.file is None:
+    if request.source.file is None:
         raise PlanRefused("--lock writes a file beside the job's file, and this job is in a module: give its file")
-    file = lock_file(request.file)
+    file = lock_file(request.source.file)
     file.write_text(lock_text(found["line"], reasons))
     print(f"written to {file.name}", file=sys.stderr)
 
 
 def refuse_given(request: Request) -> None:
     """Raises PlanRefused for numerics that are to be chosen and are given."""
-    given = [f"--{name}" for name in ("shards", "threads", "numerics") if getattr(request, name) is not None]
+    given = [f"--{name}" for name in ("shards", "threads", "numerics") if getattr(request.numerics, name) is not None]
     if given:
         raise PlanRefused(f"--tune-numerics chooses shards, threads and slices: leave {', '.join(given)} out")

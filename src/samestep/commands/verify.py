@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from samestep.commands.exit_codes import exit_codes, print_json
-from samestep.commands.options import PLANNING, make_request
+from samestep.commands.options import PLANNING, make_request, options
 from samestep.errors import PlanRefused, Refused
 from samestep.launch.environment import world
 from samestep.launch.run.launcher import Launcher
@@ -20,16 +20,9 @@ FOR_SCRIPTS = {"workers": 2, "steps": 3}
 SCRIPT_SECONDS = 60.0
 
 
-def verifying_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Those of `train`, without its argument: with `--script` there is none."""
-    for option in reversed(PLANNING):
-        command = option(command)
-    return command
-
-
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("words", nargs=-1, metavar="FILE[:FUNCTION]", type=click.UNPROCESSED)
-@verifying_options
+@options(*PLANNING)
 @click.option("--script", type=click.Path(dir_okay=False), help="A PyTorch script instead; words after it are its own.")
 @click.option("--reference-arguments", help="With --script: its arguments on one process, in one string.")
 @click.option(
@@ -47,7 +40,7 @@ def verify(
     timeout: float | None,
     as_json: bool,
     quiet: bool,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Prove that a plan's step is that of one worker, and of a plain loop; or say where not, and why.
 
@@ -55,10 +48,10 @@ def verify(
     """
     with exit_codes():
         if script is not None:
-            if (given := given_for_jobs(options)) or settings:
-                name = given[0].replace("_", "-") if given else "set"
+            if (unfit := given_for_jobs(given)) or settings:
+                name = unfit[0].replace("_", "-") if unfit else "set"
                 raise Refused(f"--{name} is for jobs of samestep's, and --script runs a script")
-            is_same = _script(Path(script), words, options, reference_arguments, timeout, as_json=as_json)
+            is_same = _script(Path(script), words, given, reference_arguments, timeout, as_json=as_json)
         else:
             if timeout is not None or reference_arguments is not None:
                 raise Refused("--timeout and --reference-arguments are for --script: leave them out")
@@ -69,27 +62,27 @@ def verify(
                     if strange
                     else "verify takes one job, FILE[:FUNCTION], or --script"
                 )
-            is_same = _job(words[0], settings, options, as_json=as_json, quiet=quiet)
+            is_same = _job(words[0], settings, given, as_json=as_json, quiet=quiet)
     if not is_same:
         sys.exit(1)
 
 
-def given_for_jobs(options: dict[str, Any]) -> list[str]:
+def given_for_jobs(given: dict[str, Any]) -> list[str]:
     """Options that a script has no use for. 0 is given, too: nobody should think that it was heard."""
     unasked = {"device": "cpu", "probe": False}
-    return [n for n, v in options.items() if n not in FOR_SCRIPTS and v != unasked.get(n)]
+    return [n for n, v in given.items() if n not in FOR_SCRIPTS and v != unasked.get(n)]
 
 
-def _job(job: str, settings: tuple[str, ...], options: dict[str, Any], *, as_json: bool, quiet: bool) -> bool:
+def _job(job: str, settings: tuple[str, ...], given: dict[str, Any], *, as_json: bool, quiet: bool) -> bool:
     others = world()
     if others is not None and others.size > 1:
         raise PlanRefused(f"verify starts its own workers, and {others.launcher} has started it: run it by itself")
-    from samestep.launch.run.verify_run import verify as found_by  # imports torch
+    from samestep.launch.run.verify_run import verify_job  # imports torch
 
-    request = make_request(job, settings, {**options, "save": None, "checkpoint": None})
+    request = make_request(job, settings, given)
     say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
     with Launcher() as launcher:
-        verdict = found_by(request, launcher, say)
+        verdict = verify_job(request, launcher, say)
     print(verdict.text())
     if as_json:
         print_json(verdict.as_json())
@@ -97,12 +90,12 @@ def _job(job: str, settings: tuple[str, ...], options: dict[str, Any], *, as_jso
 
 
 def _script(
-    script: Path, arguments: tuple[str, ...], options: dict[str, Any], alone: str | None, timeout: float | None, *,
+    script: Path, arguments: tuple[str, ...], given: dict[str, Any], alone: str | None, timeout: float | None, *,
     as_json: bool,
 ) -> bool:  # fmt: skip
-    from samestep.verification.script.script_runs import verify_script  # imports torch
+    from samestep.verification.script.verify_script import verify_script  # imports torch
 
-    asked = FOR_SCRIPTS | {name: options[name] for name in FOR_SCRIPTS if options[name] is not None}
+    asked = FOR_SCRIPTS | {name: given[name] for name in FOR_SCRIPTS if given[name] is not None}
     reference = None if alone is None else shlex.split(alone)
     verdict = verify_script(
         script, arguments, timeout=timeout or SCRIPT_SECONDS, reference_arguments=reference, **asked

@@ -1,4 +1,4 @@
-"""A batch that somebody else has loaded, as rows that can be counted and cut."""
+"""Batches that others have loaded, as rows that can be counted and cut."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from samestep.errors import JobRefused
 
 
 def num_rows(batch: Any) -> int:
-    """Of a batch, from its first tensor. Raises JobRefused when there is none."""
+    """Number of rows of a batch, from its first tensor. Raises JobRefused when it has none."""
     sizes = [len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()]
     if not sizes:
         raise JobRefused(f"a batch of type {type(batch).__name__} has no tensor with rows")

@@ -1,6 +1,5 @@
-"""Batches that loader workers make ahead, through torch's DataLoader."""
+"""Batches that loader workers load ahead, through torch's DataLoader."""
 
-import ctypes
 import multiprocessing.connection
 import os
 import signal
@@ -15,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from samestep.system.nameless_memory import share_without_names
+from samestep.system.processes import die_with_parent
 
 Collate = Callable[[list[Any]], Any]
 
@@ -33,7 +33,7 @@ def load(data: Dataset[Any], keys: Iterator[Any], collate: Collate | None, num_l
 
 
 def _batches_of(loader: Any) -> Iterator[Any]:
-    """Names the cause when a loader worker dies while it hands over a batch; torch does at other times."""
+    """Batches of a loader; names the cause if a loader worker dies while sending one, as torch does at other times."""
     loader._data_queue = _Handover(loader._data_queue, loader._workers)
     try:
         yield from loader
@@ -44,10 +44,10 @@ def _batches_of(loader: Any) -> Iterator[Any]:
 
 
 class _Handover:
-    """The queue from the loader workers, which waits for the end of one that breaks off.
+    """Queue from the loader workers; when a message breaks off, it waits for its sender's end.
 
-    torch looks whether it has ended at once, finds it alive, and makes ten temporary files to see
-    whether too many are open. The signal of the end then comes in the midst, and leaves one behind.
+    torch checks at once whether the sender has ended, finds it alive, and creates ten temporary files to see
+    whether too many are open. SIGCHLD then interrupts it, and one file stays behind.
     """
 
     GRACE = 5.0  # seconds that a process may take to end once its sockets are closed
@@ -67,7 +67,7 @@ class _Handover:
 
 
 def collated(samples: list[Any]) -> Any:
-    """torch's own way, which does not always say that it is shapes that it fails at."""
+    """Collate samples as torch does, with an error that names the shapes if they differ."""
     try:
         return default_collate(samples)
     except RuntimeError:
@@ -89,15 +89,10 @@ def _shapes(sample: Any) -> Any:
     return tuple(sample.shape) if hasattr(sample, "shape") else type(sample).__name__
 
 
-PR_SET_PDEATHSIG = 1
-
-
 def _begin_loading(parent: int, _loader: int) -> None:
-    """In a loader worker. It may be killed at any time, and then must not leave anything behind."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the wish was made
-        os._exit(1)
-    # Tensors are handed over through a socket, which lies in /tmp unless its address is an abstract one.
+    """Initialize a loader worker. It may be killed at any time, and must then leave nothing behind."""
+    die_with_parent(parent)
+    # Tensors are sent through a socket, which is a file in /tmp unless its address is an abstract one.
     multiprocessing.connection.arbitrary_address = _abstract_address  # type: ignore[attr-defined]
     sys.excepthook = _show_unless_alone
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -106,7 +101,7 @@ def _begin_loading(parent: int, _loader: int) -> None:
 
 
 def _show_unless_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What the thread behind that socket says when the worker is killed is no news to anyone."""
+    """Exception hook that ignores the error of the socket's thread when the worker is killed."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 

@@ -11,12 +11,7 @@ import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from samestep.data.columns import (
-    OPEN,
-    Column,
-    RecentlyUsed,
-    matching,
-)
+from samestep.data.columns import MAX_OPEN, Column, RecentlyUsed, matching
 from samestep.errors import JobRefused, TrainingFailed
 
 
@@ -25,7 +20,7 @@ class Files(Column):
 
     files: a folder, whose .npy files are meant, or a pattern such as "images/*.npy".
 
-    Only headers are read here. A worker maps a file when it needs a row of it; what it has read stays in
+    Only headers are read at first. A worker maps a file when it needs a row of it; pages read stay in
     the system's page cache, which all workers of a host share. Raises JobRefused for files that are
     missing, damaged, hold Python objects, or differ in the shape or dtype of their rows.
     """
@@ -40,7 +35,7 @@ class Files(Column):
                     f"{other.dtype} {other.shape[1:]}: let all files of a column have the same, or narrow the pattern"
                 )
         super().__init__([header.shape[0] for header in self._headers], first.shape[1:], first.dtype)
-        self._open: RecentlyUsed[int, NDArray[Any]] = RecentlyUsed(OPEN, lambda _: 1)
+        self._open: RecentlyUsed[int, NDArray[Any]] = RecentlyUsed(MAX_OPEN, lambda _: 1)
 
     def _part(self, number: int) -> NDArray[Any]:
         return self._open.get(number, partial(_mapped, self._headers[number]))
@@ -56,7 +51,7 @@ class _Header:
 
 
 def _header(path: Path) -> _Header:
-    """Raises OSError or ValueError for what is no whole .npy file."""
+    """Read a file's header. Raises OSError or ValueError if it is no whole .npy file."""
     with path.open("rb") as file:
         version = npy.read_magic(file)
         if version not in ((1, 0), (2, 0)):
@@ -87,7 +82,7 @@ def _checked_header(path: Path) -> _Header:
 
 
 def _mapped(header: _Header) -> NDArray[Any]:
-    """Raises TrainingFailed when the file is not what it was when the job was made."""
+    """Map a file into memory. Raises TrainingFailed if it has changed since the job was made."""
     try:
         now = _header(header.path)
     except (OSError, ValueError) as error:

@@ -1,12 +1,12 @@
-"""`samestep.Ordered`: samples that come one after the other, in an order that is always the same."""
+"""`samestep.Ordered`: an iterable data set whose samples always come in the same order."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from samestep.data.columns import RowNumbers
 from samestep.data.loading import Collate, load
+from samestep.data.row_order import RowNumbers
 from samestep.errors import JobRefused, TrainingFailed
 from samestep.numerics import random_streams
 
@@ -15,16 +15,17 @@ class Ordered:
     """An iterable data set with a declared order: `Job.data`, with shuffle=False.
 
     make: `make(epoch, start)` returns an iterator over the samples of an epoch from row `start` on. The
-        samples and their order must follow from the two numbers alone: who shuffles, does it with a
-        generator seeded by `epoch`. Where training goes on from a checkpoint, and at every new epoch,
-        a worker asks for the first row of its own shards.
-    num_rows: rows of an epoch; later ones are never asked for.
+        samples and their order must depend on the two numbers alone: to shuffle, use a generator
+        seeded by `epoch`. When training resumes from a checkpoint, and at every new epoch, a worker
+        asks for the first row of its own shards.
+    num_rows: rows of an epoch; later ones are never requested.
 
-    A worker passes over rows of other workers' shards, which costs what it costs to make them. Each
-    loader worker passes over all rows, so that more than one (`num_loader_workers=1`) seldom helps.
-    Held-out data (`Job.evaluate`) are always those of epoch 0.
+    A worker skips rows of other workers' shards, at the cost of making them. Each loader worker goes
+    through all rows, so more than one (`num_loader_workers=1`) seldom helps. Held-out data
+    (`Job.evaluate`) are always those of epoch 0.
 
-    Raises JobRefused for what is no function, or no number of rows. Training fails when `make` ends before `num_rows`.
+    Raises JobRefused if `make` is no function or `num_rows` no number of rows. Training fails when `make` ends
+    before `num_rows`.
     """
 
     def __init__(self, make: Callable[[int, int], Iterable[Any]], num_rows: int) -> None:
@@ -39,7 +40,7 @@ class Ordered:
 
 
 class OrderedRows:
-    """Rows of an `Ordered`. Requests must be runs of consecutive rows."""
+    """Rows of an `Ordered` data set. Requests must be runs of consecutive rows."""
 
     def __init__(self, data: Ordered, what: str, seed: int, collate: Collate | None, num_loader_workers: int) -> None:
         self.num_rows = data.num_rows
@@ -52,7 +53,7 @@ class OrderedRows:
 
 
 class _Runs(Dataset[Any]):
-    """Samples by (epoch, first row, end), from one iterator as long as keys go forward."""
+    """Runs of samples by (epoch, first row, end), from one iterator as long as keys go forward."""
 
     def __init__(self, data: Ordered, what: str, seed: int) -> None:
         self._data, self._what, self._seed = data, what, seed
@@ -70,7 +71,7 @@ class _Runs(Dataset[Any]):
         return [self._sample() for _ in range(start, end)]
 
     def _sample(self) -> Any:
-        """The next one, under the key of its row, whoever makes it."""
+        """The next sample, with generators keyed by its row, whichever worker makes it."""
         random_streams.enter(self._seed, "row", self._epoch, self._next)
         try:
             sample = next(self._samples)

@@ -12,12 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samestep.data.columns import (
-    OPEN,
-    Column,
-    RecentlyUsed,
-    matching,
-)
+from samestep.data.columns import MAX_OPEN, Column, RecentlyUsed, matching
 from samestep.errors import JobRefused, TrainingFailed
 
 
@@ -28,13 +23,14 @@ class Parquet(Mapping[str, Column]):
         Job(data=(digits["image"], digits["label"]), ...)
 
     files: a folder, whose .parquet files are meant, or a pattern.
-    columns: which ones; default: all. Numbers or fixed-size lists of numbers (of any depth), without nulls.
-    cache_bytes: of decoded row groups that each process keeps.
+    columns: names of the columns to read; default: all. Numbers or fixed-size lists of numbers (of any depth),
+        without nulls.
+    cache_bytes: size of the decoded row groups that each process keeps.
 
-    Only what files say of themselves is read here. A row costs the decoding of its column's whole row
-    group, unless that is still kept: when training shuffles over more row groups than `cache_bytes`
-    holds, a batch of n rows decodes up to n of them. The ways out: a cache that holds the data, small
-    row groups (a few hundred rows), rows shuffled once on writing and then shuffle=False, or
+    Only metadata is read at first. A row costs the decoding of its column's whole row group, unless that
+    is still kept: when training shuffles over more row groups than `cache_bytes` holds, a batch of n rows
+    decodes up to n of them. Ways out: a cache that holds the data, small row groups (a few hundred rows),
+    rows shuffled once on writing and then shuffle=False, or
     `samestep.Files`, which reads only the rows.
 
     Needs the package pyarrow: `pip install samestep[parquet]`. Raises JobRefused for files that are
@@ -77,30 +73,30 @@ class Parquet(Mapping[str, Column]):
 
 
 def _headers(paths: Sequence[Path], columns: Sequence[str] | None) -> list[Any]:
-    found = _told({"paths": [*map(str, paths)], "columns": None if columns is None else [*columns]})
+    found = _ask_process({"paths": [*map(str, paths)], "columns": None if columns is None else [*columns]})
     if isinstance(found, dict):
         raise JobRefused(f"{found['path']} cannot be read: {found['error']}")
     return list(found)
 
 
-def _told(question: dict[str, Any]) -> Any:
-    """What parquet_headers.py answers."""
+def _ask_process(question: dict[str, Any]) -> Any:
+    """The answer of parquet_headers.py, run as a process."""
     command = [sys.executable, "-P", str(Path(__file__).with_name("parquet_headers.py"))]
     done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise JobRefused(f"the process that reads what Parquet files say of themselves failed: {done.stderr}")
+        raise JobRefused(f"the process that reads the metadata of Parquet files failed: {done.stderr}")
     return json.loads(done.stdout)
 
 
 class _Groups:
-    """The row groups of all files, numbered through, and those of them that are decoded."""
+    """Row groups of all files, numbered consecutively, with a cache of decoded ones."""
 
     def __init__(self, paths: Sequence[Path], headers: Sequence[Any], cache_bytes: int) -> None:
         self.lengths = [rows for header in headers for rows in header["rows"]]
         self._places = [
             (path, i) for path, header in zip(paths, headers, strict=True) for i in range(len(header["rows"]))
         ]
-        self._open: RecentlyUsed[Path, Any] = RecentlyUsed(OPEN, lambda _: 1)
+        self._open: RecentlyUsed[Path, Any] = RecentlyUsed(MAX_OPEN, lambda _: 1)
         self._decoded: RecentlyUsed[tuple[int, str], NDArray[Any]] = RecentlyUsed(
             cache_bytes, lambda array: array.nbytes
         )

@@ -1,4 +1,4 @@
-"""What Parquet files say of themselves, told in a process of its own.
+"""Metadata of Parquet files, read in a process of its own.
 
     python parquet_headers.py < '{"paths": [...], "columns": [...] or null}'
 
@@ -33,7 +33,7 @@ def header(path: str, wanted: list[str] | None) -> dict[str, Any]:
 
 
 def form(name: str, kind: Any) -> list[Any]:
-    """[dtype, shape of a row]."""
+    """Dtype and shape of a row."""
     types, shape, inner = pyarrow.types, [], kind
     while types.is_fixed_size_list(inner):
         shape.append(inner.list_size)

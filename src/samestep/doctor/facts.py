@@ -1,16 +1,16 @@
-"""What a bug report needs to say of a machine, as frozen values. Sizes are in bytes, speeds in bytes/s."""
+"""Facts of a machine that a bug report needs, as frozen values. Sizes are in bytes, speeds in bytes/s."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from samestep.doctor.machine_speed import MachineSpeed
+from samestep.plan.link_times import LinkTimes
 from samestep.system.control_groups import ControlGroup
 
 
 @dataclass(frozen=True)
 class Processor:
-    """physical: cores that this process may use. affinity: numbers of the logical ones that it may run on."""
+    """Cores of this process. physical: those it may use. affinity: numbers of the logical ones it may run on."""
 
     model: str
     physical: int
@@ -20,7 +20,7 @@ class Processor:
 
 @dataclass(frozen=True)
 class Memory:
-    """shared: the size of /dev/shm, None without one."""
+    """Memory of the machine. shared: the size of /dev/shm, None without one."""
 
     total: int
     available: int
@@ -30,7 +30,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Limits:
-    """Soft limits of this process; None: none. ports: that the system gives to connections, first and last."""
+    """Soft limits of this process, None for no limit. ports: first and last that the system gives to connections."""
 
     open_files: int | None
     processes: int | None
@@ -41,7 +41,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Launchers:
-    """seen: by their variables. found: commands. world: how this process takes part, or what speaks against it."""
+    """Launchers of distributed runs.
+
+    seen: recognised by their variables. found: commands. world: this process's part in a run, or why it is refused.
+    """
 
     seen: tuple[str, ...]
     found: tuple[str, ...]
@@ -50,7 +53,7 @@ class Launchers:
 
 @dataclass(frozen=True)
 class Interface:
-    """speed: bytes/s as its driver says, None when it says nothing."""
+    """A network interface. speed: bytes/s that its driver reports, None when it reports nothing."""
 
     name: str
     up: bool
@@ -59,8 +62,36 @@ class Interface:
 
 
 @dataclass(frozen=True)
+class MachineSpeed:
+    """Measured speed. copy: bytes copied per second. products: FLOP/s of a float32 matrix product; one thread and all.
+
+    isa: the instruction set that torch's kernels use. links: times between two workers of this machine.
+    gpus: name, memory and architecture of each.
+    """
+
+    isa: str
+    threads: int  # number that "all" stands for
+    mkl: bool
+    onednn: bool
+    copy: float
+    copy_all: float
+    products: float
+    products_all: float
+    links: LinkTimes
+    gpus: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> "MachineSpeed":
+        links = LinkTimes.from_json(fields["links"])
+        return MachineSpeed(**{**fields, "links": links, "gpus": tuple(fields["gpus"])})
+
+
+@dataclass(frozen=True)
 class Facts:
-    """versions: of Python and packages, None for one that is not installed. measured: None when that failed."""
+    """All facts. versions: Python and packages, None for one that is not installed. measured: None when that failed."""
 
     versions: Mapping[str, str | None]
     system: str

@@ -1,17 +1,25 @@
-"""The facts for people: one line each, plain text that can be pasted anywhere."""
+"""The facts as plain text, one line each, and as a cluster file of one host."""
 
+import re
 from collections.abc import Iterator
 
-from samestep.doctor.facts import Facts, Interface
-from samestep.doctor.machine_speed import MachineSpeed
-from samestep.plan.machine import Link, rounded
+from samestep.doctor.facts import Facts, Interface, MachineSpeed
+from samestep.plan.cluster import Cluster
+from samestep.plan.machine import Host, Link, rounded
 from samestep.system import units
 
 Lines = Iterator[tuple[str, str]]
+TO_FILL_IN = """
+# More hosts are more [[host]] tables, or a count in this one. Links between hosts were not measured; fill them in:
+# [between]
+# latency = "50 us"
+# bandwidth = "1 Gbit/s"
+"""
 
 
 def as_text(facts: Facts) -> str:
-    rooms = {
+    """All facts, in groups under their names."""
+    groups = {
         "versions": _versions(facts),
         "machine": _machine(facts),
         "limits": _limits(facts),
@@ -20,16 +28,16 @@ def as_text(facts: Facts) -> str:
         "network": (_interface(interface) for interface in facts.interfaces),
         "measured": _measured(facts.measured) if facts.measured else iter([("failed", facts.failure or "")]),
     }
-    return "\n\n".join(_room(name, list(lines)) for name, lines in rooms.items())
+    return "\n\n".join(_group(name, list(lines)) for name, lines in groups.items())
 
 
-def _room(name: str, lines: list[tuple[str, str]]) -> str:
+def _group(name: str, lines: list[tuple[str, str]]) -> str:
     width = max((len(label) for label, _ in lines), default=0)
     return "\n".join([name, *(f"  {label:{width}}  {value}" for label, value in lines or [("(nothing)", "")])]).rstrip()
 
 
 def size(nbytes: float | None) -> str:
-    """Three digits are enough to read."""
+    """A number of bytes with three digits."""
     return "no limit" if nbytes is None else units.write(rounded(nbytes), units.BYTES)
 
 
@@ -92,17 +100,9 @@ def _measured(found: MachineSpeed) -> Lines:
     yield "float32 products", f"{one} with 1 thread, {everything} with {all_threads}"
     yield "exchange, fence", f"{seconds(found.links.exchange)}, {seconds(found.links.fence)} between two workers"
     for name, curve in (("send", found.links.send), ("move", found.links.move)):
-        points = ", ".join(f"{_whole(nbytes)} {seconds(time)}" for nbytes, time in curve.points)
-        yield name, _link(curve.link)
+        points = ", ".join(f"{units.write(nbytes, units.BYTES)} {seconds(time)}" for nbytes, time in curve.points)
+        yield name, f"{seconds(curve.link.latency)} and {rate(curve.link.bandwidth)}"
         yield f"{name}, by size", points
-
-
-def _link(link: Link) -> str:
-    return f"{seconds(link.latency)} and {rate(link.bandwidth)}"
-
-
-def _whole(nbytes: int) -> str:
-    return units.write(nbytes, units.BYTES)
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:
@@ -114,3 +114,18 @@ def _ranges(numbers: tuple[int, ...]) -> str:
         else:
             spans.append([number, number])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+
+
+def cluster_file(facts: Facts, measured: MachineSpeed) -> str:
+    """This machine as TOML: one worker per physical core, memory by its control group, speeds with three digits."""
+    memory = min(facts.memory.total, facts.control_group.memory or facts.memory.total)
+    sent = measured.links.send.link
+    host = Host(
+        name=re.sub(r"[^\w.-]", "-", facts.host) or "host",
+        cores=facts.processor.physical,
+        workers=facts.processor.physical,
+        memory=memory - memory % 10**6 or memory,
+        flops=rounded(measured.products),
+        memory_bandwidth=rounded(max(measured.copy, measured.copy_all)),
+    )
+    return f"{Cluster((host,), within=Link(rounded(sent.latency), rounded(sent.bandwidth)))}{TO_FILL_IN}"

@@ -1,4 +1,4 @@
-"""Measure this machine, in a process made for it: pinned as the fork server is, torch imported, one thread.
+"""Measurement of this machine, in a process made for it: pinned as the fork server is, torch imported, one thread.
 
     command --exec--> this process --fork--> one thread | all threads | two workers
 
@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from samestep.doctor.machine_speed import MachineSpeed
+from samestep.doctor.facts import MachineSpeed
 from samestep.plan.link_times import LinkTimes
 from samestep.system.device import instruction_set
-from samestep.system.processes import die_with_parent, leave, num_threads
-from samestep.transport.shared_memory import SharedFabric
+from samestep.system.processes import die_with_parent, fork, num_threads
+from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.timing import measure_links, outboxes
 
 COPIED = 64 * 1024**2  # bytes, more than a cache holds
@@ -30,14 +30,14 @@ PATIENCE = 0.4  # seconds for one measurement
 
 
 def main() -> None:
-    """With the arguments: number of the file to write to, threads, process id of the command."""
+    """Measure and write JSON. Arguments: number of the file to write to, threads, process id of the command."""
     die_with_parent(int(sys.argv[4]))
     with os.fdopen(int(sys.argv[2]), "w") as file:
         json.dump(measure(int(sys.argv[3])).as_json(), file)
 
 
 def measure(threads: int) -> MachineSpeed:
-    """In a process with one thread. Takes about three seconds."""
+    """The speed of this machine. Call it in a process with one thread; it takes about three seconds."""
     assert num_threads() == 1, "a process forked from one with threads hangs"
     one, everything = (in_fork(partial(speeds, count)) for count in (1, threads))
     return MachineSpeed(
@@ -49,30 +49,27 @@ def measure(threads: int) -> MachineSpeed:
         copy_all=everything["copy"],
         products=one["products"],
         products_all=everything["products"],
-        links=links(),
+        links=link_times(),
         gpus=gpus(),
     )
 
 
 def in_fork(work: Callable[[], Any]) -> Any:
-    """What `work` returns, which JSON can hold, from a child of its own."""
-    return begin(work)()
+    """The result of `work`, which JSON can hold, from a child of its own."""
+    return start_in_fork(work)()
 
 
-def begin(work: Callable[[], Any]) -> Callable[[], Any]:
-    """Start a child; the function that is returned waits for what `work` returns."""
+def start_in_fork(work: Callable[[], Any]) -> Callable[[], Any]:
+    """Start `work` in a child; the returned function waits for its result."""
     ours, theirs = os.pipe()
-    parent = os.getpid()
-    if (child := os.fork()) == 0:
+
+    def answer() -> int:
         os.close(ours)
-        try:
-            die_with_parent(parent)
-            with os.fdopen(theirs, "w") as file:
-                json.dump(work(), file)
-        except BaseException:  # noqa: BLE001 - shown, and this process must not go on as its parent
-            sys.excepthook(*sys.exc_info())
-            leave(1)
-        leave(0)
+        with os.fdopen(theirs, "w") as file:
+            json.dump(work(), file)
+        return 0
+
+    child = fork(answer)
     os.close(theirs)
     return partial(_result, ours, child)
 
@@ -92,12 +89,12 @@ def speeds(threads: int) -> dict[str, float]:
     source, target = torch.ones(COPIED, dtype=torch.uint8), torch.zeros(COPIED, dtype=torch.uint8)
     a, b = torch.ones(SIDE, SIDE), torch.ones(SIDE, SIDE)
     out = torch.empty(SIDE, SIDE)
-    copy, product = median(lambda: target.copy_(source)), median(lambda: torch.mm(a, b, out=out))
+    copy, product = median_seconds(lambda: target.copy_(source)), median_seconds(lambda: torch.mm(a, b, out=out))
     return {"copy": COPIED / copy, "products": 2 * SIDE**3 / product}
 
 
-def median(work: Callable[[], object]) -> float:
-    """Seconds. Of at least three rounds, after one that does not count."""
+def median_seconds(work: Callable[[], object]) -> float:
+    """Median seconds of `work` over at least three rounds, after one that does not count."""
     work()
     times: list[float] = []
     end = time.perf_counter() + PATIENCE
@@ -108,10 +105,10 @@ def median(work: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def links() -> LinkTimes:
-    """Between two workers of this machine, who are forked as workers of a run are."""
+def link_times() -> LinkTimes:
+    """Times of exchanges between two workers of this machine, forked as workers of a run are."""
     fabric = SharedFabric(2, outboxes())
-    results = [begin(partial(_worker, fabric, rank)) for rank in range(2)]
+    results = [start_in_fork(partial(_worker, fabric, rank)) for rank in range(2)]
     fabric.close()
     found = [result() for result in results]
     return LinkTimes.from_json(found[0])
@@ -126,7 +123,7 @@ def _worker(fabric: SharedFabric, rank: int) -> dict[str, Any]:
 
 
 def gpus() -> tuple[str, ...]:
-    """Asked last: whoever looks at a GPU cannot be forked from."""
+    """Descriptions of the GPUs. Call it last: a process that has asked for GPUs cannot be forked from."""
     if not torch.cuda.is_available():
         return ()
     found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]

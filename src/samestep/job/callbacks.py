@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from samestep.errors import JobRefused
-from samestep.system.finite_json import line_of
+from samestep.system.json_values import line_of
 
 
 class JsonLines:
     """Append one JSON object per step to a file: step, loss, and metrics after an evaluation.
 
-    A run that goes on from a checkpoint appends too; steps done twice then have two lines, of which
+    A run that resumes from a checkpoint appends too; steps done twice then have two lines, of which
     the last one counts. NaN and infinity are null. Raises JobRefused for a path that cannot be written.
     """
 

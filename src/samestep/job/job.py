@@ -1,4 +1,4 @@
-"""A job: what to train, on what, for how long. A plain value that a function returns."""
+"""Job: the model, data, optimizer and length of a training. A plain value that a function returns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +10,15 @@ from torch import nn, optim
 
 from samestep.data.loading import Collate
 from samestep.data.ordered import Ordered
-from samestep.data.row_order import RowOrder, as_rows
+from samestep.data.row_order import RowOrder
+from samestep.data.rows import as_rows
 from samestep.errors import JobRefused
 from samestep.job.metrics import Metric, Predictions
 from samestep.job.objective import Objective
 from samestep.numerics.numerics import PRECISIONS, default_shards
 
 Callback = Callable[[int, float, Mapping[str, float]], None]
-"""`callback(step, loss, metrics)`: called in worker 0 after every step; `metrics` is empty but after
+"""`callback(step, loss, metrics)`: called in worker 0 after every step; `metrics` is empty except after
 an evaluation. A method `close()`, if there is one, is called at the end."""
 
 
@@ -35,18 +36,18 @@ class Job:
         a map-style data set, or `Ordered` (docs/data.md). None: the batches come from a loop of the user's
         own (`Trainer.step`).
     collate_fn: joins samples of a data set.
-    num_loader_workers: processes per worker that load ahead what is not in memory.
+    num_loader_workers: processes per worker that load data ahead that is not in memory.
     shuffle, drop_last: as in torch's DataLoader.
     batch_size: rows of the whole batch, over all workers.
-    epochs, steps: the length of training; the shorter one holds, one epoch if neither is given.
-    shards: S, into how many shards a batch is cut; part of the numbers. Default: 4, fewer when a
-        shard would have under 8 rows.
-    evaluate: data held out, in the form of `data`; evaluated after every epoch and at the end.
+    epochs, steps: the length of training; the shorter of the two, one epoch if neither is given.
+    shards: S, the number of shards of a batch; part of the numbers. Default: 4, fewer if a shard would
+        have under 8 rows.
+    evaluate: held-out data, in the form of `data`; evaluated after every epoch and at the end.
     metrics: by name, `metric(outputs, targets) -> (sum, count)` (`metric(model, batch)` with forward=),
         or `Predictions(function)`. Default: the loss, and the accuracy of classifiers.
-    seed: of everything random; part of the numbers.
+    seed: the seed of everything random; part of the numbers.
     precision: "float32", or "bfloat16" for autocast.
-    codec: of gradients on edges of the reduction tree, e.g. "int8@2" (docs/hosts.md); part of the numbers.
+    codec: compression of gradients on edges of the reduction tree, e.g. "int8@2" (docs/hosts.md); part of the numbers.
     sync: when workers must agree, "exact", "stale(1)", "local(16)" (docs/consistency.md); part of the numbers.
     sync_batchnorm: BatchNorm statistics over the whole batch instead of per shard.
     callbacks: see `Callback`.
@@ -77,7 +78,7 @@ class Job:
     callbacks: Sequence[Callback] = field(default_factory=tuple)
 
     def check(self) -> None:
-        """Raise JobRefused for what can be seen without running anything."""
+        """Raise JobRefused for mistakes that can be seen without running anything."""
         for name in ("batch_size", "epochs", "steps", "shards"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
@@ -127,7 +128,7 @@ class Job:
                 f"Job.optimizer is a {type(self.optimizer).__name__}; give a function of the parameters, "
                 "for example lambda params: torch.optim.SGD(params, lr=0.1)"
             )
-        if not callable(self.model):  # a module is
+        if not callable(self.model):  # a module is callable too
             raise JobRefused(
                 f"Job.model is a {type(self.model).__name__}; give a torch.nn.Module, or a function that makes one"
             )
@@ -153,7 +154,7 @@ class Job:
         return self.shards if self.shards is not None else default_shards(self.batch_size)
 
     def build_model(self) -> nn.Module:
-        """The module itself, or what the factory makes. Raises JobRefused for what cannot be trained."""
+        """The module itself, or the one that the factory makes. Raises JobRefused if it cannot be trained."""
         model = self.model if isinstance(self.model, nn.Module) else self.model()
         if not isinstance(model, nn.Module):
             raise JobRefused(f"Job.model made a {type(model).__name__}, not a torch.nn.Module")

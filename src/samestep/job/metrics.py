@@ -13,7 +13,7 @@ SumCount = tuple[Any, Any]
 @dataclass(frozen=True)
 class Predictions:
     """A metric that needs all rows at once, such as an AUC: `function(outputs, targets)` gets them in
-    row order, each row exactly once, and returns a number. Outputs are a tensor per row."""
+    row order, each row exactly once, and returns a number. Outputs have one tensor per row."""
 
     function: Callable[[Tensor, Tensor], Any]
 

@@ -1,4 +1,4 @@
-"""What a finished run reports. Free of torch, so that commands start fast."""
+"""Report of a finished run. Imports no torch, so that commands start fast."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from samestep.plan.prediction import Prediction
-from samestep.system.finite_json import finite
+from samestep.system.json_values import finite
 from samestep.trace.worker_trace import WorkerTrace
 
 if TYPE_CHECKING:
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerTime:
-    """Seconds of one worker over a run, bytes of tensors that it got from others.
+    """Seconds of one worker over a run, and bytes of tensors that it got from others.
 
-    wired: bytes that came from other hosts; framed: of these, headers and small records.
+    wired: bytes that came from other hosts; framed: the part of these that is headers and small records.
     """
 
     compute: float
@@ -34,16 +34,17 @@ class Report:
 
     losses: the batch's loss of every step of this run, before the update.
     seconds_per_step: median after the first three steps; None when there were fewer than four.
-    metrics: of the last evaluation; empty without held-out data.
-    prediction: the planner's, made before the run; None when nobody made one.
-    deals: from which step on which shares, where shards were dealt anew because workers' speeds had changed.
-    audits: how often workers' states were held together, and were the same.
+    metrics: results of the last evaluation; empty without held-out data.
+    prediction: the planner's prediction, made before the run; None without one.
+    deals: (first step, shards of each worker), where shards were reassigned because workers' speeds had changed.
+    audits: number of comparisons of the workers' states, all of which found them equal.
     epochs_proven: epochs in which every row was used exactly once; None without a ledger.
-    traces: per worker, the last steps action by action, when they were asked for.
-    sync: of a sync policy other than exact: bound (steps), staleness (the most seen, steps), divergence (relative), and
-        updates or meetings. Divergence is, of stale(S), the furthest that parameters were from those that a gradient
-        was computed on; of local(H), the largest distance of a logical worker's parameters from their mean. Empty for
-        exact. With local(H), seconds_per_step is the mean, since steps that end in a meeting are longer.
+    traces: per worker, the last steps action by action, if requested.
+    sync: figures of a sync policy other than exact: bound (steps), staleness (the largest seen, steps), divergence
+        (relative), and updates or meetings. With stale(S), divergence is the largest distance of parameters from
+        those that a gradient was computed on; with local(H), the largest distance of a logical worker's parameters
+        from their mean. Empty for exact. With local(H), seconds_per_step is the mean, since steps that end in a
+        meeting are longer.
     """
 
     digest: str
@@ -76,12 +77,12 @@ class Report:
     def state_dict(self) -> "dict[str, Tensor]":
         """The trained weights, under the names that the model's `load_state_dict` takes.
 
-        Raises RuntimeError where the run did not bring them home: on workers other than 0, and with a memory limit.
+        Raises RuntimeError if the run did not collect them: on workers other than 0, and with a memory limit.
         """
         from safetensors.torch import load
 
         if self.weights_file is None:
-            raise RuntimeError("this run did not bring its weights home: use samestep.train, or --save FILE")
+            raise RuntimeError("this run did not collect its weights: use samestep.train, or --save FILE")
         size = os.fstat(self.weights_file).st_size
         return load(b"".join(_read(self.weights_file, size)))
 

@@ -1,12 +1,12 @@
-"""A job's training data: its rows, and the batches of one worker's shards."""
+"""Training data of a job: its rows, and the batches of one worker's shards."""
 
 import dataclasses
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from samestep.data.columns import RowNumbers
-from samestep.data.row_order import Rows, as_rows
+from samestep.data.row_order import RowNumbers
+from samestep.data.rows import Rows, as_rows
 from samestep.errors import JobRefused
 from samestep.job.job import Job
 from samestep.numerics.numerics import num_shards_of, shard_rows
@@ -20,7 +20,7 @@ def training_rows(job: Job) -> Rows:
 
 
 def first_shard(job: Job, shards: int) -> Any:
-    """The rows of the first step's first shard: what the forward is recorded with."""
+    """The batch of the first step's first shard, with which the forward is recorded."""
     if job.data is None:
         raise JobRefused("a plan with stages or slices looks at a batch before the first step: give Job.data")
     rows = training_rows(dataclasses.replace(job, num_loader_workers=0))
@@ -30,10 +30,10 @@ def first_shard(job: Job, shards: int) -> Any:
 
 
 def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int, note: Note | None = None) -> Any:
-    """An endless iterator over the batches of worker `rank`'s shards, in the order it computes them.
+    """An endless iterator over the batches of worker `rank`'s shards, in the order in which it computes them.
 
-    Empty when it never has a shard: a loader that looks ahead would look for its first one for ever. note: is told
-    the rows of a shard that it computes from the first layer on, when its batch is taken.
+    Empty if the worker never has a shard: a loader that works ahead would search for its first one for ever.
+    note: called with the rows of a shard that the worker computes from the first layer on, when its batch is taken.
     """
     if not plan.touched(rank, num_shards_of(job.batch_size, plan.numerics.shards)):
         return iter(())

@@ -14,6 +14,9 @@ import psutil
 
 from samestep.errors import PlanRefused
 
+ROOT = Path(__file__).parents[2]
+"""The folder of the package, which may be importable only from where the command was given."""
+
 PINNED = {
     # One thread until a worker asks for more: a fork from a process with threads hangs.
     "OMP_NUM_THREADS": "1",

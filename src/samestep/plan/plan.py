@@ -5,7 +5,7 @@ stage has its group of workers, assigns all shards to them, and may slice layers
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -287,6 +287,11 @@ def slices_text(stages: Sequence[Stage]) -> str:
 def equal_shares(shards: int, workers: int) -> tuple[int, ...]:
     """Shares that differ by at most one, the larger ones first."""
     return tuple(shards // workers + (w < shards % workers) for w in range(workers))
+
+
+def workers_text(ranks: Collection[int]) -> str:
+    """`worker 2`, `workers 0, 1`."""
+    return f"worker{'s' * (len(ranks) > 1)} {', '.join(map(str, sorted(ranks)))}"
 
 
 def spell(assign: Sequence[int]) -> str:

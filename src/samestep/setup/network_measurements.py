@@ -21,11 +21,12 @@ from samestep.parallel.cutting.cut import (
     cut,
     parameters_of,
 )
-from samestep.parallel.cutting.recording import Recording, record
+from samestep.parallel.cutting.recorder import record
+from samestep.parallel.cutting.recording import Recording
 from samestep.parallel.cutting.slices import outputs_of
 from samestep.parallel.demand.footprint import state_per_element
 from samestep.parallel.execution.bundles import HEAD
-from samestep.parallel.execution.network import precision_of, untouched_buffers
+from samestep.parallel.execution.network import untouched_buffers
 from samestep.parallel.gradients.sharded_update import is_elementwise
 from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
 from samestep.setup.laid_out_model import LaidOutModel, hollow
@@ -35,6 +36,7 @@ from samestep.setup.named_plans import (
     sliceable,
     work_of,
 )
+from samestep.system.device import precision_of
 
 
 def survey(job: Job, prepared: LaidOutModel, num_slices: int | None = None) -> Chain:
@@ -140,7 +142,7 @@ def unit_of(name: str, found: Cut, number: int, model: nn.Module, work: float) -
     crossing = found.crossings[number - 1] if number else ()
     there, back = heads(len(crossing)) if number else (0, 0)
     params = {p: model.get_parameter(p) for call in segment.calls for p in parameters_of(call, model)}
-    kept = {storage for call in segment.calls for storage in call.keeps}
+    kept = {storage for call in segment.calls for storage in call.saved_storages}
     own = [call for call in segment.calls if call.what == name]
     shapes = " ".join(str(tuple(found.shapes[v])) for call in own for v in sorted(call.takes))
     kind = str(model.get_submodule(name)).partition("\n")[0] if name else "calls"

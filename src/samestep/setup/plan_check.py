@@ -10,10 +10,10 @@ from samestep.job.training_data import first_shard
 from samestep.numerics import random_streams
 from samestep.numerics.numerics import num_shards_of, shard_rows
 from samestep.parallel.demand.footprint import Footprint, footprint, state_per_element
+from samestep.parallel.demand.planned_step import PlannedStep
 from samestep.parallel.demand.traffic import Traffic, traffic
-from samestep.parallel.execution.local_executor import Untied
 from samestep.parallel.execution.network import CutRecipe
-from samestep.parallel.gradients.layout import Piece
+from samestep.parallel.gradients.layout import Piece, ValueLayout
 from samestep.parallel.gradients.stretches import owners
 from samestep.plan.plan import Plan
 from samestep.plan.plan_summary import PlanSummary, mega
@@ -27,7 +27,7 @@ from samestep.setup.laid_out_model import (
     LaidOutModel,
     edges_of,
     hollow,
-    homes_of,
+    ownership_of,
     pieces_of,
 )
 from samestep.sync.logical_workers import Logical, at_meetings, logical_of
@@ -42,7 +42,7 @@ def outline(
     """hosts: the host of every worker. Raises PlanRefused when the plan's order cannot be run."""
     num_shards = num_shards_of(job.batch_size, plan.numerics.shards)
     grid, schedules = checked(job, plan, prepared)
-    homes = homes_of(prepared, plan)
+    homes = ownership_of(prepared, plan)
     pieces = pieces_of(prepared, plan, homes, hosts)
     entries = prepared.layout.entries
     rows = [len(part) for part in shard_rows(job.batch_size, num_shards)]
@@ -117,30 +117,18 @@ def footprints(
         raise JobRefused("the memory of layers in which shards meet, as sync_batchnorm=True asks for, is not counted")
     if structure is None:
         objective = Objective(job.loss, job.forward)
-        way = CutRecipe(prepared.model, objective, [], {}, {}, job.precision)
+        recipe = CutRecipe(prepared.model, objective, [], {}, {}, job.precision)
         random_streams.enter(job.seed, "record")
         with hollow(prepared):
-            structure = way.of(first_shard(job, plan.numerics.shards))
-    homes = homes_of(prepared, plan)
+            structure = recipe.of(first_shard(job, plan.numerics.shards))
+    homes = ownership_of(prepared, plan)
     pieces = pieces_of(prepared, plan, homes, hosts)
     logical, layout = logical_of(plan), prepared.layout
     if logical is not None:  # whoever steps alone updates all of the model
         pieces = [[Piece(i, 0, e.param.numel()) for i, e in layout.owners()] for _ in range(plan.workers)]
     state = state_per_element(prepared.optimizer)
-    found = [
-        footprint(
-            plan,
-            rank,
-            prepared.layout,
-            homes,
-            pieces[rank],
-            state,
-            structure,
-            schedules[rank],
-            num_shards_of(job.batch_size, plan.numerics.shards),
-        )
-        for rank in range(plan.workers)
-    ]
+    step = PlannedStep(plan, structure, num_shards_of(job.batch_size, plan.numerics.shards))
+    found = [footprint(step, rank, layout, homes, pieces[rank], state, schedules[rank]) for rank in range(plan.workers)]
     if logical is None:
         return found
     return [footprint_apart(one, count, layout.nbytes) for one, count in zip(found, logical.assign, strict=True)]
@@ -158,8 +146,8 @@ def traffic_apart(
     plan: Plan, logical: Logical, prepared: LaidOutModel, hosts: Sequence[int]
 ) -> tuple[Traffic, Traffic]:
     """Bytes of a meeting, spread over the steps from one to the next."""
-    meeting, layout = at_meetings(plan), Untied(prepared.layout)
-    homes = homes_of(prepared, meeting)
+    meeting, layout = at_meetings(plan), ValueLayout(prepared.layout)
+    homes = ownership_of(prepared, meeting)
     pieces = owners(layout, homes, hosts, whole=False)
     found = traffic(meeting, None, layout, homes, pieces, [1] * logical.workers, hosts)
     steps = logical.policy.steps

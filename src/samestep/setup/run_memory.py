@@ -9,7 +9,7 @@ from torch import Tensor
 from samestep.parallel.execution.buffers import buffer_starts
 from samestep.parallel.gradients.ownership import most_published, num_published
 from samestep.plan.plan import Plan
-from samestep.setup.laid_out_model import LaidOutModel, homes_of
+from samestep.setup.laid_out_model import LaidOutModel, ownership_of
 from samestep.sync.logical_workers import at_meetings
 from samestep.sync.staleness import steps_stale
 from samestep.system.device import move_rest
@@ -41,13 +41,13 @@ def share(
     for_any_deal: enough slots for any shares. What nobody touches takes no memory.
     """
     plan = at_meetings(plan)
-    layout, homes = prepared.layout, set(homes_of(prepared, plan))
+    layout, ownership = prepared.layout, set(ownership_of(prepared, plan))
     parameters = fabric.memory(layout.nbytes)
     for i, entry in layout.owners() if prepared.initial is None and fills else ():
         layout.view(parameters, i).copy_(entry.param.data)
     slots: list[list[Tensor]] = [[] for _ in range(plan.workers)]
     for rank in range(plan.workers) if near is None else near:
-        count = most_published(plan) if for_any_deal else num_published(plan, homes, rank)
+        count = most_published(plan) if for_any_deal else num_published(plan, ownership, rank)
         slots[rank] = [fabric.memory(layout.nbytes) for _ in range(count * (steps_stale(plan) + 1))]
     board = buffer_starts(list(prepared.model.buffers()))[-1]
     boards = [fabric.memory(board) for _ in range(plan.numerics.shards)]
@@ -72,7 +72,7 @@ def groups_that_meet(prepared: LaidOutModel, plan: Plan) -> dict[tuple[int, ...]
     for segment in structure.segments if structure else ():
         if segment.region is not None and structure is not None:
             group = plan.stages[segment.stage].workers
-            values = {segment.region.takes, segment.region.makes, segment.region.joins}
+            values = {segment.region.takes, segment.region.makes, segment.region.column_output}
             nodes = max(prepared.sliced[segment.region.column].num_slices // 2, 1)
             largest = max(structure.nbytes.get(value, 0) for value in values)
             needed = plan.numerics.shards * (nodes * largest + 4096)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from samestep.errors import Disagreement
-from samestep.parallel.gradients.layout import CHUNK, chunks
+from samestep.parallel.gradients.layout import CHUNK, grid_chunks
 from samestep.transport.transport import Transport
 
 Leaves = dict[str, str]
@@ -30,7 +30,7 @@ def tensor_leaf(tensor: Tensor) -> str:
 def chunk_leaves(label: str, flat: Tensor, start: int) -> Leaves:
     """Leaves of elements start.. of a tensor that is cut at the chunk grid. `flat` is 1-D."""
     first = start // CHUNK
-    return {f"{label}/{first + i:08d}": tensor_leaf(chunk) for i, chunk in enumerate(chunks(flat, start))}
+    return {f"{label}/{first + i:08d}": tensor_leaf(chunk) for i, chunk in enumerate(grid_chunks(flat, start))}
 
 
 def value_leaf(value: Mapping[str, Any]) -> str:

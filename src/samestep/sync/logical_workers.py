@@ -11,8 +11,8 @@ logical workers are to the parameters what shards are to gradients: summed in th
 from dataclasses import dataclass, replace
 
 from samestep.errors import PlanRefused
+from samestep.numerics.policy import Local
 from samestep.plan.plan import Plan, spell
-from samestep.sync.policy import Local, parse_policy
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ class Logical:
     def all_shards(self, num_shards: int) -> list[range]:
         return [self.shards_of(worker, num_shards) for worker in range(self.workers)]
 
-    def apart(self, step: int) -> int:
-        """Steps that the logical workers have taken since they met, when step number `step` begins."""
+    def steps_since_meeting(self, step: int) -> int:
+        """Steps that the logical workers have taken since their last meeting, when step number `step` begins."""
         return step % self.policy.steps
 
     def meets(self, step: int) -> bool:
         """Whether they meet at the end of step number `step`."""
-        return self.apart(step + 1) == 0
+        return self.steps_since_meeting(step + 1) == 0
 
 
 def logical_of(plan: Plan) -> Logical | None:
     """None for a plan whose workers agree every step. Raises PlanRefused for one that the policy cannot serve."""
-    policy = parse_policy(plan.numerics.sync, "the numerics")
+    policy = plan.numerics.policy
     if not isinstance(policy, Local):
         return None
     numerics = plan.numerics

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from samestep.errors import Disagreement, PlanRefused
+from samestep.numerics.policy import Stale
 from samestep.plan.plan import Plan
-from samestep.sync.policy import Stale, parse_policy
 
 EVERY = 32_768  # elements of a tensor's own index, of which
 SAMPLE = 64  # are looked at to see how far parameters move
@@ -33,7 +33,7 @@ SAMPLE = 64  # are looked at to see how far parameters move
 
 def steps_stale(plan: Plan) -> int:
     """The s of stale(s); 0 for every other policy."""
-    policy = parse_policy(plan.numerics.sync, "the numerics")
+    policy = plan.numerics.policy
     return policy.steps if isinstance(policy, Stale) else 0
 
 
@@ -96,7 +96,7 @@ class Bound:
         self.staleness = max(self.staleness, late)
         self.updates += 1
         if len(self._samples) > self.steps:
-            self.divergence = max(self.divergence, distance(self._samples[0], self._samples[-1]))
+            self.divergence = max(self.divergence, relative_distance(self._samples[0], self._samples[-1]))
 
     def look(self, parameters: Sequence[Tensor]) -> None:
         """At the parameters that a step begins with; 1-D, in storage order, in the order of the layout."""
@@ -121,7 +121,7 @@ def sample(parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.detach().double() for part in found]) if found else torch.zeros(0, dtype=torch.float64)
 
 
-def distance(old: Tensor, new: Tensor) -> float:
-    """Relative to the norm of the newer one."""
+def relative_distance(old: Tensor, new: Tensor) -> float:
+    """The distance of two tensors over the norm of the newer one."""
     off, norm = float((new - old).norm()), float(new.norm())
     return off / norm if norm else math.inf if off else 0.0

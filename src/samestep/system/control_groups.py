@@ -1,7 +1,7 @@
-"""What the kernel's control groups allow this process: CPU time and memory, version 1 and 2.
+"""Limits of the kernel's control groups on CPU time and memory, and their count of kills for memory; versions 1 and 2.
 
 A limit holds for a group and all below it, so the least one on the way up counts. A container often sees
-its own group as the root, and /proc/self/cgroup names a path that is not there: then what is above it is read.
+its own group as the root, and /proc/self/cgroup names a path that does not exist: then the groups above it are read.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ NO_LIMIT = 1 << 60  # version 1 writes a number near 2**63 for "none"
 
 @dataclass(frozen=True)
 class ControlGroup:
-    """version: 1, 2, or None where there are no control groups. cores: of CPU time. memory: bytes."""
+    """Limits of a process. version: None where there are no control groups. cores: of CPU time. memory: bytes."""
 
     version: int | None = None
     cores: float | None = None
@@ -24,7 +24,7 @@ class ControlGroup:
 
 
 def control_group(root: Path = Path("/")) -> ControlGroup:
-    """The limits of this process; what cannot be read is no limit."""
+    """The limits of this process; what cannot be read counts as no limit."""
     paths = dict(_paths(_text(root / "proc/self/cgroup")))
     top = root / "sys/fs/cgroup"
     if (top / "cgroup.controllers").is_file():
@@ -38,6 +38,27 @@ def control_group(root: Path = Path("/")) -> ControlGroup:
     memory = [_number(_text(group / "memory.limit_in_bytes")) for group in memories]
     version = 1 if (top / "cpu").is_dir() or (top / "memory").is_dir() else None
     return ControlGroup(version, _least(cores), _least([m for m in memory if m is not None and m < NO_LIMIT]))
+
+
+class OutOfMemory:
+    """Count of the processes killed because the control group of `pid`, or one above it, ran out of memory."""
+
+    def __init__(self, pid: int, root: Path = Path("/")) -> None:
+        paths, top = dict(_paths(_text(root / f"proc/{pid}/cgroup"))), root / "sys/fs/cgroup"
+        if "memory" in paths:  # version 1, where each group counts its own
+            inside = PurePosixPath(paths["memory"].lstrip("/"))
+            self._files = [top / "memory" / inside / "memory.oom_control", top / "memory" / "memory.oom_control"]
+        else:
+            self._files = [top / paths.get("", "/").lstrip("/") / "memory.events"]
+        self._before = self._count()
+
+    def has_killed(self) -> bool:
+        """Whether a process of that group was killed for memory since this object was made."""
+        return self._count() > self._before
+
+    def _count(self) -> int:
+        lines = [line.partition(" ") for file in self._files for line in _text(file).splitlines()]
+        return sum(int(number) for name, _, number in lines if name == "oom_kill" and number.strip().isdigit())
 
 
 def _paths(text: str) -> Iterator[tuple[str, str]]:

@@ -1,13 +1,14 @@
-"""Where a worker computes: on the CPU, or on a GPU of its own.
+"""The device of a worker: the CPU, or a GPU.
 
     cpu     workers of a host share one memory
-    cuda    every worker has its GPU's memory to itself, also where several share the GPU: workers of
+    cuda    every worker has its GPU's memory to itself, even where several share the GPU: workers of
             one machine exchange as workers of several hosts do
 
 Samples, records and random streams of Python and NumPy stay in the host's memory.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from samestep.errors import PlanRefused
 
 
 def check_device(kind: str) -> None:
-    """Raises PlanRefused for what this machine has not."""
+    """Check that this machine has the device. Raises PlanRefused."""
     if kind == "cuda" and torch.version.cuda is None:
         raise PlanRefused(
             f"--device cuda: torch {torch.__version__} is built without CUDA; install a build with it, or leave "
@@ -32,17 +33,17 @@ def check_device(kind: str) -> None:
 
 
 def uses_gpu() -> bool:
-    """Whether this process computes on one."""
+    """Whether this process computes on a GPU."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def num_devices(kind: str) -> int:
-    """GPUs of this host; 0 where the CPU computes."""
+    """Number of GPUs of this host; 0 where the CPU computes."""
     return torch.cuda.device_count() if kind == "cuda" else 0
 
 
 def instruction_set(kind: str) -> str:
-    """What the bits of a kernel depend on besides torch's version, as one word."""
+    """The instruction set, on which a kernel's bits depend besides torch's version, as one word."""
     if kind == "cpu":
         return torch.backends.cpu.get_cpu_capability()
     found = torch.cuda.get_device_properties(0)
@@ -68,14 +69,14 @@ def take_device(kind: str, number: int) -> torch.device:
 
 
 def same_device() -> Callable[[], None]:
-    """For a thread that begins: call there what this returns. torch's current GPU is one per thread."""
+    """A function that gives another thread this thread's GPU: call it there. torch's current GPU is one per thread."""
     if not uses_gpu():
         return lambda: None
     return partial(torch.cuda.set_device, torch.cuda.current_device())
 
 
 def to_device(values: Any, device: torch.device) -> Any:
-    """Tensors in any nest of tuples, lists and mappings, on `device`; what is there already is not copied."""
+    """A nest of tuples, lists and mappings with its tensors on `device`; those already there are not copied."""
     if isinstance(values, Tensor):
         return values if values.device == device else _pinned(values, device).to(device, non_blocking=True)
     if isinstance(values, Mapping):
@@ -88,12 +89,12 @@ def to_device(values: Any, device: torch.device) -> Any:
 
 
 def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy from pinned memory goes on while Python does."""
+    """`tensor` in pinned memory where the device is a GPU: a copy from there runs beside Python."""
     return tensor.pin_memory() if device.type == "cuda" and not tensor.is_pinned() else tensor
 
 
 def move_rest(model: nn.Module, device: torch.device) -> None:
-    """Buffers, and parameters that are not yet there; a tensor with several names stays one."""
+    """Move buffers, and parameters that are not there yet, to `device`; a tensor with several names stays one."""
     for param in model.parameters():
         if param.device != device:
             param.data = param.data.to(device)
@@ -102,3 +103,8 @@ def move_rest(model: nn.Module, device: torch.device) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.device != device:
                 module._buffers[name] = moved.setdefault(id(buffer), buffer.to(device))
+
+
+def precision_of(name: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which forward runs: autocast for bfloat16."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if name == "bfloat16" else nullcontext()

@@ -1,4 +1,4 @@
-"""The C library's heap keeps what it freed, and holes between what is left."""
+"""The C library's heap, which keeps freed memory and the holes between what is still in use."""
 
 import contextlib
 import ctypes
@@ -10,9 +10,9 @@ LARGEST = (1 << 31) - 1
 
 
 def before_fork() -> None:
-    """Free what nobody needs, and leave alone what is there.
+    """Free garbage, and exempt the remaining objects from collection.
 
-    A collection writes to every object that it looks at: a child would get a copy of each page for itself.
+    A collection writes to every object that it visits: a child would get a copy of each page for itself.
     """
     gc.collect()
     gc.freeze()
@@ -20,7 +20,7 @@ def before_fork() -> None:
 
 
 def give_back() -> None:
-    """Return freed memory to the kernel: what a process needed once would count as its own for ever.
+    """Return freed memory to the kernel: what a process once needed would else count as its own for ever.
 
     Nothing happens where the C library is not glibc.
     """
@@ -29,9 +29,9 @@ def give_back() -> None:
 
 
 def keep_compact() -> None:
-    """From here on, tensors of a megabyte and more are mapped one by one, and are the kernel's again once freed.
+    """Map tensors of a megabyte and more one by one from here on, so that the kernel has them back once freed.
 
-    For processes whose memory is limited, and before they fork. Fresh pages cost time: up to 15 % of a step
+    Call it before forking, in processes whose memory is limited. Fresh pages cost time: up to 15 % of a step
     (benchmarks/memory_parts).
     """
     with contextlib.suppress(AttributeError):
@@ -41,7 +41,7 @@ def keep_compact() -> None:
 
 
 def keep_warm() -> None:
-    """From here on, keep freed memory instead of returning it every step: for a process that was not started so."""
+    """Keep freed memory from here on instead of returning it every step, in a process that was not started so."""
     with contextlib.suppress(AttributeError):
         libc = ctypes.CDLL(None)
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):

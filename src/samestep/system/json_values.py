@@ -1,10 +1,10 @@
-"""Python values as plain JSON and back: hyperparameters, and the states of schedulers."""
+"""Python values as JSON: hyperparameters and states of schedulers, and numbers that JSON does not have."""
 
+import json
+import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from samestep.errors import JobRefused
 
@@ -13,6 +13,8 @@ PAIRS = "pairs"  # a dict whose keys are not all text becomes {"pairs": [[key, v
 
 def plain(value: Any, what: str) -> Any:
     """`value` as JSON can hold it. Raises JobRefused, naming `what`, for what has no plain form."""
+    from torch import Tensor  # only here and below, so that commands print JSON without torch
+
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
@@ -31,6 +33,9 @@ def plain(value: Any, what: str) -> Any:
 
 def as_before(stored: Any, before: Any) -> Any:
     """A stored value in the types that the value had before."""
+    import torch
+    from torch import Tensor
+
     if isinstance(before, Tensor):
         return torch.tensor(stored, dtype=before.dtype)
     old = before if isinstance(before, dict) else {}
@@ -45,3 +50,17 @@ def as_before(stored: Any, before: Any) -> Any:
         items = [as_before(item, old) for item, old in zip(stored, old_items, strict=True)]
         return tuple(items) if isinstance(before, tuple) else items
     return stored
+
+
+def finite(value: Any) -> Any:
+    """`value` with None in the place of NaN and infinities, at any depth: JSON has neither."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def line_of(found: Mapping[str, Any]) -> str:
+    """One JSON object on one line, with null for NaN and infinities."""
+    return json.dumps(finite(found), allow_nan=False)

@@ -2,7 +2,7 @@
 
 torch shares a tensor through a file in /dev/shm that it makes, opens and removes. A process that is
 killed in between leaves the file behind. An anonymous file (memfd_create) never has a name; the rest of
-torch's way, the descriptor that is passed on included, stays as it is.
+torch's way, including the descriptor that is passed on, stays as it is.
 """
 
 import os
@@ -14,13 +14,13 @@ from torch.multiprocessing.reductions import reduce_storage
 
 
 def share_without_names() -> None:
-    """For this whole process, which should have no other purpose than to load."""
+    """Let this whole process share tensors so; it should have no other purpose than to load."""
     torch.UntypedStorage._new_shared = classmethod(_new_shared)  # type: ignore[method-assign,assignment]
     ForkingPickler.register(torch.UntypedStorage, _reduce)
 
 
 def _new_shared(storage_class: Any, size: int, *, device: Any = "cpu") -> torch.UntypedStorage:
-    """Where torch's default collate function writes a batch. size: bytes."""
+    """Memory of `size` bytes, into which torch's default collate function writes a batch."""
     assert torch.device(device).type == "cpu", "loader workers make tensors on the CPU"
     descriptor = os.memfd_create("batch", os.MFD_CLOEXEC)
     try:
@@ -31,7 +31,7 @@ def _new_shared(storage_class: Any, size: int, *, device: Any = "cpu") -> torch.
 
 
 def _reduce(storage: torch.UntypedStorage) -> Any:
-    """What another process needs to see the storage."""
+    """Pickled form of a storage, from which another process maps it."""
     if storage.device.type == "cpu" and storage.nbytes() and not storage.is_shared():
         shared = _new_shared(torch.UntypedStorage, storage.nbytes())
         shared.copy_(storage)

@@ -8,10 +8,27 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+
+
+def fork(work: Callable[[], int]) -> int:
+    """Fork a child that dies with this process and ends with the exit status that `work` returns. Returns its id."""
+    parent = os.getpid()
+    flush_output()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            die_with_parent(parent)
+            code = work()
+        except BaseException:  # noqa: BLE001 - a child must not run on into its parent's code
+            traceback.print_exc()
+        leave(code)
+    return pid
 
 
 def die_with_parent(parent: int) -> None:

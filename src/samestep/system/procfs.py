@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
 GONE = "gone"
@@ -49,44 +49,6 @@ def catches(pid: int, number: int) -> bool:
         if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False
-
-
-class OutOfMemory:
-    """The counters of processes that were killed because the control group of `pid`, or one above, was full."""
-
-    def __init__(self, pid: int, root: Path = Path("/")) -> None:
-        self._files = list(_counters(_text(root / f"proc/{pid}/cgroup"), root / "sys/fs/cgroup"))
-        self._before = self._count()
-
-    def has_killed(self) -> bool:
-        """Whether somebody in that group was killed for it since."""
-        return self._count() > self._before
-
-    def _count(self) -> int:
-        found = 0
-        for file in self._files:
-            for line in _text(file).splitlines():
-                name, _, number = line.partition(" ")
-                if name == "oom_kill" and number.strip().isdigit():
-                    found += int(number)
-        return found
-
-
-def _counters(text: str, top: Path) -> "list[Path]":
-    paths = {name: path for line in text.splitlines() for name, path in _parsed(line)}
-    first, version_1 = paths.get("memory"), True
-    if first is None:
-        first, version_1 = paths.get("", "/"), False
-    inside = PurePosixPath(first.lstrip("/"))
-    if version_1:  # each group counts its own
-        return [top / "memory" / inside / "memory.oom_control", top / "memory" / "memory.oom_control"]
-    return [top / inside / "memory.events"]
-
-
-def _parsed(line: str) -> list[tuple[str, str]]:
-    _, _, rest = line.partition(":")
-    names, _, path = rest.partition(":")
-    return [(name, path) for name in names.split(",")]
 
 
 def _text(file: Path) -> str:

@@ -1,7 +1,7 @@
 """Quantities as people write them, "1 Gbit/s" or "50 us", read and written without losing a bit.
 
-What is read becomes the nearest float of its value in the base unit (seconds, bytes, bytes/s, FLOP/s);
-what is written is the shortest text that is read back as the same float.
+A quantity becomes the nearest float of its value in the base unit (seconds, bytes, bytes/s, FLOP/s);
+a written text is the shortest that reads back as the same float.
 """
 
 import itertools
@@ -24,7 +24,7 @@ BYTES_PER_SECOND: Units = {
 FLOPS: Units = {f"{letter}FLOP/s": Fraction(1000**p) for p, letter in enumerate(("", "K", "M", "G", "T"))}
 RATIO: Units = {"x": Fraction(1)}
 
-LARGEST = 400  # of an exponent of ten, either way; floats end before it
+LARGEST = 400  # exponent of ten, of either sign; floats end before it
 
 
 def read(value: object, units: Units) -> float:
@@ -36,7 +36,7 @@ def read(value: object, units: Units) -> float:
 
 
 def read_whole(value: object, units: Units) -> int:
-    """The same for what comes in whole units: bytes. Raises ValueError."""
+    """A whole number of base units, such as bytes. Raises ValueError."""
     exact = _exact(value, units)
     if exact.denominator != 1:
         raise ValueError(f"{value!r} is no whole number of {next(iter(units))}")
@@ -44,7 +44,7 @@ def read_whole(value: object, units: Units) -> int:
 
 
 def write(value: float, units: Units) -> str:
-    """In the unit that needs the fewest digits: "1 Gbit/s" rather than "125 MB/s"; reads back as `value`, exactly."""
+    """`value` in the unit that needs the fewest digits, "1 Gbit/s" rather than "125 MB/s"; reads back exactly."""
     fitting = [unit for unit, scale in units.items() if 1 <= Fraction(value) / scale < 1000]
     texts = [_written(value, unit, units) for unit in fitting or [next(iter(units))]]
     return min(texts, key=lambda text: len(text.split()[0].replace(".", "").rstrip("0")))
@@ -79,7 +79,7 @@ def _fraction(number: str) -> Fraction:
 
 
 def _written(value: float, unit: str, units: Units) -> str:
-    """`value` in `unit`, with as few digits as tell it from all other floats (17 at most), or all of an int's."""
+    """`value` in `unit`, with the fewest digits that read back as the same float (at most 17), or all of an int's."""
     quotient = Fraction(value) / units[unit]
     for digits in itertools.count(1):
         context = Context(prec=digits)

@@ -10,14 +10,14 @@ LONGEST = 160 * 1024  # bytes of one message; longer texts are cut by their send
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends that keep messages apart and see one another's death as an end-of-file."""
+    """Two connected ends that preserve the bounds of messages; the death of one is an end-of-file at the other."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def send(end: socket.socket, message: dict[str, Any], *files: int) -> None:
     """Send a message, and open files with it.
 
-    Raises OSError when nobody listens, TypeError or ValueError for what JSON does not hold or is too long.
+    Raises OSError when the other end is closed, TypeError or ValueError for one that JSON cannot hold or too long.
     """
     packet = json.dumps(message, ensure_ascii=False).encode(errors="surrogatepass")
     if len(packet) > LONGEST:
@@ -27,7 +27,7 @@ def send(end: socket.socket, message: dict[str, Any], *files: int) -> None:
 
 
 def content(file: int) -> bytes:
-    """What lies in a file that came with a message. It is closed."""
+    """The content of a file that came with a message; the file is closed."""
     with os.fdopen(file, "rb") as opened:
         opened.seek(0)
         return opened.read()

@@ -1,25 +1,78 @@
 """Evaluation over all workers, each row exactly once.
 
-The rows are cut, in order, into pieces of a shard's size, whoever computes them; sums are added in
-the order of the pieces, predictions joined in it, so metrics do not depend on the workers either.
+The rows are cut, in order, into pieces of a shard's size, whoever computes them; sums are added and
+predictions are joined in the order of the pieces, so metrics do not depend on the workers either.
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from samestep.data.row_order import Rows
+from samestep.data.row_order import RowOrder
+from samestep.data.rows import FirstRows, Rows, as_rows
 from samestep.errors import JobRefused
-from samestep.job.metrics import Metric, Predictions
-from samestep.job.objective import Objective, check_pair
+from samestep.job.job import Job
+from samestep.job.loss_checks import check_pair
+from samestep.job.metrics import Metric, Predictions, accuracy, is_classification
+from samestep.job.objective import Objective
 from samestep.numerics import random_streams
+from samestep.parallel.execution.executor import Executor
 from samestep.system.device import to_device
 from samestep.transport.transport import Transport
 
 FACT = struct.Struct("<IIdd")  # piece, metric, sum, count
+
+
+class Evaluation:
+    """The evaluations of one worker's training: which rows, after which steps, and who hears of them."""
+
+    def __init__(self, job: Job, executor: Executor, order: RowOrder | None) -> None:
+        """order: of the training data, if there are any. Raises JobRefused for held-out data without rows."""
+        self._job, self._executor, self._order = job, executor, order
+        self._callback: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
+        self._rows: Rows | None = None
+        if job.evaluate is not None:
+            self._rows = as_rows(job.evaluate, "evaluate", job.seed, job.collate_fn, job.num_loader_workers)
+
+    def is_due(self, step: int) -> bool:
+        """Whether `step` optimizer steps are the end of an epoch, or of the training."""
+        if self._rows is None or self._order is None:
+            return False
+        return step % self._order.batches_per_epoch == 0 or step >= self._job.num_steps(self._order)
+
+    def on_evaluation(self, callback: Callable[[int, Mapping[str, float]], None], max_rows: int) -> None:
+        """From now on evaluate over `max_rows` rows at most, and call back with the step and its metrics."""
+        self._callback = callback
+        if self._rows is not None:
+            self._rows = FirstRows(self._rows, max_rows)
+
+    def after(self, step: int) -> dict[str, float]:
+        """The metrics over the held-out rows after `step` steps; empty without any rows. All workers must call it."""
+        if self._rows is None:
+            return {}
+        job, executor = self._job, self._executor
+        metrics = job.metrics
+        if metrics is None:
+            metrics = {"accuracy": accuracy} if is_classification(job.loss) else {}
+        during, numerics = executor.transport.timesheet.whereabouts.during, executor.plan.numerics
+        with during("evaluate", step):
+            executor.share_values(everywhere=True)
+        with during("evaluate", step), executor.whole():
+            found = evaluate(
+                executor.model,
+                executor.objective,
+                self._rows,
+                -(-job.batch_size // numerics.shards),
+                metrics,
+                executor.transport,
+                numerics.seed,
+                step,
+            )
+        self._callback(step, found)
+        return found
 
 
 def evaluate(
@@ -109,7 +162,7 @@ def _prediction(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
 def _of_predictions(
     metrics: Mapping[str, Predictions], mine: dict[int, tuple[Tensor, Tensor]], num_pieces: int, transport: Transport
 ) -> dict[str, float]:
-    """Worker 0 gathers all predictions in row order, computes, and tells the others."""
+    """Metrics of all predictions: worker 0 gathers them in row order, computes, and sends the values to the others."""
     values = b""
     if transport.rank == 0:
         outputs, targets = zip(*_gathered(mine, num_pieces, transport), strict=True)

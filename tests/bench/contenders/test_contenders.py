@@ -5,7 +5,6 @@ That also shows that they are compared fairly: the same parameters, batches, opt
 
 import sys
 import uuid
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ PEERS = ("plain 1", "plain 2", "ddp 2", "fsdp2 2", "tp 2", "pp 2")
 
 
 def request(function: str) -> Request:
-    return Request(
+    return Request.of(
         run=uuid.uuid4().hex[:12], file=str(JOBS), function=function, default_workers=2, path=tuple(sys.path)
     )
 
@@ -28,7 +27,7 @@ def found(function: str, *names: str) -> dict[str, Measurements]:
     """After a trial turn and two rounds of two steps."""
     asked = request(function)
     plans = [name.split()[1] for name in names if name.startswith("samestep")]
-    ours = [one for plan in plans for one in own_contestants(replace(asked, plan=plan, workers=2))]
+    ours = [one for plan in plans for one in own_contestants(asked.but(plan=plan, workers=2))]
     contestants = [one for one in [*ours, *map(Contestant, PEERS)] if one.name in names]
     makers = {one.name: maker(one, asked, warm_heap=False) for one in contestants}
     return race(makers, TimeBudget(0.1, rounds=2, steps=2))
@@ -58,7 +57,7 @@ def test_a_model_of_its_own_is_traced_for_the_pipeline_and_has_no_pair_for_tenso
 
 def test_a_weighted_sum_in_forward() -> None:
     races = found("forward", "samestep data", "plain 1", "ddp 2", "pp 2")
-    assert races["pp 2"].refused == "torch's pipelining wants the loss apart from the model, and the job has forward="
+    assert races["pp 2"].refused == "torch's pipelining wants a loss separate from the model, and the job has forward="
     check_same(races, {name for name in races if name != "pp 2"})
 
 

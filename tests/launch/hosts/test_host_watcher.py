@@ -11,14 +11,14 @@ from samestep.diagnose.stacks import Frame
 from samestep.diagnose.stall import OwnWork, Process, WorkerView
 from samestep.launch.hosts import host_watcher
 from samestep.launch.hosts.host_watcher import (
-    COMING,
     SILENT,
+    STARTUP,
     Relay,
     worker_from,
 )
 
 PERIOD = 0.5
-TOLD = {
+SETUP = {
     "host": 1, "hosts": [0, 1], "names": ["worker 0 on host a", "worker 1 on host b"], "host_names": ["a", "b"],
     "worker_keeps_store": False,
 }  # fmt: skip
@@ -30,9 +30,9 @@ SEEN = WorkerView(
 
 @pytest.fixture
 def relay(monkeypatch: pytest.MonkeyPatch) -> Relay:
-    """Without the thread that speaks to the store."""
+    """Without the thread that reports to the store."""
     monkeypatch.setattr(Relay, "_run", lambda self: None)
-    return Relay(TOLD, PERIOD)
+    return Relay(SETUP, PERIOD)
 
 
 def hear(relay: Relay, ago: float) -> None:
@@ -47,12 +47,12 @@ def test_a_worker_travels_as_text() -> None:
 
 
 def test_a_host_that_has_not_come_yet_is_not_silent(relay: Relay) -> None:
-    relay._began -= COMING - 5
+    relay._began -= STARTUP - 5
     assert relay.others({})[0].silent == 0
-    assert not relay.speaks()
+    assert not relay.reports()
     relay._began -= 15
     assert relay.others({})[0].silent > 9
-    assert relay.speaks()
+    assert relay.reports()
 
 
 def test_what_was_heard_grows_old_and_a_host_that_was_heard_can_fall_silent(relay: Relay) -> None:
@@ -62,7 +62,7 @@ def test_what_was_heard_grows_old_and_a_host_that_was_heard_can_fall_silent(rela
     assert 4.0 <= found.waits < 5.0
     hear(relay, SILENT * PERIOD + 1.0)
     assert relay.others({})[0].silent > SILENT * PERIOD
-    assert relay.speaks()
+    assert relay.reports()
 
 
 def test_worker_0_is_to_blame_where_its_host_answers_and_its_store_does_not(
@@ -70,7 +70,7 @@ def test_worker_0_is_to_blame_where_its_host_answers_and_its_store_does_not(
 ) -> None:
     hear(relay, 60.0)
     assert not relay.others({})[0].keeps_store  # a launcher keeps it
-    relay._told = {**TOLD, "worker_keeps_store": True, "address": "127.0.0.1", "port": 1}
+    relay._setup = {**SETUP, "worker_keeps_store": True, "address": "127.0.0.1", "port": 1}
     assert not relay.others({})[0].keeps_store  # nobody there
 
     class Answers:

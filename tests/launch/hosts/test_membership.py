@@ -15,14 +15,14 @@ from samestep.launch.hosts.membership import (
     OPEN,
     assemble,
     connect,
-    facts_of,
-    resolved,
+    look_up,
+    own_facts,
     stores,
     wait_for_door,
 )
 from samestep.launch.request.request import Request
 
-REQUEST = Request(run="r")
+REQUEST = Request.of(run="r")
 
 
 def world(**fields: object) -> World:
@@ -34,7 +34,7 @@ def world(**fields: object) -> World:
 def test_a_host_that_has_no_address_is_refused_with_its_name(launcher: str) -> None:
     """A new pod's name gets its time until the deadline, which is over here."""
     with pytest.raises(PlanRefused, match=r"worker 1 on host .* does not know the host no such host \(MASTER_ADDR\)"):
-        resolved(world(launcher=launcher, rank=1, address="no such host"), time.monotonic())
+        look_up(world(launcher=launcher, rank=1, address="no such host"), time.monotonic())
 
 
 def test_a_worker_that_finds_nobody_says_where_it_looked() -> None:
@@ -68,7 +68,7 @@ def test_what_an_earlier_start_left_in_the_store_is_not_read() -> None:
     place = world(launcher="torchrun", joins_store=True)
     server = stores.TCPStore(place.address, place.port, is_master=True, wait_for_workers=False)
     for call in range(10):
-        server.set(f"samestep 7.0 0 {call}/facts 1", json.dumps(facts_of(REQUEST)))
+        server.set(f"samestep 7.0 0 {call}/facts 1", json.dumps(own_facts(REQUEST)))
     with pytest.raises(TrainingFailed, match=r"has waited 0\.3 s .* for worker 1 of 2"):
         assemble(replace(place, epoch=1), REQUEST, 0.3)
 
@@ -76,6 +76,6 @@ def test_what_an_earlier_start_left_in_the_store_is_not_read() -> None:
 def test_a_second_call_in_one_process_meets_at_the_same_store_and_begins_anew() -> None:
     """Worker 0 holds the store; what its first call wrote there is not what its second call reads."""
     place = world(size=1)
-    first, second = assemble(place, REQUEST, 5), assemble(place, replace(REQUEST, run="s"), 5)
+    first, second = assemble(place, REQUEST, 5), assemble(place, REQUEST.but(run="s"), 5)
     assert (first.facts[0]["run"], second.facts[0]["run"]) == ("r", "s")
     assert OPEN[place] is connect(place, 5)

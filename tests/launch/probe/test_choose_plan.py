@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def asked(**fields: Any) -> Request:
-    return Request(**{"run": "test", "default_workers": 2, **fields})
+    return Request.of(**{"run": "test", "default_workers": 2, **fields})
 
 
 def decide_for(request: Request, job: samestep.Job = LONG) -> Plan | None:
@@ -179,7 +179,7 @@ def test_a_layer_that_raises_is_refused_once_with_its_name_and_place() -> None:
         profile(dataclasses.replace(LONG, model=Broken))
     text = str(refused.value)
     assert text.startswith("the job cannot be measured: layer parts.0 failed at step 0: ValueError: not today")
-    assert "test_deciding.py" in text
+    assert "test_choose_plan.py" in text
     assert text.endswith("mend it, or name a plan (--plan data)")
     assert text.count("ValueError") == 1
 

@@ -16,7 +16,7 @@ from samestep.launch.request.importing import (
     load_function,
     typed,
 )
-from samestep.launch.request.request import Request
+from samestep.launch.request.options import JobSource
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +28,8 @@ def modules_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
-def request(file: Path | None = None, **fields: Any) -> Request:
-    return Request(run="test", file=None if file is None else str(file), **fields)
+def request(file: Path | None = None, **fields: Any) -> JobSource:
+    return JobSource(file=None if file is None else str(file), **fields)
 
 
 def make_job(**fields: Any) -> Job:

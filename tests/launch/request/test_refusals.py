@@ -12,7 +12,7 @@ import samestep
 from commands import Command
 from jobs_bad import refused
 from samestep.launch.request.importing import call
-from samestep.launch.request.request import Request
+from samestep.launch.request.options import JobSource
 from samestep.launch.run.launcher import Launcher
 
 JOBS = Path(__file__).parents[2] / "jobs_bad"
@@ -246,7 +246,7 @@ def test_functions_that_workers_cannot_name_are_refused(launcher: Launcher) -> N
 
 def called_with(text: str) -> samestep.Job:
     name, _, value = text.partition("=")
-    return call(refused.typed, Request(run="", settings={name: value}, settings_are_text=True))
+    return call(refused.typed, JobSource(settings={name: value}, settings_are_text=True))
 
 
 @pytest.mark.parametrize(

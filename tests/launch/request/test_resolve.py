@@ -18,7 +18,7 @@ from samestep.plan.plan import Plan
 
 
 def request(**fields: Any) -> Request:
-    return Request(**{"run": "test", "default_workers": 2, **fields})
+    return Request.of(**{"run": "test", "default_workers": 2, **fields})
 
 
 def job(**fields: Any) -> Job:

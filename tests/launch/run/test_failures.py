@@ -10,8 +10,9 @@ import samestep
 from commands import Command
 from jobs_bad.failing import STEP
 from samestep.errors import TrainingFailed
+from samestep.launch.failure import Event, WorkerError
 from samestep.launch.run.launcher import Launcher
-from samestep.launch.run.outcome import Event, Outcome, WorkerError
+from samestep.launch.run.outcome import Outcome
 
 FAILING = Path(__file__).parents[2] / "jobs_bad" / "failing.py"
 TRANSPORTS = ["processes", "threads"]

@@ -21,14 +21,8 @@ from samestep.errors import (
     TrainingFailed,
 )
 from samestep.job.report import WorkerTime
-from samestep.launch.run.outcome import (
-    LONGEST_TEXT,
-    Event,
-    Outcome,
-    WorkerError,
-    telling,
-    told,
-)
+from samestep.launch.failure import LONGEST_TEXT, Event, WorkerError, error_from, failure_event
+from samestep.launch.run.outcome import Outcome
 from samestep.plan.prediction import PARTS, Prediction
 from samestep.schedule.actions import Forward
 from samestep.system import wire
@@ -79,7 +73,7 @@ def gone(rank: int | None, code: int, step: int = 3) -> Event:
 
 
 def failure(error: BaseException, rank: int | None = 1, step: int | None = 3) -> Event:
-    return telling(error, rank, step)
+    return failure_event(error, rank, step)
 
 
 def outcome(*events: Event, interrupted: bool = False) -> Outcome:
@@ -277,11 +271,11 @@ def test_a_loader_workers_error_is_told_by_its_last_line() -> None:
         "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
         '  File "data.py", line 5, in __getitem__\nValueError: no row 3\n'
     )
-    assert str(told(failure(ValueError(text)))) == "worker 1 failed at step 3: ValueError: no row 3"
+    assert str(error_from(failure(ValueError(text)))) == "worker 1 failed at step 3: ValueError: no row 3"
 
 
 def test_an_error_without_a_message_is_its_type() -> None:
-    assert str(told(failure(raised(AssertionError())))) == "worker 1 failed at step 3: AssertionError"
+    assert str(error_from(failure(raised(AssertionError())))) == "worker 1 failed at step 3: AssertionError"
 
 
 @given(st.integers(0, 10**6))

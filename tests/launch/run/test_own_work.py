@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from samestep.diagnose.stall import OwnWork
-from samestep.launch.run.stall_watch import History, WorkerSample, pace
+from samestep.launch.run.stall_watch import History, WorkerSample, own_work
 from samestep.system.procfs import Vital
 
 PATIENCE, PERIOD = 3.0, 0.25
@@ -31,7 +31,7 @@ def seen(*found: tuple[WorkerSample, float]) -> OwnWork | None:
     history = History()
     for sample, _ in found:
         history.add(sample, PATIENCE)
-    return pace(history, found[-1][1], PATIENCE)
+    return own_work(history, found[-1][1], PATIENCE)
 
 
 def test_a_worker_that_waits_for_long_is_not_slow() -> None:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from samestep.job.report import Report, WorkerTime
+from samestep.launch.failure import Event
 from samestep.launch.run import progress
-from samestep.launch.run.outcome import Event, Outcome
-from samestep.launch.run.progress import Progress, spelled, summary
+from samestep.launch.run.outcome import Outcome
+from samestep.launch.run.progress import Progress, metrics_text, summary
 from samestep.plan.prediction import PARTS, Prediction
 
 PLAN: Event = {
@@ -155,8 +156,8 @@ def test_the_summary_of_a_short_run_without_held_out_data(losses: list[float], s
 
 
 def test_numbers_are_spelled_with_four_places() -> None:
-    assert spelled({"a": 1.0, "b": float("nan")}) == "a 1.0000, b nan"
-    assert spelled({}) == ""
+    assert metrics_text({"a": 1.0, "b": float("nan")}) == "a 1.0000, b nan"
+    assert metrics_text({}) == ""
 
 
 def test_a_deal_says_who_is_slow_and_where_the_shards_are() -> None:
@@ -176,5 +177,5 @@ def test_a_deal_says_who_is_slow_and_where_the_shards_are() -> None:
 def test_the_summary_of_many_deals_is_short() -> None:
     deals = [(10 * n, (4 + n % 2, 4 - n % 2)) for n in range(1, 9)]
     lines = summary(dataclasses.replace(REPORT, deals=deals)).splitlines()
-    assert "shards were dealt anew 8 times; the last ones:" in lines
+    assert "shards were reassigned 8 times; the last ones:" in lines
     assert [line.split()[2] for line in lines if line.startswith("from step")] == ["60", "70", "80"]

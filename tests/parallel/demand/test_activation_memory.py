@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from samestep.numerics.numerics import Numerics
 from samestep.parallel.cutting.cut import Cut, cut
-from samestep.parallel.cutting.recording import record
-from samestep.parallel.demand.activation_memory import _Worker, activations
-from samestep.parallel.gradients.deferred import DeferredGradients, leaving
+from samestep.parallel.cutting.recorder import record
+from samestep.parallel.demand.activation_memory import _HeldByWorker, activations
+from samestep.parallel.demand.planned_step import PlannedStep
+from samestep.parallel.gradients.deferred import DeferredGradients, deferring
 from samestep.parallel.gradients.linear import write_weight_gradients_once
 from samestep.plan.plan import Plan, Stage
 from samestep.schedule.passes import schedule_of
@@ -45,7 +46,8 @@ def peaks(stages: list[Stage], order: str, slices: tuple[str, ...] = ()) -> list
     found = structure(stages, slices)
     grid = plan.grid(SHARDS, found.sliced)
     schedules = [schedule_of(grid, order, rank, clip=False) for rank in range(plan.workers)]
-    return [activations(plan, rank, found, schedules[rank], SHARDS) / WIDE for rank in range(plan.workers)]
+    step = PlannedStep(plan, found, SHARDS)
+    return [activations(step, rank, schedules[rank]) / WIDE for rank in range(plan.workers)]
 
 
 PASSING = 2.0
@@ -83,10 +85,10 @@ def test_what_is_left_is_what_a_recording_counts() -> None:
     """Of Linears inside a module that is called whole, too."""
     model, x = nn.Sequential(Model(), nn.Tanh()), torch.randn(ROWS, 100)
     recording = record(model, lambda m, b: m(b[0]).sum(), (x,), [], [])
-    counted = [left for call in recording.calls for left in call.later]
+    counted = [left for call in recording.calls for left in call.deferrable]
     write_weight_gradients_once(model, lambda param: lambda: None)
     later = DeferredGradients()
-    with leaving(later):
+    with deferring(later):
         model(x).sum().backward()
     weights = [makes[0].args for weight, makes in later._left.values() if weight.dim() == 2]  # type: ignore[attr-defined]
     assert sum(nbytes for _, nbytes in counted) == sum(rows.nbytes for rows, _, _ in weights)
@@ -99,7 +101,7 @@ def test_what_is_kept_and_left_is_counted_once() -> None:
     stages = [Stage("", (0,), (SHARDS,)), Stage("c", (1,), (SHARDS,), (), True)]
     plan, found = Plan.staged(Numerics(shards=SHARDS), stages, order="zero-bubble"), structure(stages)
     for rank in range(2):
-        worker = _Worker(plan, rank, found, SHARDS)
+        worker = _HeldByWorker(PlannedStep(plan, found, SHARDS), rank)
         for action in schedule_of(plan.grid(SHARDS, found.sliced), "zero-bubble", rank, clip=False):
             worker.do(action)
         assert worker.ledger.now == 0

@@ -2,7 +2,6 @@
 
 import sys
 import uuid
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ JOBS = str(Path(__file__).parents[2] / "jobs" / "grids.py")
 
 
 def request(family: str, plan: str, workers: int) -> Request:
-    return Request(
+    return Request.of(
         run=uuid.uuid4().hex, file=JOBS, function=family, plan=plan, workers=workers, default_workers=2,
         folder=str(Path.cwd()), path=tuple(sys.path),
     )  # fmt: skip
@@ -83,7 +82,7 @@ def test_the_bytes_between_hosts_are_those_of_the_plan(
         report = samestep.train(f"{JOBS}:{family}", transport="threads", steps=steps, launcher=launcher, **options)
         counted.append([sum(getattr(t, kind) for t in report.times) for kind in ("moved", "wired", "framed")])
     moved, wired, framed = (b - a for a, b in zip(*counted, strict=True))
-    asked = replace(request(family, plan, sum(hosts)), hosts=hosts, transport="threads", codec=codec)
+    asked = request(family, plan, sum(hosts)).but(hosts=hosts, transport="threads", codec=codec)
     said = launcher.outline(asked)
     assert sum(said["moved"].values()) == pytest.approx(moved, rel=0.02)
     assert sum(said["wired"].values()) == pytest.approx(wired - framed, rel=0.02)

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -54,7 +54,6 @@ def step(model: nn.Module, buffers: Buffers, shards: list[int], num_rows: list[i
     buffers.merge(changed, num_rows)
 
 
-@settings(max_examples=30)
 @given(num_shards=st.integers(1, 9), num_rows=st.integers(9, 40))
 def test_after_a_step_a_buffer_is_the_row_weighted_mean_over_the_tree(num_shards: int, num_rows: int) -> None:
     model, buffers = build(num_shards)

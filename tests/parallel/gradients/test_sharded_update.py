@@ -14,6 +14,7 @@ from samestep.parallel.gradients.layout import (
     Piece,
     share_pieces,
     storage_order,
+    untie,
 )
 from samestep.parallel.gradients.sharded_update import (
     ELEMENTWISE,
@@ -22,7 +23,6 @@ from samestep.parallel.gradients.sharded_update import (
     implementation,
     is_elementwise,
 )
-from samestep.parallel.gradients.slots import untie
 from samestep.parallel.gradients.undecorated import skip_dynamo_in_step, skip_dynamo_while_building
 
 Make = Callable[[Iterable[Any]], optim.Optimizer]

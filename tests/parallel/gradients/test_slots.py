@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from samestep.errors import JobRefused
 from samestep.numerics.reduction_tree import Fold, local_plan, tree_sum
-from samestep.parallel.gradients.layout import Layout
+from samestep.parallel.gradients.layout import Layout, untie
 from samestep.parallel.gradients.linear import write_weight_gradients_once
-from samestep.parallel.gradients.slots import GradientSlots, untie
+from samestep.parallel.gradients.slots import GradientSlots
 
 
 class Net(nn.Module):
@@ -69,7 +69,6 @@ class Worker:
             self.gradients.end_shard()
 
 
-@settings(max_examples=25)
 @given(num_shards=st.integers(1, 9), num_published=st.integers(0, 3), place=st.booleans())
 def test_the_folded_gradient_is_the_tree_over_autograds(num_shards: int, num_published: int, place: bool) -> None:
     """Bit for bit, wherever the slots lie and whoever writes them."""

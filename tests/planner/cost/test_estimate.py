@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.measured import FAMILIES, PLANS, chains, cluster_of, costs_of, laid, plainly
@@ -63,7 +63,6 @@ def test_a_step_in_lockstep_is_simulated_as_one() -> None:
     assert said.parts["compute"] > 0
 
 
-@settings(max_examples=40)
 @given(st.data())
 def test_the_parts_of_every_candidate_add_up(data: st.DataObject) -> None:
     chain = data.draw(chains())

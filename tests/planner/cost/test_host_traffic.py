@@ -9,7 +9,7 @@ from samestep.numerics.numerics import Numerics, shard_rows
 from samestep.parallel.demand.traffic import traffic
 from samestep.planner.cost.estimate import estimate
 from samestep.planner.search.search import PlanningProblem, SearchSpace, candidate_plans
-from samestep.setup.laid_out_model import homes_of, pieces_of
+from samestep.setup.laid_out_model import ownership_of, pieces_of
 
 KNOWN = {
     ("gpt", "pipeline"): 0.09,  # a weight that stages on two hosts share: its gradient and its values are not counted
@@ -24,7 +24,7 @@ def test_the_bytes_between_two_hosts_are_those_of_the_executor(
     family: str, preset: str, hosts: tuple[int, ...]
 ) -> None:
     found = laid(family, preset)
-    homes = homes_of(found.prepared, found.plan)
+    homes = ownership_of(found.prepared, found.plan)
     pieces = pieces_of(found.prepared, found.plan, homes, hosts)
     rows = [len(part) for part in shard_rows(found.job.batch_size, found.plan.numerics.shards)]
     _, wired = traffic(found.plan, found.prepared.structure, found.prepared.layout, homes, pieces, rows, hosts)

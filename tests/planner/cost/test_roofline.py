@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.drawn import chains, clusters, even_chain, pair_of, uniform
@@ -36,7 +36,6 @@ def seconds(plan: Plan, chain: Chain, cluster: Cluster) -> float:
 
 
 @given(chains(), clusters())
-@settings(max_examples=40, deadline=None)
 def test_parts_add_up_and_none_is_below_zero(chain: Chain, cluster: Cluster) -> None:
     for plan in plans(chain, cluster):
         found = estimate(plan, chain, roofline_costs(chain, cluster), cluster)
@@ -47,7 +46,6 @@ def test_parts_add_up_and_none_is_below_zero(chain: Chain, cluster: Cluster) -> 
 
 
 @given(chains(), clusters(least=2), st.floats(1, 100))
-@settings(max_examples=40, deadline=None)
 def test_more_bandwidth_is_never_slower(chain: Chain, cluster: Cluster, factor: float) -> None:
     wider = replace(cluster, within=widened(cluster.within, factor), between=widened(cluster.between, factor))
     for plan in plans(chain, cluster):
@@ -60,7 +58,6 @@ def widened(link: Link | None, factor: float) -> Link:
 
 
 @given(chains(), clusters(), st.floats(1, 100), st.booleans())
-@settings(max_examples=40, deadline=None)
 def test_faster_hosts_are_never_slower(chain: Chain, cluster: Cluster, factor: float, cores: bool) -> None:
     name = "flops" if cores else "memory_bandwidth"
     hosts = tuple(replace(host, **{name: getattr(host, name) * factor}) for host in cluster.hosts)
@@ -70,7 +67,6 @@ def test_faster_hosts_are_never_slower(chain: Chain, cluster: Cluster, factor: f
 
 
 @given(chains(), clusters())
-@settings(max_examples=40, deadline=None)
 def test_one_worker_communicates_nothing(chain: Chain, cluster: Cluster) -> None:
     alone = cluster.first(1)
     found = estimate(Plan(Numerics(shards=chain.shards), (chain.shards,)), chain, roofline_costs(chain, alone), alone)
@@ -80,7 +76,6 @@ def test_one_worker_communicates_nothing(chain: Chain, cluster: Cluster) -> None
 
 
 @given(chains(), clusters(least=2), st.integers(0, 4))
-@settings(max_examples=60, deadline=None)
 def test_curves_are_continuous_in_bytes(chain: Chain, cluster: Cluster, which: int) -> None:
     """A byte more moves a step by no more than a byte takes, wherever it is moved: no jump at the point where
     gradients stop being hidden."""
@@ -104,7 +99,6 @@ def slowest(cluster: Cluster) -> Iterator[float]:
 
 
 @given(chains(), clusters(least=2))
-@settings(max_examples=30, deadline=None)
 def test_what_is_simulated_is_in_order(chain: Chain, cluster: Cluster) -> None:
     """A worker does one thing after another, and whatever it waits for has happened."""
     for plan in plans(chain, cluster):

@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from planner import made_up
@@ -21,7 +21,6 @@ from samestep.planner.search.search import TIE, PlanningProblem, SearchSpace, by
 CLUSTERS = st.sampled_from([(1,), (2,), (3,), (1, 1), (2, 1)])
 
 
-@settings(max_examples=40)
 @given(st.data(), CLUSTERS)
 def test_the_same_again_is_the_same_plan(data: st.DataObject, hosts: tuple[int, ...]) -> None:
     chain = data.draw(chains())
@@ -32,7 +31,6 @@ def test_the_same_again_is_the_same_plan(data: st.DataObject, hosts: tuple[int, 
     assert [(str(one.plan), one.seconds) for one in found] == [(str(one.plan), one.seconds) for one in again]
 
 
-@settings(max_examples=40)
 @given(st.data(), CLUSTERS, st.booleans())
 def test_numbers_are_given_and_so_are_workers(data: st.DataObject, hosts: tuple[int, ...], may_slice: bool) -> None:
     """Only `slices` follows the plan, and only where it may; a number of workers that was asked for is kept."""
@@ -48,7 +46,6 @@ def test_numbers_are_given_and_so_are_workers(data: st.DataObject, hosts: tuple[
         assert may_slice or one.plan.numerics.slices == "none"
 
 
-@settings(max_examples=40)
 @given(st.data(), CLUSTERS)
 def test_the_best_comes_first_or_ties_with_it_and_is_simpler(data: st.DataObject, hosts: tuple[int, ...]) -> None:
     chain = data.draw(chains())
@@ -62,7 +59,6 @@ def test_the_best_comes_first_or_ties_with_it_and_is_simpler(data: st.DataObject
     assert all(simplicity(pick) <= simplicity(one) for one in others if one.seconds <= least * (1 + TIE))
 
 
-@settings(max_examples=30)
 @given(st.data(), st.sampled_from([(2,), (1, 1)]))
 def test_no_set_of_sliced_layers_is_better_than_the_pick(data: st.DataObject, hosts: tuple[int, ...]) -> None:
     """By brute force over all subsets of up to 4 regions."""

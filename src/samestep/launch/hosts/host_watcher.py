@@ -1,7 +1,7 @@
-"""The watcher of one host: a process beside workers that were started apart. It starts without torch.
+"""The watcher of one host: a process beside joined workers. It starts without torch.
 
 host a   watcher --what it sees--> the run's store <--what it sees-- watcher   host b
-         tells what holds up the run                                 tells it only if a is silent
+         reports what holds up the run                               reports it only if a is silent
 """
 
 import contextlib
@@ -28,59 +28,59 @@ from samestep.launch.run.stall_watch import Member, StallWatch
 from samestep.system import wire
 from samestep.trace.whereabouts import SIZE
 
-SILENT = 3  # periods without a word, after which a host is silent
-COMING = 20.0  # seconds for the watcher of another host to be there: it imports torch, at low priority
+SILENT = 3  # periods without news, after which a host is silent
+STARTUP = 20.0  # seconds for the watcher of another host to start: it imports torch, at low priority
 KNOCK = 1.0  # seconds for the kernel of another host to answer
 
 
 def main() -> None:
     """With the arguments: folder of the package, number of the socket to the worker that has started it."""
     end = socket.socket(fileno=int(sys.argv[2]))
-    told, _ = wire.receive(end)
-    if told is not None:
-        watch(told, end)
+    setup, _ = wire.receive(end)
+    if setup is not None:
+        watch_host(setup, end)
 
 
-def watch(told: dict[str, Any], end: socket.socket) -> None:
-    """Until the other end of the socket is closed."""
-    members = [Member(**{**member, "host_name": told["host_names"][member["rank"]]}) for member in told["members"]]
-    watched = StallWatch(mmap.mmap(told["memory"], SIZE * len(members)), members, told["limit"], told["run"])
-    relay = Relay(told, watched.period) if len(set(told["hosts"])) > 1 else None
+def watch_host(setup: dict[str, Any], end: socket.socket) -> None:
+    """Watch until the other end of the socket is closed. setup: the first message."""
+    members = [Member(**{**member, "host_name": setup["host_names"][member["rank"]]}) for member in setup["members"]]
+    watched = StallWatch(mmap.mmap(setup["memory"], SIZE * len(members)), members, setup["limit"], setup["run"])
+    relay = Relay(setup, watched.period) if len(set(setup["hosts"])) > 1 else None
     while True:
         ready, _, _ = select.select([end], [], [], watched.due_in())
         if not ready and watched.due_in():
             continue
-        others = {} if relay is None else relay.others(watched.seen())
+        others = {} if relay is None else relay.others(watched.views())
         for text, _ in watched.look(others):
-            if relay is None or relay.speaks():
+            if relay is None or relay.reports():
                 print(text, file=sys.stderr, flush=True)
         if ready:
             os._exit(0)  # whatever the relay's thread waits for
 
 
 class Relay:
-    """Tells the watchers of other hosts what this one sees, and hears them."""
+    """Exchange of what is seen between the watchers of all hosts."""
 
-    def __init__(self, told: dict[str, Any], period: float) -> None:
-        self._told, self._period = told, period
+    def __init__(self, setup: dict[str, Any], period: float) -> None:
+        self._setup, self._period = setup, period
         self._own = ""
         self._heard: dict[int, tuple[float, str]] = {}  # by host: when something new came, and what
         self._began = time.monotonic()
-        self._words = 0
+        self._count = 0
         threading.Thread(target=self._run, daemon=True).start()
 
-    def speaks(self) -> bool:
-        """Whether this watcher tells people: that of worker 0's host, or one that hears nothing from there."""
-        return bool(self._told["host"] == 0 or self._age(0) > SILENT * self._period)
+    def reports(self) -> bool:
+        """Whether this watcher reports to people: that of worker 0's host, or one that hears nothing from there."""
+        return bool(self._setup["host"] == 0 or self._age(0) > SILENT * self._period)
 
     def others(self, own: dict[int, WorkerView]) -> dict[int, WorkerView]:
-        """What was heard of the workers of other hosts. own: those of this one, which the others are told of."""
-        self._words += 1
-        self._own = json.dumps({"word": self._words, "workers": [asdict(worker) for worker in own.values()]})
+        """Latest views of the workers of other hosts. own: those of this host, which are sent there."""
+        self._count += 1
+        self._own = json.dumps({"word": self._count, "workers": [asdict(worker) for worker in own.values()]})
         now, found = time.monotonic(), dict[int, WorkerView]()
-        for rank, host in enumerate(self._told["hosts"]):
-            if host != self._told["host"]:
-                found[rank] = WorkerView(rank, self._told["names"][rank], host, self._told["host_names"][rank])
+        for rank, host in enumerate(self._setup["hosts"]):
+            if host != self._setup["host"]:
+                found[rank] = WorkerView(rank, self._setup["names"][rank], host, self._setup["host_names"][rank])
         for at, text in list(self._heard.values()):
             for fields_of in json.loads(text)["workers"]:
                 found[fields_of["rank"]] = aged(worker_from(fields_of), now - at)
@@ -90,16 +90,16 @@ class Relay:
         return found
 
     def _age(self, host: int) -> float:
-        """Seconds since another host said something new; 0 as long as its watcher may still be on its way."""
-        at, _ = self._heard.get(host, (self._began + COMING, ""))
+        """Seconds since another host's last news; 0 as long as its watcher may still be starting."""
+        at, _ = self._heard.get(host, (self._began + STARTUP, ""))
         return max(0.0, time.monotonic() - at)
 
     def _store_is_mute(self) -> bool:
-        """Whether the host of the store can be reached, so that it is worker 0 who does not answer."""
-        if not self._told["worker_keeps_store"]:
+        """Whether the host of the store can be reached, so that it is worker 0 that does not answer."""
+        if not self._setup["worker_keeps_store"]:
             return False
         try:
-            socket.create_connection((self._told["address"], self._told["port"]), timeout=KNOCK).close()
+            socket.create_connection((self._setup["address"], self._setup["port"]), timeout=KNOCK).close()
         except OSError:
             return False
         return True
@@ -110,14 +110,14 @@ class Relay:
 
         stores: Any = dist
         store = stores.PrefixStore(
-            self._told["store"],
+            self._setup["store"],
             stores.TCPStore(
-                self._told["address"], self._told["port"], is_master=False, wait_for_workers=False,
+                self._setup["address"], self._setup["port"], is_master=False, wait_for_workers=False,
                 timeout=timedelta(days=1),
             ),
         )  # fmt: skip
-        own, others = self._told["host"], sorted(set(self._told["hosts"]) - {self._told["host"]})
-        with contextlib.suppress(RuntimeError):  # who keeps the store has ended; to whoever is left it is silent
+        own, others = self._setup["host"], sorted(set(self._setup["hosts"]) - {self._setup["host"]})
+        with contextlib.suppress(RuntimeError):  # the worker that keeps the store has ended; to the others it is silent
             while True:
                 if self._own:
                     store.set(f"seen {own}", self._own)
@@ -130,7 +130,7 @@ class Relay:
 
 
 def worker_from(found: dict[str, Any]) -> WorkerView:
-    """What `asdict` of another watcher made of a worker."""
+    """A worker's view from another watcher's `asdict`."""
     known = {field.name for field in fields(WorkerView)} - {"process", "loaders", "pace"}
     return WorkerView(
         **{name: value for name, value in found.items() if name in known},

@@ -1,9 +1,9 @@
-"""Workers that a launcher has started one by one, on this host and on others, train together.
+"""Train together with other workers that a launcher has started one by one, on this host and on others.
 
 torchrun --nnodes 2 --nproc-per-node 2 ...        host a: workers 0, 1     host b: workers 2, 3
-every process   finds the others (membership.py), builds job and model for itself, and sees that all
-                came to the same
-of one host     come to share memory (transport/rendezvous.py)
+every process   finds the others (membership.py), builds job and model for itself, and checks that all
+                have built the same
+of one host     share memory (transport/rendezvous.py)
 of several      join a process group of torch (transport/group_links.py)
 """
 
@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from samestep.diagnose.stall import CONNECT
@@ -27,9 +27,10 @@ from samestep.errors import (
 from samestep.job.job import Job
 from samestep.job.report import Report
 from samestep.launch.environment import World, building, let_cublas_repeat
-from samestep.launch.hosts.agree_on_plan import agreed
+from samestep.launch.failure import Event, error_from, failure_event
+from samestep.launch.hosts.agree_on_plan import agree_on_plan
 from samestep.launch.hosts.membership import (
-    A_WORD,
+    ANSWER_TIME,
     Membership,
     alone,
     assemble,
@@ -41,12 +42,7 @@ from samestep.launch.hosts.membership import (
 from samestep.launch.hosts.visible_state import VisibleWorker
 from samestep.launch.request.request import Request
 from samestep.launch.run.build import build
-from samestep.launch.run.outcome import (
-    Event,
-    Outcome,
-    telling,
-    told,
-)
+from samestep.launch.run.outcome import Outcome
 from samestep.launch.run.worker import WorkerRun, work
 from samestep.parallel.demand.workspace import mail_slots
 from samestep.planner.search.decision import Decision
@@ -66,7 +62,8 @@ from samestep.transport.hosts import HostsTransport
 from samestep.transport.links import Links
 from samestep.transport.nccl_links import NcclLinks, has_nccl
 from samestep.transport.rendezvous import Rendezvous
-from samestep.transport.shared_memory import SharedFabric, SharedTransport
+from samestep.transport.shared_fabric import SharedFabric
+from samestep.transport.shared_memory import SharedTransport
 from samestep.transport.staged_links import StagedLinks
 from samestep.transport.transport import Transport
 
@@ -90,8 +87,8 @@ def train_together(request: Request, world: World | None, see: See, show: Show =
 
     Raises Refused or TrainingFailed, in every worker its own.
 
-    see: is shown every event, in worker 0.
-    show: is given a failure of this worker's own before the others hear of it: then they end, and a launcher all.
+    see: receives every event, in worker 0.
+    show: receives a failure of this worker before the others do: after that, they end, and a launcher ends all.
     """
     outcome = Outcome()
 
@@ -100,7 +97,7 @@ def train_together(request: Request, world: World | None, see: See, show: Show =
         if world is None or world.rank == 0:
             see(event, outcome)
 
-    membership = gathered(world, request)
+    membership = gather(world, request)
     world = membership.world
     try:
         check_alike(membership)
@@ -113,60 +110,60 @@ def train_together(request: Request, world: World | None, see: See, show: Show =
         return outcome.conclude()
     except SamestepError as error:
         if outcome.failures and outcome.failures[0]["exit"] != Refused.exit_code:
-            raise explained(outcome.failures[0], membership, show) from None
-        error.is_told = not membership.is_first_to_say(str(error))
+            raise explain(outcome.failures[0], membership, show) from None
+        error.is_repeated = not membership.is_first_report(str(error))
         raise
     finally:
         if outcome.finished is None:
-            remove_unfinished(request.checkpoint, request.save, membership.facts[0]["run"])
+            remove_unfinished(request.training.checkpoint, request.training.save, membership.facts[0]["run"])
 
 
-def gathered(world: World | None, request: Request) -> Membership:
-    """All workers, on a device that this host has. Raises Refused or TrainingFailed."""
-    check_device(request.device)
-    if request.device == "cuda":
+def gather(world: World | None, request: Request) -> Membership:
+    """Wait for all workers, on a device that this host has. Raises Refused or TrainingFailed."""
+    check_device(request.planning.device)
+    if request.planning.device == "cuda":
         let_cublas_repeat()
-    return alone(request) if world is None else assemble(world, request, request.timeout)
+    return alone(request) if world is None else assemble(world, request, request.training.timeout)
 
 
 def join(membership: Membership, request: Request, send: Callable[..., None], made: Job | None = None) -> JoinedWorker:
-    """Build what this worker needs, and connect it with the others. All workers must call it.
+    """Build the job and connect this worker with the others. All workers must call it.
 
     made: a job that exists already.
     """
-    world, near = membership.world, membership.near
-    if request.workers not in (None, 1) and membership.store is None:
+    world = membership.world
+    asked, workers = request.planning, request.planning.workers
+    if workers not in (None, 1) and membership.store is None:
         raise PlanRefused(
-            f"--workers {request.workers}, and this process is alone: start as many, for instance with `torchrun "
-            f"--nproc-per-node {request.workers} -m samestep train ... --device {request.device}`, one for every GPU"
+            f"--workers {workers}, and this process is alone: start as many, for instance with `torchrun "
+            f"--nproc-per-node {workers} -m samestep train ... --device {asked.device}`, one for every GPU"
         )
-    if request.workers not in (None, world.size):
+    if workers not in (None, world.size):
         raise PlanRefused(
-            f"--workers {request.workers}, and {world.launcher} has started {world.size} processes: leave --workers "
-            f"out, or start {request.workers}"
+            f"--workers {workers}, and {world.launcher} has started {world.size} processes: leave --workers "
+            f"out, or start {workers}"
         )
-    if request.transport == "threads" or request.hosts is not None:
+    if asked.transport == "threads" or asked.hosts is not None:
         raise PlanRefused(f"{world.launcher} says where the workers are: leave --transport and --hosts out")
-    workers = world.size if request.plan_text is None else None
-    request = replace(request, workers=workers, run=membership.facts[0]["run"])
+    request = request.but(workers=world.size if asked.plan_text is None else None, run=membership.facts[0]["run"])
     decision = None
     try:
-        if request.plan == "auto" and request.plan_text is None:
-            request, decision, made = planned_together(membership, request, made)
+        if asked.plan == "auto" and asked.plan_text is None:
+            request, decision, made = plan_together(membership, request, made)
         with building():
             run, prepared, _ = build(request, send, membership.hosts, made, decision)
     except BaseException as error:
-        membership.say_built(f"{type(error).__name__}: {error}")
+        membership.report_built(f"{type(error).__name__}: {error}")
         if isinstance(error, Exception) and not isinstance(error, SamestepError):
-            raise told(telling(error, None, None)) from None
+            raise error_from(failure_event(error, None, None)) from None
         raise
-    membership.say_built("")
+    membership.report_built("")
     membership.await_built()
-    run.apart = True
+    run.is_joined = True
     start = initial_leaves(prepared)
     with connecting(membership):
         local, shared = meet(membership, run, prepared)
-        if len(near) == world.size:
+        if len(membership.on_this_host) == world.size:
             joint_digest(start, local)
             return JoinedWorker(membership, run, prepared, shared, local)
         with local.timesheet.whereabouts.during(CONNECT, 0):
@@ -177,19 +174,19 @@ def join(membership: Membership, request: Request, send: Callable[..., None], ma
     return JoinedWorker(membership, run, prepared, shared, transport)
 
 
-def planned_together(
+def plan_together(
     membership: Membership, request: Request, made: Job | None
 ) -> tuple[Request, Decision | None, Job | None]:
-    """The plan that all workers come to; plain data parallelism where none is looked for. And the job, if made."""
-    if made is not None or membership.store is None or request.device != "cpu":
-        return replace(request, plan="data"), None, made
+    """The request with the plan that all workers agree on (data parallelism where none is searched), and the job."""
+    if made is not None or membership.store is None or request.planning.device != "cpu":
+        return request.but(plan="data"), None, made
 
     def links() -> Links | None:
-        several = len(membership.near) < membership.world.size
+        several = len(membership.on_this_host) < membership.world.size
         return links_of(membership, request, "links of the planner") if several else None
 
     with connecting(membership):
-        return agreed(membership, request, links)
+        return agree_on_plan(membership, request, links)
 
 
 def links_of(
@@ -200,7 +197,7 @@ def links_of(
     store = stores.PrefixStore(name, membership.store)
     links = gloo_links(store, world.rank, world.size, own_address(world), timeout)
     links.whereabouts = whereabouts or links.whereabouts
-    if request.device == "cpu":
+    if request.planning.device == "cpu":
         return links
     if membership.shares_devices or not has_nccl():
         return StagedLinks(links)
@@ -208,20 +205,21 @@ def links_of(
 
 
 def check_shared_folder(membership: Membership, request: Request, transport: Transport) -> None:
-    """Raises CheckpointRefused where a host does not see what worker 0 writes."""
-    if request.checkpoint is None:
+    """Raises CheckpointRefused when a host does not see what worker 0 writes."""
+    folder = request.training.checkpoint
+    if folder is None:
         return
-    mark = temporary_of(Path(request.checkpoint), request.run)
+    mark = temporary_of(Path(folder), request.run)
     if transport.rank == 0:
         mark.mkdir(parents=True, exist_ok=True, mode=0o700)
     transport.exchange(b"")
-    seen = transport.exchange(b"seen" if mark.is_dir() else b"")
+    answers = transport.exchange(b"seen" if mark.is_dir() else b"")
     if transport.rank == 0:
         mark.rmdir()
-    for rank, answer in enumerate(seen):
+    for rank, answer in enumerate(answers):
         if not answer:
             raise CheckpointRefused(
-                f"--checkpoint {request.checkpoint}: {membership.name(rank)} does not see what {membership.name(0)} "
+                f"--checkpoint {folder}: {membership.name(rank)} does not see what {membership.name(0)} "
                 "writes there; name a folder that all hosts share, under the same path"
             )
 
@@ -231,45 +229,45 @@ def meet(membership: Membership, run: WorkerRun, prepared: LaidOutModel) -> tupl
     try:
         return _meet(membership, run, prepared)
     except PeerLost as error:  # which numbers the workers of the host only
-        raise PeerLost(membership.world.rank, membership.near[error.peer], error.why) from None
+        raise PeerLost(membership.world.rank, membership.on_this_host[error.peer], error.why) from None
 
 
 def _meet(membership: Membership, run: WorkerRun, prepared: LaidOutModel) -> tuple[SharedTransport, RunMemory]:
-    near, rank, timeout = membership.near, membership.world.rank, membership.timeout
-    number, door = near.index(rank), f"door {membership.hosts[rank]}"
+    ranks, rank, timeout = membership.on_this_host, membership.world.rank, membership.timeout
+    number, door = ranks.index(rank), f"door {membership.hosts[rank]}"
     meeting = None
-    if len(near) > 1 and number == 0:
-        meeting = Rendezvous.open(len(near), lambda name: membership.store.set(door, name), timeout)
-    elif len(near) > 1:
-        name = in_time(lambda: membership.store.get(door).decode(), timeout + A_WORD)
-        meeting = Rendezvous.join(name, number, len(near))
-    groups = near_groups(groups_that_meet(prepared, run.plan), near)
-    device = take_device(run.request.device, membership.number_on_machine)
+    if len(ranks) > 1 and number == 0:
+        meeting = Rendezvous.open(len(ranks), lambda name: membership.store.set(door, name), timeout)
+    elif len(ranks) > 1:
+        name = in_time(lambda: membership.store.get(door).decode(), timeout + ANSWER_TIME)
+        meeting = Rendezvous.join(name, number, len(ranks))
+    groups = groups_on_host(groups_that_meet(prepared, run.plan), ranks)
+    device = take_device(run.request.planning.device, membership.number_on_machine)
     private = None if device.type == "cpu" else device
-    looked_at = None if len(near) == membership.world.size == 1 else VisibleWorker.of(membership, run.request, meeting)
-    fabric = SharedFabric(len(near), groups, mail_slots(run.plan), meeting, private)
-    shared = share(prepared, run.plan, fabric, near, fills=number == 0, for_any_deal=run.deals_anew)
+    visible = None if len(ranks) == membership.world.size == 1 else VisibleWorker.of(membership, run.request, meeting)
+    fabric = SharedFabric(len(ranks), groups, mail_slots(run.plan), meeting, private)
+    shared = share(prepared, run.plan, fabric, ranks, fills=number == 0, for_any_deal=run.rebalances)
     transport = fabric.endpoint(number, timeout)
-    transport.ranks = near
-    if looked_at is not None:
-        transport.timesheet.whereabouts, watcher = looked_at.begin()
-        transport.ends_with_it += [] if watcher is None else [watcher]
+    transport.number_in_run(ranks)
+    if visible is not None:
+        transport.timesheet.whereabouts, watcher = visible.begin()
+        transport.when_closed += [] if watcher is None else [watcher]
     transport.fence()  # the initial values are there
     bind(prepared, shared)
     return transport, shared
 
 
-def near_groups(groups: Mapping[tuple[int, ...], int], near: Sequence[int]) -> dict[tuple[int, ...], int]:
-    """Groups that meet, as far as they are of one host, in that host's own numbers."""
+def groups_on_host(groups: Mapping[tuple[int, ...], int], ranks: Sequence[int]) -> dict[tuple[int, ...], int]:
+    """Parts of the groups that are on one host, in that host's own numbers. ranks: of the host's workers."""
     found: dict[tuple[int, ...], int] = {}
     for group, nbytes in groups.items():
-        own = tuple(near.index(rank) for rank in group if rank in near)
+        own = tuple(ranks.index(rank) for rank in group if rank in ranks)
         found[own] = max(nbytes, found.get(own, 0))
     return found
 
 
 def initial_leaves(prepared: LaidOutModel) -> Leaves:
-    """What must be equal before the first step: workers may have made different models, for instance unseeded."""
+    """Digest leaves of the initial values, which must be equal: workers may have made different models, unseeded."""
     if prepared.initial is not None:
         return {}
     tensors = [*prepared.model.named_parameters(), *prepared.model.named_buffers()]
@@ -294,22 +292,22 @@ def stopping_on_signal(run: WorkerRun) -> Iterator[None]:
 
 
 def _stop(run: WorkerRun, number: int) -> None:
-    if run.request.checkpoint is not None and not run.stop_asked:
+    if run.request.training.checkpoint is not None and not run.stop_asked:
         run.stop_asked = True
         return
-    remove_unfinished(run.request.checkpoint, run.request.save, run.request.run)
+    remove_unfinished(run.request.training.checkpoint, run.request.training.save, run.request.run)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
 
-def explained(failure: Event, membership: Membership, show: Show = lambda error: None) -> SamestepError:
-    """A worker's failure, for those who see only this worker: names hosts, and what another worker has said."""
+def explain(failure: Event, membership: Membership, show: Show = lambda error: None) -> SamestepError:
+    """The exception for a worker's failure: names hosts, and the cause that another worker has reported."""
     own = membership.name(failure["rank"])
     if not failure["secondary"]:
         what = f"{failure['type']}: {failure['message']}" if failure["message"] else failure["type"]
-        error = told({**failure, "name": own})
+        error = error_from({**failure, "name": own})
         show(error)
-        membership.say_end(f"{own} failed at step {failure['step']}: {what}")
+        membership.report_end(f"{own} failed at step {failure['step']}: {what}")
         membership.leave()
         return error
     text = failure["message"].replace(f"worker {failure['rank']} ", f"{own} ", 1)
@@ -318,8 +316,8 @@ def explained(failure: Event, membership: Membership, show: Show = lambda error:
 
 
 def lost(text: str, peer: int, membership: Membership) -> TrainingFailed:
-    """For a worker that ends because it has lost another one."""
-    membership.say_end(text, peer)
+    """The exception of a worker that ends because it has lost another one."""
+    membership.report_end(text, peer)
     cause = membership.cause(peer)
     membership.leave()
     return TrainingFailed(text + (f". {cause}" if cause else ""))
@@ -327,7 +325,7 @@ def lost(text: str, peer: int, membership: Membership) -> TrainingFailed:
 
 @contextlib.contextmanager
 def connecting(membership: Membership) -> Iterator[None]:
-    """What goes wrong between workers before the first step names them and their hosts."""
+    """Errors between workers before the first step name the workers and their hosts."""
     own = membership.name(membership.world.rank)
     try:
         yield

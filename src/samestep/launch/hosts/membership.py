@@ -1,8 +1,8 @@
-"""The workers that a launcher has started find one another, and see that they are alike.
+"""Workers that a launcher has started find one another, and check that they are alike.
 
-Everybody tells a few facts at the run's store and reads everybody else's: who shares a host with whom,
+Each worker writes a few facts into the run's store and reads those of all others: who shares a host with whom,
 and whether versions, settings and the job's file are the same. Keys begin with the run's name, its
-epoch and the number of the call, so that what an earlier start or call left in the store is not read.
+epoch and the number of the call, so that no worker reads what an earlier start or call has left in the store.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -29,36 +29,37 @@ from torch.distributed import distributed_c10d
 from samestep.errors import PlanRefused, Refused, TrainingFailed
 from samestep.launch.environment import World, host_identity
 from samestep.launch.request.request import Request
+from samestep.plan.plan import workers_text
 from samestep.state.checkpoint import finished
 from samestep.system.device import instruction_set, num_devices
 
 OWN = ("run", "folder", "path", "file", "default_workers", "plan")
-"""What may differ between the workers of a run: where things lie on each host. A plan file's text is compared."""
+"""Settings that may differ between the workers of a run: paths on each host. A plan file's text is compared."""
 
 
 T = TypeVar("T")
-GIVE_UP = 5.0  # seconds by which workers may have been started one after the other
-A_WORD = 1.0  # seconds in which a worker that ends can say why
+GIVE_UP = 5.0  # seconds between the starts of the first and the last worker
+ANSWER_TIME = 1.0  # seconds in which a worker that ends can report why
 stores: Any = dist  # torch does not list its stores among its public names
 CALLS = itertools.count()
-"""How often this process has trained: the next run reads nothing of the one before."""
+"""Number of runs in this process; names each run's keys apart."""
 OPEN: dict[World, Any] = {}
-"""Where this process has met others before: worker 0 still holds that store, and they meet there again."""
+"""Stores at which this process has met others before: worker 0 still holds them, and they meet there again."""
 
 
 @dataclass
 class Membership:
-    """One worker's view of all of them."""
+    """One worker's view of all workers of a run."""
 
     world: World
     store: Any
     facts: Sequence[dict[str, Any]]  # by rank
     timeout: float
-    stall: float = 0.0  # seconds of waiting after which one says for whom; 0: never
+    stall: float = 0.0  # seconds of waiting after which a worker prints for whom it waits; 0: never
 
     @property
     def hosts(self) -> tuple[int, ...]:
-        """The host of every worker, numbered in the order in which they come: who shares memory.
+        """Host of each worker, numbered in the order of the ranks: those of one host share memory.
 
         A worker with a GPU shares none.
         """
@@ -66,13 +67,13 @@ class Membership:
         return tuple(seen.index(fact["host"]) for fact in self.facts)
 
     @property
-    def near(self) -> list[int]:
-        """The workers of this host."""
+    def on_this_host(self) -> list[int]:
+        """Ranks of the workers of this host."""
         return [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.world.rank]]
 
     @property
     def number_on_machine(self) -> int:
-        """How many workers of this worker's machine come before it."""
+        """Number of workers on this worker's machine with a lower rank."""
         own = self.facts[self.world.rank]["machine"]
         return sum(fact["machine"] == own for fact in self.facts[: self.world.rank])
 
@@ -85,52 +86,52 @@ class Membership:
     def name(self, rank: int) -> str:
         return f"worker {rank} on host {self.facts[rank]['name']}"
 
-    def say_end(self, text: str, lost: int | None = None) -> None:
-        """Tell the others why this worker ends, and whom it had lost if that is why."""
+    def report_end(self, text: str, lost: int | None = None) -> None:
+        """Report to the others why this worker ends, and which worker it had lost if that is why."""
         if self.store is not None:
             with contextlib.suppress(RuntimeError, TimeoutError):
-                in_time(lambda: self.store.set(f"end {self.world.rank}", json.dumps([text, lost])), A_WORD)
+                in_time(lambda: self.store.set(f"end {self.world.rank}", json.dumps([text, lost])), ANSWER_TIME)
 
     def cause(self, lost: int) -> str | None:
-        """Why a worker ended that this one has lost, if it could say so; had it lost another one, that one's word."""
+        """Reported reason why a lost worker ended; if it had lost another one, the reason of that one."""
         if self.store is None:
             return None
         try:
-            return in_time(lambda: self._last_word(lost), 4 * A_WORD)
+            return in_time(lambda: self._first_reason(lost), 4 * ANSWER_TIME)
         except (RuntimeError, TimeoutError):
             if lost == 0 or self.world.joins_store:
                 return None
             return f"{self.name(0)}, who keeps the store at which the workers meet, does not answer either"
 
     def leave(self) -> None:
-        """Worker 0 keeps the store: it stays until the others have read why all end, or could have."""
+        """End; worker 0, which keeps the store, stays until the others have read why all end, or had time to."""
         if self.store is None:
             return
         others = [f"left {rank}" for rank in range(1, self.world.size)]
         with contextlib.suppress(RuntimeError, TimeoutError):
             if self.world.rank != 0:
-                in_time(lambda: self.store.set(f"left {self.world.rank}", ""), A_WORD)
+                in_time(lambda: self.store.set(f"left {self.world.rank}", ""), ANSWER_TIME)
             elif not self.world.joins_store:
-                in_time(lambda: self.store.wait(others, timedelta(seconds=2 * A_WORD)), 3 * A_WORD)
+                in_time(lambda: self.store.wait(others, timedelta(seconds=2 * ANSWER_TIME)), 3 * ANSWER_TIME)
 
-    def _last_word(self, lost: int | None) -> str | None:
-        said, asked = None, {self.world.rank}
+    def _first_reason(self, lost: int | None) -> str | None:
+        reason, asked = None, {self.world.rank}
         while lost is not None and lost not in asked:
             asked.add(lost)
             try:
-                self.store.wait([f"end {lost}"], timedelta(seconds=A_WORD))
+                self.store.wait([f"end {lost}"], timedelta(seconds=ANSWER_TIME))
             except dist.DistStoreError:  # it was killed, or hangs
                 break
-            said, lost = json.loads(self.store.get(f"end {lost}"))
-        return said
+            reason, lost = json.loads(self.store.get(f"end {lost}"))
+        return reason
 
-    def say_built(self, error: str) -> None:
-        """Tell the others that this worker has made the job its own, or why it cannot."""
+    def report_built(self, error: str) -> None:
+        """Report to the others that this worker has built the job, or why it cannot."""
         if self.store is not None:
             self.store.set(f"built {self.world.rank}", error)
 
     def await_built(self) -> None:
-        """Until all have. Raises TrainingFailed with the reason of one that could not."""
+        """Wait until all workers have built the job. Raises TrainingFailed with the reason of one that could not."""
         if self.store is None:
             return
         names = [f"built {rank}" for rank in range(self.world.size)]
@@ -139,20 +140,20 @@ class Membership:
         except (RuntimeError, TimeoutError):
             missing = absent(self.store, names)
             raise TrainingFailed(
-                f"worker {self.world.rank} has waited {self.timeout:g} s for {spelled(missing)} to build the job: look "
-                "for what is slow or hangs there; --timeout sets how long to wait"
+                f"worker {self.world.rank} has waited {self.timeout:g} s for {workers_text(missing)} to build the job: "
+                "look for what is slow or hangs there; --timeout sets how long to wait"
             ) from None
         for rank, name in enumerate(names):
             if error := self.store.get(name).decode():
                 raise TrainingFailed(f"{self.name(rank)} could not begin: {error}")
 
-    def is_first_to_say(self, text: str) -> bool:
-        """Whether no other worker has said the same."""
+    def is_first_report(self, text: str) -> bool:
+        """Whether no other worker has reported the same text."""
         if self.store is None:
             return True
         try:
             name = "said " + hashlib.sha256(text.encode()).hexdigest()
-            return in_time(lambda: bool(self.store.add(name, 1) == 1), A_WORD)
+            return in_time(lambda: bool(self.store.add(name, 1) == 1), ANSWER_TIME)
         except (RuntimeError, TimeoutError):
             return True
 
@@ -160,34 +161,34 @@ class Membership:
 def assemble(world: World, request: Request, timeout: float) -> Membership:
     """Wait for all workers. Raises Refused when they are not alike, TrainingFailed when some do not come."""
     store = stores.PrefixStore(f"samestep {world.run} {world.epoch} {next(CALLS)}", connect(world, timeout))
-    store.set(f"facts {world.rank}", json.dumps(facts_of(request)))
+    store.set(f"facts {world.rank}", json.dumps(own_facts(request)))
     names = [f"facts {rank}" for rank in range(world.size)]
     try:
-        wait_for_all(store, names, world, timeout, request.stall, "come")
+        wait_for_all(store, names, world, timeout, request.training.stall, "come")
     except (RuntimeError, TimeoutError):
         missing = absent(store, names)
         give_up(world, store, missing)
         raise TrainingFailed(
-            f"worker {world.rank} has waited {timeout:g} s at {world.address}:{world.port} for {spelled(missing)} of "
-            f"{world.size}: see whether {world.launcher} has started all of them, and that every host reaches that "
-            "address; --timeout sets how long to wait"
+            f"worker {world.rank} has waited {timeout:g} s at {world.address}:{world.port} for "
+            f"{workers_text(missing)} of {world.size}: see whether {world.launcher} has started all of them, and that "
+            "every host reaches that address; --timeout sets how long to wait"
         ) from None
     facts = [json.loads(store.get(name)) for name in names]
-    return Membership(world, store, facts, timeout, request.stall)
+    return Membership(world, store, facts, timeout, request.training.stall)
 
 
 def alone(request: Request) -> Membership:
-    """The only worker's: started by hand."""
+    """Membership of a single worker, started by hand."""
     return Membership(
-        World("nobody", 0, 1, "", 0, "", 0, joins_store=False), None, [facts_of(request)], request.timeout
+        World("nobody", 0, 1, "", 0, "", 0, joins_store=False), None, [own_facts(request)], request.training.timeout
     )
 
 
 def wait_for_all(store: Any, names: Sequence[str], world: World, timeout: float, stall: float, what: str) -> None:
-    """Until everybody's word is there. Says within `stall` seconds who is missing, and waits on; worker 0 says it."""
+    """Wait until all keys are in the store; after `stall` seconds the first worker prints who is missing."""
     first = min(stall * 0.75, timeout) if stall else timeout
     try:
-        in_time(lambda: store.wait(names, timedelta(seconds=first)), first + A_WORD)
+        in_time(lambda: store.wait(names, timedelta(seconds=first)), first + ANSWER_TIME)
         return
     except (RuntimeError, TimeoutError):
         if first >= timeout:
@@ -195,35 +196,35 @@ def wait_for_all(store: Any, names: Sequence[str], world: World, timeout: float,
     missing = absent(store, names)
     if world.rank == min(set(range(world.size)) - set(missing), default=0):
         print(
-            f"worker {world.rank} has waited {first:.3g} s for {spelled(missing)} of {world.size} to {what}, and waits "
-            f"on until {timeout:g} s have passed",
+            f"worker {world.rank} has waited {first:.3g} s for {workers_text(missing)} of {world.size} to {what}, "
+            f"and waits on until {timeout:g} s have passed",
             file=sys.stderr,
             flush=True,
         )
-    rest = max(timeout - first, A_WORD)
-    in_time(lambda: store.wait(names, timedelta(seconds=rest)), rest + A_WORD)
+    rest = max(timeout - first, ANSWER_TIME)
+    in_time(lambda: store.wait(names, timedelta(seconds=rest)), rest + ANSWER_TIME)
 
 
 def absent(store: Any, names: Sequence[str]) -> list[int]:
-    """Whose word is not in the store; worker 0, when the store does not answer."""
+    """Ranks of the workers whose key is not in the store; worker 0, when the store does not answer."""
     try:
-        return in_time(lambda: [rank for rank, name in enumerate(names) if not store.check([name])], A_WORD) or [0]
+        return in_time(lambda: [rank for rank, name in enumerate(names) if not store.check([name])], ANSWER_TIME) or [0]
     except (RuntimeError, TimeoutError):
         return [0]
 
 
 def give_up(world: World, store: Any, missing: Sequence[int]) -> None:
-    """The store is gone with worker 0, where no launcher holds it: the others look first who is missing."""
+    """Let the others look who is missing before worker 0 ends, and with it the store that no launcher holds."""
     with contextlib.suppress(RuntimeError, TimeoutError):
-        in_time(lambda: store.set(f"gave up {world.rank}", ""), A_WORD)
+        in_time(lambda: store.set(f"gave up {world.rank}", ""), ANSWER_TIME)
         if world.rank == 0 and not world.joins_store:
             others = [f"gave up {rank}" for rank in range(1, world.size) if rank not in missing]
             if others:
-                in_time(lambda: store.wait(others, timedelta(seconds=GIVE_UP)), GIVE_UP + A_WORD)
+                in_time(lambda: store.wait(others, timedelta(seconds=GIVE_UP)), GIVE_UP + ANSWER_TIME)
 
 
 def in_time(ask: Callable[[], T], seconds: float) -> T:
-    """What `ask` returns. Raises TimeoutError after so long: a store whose server has stopped is silent for ever."""
+    """Result of `ask`. Raises TimeoutError after `seconds`: a store whose server has stopped never answers."""
     answers: list[T] = []
     errors: list[BaseException] = []
 
@@ -243,14 +244,10 @@ def in_time(ask: Callable[[], T], seconds: float) -> T:
     return answers[0]
 
 
-def spelled(ranks: Sequence[int]) -> str:
-    return f"worker{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
-
-
 def connect(world: World, timeout: float) -> Any:
     """The store at which the workers meet; worker 0 opens it, on that address alone, if there is none yet.
 
-    Raises TrainingFailed where nobody is found in time.
+    Raises TrainingFailed when nobody answers there in time.
     """
     if dist.is_initialized() and dist.get_world_size() == world.size:  # by Ray Train, or the user's script
         store: Any = distributed_c10d._get_default_store()
@@ -260,7 +257,7 @@ def connect(world: World, timeout: float) -> Any:
     if world in OPEN:
         return OPEN[world]
     end = time.monotonic() + timeout
-    family, kind, _, _, place = resolved(world, end)
+    family, kind, _, _, place = look_up(world, end)
     opens = world.rank == 0 and not world.joins_store
     door = listening(world, family, kind, place) if opens else None
     try:
@@ -286,8 +283,8 @@ def connect(world: World, timeout: float) -> Any:
 PAUSE = 0.05  # seconds between attempts
 
 
-def resolved(world: World, end: float) -> tuple[Any, ...]:
-    """What the address stands for. Raises PlanRefused. The name of a new pod may take its time to be known."""
+def look_up(world: World, end: float) -> tuple[Any, ...]:
+    """Look up the address. Raises PlanRefused. The name of a new pod may not be known at once."""
     while True:
         try:
             return socket.getaddrinfo(world.address, world.port, type=socket.SOCK_STREAM)[0]
@@ -302,7 +299,7 @@ def resolved(world: World, end: float) -> tuple[Any, ...]:
 
 
 def wait_for_door(family: int, kind: int, place: Any, end: float) -> None:
-    """Until somebody listens there; torch's store would print pages of C++ frames meanwhile. Raises OSError."""
+    """Wait until somebody listens there; torch's store would print pages of C++ frames. Raises OSError."""
     while True:
         with socket.socket(family, kind) as knock:
             knock.settimeout(max(end - time.monotonic(), PAUSE))
@@ -338,11 +335,11 @@ def own_address(world: World) -> str:
         return str(end.getsockname()[0])
 
 
-def facts_of(request: Request) -> dict[str, Any]:
-    """What this worker tells of itself."""
-    settings = {name: value for name, value in asdict(request).items() if name not in OWN}
+def own_facts(request: Request) -> dict[str, Any]:
+    """Facts about this worker that the others compare with their own."""
+    settings = {name: value for name, value in request.as_json().items() if name not in OWN}
     return {
-        "host": host_identity() if request.device == "cpu" else f"{host_identity()} {os.getpid()}",
+        "host": host_identity() if request.planning.device == "cpu" else f"{host_identity()} {os.getpid()}",
         "machine": host_identity(),
         "name": socket.gethostname(),
         "pid": os.getpid(),
@@ -350,9 +347,9 @@ def facts_of(request: Request) -> dict[str, Any]:
         "samestep": version("samestep"),
         "Python": platform.python_version(),
         "torch": torch.__version__,
-        "instruction set": instruction_set(request.device),
-        "devices": num_devices(request.device),
-        "job's file": None if request.file is None else file_fact(Path(request.file)),
+        "instruction set": instruction_set(request.planning.device),
+        "devices": num_devices(request.planning.device),
+        "job's file": None if request.source.file is None else file_fact(Path(request.source.file)),
         "last checkpoint": checkpoint_fact(request),
         **{f"setting {name}": value for name, value in settings.items()},
     }
@@ -363,8 +360,8 @@ def file_fact(path: Path) -> str:
 
 
 def checkpoint_fact(request: Request) -> str | None:
-    """Where this worker would go on: another place on another host is another training."""
-    if request.checkpoint is None or not (found := finished(Path(request.checkpoint))):
+    """The checkpoint from which this worker would go on: another one on another host would be another training."""
+    if request.training.checkpoint is None or not (found := finished(Path(request.training.checkpoint))):
         return None
     return f"{found[-1].name}: {file_fact(found[-1] / 'checkpoint.json')}"
 

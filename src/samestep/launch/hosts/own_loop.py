@@ -10,7 +10,6 @@ every process of it is a worker, and each must make the same calls.
 
 import contextlib
 import sys
-import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,29 +22,31 @@ from torch import nn
 
 from samestep.errors import JobRefused, SamestepError
 from samestep.job.job import Job
-from samestep.launch.environment import mkl_mode, world
-from samestep.launch.hosts.join_run import explained, gathered, join
+from samestep.launch.environment import world
+from samestep.launch.failure import failure_event
+from samestep.launch.hosts.join_run import explain, gather, join
 from samestep.launch.hosts.membership import Membership, check_alike
 from samestep.launch.request.importing import call
-from samestep.launch.request.request import Request, audit_every, plan_text
-from samestep.launch.run.outcome import telling
+from samestep.launch.request.options import JobSource
+from samestep.launch.request.request import Request
 from samestep.numerics import random_streams
 from samestep.parallel.execution.step import StepResult
 from samestep.plan.plan import Plan
 from samestep.state.checkpoint import remove_unfinished, unfinished_file
 from samestep.system import heap
-from samestep.training.trainer import Training
+from samestep.training import checkpoints
+from samestep.training.watched_training import Watch, watched_training
 from samestep.transport.transport import Transport
 
 
 class Trainer:
-    """One worker of a training whose loop is the user's.
+    """One worker of a training whose loop the user writes.
 
     job: a `Job`, or a function that makes one, called under the job's seed.
     options: of `samestep.train`: plan, shards, slices, assign, threads, numerics, codec, sync, steps, epochs, seed,
         checkpoint, resume, allow_nan, memory_limit, rebalance, audit, device, settings, stall; and timeout, seconds
         that workers wait for one another.
-    warnings: what differs from the checkpoint that training goes on from.
+    warnings: differences from the checkpoint that training goes on from.
 
     Every method must be called by all workers alike. Raises Refused when the job, plan or checkpoint cannot be run, or
     when the workers are not alike; TrainingFailed when training fails, naming who. So does every method that computes:
@@ -56,13 +57,13 @@ class Trainer:
         heap.keep_warm()
         found = world()
         request = request_for(job, plan, options)
-        self._membership: Membership = gathered(found, request)
+        self._membership: Membership = gather(found, request)
         check_alike(self._membership)
         if isinstance(job, Job):
             made = job
         elif callable(job):
-            random_streams.enter(request.seed or 0, "job")
-            made = call(job, request)
+            random_streams.enter(request.numerics.seed or 0, "job")
+            made = call(job, request.source)
         else:
             raise JobRefused(
                 f"Trainer was given a {type(job).__name__}: give a samestep.Job, or a function that makes one"
@@ -71,22 +72,21 @@ class Trainer:
         run = self._joined.run
         torch.set_num_threads(run.plan.numerics.threads)
         self._step_number = run.resumption.step if run.resumption else 0
-        self._part = weakref.finalize(self, part, self._membership, self._joined.transport)
+        self._leave = weakref.finalize(self, leave, self._membership, self._joined.transport)
         self.warnings: list[str] = []
         with self._explaining():
-            self._training = Training(
+            self._training, _ = watched_training(
                 run.job,
                 run.plan,
                 self._joined.prepared,
                 self._joined.shared,
                 self._joined.transport,
-                first_step=self._step_number,
-                allow_nan=request.allow_nan,
-                deals_anew=run.deals_anew,
-                audit=audit_every(request),
+                self._step_number,
+                allow_nan=request.training.allow_nan,
+                watch=Watch(audit=request.training.audit_every, rebalance=run.rebalances),
             )
             if run.resumption is not None:
-                self.warnings = self._training.restore(run.resumption.folder, run.resumption.description)
+                self.warnings = checkpoints.restore(self._training, run.resumption.folder, run.resumption.description)
 
     @property
     def rank(self) -> int:
@@ -95,7 +95,7 @@ class Trainer:
 
     @property
     def size(self) -> int:
-        """How many workers there are."""
+        """Number of workers."""
         return self._joined.transport.size
 
     @property
@@ -104,12 +104,12 @@ class Trainer:
 
     @property
     def model(self) -> nn.Module:
-        """With a plan without stages and slices: the trained model, whole. Not to be changed."""
+        """The whole trained model, with a plan that has no stages and slices. Not to be changed."""
         return self._training.executor.model
 
     @property
     def step_number(self) -> int:
-        """Optimizer steps done."""
+        """Number of optimizer steps done."""
         return self._training.step_number
 
     @property
@@ -131,7 +131,7 @@ class Trainer:
         if batch is None:
             self._check_data()
         with self._explaining():
-            found = self._training.step() if batch is None else self._training.step_on(batch)
+            found = self._training.step() if batch is None else self._training.step_batch(batch)
             self._step_number = found.number + 1
             return found
 
@@ -142,17 +142,17 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """The metrics over Job.evaluate."""
         with self._explaining():
-            return self._training.evaluate()
+            return self._training.evaluation.after(self._training.step_number)
 
     def digest(self) -> str:
         """SHA-256 over the whole state."""
         with self._explaining():
-            return self._training.digest()
+            return checkpoints.digest(self._training)
 
     def save(self, path: str | Path) -> None:
         """Write the weights as safetensors; worker 0 writes, and raises OSError where it cannot."""
         with self._explaining():
-            weights = self._training.weights()
+            weights = checkpoints.weights(self._training)
             if self.rank == 0:
                 temporary = unfinished_file(Path(path), self._joined.run.request.run)
                 save_file(weights, temporary)
@@ -162,46 +162,46 @@ class Trainer:
     def checkpoint(self, folder: str | Path) -> None:
         """Write the whole state, for `Trainer(..., checkpoint=folder, resume=True)` on any number of workers."""
         with self._explaining():
-            self._training.save(Path(folder), self._joined.run.request.run)
+            checkpoints.save(self._training, Path(folder), self._joined.run.request.run)
 
     def close(self) -> None:
-        """Let go of the other workers."""
-        self._part()
+        """Leave the other workers."""
+        self._leave()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not isinstance(error, SamestepError):
-            self._membership.say_end(f"{self._membership.name(self.rank)} failed: {type(error).__name__}: {error}")
-            self._part.detach()
+            self._membership.report_end(f"{self._membership.name(self.rank)} failed: {type(error).__name__}: {error}")
+            self._leave.detach()
             self._joined.transport.close()
         self.close()
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
-        """A failure names hosts and causes; the others are told."""
+        """A failure names hosts and causes, and is reported to the others."""
         try:
             yield
         except SamestepError as error:
-            failure = telling(error, self.rank, self._step_number)
-            self._part.detach()
+            failure = failure_event(error, self.rank, self._step_number)
+            self._leave.detach()
             self._joined.transport.close()
             request = self._joined.run.request
-            remove_unfinished(request.checkpoint, None, request.run)
-            raise explained(failure, self._membership) from None
+            remove_unfinished(request.training.checkpoint, None, request.run)
+            raise explain(failure, self._membership) from None
         except BaseException as error:
             name = self._membership.name(self.rank)
-            self._membership.say_end(f"{name} failed at step {self._step_number}: {type(error).__name__}: {error}")
-            self._part.detach()
+            self._membership.report_end(f"{name} failed at step {self._step_number}: {type(error).__name__}: {error}")
+            self._leave.detach()
             self._joined.transport.close()
             raise
 
 
-def part(membership: Membership, transport: Transport) -> None:
-    """Let go of the others, and tell them so; called once, at the end of the process at the latest."""
+def leave(membership: Membership, transport: Transport) -> None:
+    """Leave the others and report it to them; called once, at the end of the process at the latest."""
     steps = transport.timesheet.whereabouts.done
-    membership.say_end(
+    membership.report_end(
         f"{membership.name(transport.rank)} has let go of its trainer, or come to the end of its script, after step "
         f"{steps}: every worker must make as many calls as the others"
     )
@@ -209,25 +209,19 @@ def part(membership: Membership, transport: Transport) -> None:
 
 
 def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[str, Any]) -> Request:
-    """Raises Refused for options that there are not, or that cannot be."""
+    """The request of a script's own loop. Raises Refused for unknown options and for values that cannot be."""
     known = ("shards", "slices", "assign", "threads", "numerics", "codec", "sync", "steps", "epochs", "seed", "resume",
              "checkpoint", "allow_nan", "memory_limit", "rebalance", "audit", "device", "settings",
              "timeout", "stall")  # fmt: skip
     if strange := sorted(set(options) - set(known)):
         raise JobRefused(f"Trainer has no option {', '.join(strange)}: it takes plan, {', '.join(known)}")
     script = getattr(sys.modules.get("__main__"), "__file__", None)
-    values = {name: value for name, value in options.items() if name not in ("assign", "checkpoint")}
-    request = Request(
-        run=uuid.uuid4().hex[:12],
+    source = JobSource(
         file=None if script is None else str(Path(script).absolute()),
-        assign=None if options.get("assign") is None else tuple(options["assign"]),
-        checkpoint=None if options.get("checkpoint") is None else str(Path(options["checkpoint"]).absolute()),
-        plan="plan" if isinstance(plan, Plan) else plan,
-        plan_text=str(plan) if isinstance(plan, Plan) else plan_text(plan),
-        folder=str(Path.cwd()),
-        path=tuple(sys.path),
-        mkl=mkl_mode(),
-        **values,
+        settings=dict(options.pop("settings", None) or {}),
     )
-    request.check()
-    return request
+    if options.get("assign") is not None:
+        options["assign"] = tuple(options["assign"])
+    if options.get("checkpoint") is not None:
+        options["checkpoint"] = str(Path(options["checkpoint"]).absolute())
+    return Request.made_here(source, plan, default_workers=1, plan_is_asked=False, **options)

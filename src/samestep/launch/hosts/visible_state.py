@@ -1,9 +1,9 @@
-"""What workers that were started apart show of themselves, and the process that looks at those of one host.
+"""State that joined workers show to an observer, and the process that watches those of one host.
 
-    worker 0 of the host --exec--> watcher: watches all workers of the host, and tells
+    worker 0 of the host --exec--> watcher: watches all workers of the host, and reports
                         <--socket-> closed when worker 0 closes its connections, or dies: then the watcher ends
 
-The watcher has the memory and the files from the workers' meeting, so nothing has a name that could be left.
+The watcher has the memory and the files from the workers' meeting, so no name is left behind.
 """
 
 import atexit
@@ -15,9 +15,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from samestep.launch.environment import ROOT
 from samestep.launch.hosts.membership import Membership
 from samestep.launch.request.request import Request
 from samestep.launch.run.stall_watch import Member, write_stacks_to
@@ -25,14 +25,13 @@ from samestep.system import wire
 from samestep.trace.whereabouts import SIZE, Whereabouts
 from samestep.transport.rendezvous import Rendezvous
 
-ROOT = Path(__file__).parents[2]
 WATCHER = "import sys; sys.path.append(sys.argv[1]); from samestep.launch.hosts.host_watcher import main; main()"
 PATIENCE = 5.0  # seconds for the watcher to end
 
 
 @dataclass
 class VisibleWorker:
-    """One worker's part of it. memory, stacks: files; the latter of every worker of the host."""
+    """One worker's visible state. memory, stacks: files; stacks has one for each worker of the host."""
 
     membership: Membership
     request: Request
@@ -41,22 +40,22 @@ class VisibleWorker:
 
     @staticmethod
     def of(membership: Membership, request: Request, meeting: Rendezvous | None) -> "VisibleWorker | None":
-        """None where nobody looks. All workers of the host must call it."""
-        if not request.stall:
+        """Open it; None when stalls are not watched. All workers of the host must call it."""
+        if not request.training.stall:
             return None
-        near = membership.near
+        ranks = membership.on_this_host
         if meeting is not None:
-            memory, *stacks = [meeting.file(size) for size in (SIZE * len(near), *(0 for _ in near))]
+            memory, *stacks = [meeting.file(size) for size in (SIZE * len(ranks), *(0 for _ in ranks))]
             return VisibleWorker(membership, request, memory, stacks)
         memory = os.memfd_create("samestep")
         os.ftruncate(memory, SIZE)
         return VisibleWorker(membership, request, memory, [os.memfd_create("samestep")])
 
     def begin(self) -> tuple[Whereabouts, Callable[[], None] | None]:
-        """What this worker writes to; and what ends the watcher, in the worker that has started it."""
-        near, rank = self.membership.near, self.membership.world.rank
-        number = near.index(rank)
-        whereabouts = Whereabouts(mmap.mmap(self.memory, SIZE * len(near)), number)
+        """This worker's whereabouts; and the function that ends the watcher, in the worker that has started it."""
+        ranks, rank = self.membership.on_this_host, self.membership.world.rank
+        number = ranks.index(rank)
+        whereabouts = Whereabouts(mmap.mmap(self.memory, SIZE * len(ranks)), number)
         own = os.dup(self.stacks[number])
         write_stacks_to(own)  # it stays open as long as the process
         end = self._watcher() if number == 0 else None
@@ -76,21 +75,21 @@ class VisibleWorker:
                 start_new_session=True,
             )
         with contextlib.suppress(OSError):  # it has died already
-            wire.send(ours, self._told())
-        return ended(process, ours)
+            wire.send(ours, self._setup())
+        return closer(process, ours)
 
-    def _told(self) -> dict[str, Any]:
-        """What the watcher has to know."""
+    def _setup(self) -> dict[str, Any]:
+        """The message that the watcher starts with."""
         found, world = self.membership, self.membership.world
         host = found.hosts[world.rank]
         members = [
             Member(rank, slot, found.facts[rank]["pid"], self.stacks[slot], found.name(rank), host)
-            for slot, rank in enumerate(found.near)
+            for slot, rank in enumerate(found.on_this_host)
         ]
         return {
             "memory": self.memory,
             "members": [asdict(member) for member in members],
-            "limit": self.request.stall,
+            "limit": self.request.training.stall,
             "run": found.facts[0]["run"],
             "host": host,
             "hosts": list(found.hosts),
@@ -103,8 +102,8 @@ class VisibleWorker:
         }
 
 
-def ended(process: "subprocess.Popen[bytes]", end: socket.socket) -> Callable[[], None]:
-    """What ends a watcher: at the latest when this process ends."""
+def closer(process: "subprocess.Popen[bytes]", end: socket.socket) -> Callable[[], None]:
+    """Function that ends a watcher; called at the end of this process at the latest."""
 
     def close() -> None:
         atexit.unregister(close)

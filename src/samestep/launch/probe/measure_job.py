@@ -8,7 +8,6 @@ each by one worker alone, and by all workers of the machine at once.
 """
 
 import itertools
-import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -20,13 +19,11 @@ from torch import nn
 
 from samestep.errors import Refused
 from samestep.job.job import Job
+from samestep.launch.probe.children import fork_all
 from samestep.launch.probe.probe import (
     ActionTiming,
     Probe,
-    forked,
     probe,
-    read_json,
-    write_json,
 )
 from samestep.numerics.numerics import Numerics
 from samestep.numerics.reduction_tree import local_plan
@@ -46,8 +43,7 @@ from samestep.planner.cost.measured_costs import (
     Passing,
     Table,
 )
-from samestep.system.processes import die_with_parent
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 
 BUDGET = 10.0  # seconds for all probes together; a slow step takes what it takes
 SIZES = (4096, 1 << 18, 1 << 20)  # bytes of the tensors that are passed
@@ -255,18 +251,16 @@ def spread_of(steps: Sequence[float]) -> float:
 
 def passing() -> Passing:
     """Two workers of this host pass tensors there and back."""
-    fabric, files = SharedFabric(2), [os.memfd_create("samestep-passing") for _ in range(2)]
-    workers = [forked(partial(_pass, fabric, rank, file)) for rank, file in enumerate(files)]
+    fabric = SharedFabric(2)
+    wait = fork_all([partial(_pass, fabric, rank) for rank in range(2)])
     fabric.close()
-    for pid in workers:
-        os.waitpid(pid, 0)
-    found = [read_json(file) for file in files]
-    assert None not in found, "workers that only pass tensors come to their end"
-    return passing_of(found[0])
+    one_way, other_way = wait()
+    assert isinstance(one_way, list), one_way
+    assert isinstance(other_way, list), other_way
+    return passing_of(one_way)
 
 
-def _pass(fabric: SharedFabric, rank: int, file: int, parent: int) -> None:
-    die_with_parent(parent)
+def _pass(fabric: SharedFabric, rank: int) -> list[float]:
     transport, seconds = fabric.endpoint(rank), []
     for size in SIZES:
         tensor, laps = torch.zeros(size, dtype=torch.uint8), []
@@ -278,9 +272,9 @@ def _pass(fabric: SharedFabric, rank: int, file: int, parent: int) -> None:
                 transport.receive(1 - rank)
             laps.append(time.perf_counter() - began)
         seconds.append(statistics.median(a + b for a, b in zip(laps[2::2], laps[3::2], strict=True)) / 2)
-    write_json(file, seconds)
     transport.fence()  # the last tensor's receiver still has a word for its sender
     transport.close()
+    return seconds
 
 
 def passing_of(one_way: Sequence[float]) -> Passing:

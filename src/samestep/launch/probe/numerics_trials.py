@@ -1,7 +1,6 @@
 """`samestep plan --tune-numerics`: run a step in several ways on this machine, and choose its numerics."""
 
 import dataclasses
-import os
 import statistics
 from dataclasses import dataclass
 from functools import partial
@@ -9,19 +8,14 @@ from functools import partial
 from torch import nn
 
 from samestep.job.job import Job
+from samestep.launch.failure import error_from
+from samestep.launch.probe.children import in_child
 from samestep.launch.probe.choose_plan import decision_on
 from samestep.launch.probe.measure_job import step_seconds
-from samestep.launch.probe.probe import (
-    forked,
-    probe,
-    read_json,
-    write_json,
-)
+from samestep.launch.probe.probe import probe
 from samestep.launch.probe.profiling import refusal
 from samestep.launch.request.request import Request
-from samestep.launch.request.resolve import chosen_numerics
-from samestep.launch.run.build import job_of
-from samestep.launch.run.outcome import telling, told
+from samestep.launch.request.resolve import chosen_numerics, job_of
 from samestep.numerics import random_streams
 from samestep.numerics.numerics import Numerics
 from samestep.plan.plan import Plan, equal_shares
@@ -33,7 +27,6 @@ from samestep.planner.search.numerics_choice import (
     trial_table,
 )
 from samestep.setup.named_plans import DEFAULT_SLICES
-from samestep.system.processes import die_with_parent
 
 WORTH = 0.02  # by which slices must be predicted to be faster
 SECONDS = 0.6  # for one trial; each is made in turn, twice
@@ -56,14 +49,12 @@ def tuned(request: Request) -> Tuned:
     job, _ = job_of(request)
     random_streams.enter(job.seed, "model")
     model = job.build_model()
-    found = trials(job, model, request.default_workers)
+    found = trials(job, model, request.planning.default_workers)
     best = choose_trial(found)
     line = f"shards={best.shards} threads={best.threads}"
-    request = dataclasses.replace(
-        request, shards=best.shards, threads=best.threads, workers=None, plan_is_asked=True, plan="auto"
-    )
+    request = request.but(shards=best.shards, threads=best.threads, workers=None, plan_is_asked=True, plan="auto")
     plain = with_slices(request, job, model, None)
-    sliced = with_slices(request, job, model, request.slices or DEFAULT_SLICES)
+    sliced = with_slices(request, job, model, request.numerics.slices or DEFAULT_SLICES)
     better = sliced.pick.plan.numerics.slices != "none" and sliced.pick.seconds < plain.pick.seconds * (1 - WORTH)
     decision = sliced if better else plain
     slices = decision.pick.plan.numerics.slices
@@ -72,30 +63,25 @@ def tuned(request: Request) -> Tuned:
 
 
 def with_slices(request: Request, job: Job, model: nn.Module, slices: int | None) -> Decision:
-    request = dataclasses.replace(request, slices=slices)
-    return decision_on(request, dataclasses.replace(job, shards=request.shards), model, chosen_numerics(request))
+    request = request.but(slices=slices)
+    return decision_on(
+        request, dataclasses.replace(job, shards=request.numerics.shards), model, chosen_numerics(request)
+    )
 
 
 def trials(job: Job, model: nn.Module, cores: int) -> list[Trial]:
     """What each way takes; the model is left as it is. Raises PlanRefused when the job cannot be measured."""
-    result = os.memfd_create("samestep-trials")
-    child = forked(partial(_try, job, model, cores, result))
-    os.waitpid(child, 0)
-    found = read_json(result)
+    found = in_child(partial(_try, job, model, cores))
     if not isinstance(found, list):
-        raise refusal(told(found))
+        raise refusal(error_from(found))
     return [Trial(*row) for row in found]
 
 
-def _try(job: Job, model: nn.Module, cores: int, result: int, parent: int) -> None:
-    die_with_parent(parent)
-    try:
-        best: dict[tuple[int, int, int], float] = {}
-        for way in trial_settings(job.batch_size, cores) * ROUNDS:
-            best[way] = min(step(job, model, *way), best.get(way, float("inf")))
-        write_json(result, [(*way, seconds) for way, seconds in best.items()])
-    except BaseException as error:  # noqa: BLE001 - told to who asked
-        write_json(result, telling(error, None, None))
+def _try(job: Job, model: nn.Module, cores: int) -> list[tuple[int | float, ...]]:
+    best: dict[tuple[int, int, int], float] = {}
+    for way in trial_settings(job.batch_size, cores) * ROUNDS:
+        best[way] = min(step(job, model, *way), best.get(way, float("inf")))
+    return [(*way, seconds) for way, seconds in best.items()]
 
 
 def step(job: Job, model: nn.Module, shards: int, workers: int, threads: int) -> float:

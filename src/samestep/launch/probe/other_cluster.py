@@ -7,7 +7,6 @@ The numbers stay what they are, shards first of all.
 """
 
 import copy
-import dataclasses
 from typing import Any
 
 from torch import nn
@@ -37,27 +36,27 @@ def decided_elsewhere(request: Request, job: Job, model: nn.Module, chosen: dict
     """The request with the plan for its cluster. Raises ClusterRefused or PlanRefused."""
     numerics = numerics_for(request, job, chosen)
     cluster = cluster_of(request)
-    cluster = cluster if request.workers is None else cluster.first(request.workers)
+    cluster = cluster if request.planning.workers is None else cluster.first(request.planning.workers)
     profile, cluster = costs_elsewhere(request, job, model, None, chosen, cluster)
-    most = cluster.workers if request.slices is not None else min(cluster.workers, numerics.shards)
-    counts = (cluster.workers,) if request.workers is not None else doubling(most)
+    most = cluster.workers if request.numerics.slices is not None else min(cluster.workers, numerics.shards)
+    counts = (cluster.workers,) if request.planning.workers is not None else doubling(most)
     return settled(request, decide_on(request, job, chosen, profile, cluster, counts))
 
 
 def cluster_of(request: Request) -> Cluster:
-    assert request.cluster is not None, "the command has read it"
-    return Cluster.parse(request.cluster, "--cluster")
+    assert request.planning.cluster is not None, "the command has read it"
+    return Cluster.parse(request.planning.cluster, "--cluster")
 
 
 def is_from_description(request: Request, cluster: Cluster) -> bool:
-    return request.described or (request.profile is None and is_described(cluster))
+    return request.planning.described or (request.planning.profile is None and is_described(cluster))
 
 
 def costs_elsewhere(
     request: Request, job: Job, model: nn.Module, initial: LazyModel | None, chosen: dict[str, Any], cluster: Cluster
 ) -> tuple[Profile, Cluster]:
     """The profile, and the cluster with the speeds that belong to it. Raises PlanRefused."""
-    asked = dataclasses.replace(request, plan_is_asked=True, workers=None)
+    asked = request.but(plan_is_asked=True, workers=None)
     if (why := reason_to_leave(asked, job)) is not None:
         raise PlanRefused(f"no plan can be found for a cluster: {why}")
     if not is_from_description(request, cluster):
@@ -66,8 +65,8 @@ def costs_elsewhere(
         return measured, cluster
     numerics = numerics_for(request, job, chosen)
     prepared = prepare(job, copy.deepcopy(model) if initial is None else model, initial)
-    chain = survey(job, prepared, request.slices)
+    chain = survey(job, prepared, request.numerics.slices)
     clips = job.clip_grad_norm is not None
     costs = roofline_costs(chain, cluster, numerics.threads, clips=clips)
-    found = Profile(ground_of(job, prepared, numerics, costs.together.workers), chain, costs, request.function)
+    found = Profile(ground_of(job, prepared, numerics, costs.together.workers), chain, costs, request.source.function)
     return found, with_roofline_speeds(chain, cluster, numerics.threads)

@@ -9,11 +9,9 @@ messages, and the other workers beside them.
 
 import copy
 import gc
-import json
-import os
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,11 +22,12 @@ from torch import nn
 from samestep.errors import SamestepError, TrainingFailed
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
-from samestep.launch.run.outcome import telling, told
+from samestep.launch.failure import error_from, failure_event
+from samestep.launch.probe.children import fork_all
 from samestep.parallel.demand.workspace import mail_slots
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
-from samestep.setup.parallelize import divide, prepare
+from samestep.setup.parallelize import divide, prepare, take_part
 from samestep.setup.run_memory import (
     RunMemory,
     bind,
@@ -36,10 +35,9 @@ from samestep.setup.run_memory import (
     share,
 )
 from samestep.system import heap
-from samestep.system.processes import die_with_parent, flush_output, leave
-from samestep.trace.ring import Event
+from samestep.trace.timesheet import Event
 from samestep.training.trainer import Training
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 
 WARM = 2  # steps that do not count: kernels are chosen, memory is fetched (the heap grows in the second step, too)
 
@@ -84,16 +82,11 @@ def probe(job: Job, plan: Plan, model: nn.Module, seconds: float, least_steps: i
     shared = share(prepared, plan, fabric)
     bind(prepared, shared)
     heap.before_fork()
-    files = [os.memfd_create("samestep-probe") for _ in range(plan.workers)]
-    workers = [
-        forked(partial(_work, job, plan, prepared, shared, fabric, rank, seconds, least_steps, files[rank], names))
-        for rank in range(plan.workers)
-    ]
+    part = ProbedPart(job, plan, prepared, shared, fabric, seconds, least_steps)
+    wait = fork_all([partial(_work, part, rank, names) for rank in range(plan.workers)])
     fabric.close()
-    for pid in workers:
-        os.waitpid(pid, 0)
+    found = wait()
     gc.unfreeze()
-    found = [read_json(file) for file in files]
     failures = [one for one in found if isinstance(one, dict)]
     if failures or None in found:
         raise first_error(failures)
@@ -103,57 +96,47 @@ def probe(job: Job, plan: Plan, model: nn.Module, seconds: float, least_steps: i
 def first_error(failures: Sequence[dict[str, Any]]) -> SamestepError:
     """The cause, not what followed from it."""
     causes = [one for one in failures if not one["secondary"]]
-    return told((causes or failures)[0]) if failures else TrainingFailed("a worker ended while its plan was measured")
+    return (
+        error_from((causes or failures)[0])
+        if failures
+        else TrainingFailed("a worker ended while its plan was measured")
+    )
 
 
-def forked(work: Callable[[int], None]) -> int:
-    """Fork a process that does `work(parent)` and ends."""
-    parent = os.getpid()
-    flush_output()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work(parent)
-        finally:
-            leave(0)
-    return pid
+@dataclass(frozen=True)
+class ProbedPart:
+    """What all workers of a probe share. seconds, least_steps: how long they run."""
+
+    job: Job
+    plan: Plan
+    prepared: LaidOutModel
+    shared: RunMemory
+    fabric: SharedFabric
+    seconds: float
+    least_steps: int
 
 
-def write_json(file: int, value: Any) -> None:
-    with os.fdopen(os.dup(file), "w") as text:
-        json.dump(value, text)
-
-
-def read_json(file: int) -> Any:
-    """What a child has written there; None when it came to no end."""
-    with os.fdopen(file) as text:
-        text.seek(0)
-        content = text.read()
-    return json.loads(content) if content else None
-
-
-def _work(
-    job: Job, plan: Plan, prepared: LaidOutModel, shared: RunMemory, fabric: SharedFabric, rank: int, seconds: float,
-    least_steps: int, file: int, names: Mapping[int, str], parent: int,
-) -> None:  # fmt: skip
-    die_with_parent(parent)
-    transport = fabric.endpoint(rank)
+def _work(part: ProbedPart, rank: int, names: Mapping[int, str]) -> Any:
+    """One worker of a probe: the rows of its `ActionTiming`s, or the event of its failure. names: of the modules."""
+    transport = part.fabric.endpoint(rank)
     step = 0
     try:
-        torch.set_num_threads(plan.numerics.threads)
+        torch.set_num_threads(part.plan.numerics.threads)
         # Times do not depend on what the numbers are, and --allow-nan is the run's to judge.
-        training = Training(job, plan, prepared, shared, transport, allow_nan=True)
-        full = FullSteps(job)
+        training = Training(
+            part.job, take_part(part.job, part.plan, part.prepared, part.shared, transport, 0, allow_nan=True)
+        )
+        full = FullSteps(part.job)
         began, stop, done = time.perf_counter(), False, 0
         while not stop and step < training.num_steps:
             done += step in full
-            enough = done >= WARM + least_steps and time.perf_counter() - began > seconds
+            enough = done >= WARM + part.least_steps and time.perf_counter() - began > part.seconds
             stop = training.step(enough).stop
             step += 1
         counted = set(counting([at for at in range(step) if at in full]))
-        write_json(file, [row_of(event) for event in transport.timesheet.ring if event.step in counted])
-    except BaseException as error:  # noqa: BLE001 - told to who asked for the probe
-        write_json(file, telling(error, rank, step) | blame(error, names))
+        return [row_of(event) for event in transport.timesheet.ring if event.step in counted]
+    except BaseException as error:  # noqa: BLE001 - raised again by whoever asked for the probe
+        return failure_event(error, rank, step) | blame(error, names)
     finally:
         transport.close()
 

@@ -7,7 +7,6 @@ A profile lies in the user's cache, under a name made of the layers and of what 
 import contextlib
 import copy
 import dataclasses
-import os
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from torch import nn
 from samestep.errors import PlanRefused, SamestepError, TrainingFailed
 from samestep.job.job import Job
 from samestep.launch.environment import cache_folder, processor
+from samestep.launch.failure import WorkerError
+from samestep.launch.probe.children import in_child
 from samestep.launch.probe.measure_job import measure
-from samestep.launch.probe.probe import forked, read_json, write_json
-from samestep.launch.run.outcome import WorkerError, telling
 from samestep.numerics.numerics import Numerics
 from samestep.parallel.gradients.sharded_update import implementation
 from samestep.planner.cost import profile as profiles
@@ -30,7 +29,6 @@ from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.network_measurements import survey, uncut
 from samestep.setup.parallelize import prepare
 from samestep.system.device import instruction_set
-from samestep.system.processes import die_with_parent
 
 
 def profiled(
@@ -41,10 +39,7 @@ def profiled(
     Raises PlanRefused when the job cannot be measured: something in it raises; or when `file` holds another job's
     profile, or one of another ground.
     """
-    result = os.memfd_create("samestep-profile")
-    child = forked(partial(_profile, job, model, numerics, workers, num_slices, file, name, result))
-    os.waitpid(child, 0)
-    found = read_json(result)
+    found = in_child(partial(_profile, job, model, numerics, workers, num_slices, file, name))
     if found is None:
         raise refusal(TrainingFailed("the process that measured it ended"))
     if not isinstance(found, str):
@@ -63,10 +58,8 @@ def refusal(error: BaseException) -> PlanRefused:
 
 
 def _profile(
-    job: Job, model: nn.Module, numerics: Numerics, workers: int, num_slices: int | None, file: str | None,
-    name: str, result: int, parent: int,
-) -> None:  # fmt: skip
-    die_with_parent(parent)
+    job: Job, model: nn.Module, numerics: Numerics, workers: int, num_slices: int | None, file: str | None, name: str
+) -> str:
     torch.set_num_threads(1)
     try:
         prepared = prepare(job, copy.deepcopy(model))
@@ -77,9 +70,9 @@ def _profile(
             measured = measured_as_far_as_can_be(job, chain, numerics, model, workers)
             found = Profile(ground, *measured, name, profiles.profile_key(ground, chain))
             keep(found, file)
-        write_json(result, found.text())
-    except BaseException as error:  # noqa: BLE001 - told to who asked for the profile
-        write_json(result, telling(refusal(error), None, None))
+        return found.text()
+    except BaseException as error:  # noqa: BLE001 - whoever only plans gets one message
+        raise refusal(error) from None
 
 
 def kept(ground: Conditions, chain: Chain, file: str | None) -> Profile | None:

@@ -12,13 +12,12 @@ from samestep.job.job import Job
 from samestep.launch.probe.choose_plan import numerics_for
 from samestep.launch.probe.other_cluster import cluster_of, costs_elsewhere, is_from_description
 from samestep.launch.request.request import Request
-from samestep.launch.run.build import job_of
+from samestep.launch.request.resolve import job_of
 from samestep.numerics import random_streams
-from samestep.parallel.lazy_init.lazy_replay import LazyModel, record
+from samestep.parallel.lazy_init.lazy_replay import LazyModel, record_factory
 from samestep.planner.search.scaling import scaling
 from samestep.planner.search.scaling_curve import Scaling
 from samestep.planner.search.search import PlanningProblem, SearchSpace
-from samestep.sync.policy import EXACT
 
 
 def simulated(request: Request, counts: Sequence[int]) -> Scaling:
@@ -32,8 +31,8 @@ def simulated(request: Request, counts: Sequence[int]) -> Scaling:
     profile, cluster = costs_elsewhere(request, job, model, initial, chosen, cluster)
     freedom = SearchSpace(
         (),
-        may_slice=request.slices is not None and numerics.sync == EXACT,
-        may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT,
+        may_slice=request.numerics.slices is not None and numerics.policy is None,
+        may_cut=not numerics.sync_batchnorm and numerics.policy is None,
     )
     source = "described" if is_from_description(request, cluster) else "measured on this machine"
     return scaling(PlanningProblem(profile.chain, profile.costs, cluster, numerics), freedom, counts, source)
@@ -44,7 +43,7 @@ def unmade(job: Job) -> LazyModel | None:
     if isinstance(job.model, nn.Module):
         return None
     try:
-        return record(job.build_model)
+        return record_factory(job.build_model)
     except JobRefused:
         random_streams.enter(job.seed, "model")
         return None

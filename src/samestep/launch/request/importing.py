@@ -14,24 +14,24 @@ from typing import Any
 
 from samestep.errors import JobRefused, Refused
 from samestep.job.job import Job
-from samestep.launch.request.request import Request
+from samestep.launch.request.options import JobSource
 
 SCRIPT = "__samestep_main__"  # the name under which a script is imported
 
 
-def load_function(request: Request) -> Callable[..., Any]:
+def load_function(source: JobSource) -> Callable[..., Any]:
     """Raises JobRefused when the file, the module or the function cannot be had."""
-    if request.file is not None:
-        module = _import_file(Path(request.file), script=request.module == "__main__")
-        where = request.file
+    if source.file is not None:
+        module = _import_file(Path(source.file), script=source.module == "__main__")
+        where = source.file
     else:
-        where = str(request.module)
+        where = str(source.module)
         module = _import_module(where)
-    function = getattr(module, request.function, None)
+    function = getattr(module, source.function, None)
     if not callable(function):
         names = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
         known = f"it has {', '.join(names)}" if names else "it has no functions"
-        raise JobRefused(f"{where} has no function {request.function!r} ({known}): name one with FILE:FUNCTION")
+        raise JobRefused(f"{where} has no function {source.function!r} ({known}): name one with FILE:FUNCTION")
     return function  # type: ignore[no-any-return]
 
 
@@ -77,10 +77,10 @@ def _place(error: BaseException, file: Path) -> str:
     return f" (line {lines[-1]})" if lines else ""
 
 
-def call(function: Callable[..., Any], request: Request) -> Job:
+def call(function: Callable[..., Any], source: JobSource) -> Job:
     """The job that the function returns for the given settings. Raises JobRefused."""
-    settings = dict(request.settings)
-    name = getattr(function, "__name__", request.function)
+    settings = dict(source.settings)
+    name = getattr(function, "__name__", source.function)
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     hints = _hints(function)
@@ -88,7 +88,7 @@ def call(function: Callable[..., Any], request: Request) -> Job:
         if key not in parameters and not takes_any:
             known = ", ".join(parameters) or "none"
             raise JobRefused(f"{name} has no setting {key!r} (its settings: {known}): correct --set {key}=...")
-        if request.settings_are_text:
+        if source.settings_are_text:
             default = parameters[key].default if key in parameters else inspect.Parameter.empty
             settings[key] = typed(name, key, value, hints.get(key, type(default)))
     missing = [

@@ -1,121 +1,143 @@
-"""What the command asks the leader to run, as plain values that travel as JSON."""
+"""What a command asks of a run's leader: plain values that travel as one JSON object."""
 
-from dataclasses import dataclass, field
+import sys
+import uuid
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from samestep.errors import CheckpointRefused, PlanRefused, Refused
-from samestep.plan.plan import PRESETS, TRANSPORTS
+from samestep.launch.environment import mkl_mode, physical_cores
+from samestep.launch.request.options import (
+    DEVICES,
+    GROUP_OF,
+    GROUPS,
+    JobSource,
+    NumericsOptions,
+    PlanOptions,
+    TrainingOptions,
+)
+from samestep.plan.plan import PRESETS, TRANSPORTS, Plan
 
-DEVICES = ("cpu", "cuda")
 NUMBERS = ("workers", "shards", "slices", "threads", "steps", "epochs", "seed", "every", "trace_steps", "audit")
 
-AUDIT_EVERY = 32  # steps from one audit to the next, where nobody says how many
+
+class Mode(StrEnum):
+    """What is asked for."""
+
+    TRAIN = "train"
+    OUTLINE = "outline"  # the plan that would be run
+    PROFILE = "profile"  # what was measured
+    CANDIDATES = "candidates"  # every plan that was considered
+    TUNE = "tune"  # numerics for this machine
+    PLAIN = "plain"  # a plain loop on the whole batch, recorded
+    SCALING = "scaling"  # the best plan for many numbers of workers
 
 
 @dataclass(frozen=True)
 class Request:
-    """None means: not asked for; the job, a plan or a default decides.
-
-    A job is a function in a file, or in a module that can be imported by name. `settings` are its
-    arguments: text from a command line, or values.
-    """
+    """One request to a leader. counts: the numbers of workers for `Mode.SCALING`."""
 
     run: str  # names this run's temporary folders
-    function: str = "job"
-    file: str | None = None
-    module: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    settings_are_text: bool = False
-    workers: int | None = None
-    default_workers: int = 1
-    shards: int | None = None
-    assign: tuple[int, ...] | None = None
-    threads: int | None = None
-    transport: str | None = None
-    device: str = "cpu"
-    plan: str = "auto"
-    plan_is_asked: bool = False  # whether somebody named it
-    probe: bool = False  # run the best two plans for a moment, and take the faster
-    profile: str | None = None  # file to read what was measured from, or to keep it in
-    slices: int | None = None
-    plan_text: str | None = None  # of the file that `plan` names
-    numerics: str | None = None
-    codec: str | None = None
-    sync: str | None = None
-    steps: int | None = None
-    epochs: int | None = None
-    seed: int | None = None
-    save: str | None = None
-    checkpoint: str | None = None
-    every: int | None = None
-    resume: bool = False
-    rebalance: str | None = None  # deal shards anew when speeds change; None: unless somebody has dealt them
-    audit: int | None = None  # steps from one audit to the next; 0: none
-    allow_nan: bool = False
-    want_weights: bool = False
-    trace_steps: int | None = None  # at the end, tell the last so many steps action by action
-    memory_limit: int | None = None  # bytes per worker
-    timeout: float = 300.0  # seconds that workers started apart wait for one another
-    stall: float = 30.0  # seconds within which a run that does not go on is said to stall; 0: nobody looks
-    hosts: tuple[int, ...] | None = None  # workers on each host; one host when it is None
-    only_outline: bool = False  # decide, and do not train
-    tune: bool = False  # choose the numerics, and do not train
-    locked: str | None = None  # the numerics line of the job's lock file
-    only_candidates: bool = False  # decide, and tell every plan that was considered
-    cluster: str | None = None  # the text of a cluster that the plan is for
-    described: bool = False  # costs from FLOPs and bytes
-    simulate: tuple[int, ...] = ()  # decide for so many workers each, and do not train
-    record: str | None = None  # folder for what every worker notes of its steps
-    only_plain: bool = False  # note what a plain loop on the whole batch does instead
-    only_profile: bool = False  # measure, and do not even decide
-    folder: str = "."  # where the command was given
-    path: tuple[str, ...] = ()  # where modules are looked for
-    mkl: str = "default"
+    source: JobSource = field(default_factory=JobSource)
+    numerics: NumericsOptions = field(default_factory=NumericsOptions)
+    planning: PlanOptions = field(default_factory=PlanOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    mode: Mode = Mode.TRAIN
+    counts: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(run: str, **options: Any) -> "Request":
+        """A request from options by name, whichever group they belong to."""
+        return Request(run).but(**options)
+
+    @staticmethod
+    def made_here(source: JobSource, plan: Plan | str | None, **options: Any) -> "Request":
+        """A checked request of this process, with the text of its plan. Raises Refused."""
+        name = "plan" if isinstance(plan, Plan) else str(plan or "auto")
+        request = Request(
+            uuid.uuid4().hex[:12],
+            replace(source, folder=str(Path.cwd()), path=tuple(sys.path)),
+            NumericsOptions(mkl=mkl_mode()),
+            PlanOptions(
+                plan=name,
+                plan_text=str(plan) if isinstance(plan, Plan) else plan_text(name),
+                plan_is_asked=plan is not None,
+                default_workers=physical_cores(),
+            ),
+        ).but(**options)
+        request.check()
+        return request
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> "Request":
+        """Inverse of `as_json`."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
+        }
+        return Request.of(**values | {"mode": Mode(found["mode"])})
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields as one flat object."""
+        groups = {name: value for group in GROUPS for name, value in vars(getattr(self, group)).items()}
+        return {"run": self.run, **groups, "mode": self.mode, "counts": self.counts}
+
+    def but(self, **changes: Any) -> "Request":
+        """The same request with some of its options changed."""
+        own, groups = {}, dict[str, dict[str, Any]]()
+        for name, value in changes.items():
+            if name in GROUP_OF:
+                groups.setdefault(GROUP_OF[name], {})[name] = value
+            else:
+                own[name] = value
+        return replace(self, **own, **{name: replace(getattr(self, name), **new) for name, new in groups.items()})
 
     def check(self) -> None:
         """Raise Refused for what can be seen without the job, so that nobody waits for it."""
+        values = self.as_json()
         for name in NUMBERS:
-            value, least = getattr(self, name), 0 if name in ("seed", "audit") else 1
+            value, least = values[name], 0 if name in ("seed", "audit") else 1
             if value is not None and (type(value) is not int or value < least):
                 raise Refused(f"--{name.replace('_', '-')} {value!r}: it must be a whole number of at least {least}")
-        if not self.timeout > 0:
-            raise Refused(f"--timeout {self.timeout!r}: it must be a number of seconds above 0")
-        if not 0 <= self.stall < float("inf"):
-            raise Refused(f"--stall {self.stall!r}: it must be a number of seconds, or 0 to look for no stall")
-        if self.transport not in (None, *TRANSPORTS):
-            raise Refused(f"--transport {self.transport!r} is not known: it is one of {', '.join(TRANSPORTS)}")
-        if self.probe and (self.plan != "auto" or self.cluster is not None):
-            why = f"--plan {self.plan} names one" if self.plan != "auto" else "those of --cluster are not run here"
+        self._check_planning()
+        self._check_training()
+
+    def _check_planning(self) -> None:
+        asked = self.planning
+        if asked.transport not in (None, *TRANSPORTS):
+            raise Refused(f"--transport {asked.transport!r} is not known: it is one of {', '.join(TRANSPORTS)}")
+        if asked.probe and (asked.plan != "auto" or asked.cluster is not None):
+            why = f"--plan {asked.plan} names one" if asked.plan != "auto" else "those of --cluster are not run here"
             raise Refused(f"--probe runs the best two plans and takes the faster, and {why}: leave one of them out")
-        if self.rebalance not in (None, "on", "off"):
-            raise Refused(f"--rebalance {self.rebalance!r} is not known: it is on or off")
-        if self.device not in DEVICES:
-            raise Refused(f"--device {self.device!r} is not known: it is one of {', '.join(DEVICES)}")
-        if self.device != "cpu" and self.memory_limit is not None:
-            raise Refused(f"--memory-limit is for the host's memory: leave it or --device {self.device} out")
-        if self.save is not None and (not Path(self.save).parent.is_dir() or Path(self.save).is_dir()):
+        if asked.rebalance not in (None, "on", "off"):
+            raise Refused(f"--rebalance {asked.rebalance!r} is not known: it is on or off")
+        if asked.device not in DEVICES:
+            raise Refused(f"--device {asked.device!r} is not known: it is one of {', '.join(DEVICES)}")
+        if asked.device != "cpu" and asked.memory_limit is not None:
+            raise Refused(f"--memory-limit is for the host's memory: leave it or --device {asked.device} out")
+
+    def _check_training(self) -> None:
+        asked = self.training
+        if not asked.timeout > 0:
+            raise Refused(f"--timeout {asked.timeout!r}: it must be a number of seconds above 0")
+        if not 0 <= asked.stall < float("inf"):
+            raise Refused(f"--stall {asked.stall!r}: it must be a number of seconds, or 0 to look for no stall")
+        if asked.save is not None and (not Path(asked.save).parent.is_dir() or Path(asked.save).is_dir()):
             raise Refused(
-                f"--save {self.save} cannot be written: {Path(self.save).parent} must be a folder, and FILE no folder"
+                f"--save {asked.save} cannot be written: {Path(asked.save).parent} must be a folder, and FILE no folder"
             )
-        if self.checkpoint is None and (self.resume or self.every is not None):
-            flag = "--resume" if self.resume else "--every"
+        if asked.checkpoint is None and (asked.resume or asked.every is not None):
+            flag = "--resume" if asked.resume else "--every"
             raise CheckpointRefused(f"{flag} needs to know where the checkpoints are: add --checkpoint DIR")
-        if self.checkpoint is not None:
-            above = next(path for path in (Path(self.checkpoint), *Path(self.checkpoint).parents) if path.exists())
+        if asked.checkpoint is not None:
+            above = next(path for path in (Path(asked.checkpoint), *Path(asked.checkpoint).parents) if path.exists())
             if not above.is_dir():
-                raise CheckpointRefused(f"--checkpoint {self.checkpoint}: {above} is a file; name a folder")
-
-
-def audit_every(request: Request) -> int:
-    """Steps from one audit to the next; 0 for none. What `verify` looks at is not audited: it names causes better."""
-    if request.record is not None:
-        return 0
-    return AUDIT_EVERY if request.audit is None else request.audit
+                raise CheckpointRefused(f"--checkpoint {asked.checkpoint}: {above} is a file; name a folder")
 
 
 def plan_text(name: str, option: str = "--plan") -> str | None:
-    """What the plan's file says; None for a known plan. Raises PlanRefused when it cannot be read."""
+    """Text of a plan's file; None for a known plan. Raises PlanRefused when it cannot be read."""
     if name in PRESETS:
         return None
     try:

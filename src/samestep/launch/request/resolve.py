@@ -5,21 +5,31 @@ number of workers. The assignment follows the workers.
 """
 
 import dataclasses
+import os
+import sys
 from typing import Any
 
 import torch
 from torch import nn
 
-from samestep.codec.edge_codec import parse_codec
+from samestep.codec.edge_codec import NONE, parse_codec
 from samestep.errors import PlanRefused
 from samestep.job.job import Job
+from samestep.launch.request.importing import call, load_function
 from samestep.launch.request.lock_file import locked
 from samestep.launch.request.request import Request
+from samestep.numerics import random_streams
 from samestep.numerics.numerics import (
     CHOSEN,
     Numerics,
     check_environment,
     parse_line,
+)
+from samestep.numerics.policy import (
+    EXACT,
+    Local,
+    check_policy,
+    parse_policy,
 )
 from samestep.plan.cluster import Cluster
 from samestep.plan.plan import (
@@ -33,31 +43,36 @@ from samestep.plan.plan import (
     spell,
 )
 from samestep.setup.named_plans import pipeline_stages, resolved, sliced_stage
-from samestep.sync.policy import (
-    EXACT,
-    Local,
-    check_policy,
-    parse_policy,
-)
 from samestep.system.device import instruction_set
 
 OVERRIDES = ("seed", "shards", "precision", "sync_batchnorm", "codec", "sync")  # what a job says, and others may
 
 
+def job_of(request: Request, made: Job | None = None) -> tuple[Job, dict[str, Any]]:
+    """The job with what the command line overrides in it, and the numerics that were chosen."""
+    os.chdir(request.source.folder)
+    sys.path[:] = list(request.source.path)
+    chosen = chosen_numerics(request)
+    random_streams.enter(chosen.get("seed", 0), "job")
+    return with_numerics(
+        call(load_function(request.source), request.source) if made is None else made, chosen, request
+    ), chosen
+
+
 def chosen_numerics(request: Request) -> dict[str, Any]:
     """What the command line and the plan file say about the numerics. Raises PlanRefused on a clash."""
-    flags: dict[str, Any] = {name: getattr(request, name) for name in ("seed", "shards", "threads")}
-    if request.codec is not None:
-        flags["codec"] = normal_codec(request.codec, "--codec")
-    if request.sync is not None:
-        flags["sync"] = normal_sync(request.sync, "--sync")
+    flags: dict[str, Any] = {name: getattr(request.numerics, name) for name in ("seed", "shards", "threads")}
+    if request.numerics.codec is not None:
+        flags["codec"] = str(parse_codec(request.numerics.codec) or NONE)
+    if request.numerics.sync is not None:
+        flags["sync"] = str(parse_policy(request.numerics.sync) or EXACT)
     said: dict[str, tuple[str, object]] = {f: (f"--{f}", v) for f, v in flags.items() if v is not None}
     sources = []
-    if request.numerics is not None:
-        sources.append(("--numerics", parse_line(request.numerics)))
-    if request.plan_text is not None:
-        source = f"--plan {request.plan}"
-        sources.append((source, parse_line(parse_fields(request.plan_text, source)["numerics"], source)))
+    if request.numerics.numerics is not None:
+        sources.append(("--numerics", parse_line(request.numerics.numerics)))
+    if request.planning.plan_text is not None:
+        source = f"--plan {request.planning.plan}"
+        sources.append((source, parse_line(parse_fields(request.planning.plan_text, source)["numerics"], source)))
     for source, fields in sources:
         for name, value in fields.items():
             other, known = said.setdefault(name, (source, value))
@@ -72,10 +87,10 @@ def chosen_numerics(request: Request) -> dict[str, Any]:
 def with_numerics(job: Job, chosen: dict[str, Any], request: Request) -> Job:
     """The job with what the command line overrides in it."""
     overrides = {n: v for n, v in chosen.items() if n in OVERRIDES}
-    overrides |= {n: v for n in ("steps", "epochs") if (v := getattr(request, n)) is not None}
+    overrides |= {n: v for n in ("steps", "epochs") if (v := getattr(request.training, n)) is not None}
     if len({"steps", "epochs"} & set(overrides)) == 1:  # a length given on the command line stands alone
         overrides = {"steps": None, "epochs": None} | overrides
-    shards = locked(request.locked).get("shards")
+    shards = locked(request.source.locked).get("shards")
     if job.shards is None and shards is not None:
         overrides = {"shards": shards} | overrides
     job = dataclasses.replace(job, **overrides)
@@ -83,31 +98,25 @@ def with_numerics(job: Job, chosen: dict[str, Any], request: Request) -> Job:
     shards, codec = job.resolved_shards(), parse_codec(job.codec, "Job.codec")
     if codec is not None:
         codec.check(shards)
-    source = "Job.sync" if request.sync is None else "--sync"
-    check_policy(parse_policy(job.sync, source), shards, source)
-    return dataclasses.replace(
-        job, shards=shards, codec=normal_codec(job.codec, "Job.codec"), sync=normal_sync(job.sync, "Job.sync")
-    )
+    source = "Job.sync" if request.numerics.sync is None else "--sync"
+    policy = parse_policy(job.sync, source)
+    check_policy(policy, shards, source)
+    return dataclasses.replace(job, shards=shards, codec=str(codec or NONE), sync=str(policy or EXACT))
 
 
 def threads_of(chosen: dict[str, Any], request: Request) -> int:
     """The command line's, else the lock file's, else 1."""
-    return int(chosen.get("threads") or str(locked(request.locked).get("threads", 1)))
-
-
-def normal_sync(text: str, source: str) -> str:
-    return str(parse_policy(text, source) or EXACT)
-
-
-def normal_codec(text: str, source: str) -> str:
-    """A codec with every setting spelled out."""
-    return str(parse_codec(text, source) or "none")
+    return int(chosen.get("threads") or str(locked(request.source.locked).get("threads", 1)))
 
 
 def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str, model: nn.Module) -> Plan:
     """Raises PlanRefused when workers, assignment and shards do not fit one another."""
     assert job.shards is not None
-    fields = None if request.plan_text is None else parse_fields(request.plan_text, f"--plan {request.plan}")
+    fields = (
+        None
+        if request.planning.plan_text is None
+        else parse_fields(request.planning.plan_text, f"--plan {request.planning.plan}")
+    )
     stages = _stages(job, request, model, job.shards, fields)
     numerics = Numerics(
         seed=job.seed,
@@ -121,15 +130,15 @@ def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str
         sync=job.sync,
         optimizer=optimizer,
         torch=str(torch.__version__),
-        isa=instruction_set(request.device),
-        mkl=request.mkl,
+        isa=instruction_set(request.planning.device),
+        mkl=request.numerics.mkl,
     )
     check_environment({name: value for name, value in chosen.items() if name not in CHOSEN}, numerics)
-    transport = request.transport or (fields["transport"] if fields else "processes")
+    transport = request.planning.transport or (fields["transport"] if fields else "processes")
     if stages:
         options = {name: fields[name] for name in OPTIONS if fields and name in fields}
         return Plan.staged(numerics, stages, transport, **options)
-    policy = parse_policy(job.sync, "Job.sync")
+    policy = numerics.policy
     unit = numerics.shards // policy.num_workers(numerics.shards) if isinstance(policy, Local) else 1
     return Plan(numerics, _assignment(request, numerics.shards, fields, unit), transport)
 
@@ -138,30 +147,29 @@ def _stages(
     job: Job, request: Request, model: nn.Module, shards: int, fields: dict[str, Any] | None
 ) -> tuple[Stage, ...]:
     """The stages of a plan file or a preset; none for plain data parallelism."""
+    asked = request.planning
     if fields is not None:
         if "stage" not in fields:
             return ()
-        if request.assign is not None or request.workers is not None:
+        if asked.assign is not None or asked.workers is not None:
             raise PlanRefused(
-                f"--plan {request.plan} says which worker computes which stage: leave --workers and --assign out"
+                f"--plan {asked.plan} says which worker computes which stage: leave --workers and --assign out"
             )
-        source = f"--plan {request.plan}"
+        source = f"--plan {asked.plan}"
         return resolved(parse_stages(fields["stage"]), job, model, shards, source)
-    if request.plan in ("auto", "data"):
-        if request.slices is not None:
+    if asked.plan in ("auto", "data"):
+        if request.numerics.slices is not None:
             raise PlanRefused("--slices needs a plan that slices layers: add --plan hybrid or --plan slices")
         return ()
-    if request.plan == "pipeline":
-        if request.assign is not None:
-            raise PlanRefused(
-                "--assign and --plan pipeline: the preset deals the shards out by itself; write a plan file"
-            )
-        workers = min(request.default_workers, shards) if request.workers is None else request.workers
+    if asked.plan == "pipeline":
+        if asked.assign is not None:
+            raise PlanRefused("--assign and --plan pipeline: the preset assigns the shards itself; write a plan file")
+        workers = min(asked.default_workers, shards) if asked.workers is None else asked.workers
         return pipeline_stages(job, model, shards, workers)
-    stage = sliced_stage(request.plan, job, model, shards, request.slices)
+    stage = sliced_stage(asked.plan, job, model, shards, request.numerics.slices)
     largest = max(shards, max(sum(counts) for _, counts in stage.slices))
-    if request.assign is None and request.workers is not None and shards < request.workers <= largest:
-        assign = equal_shares(shards, request.workers)  # those without rows still compute slices
+    if asked.assign is None and asked.workers is not None and shards < asked.workers <= largest:
+        assign = equal_shares(shards, asked.workers)  # those without rows still compute slices
     else:
         assign = _assignment(request, shards, None)
     slices = tuple((layer, equal_shares(sum(counts), len(assign))) for layer, counts in stage.slices)
@@ -170,17 +178,17 @@ def _stages(
 
 def _assignment(request: Request, shards: int, fields: dict[str, Any] | None, unit: int = 1) -> tuple[int, ...]:
     """unit: consecutive shards that one worker must compute together."""
-    assign = request.assign
-    if assign is None and fields is not None and request.workers is None:
+    asked, assign = request.planning, request.planning.assign
+    if assign is None and fields is not None and asked.workers is None:
         assign = tuple(fields["assign"])
     if assign is not None:
-        if request.workers not in (None, len(assign)):
+        if asked.workers not in (None, len(assign)):
             raise PlanRefused(
-                f"--workers {request.workers} and the assignment {spell(assign)} of {len(assign)} workers differ: "
+                f"--workers {asked.workers} and the assignment {spell(assign)} of {len(assign)} workers differ: "
                 "leave one of them out"
             )
         return assign
-    workers = min(request.default_workers, shards // unit) if request.workers is None else request.workers
+    workers = min(asked.default_workers, shards // unit) if asked.workers is None else asked.workers
     if workers < 1:
         raise PlanRefused(f"--workers {workers}: a run needs at least 1 worker")
     if workers > shards:
@@ -199,9 +207,9 @@ def _assignment(request: Request, shards: int, fields: dict[str, Any] | None, un
 
 def hosts_of(request: Request, workers: int) -> tuple[int, ...]:
     """The host of every worker, as a launcher or --hosts says. Raises PlanRefused when they are not as many."""
-    if request.hosts is None and request.cluster is not None:
-        return Cluster.parse(request.cluster, "--cluster").first(workers).hosts_of_workers()
-    counts = (workers,) if request.hosts is None else request.hosts
+    if request.planning.hosts is None and request.planning.cluster is not None:
+        return Cluster.parse(request.planning.cluster, "--cluster").first(workers).hosts_of_workers()
+    counts = (workers,) if request.planning.hosts is None else request.planning.hosts
     if sum(counts) != workers or min(counts) < 1:
         raise PlanRefused(
             f"--hosts {spell(counts)} has {sum(counts)} workers, the plan has {workers}: give the number of workers on "

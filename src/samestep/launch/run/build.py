@@ -1,9 +1,7 @@
-"""From a request to everything that the workers of a run share: job, model, plan, checkpoint to go on from."""
+"""Build everything that the workers of a run share: job, model, plan, checkpoint to go on from."""
 
 import copy
 import mmap
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,17 @@ from samestep.job.job import Job
 from samestep.job.training_data import training_rows
 from samestep.launch.probe.choose_plan import decided
 from samestep.launch.probe.other_cluster import decided_elsewhere
-from samestep.launch.request.importing import call, load_function
 from samestep.launch.request.request import Request
 from samestep.launch.request.resolve import (
     chosen_numerics,
     hosts_of,
+    job_of,
     make_plan,
-    with_numerics,
 )
 from samestep.launch.run.worker import EventSender, Resumption, WorkerRun
 from samestep.numerics import random_streams
 from samestep.parallel.gradients.sharded_update import implementation
-from samestep.parallel.lazy_init.lazy_replay import LazyModel, record
+from samestep.parallel.lazy_init.lazy_replay import LazyModel, record_factory
 from samestep.plan.plan import Plan
 from samestep.planner.search.decision import Decision
 from samestep.setup.laid_out_model import LaidOutModel, hollow
@@ -34,7 +31,6 @@ from samestep.setup.parallelize import divide, prepare
 from samestep.setup.plan_check import check_memory, checked, footprints
 from samestep.state.checkpoint import finished, read_description
 from samestep.sync.logical_workers import check_local
-from samestep.sync.policy import EXACT
 from samestep.sync.staleness import check_stale
 from samestep.system import heap
 
@@ -46,29 +42,31 @@ def build(
     made: Job | None = None,
     decision: Decision | None = None,
 ) -> tuple[WorkerRun, LaidOutModel, nn.Module | None]:
-    """Everything that workers share; for threads also a copy of the model as it was first.
+    """Everything that workers share; for threads also a copy of the model in its first state.
 
-    hosts: the host of every worker, where a launcher has started them. made: a job that exists already. decision:
-    on the request's plan, where the planner made it.
+    hosts: the host of every worker, if a launcher has started them. made: a job that exists already. decision: the
+    planner's, if it has made the request's plan.
 
     Raises JobRefused or PlanRefused for what cannot be run.
     """
-    if request.memory_limit is not None:
+    if request.planning.memory_limit is not None:
         heap.keep_compact()
-    if request.device != "cpu" and hosts is None:
-        raise PlanRefused(f"--device {request.device}: `samestep plan` and hosted workers look at the CPU only")
+    if request.planning.device != "cpu" and hosts is None:
+        raise PlanRefused(
+            f"--device {request.planning.device}: `samestep plan` and hosted workers look at the CPU only"
+        )
     job, chosen = job_of(request, made)
-    if request.record is not None:  # looks at numbers
+    if request.training.record is not None:  # a record compares numbers only
         job = replace(job, callbacks=())
     random_streams.enter(job.seed, "model")
-    initial = None if request.memory_limit is None else recorded(job, request)
+    initial = None if request.planning.memory_limit is None else recorded(job, request)
     model = job.build_model() if initial is None else initial.model
     asked = request
-    if request.plan == "auto" and request.plan_text is None:
-        decide = decided if request.cluster is None else decided_elsewhere
+    if request.planning.plan == "auto" and request.planning.plan_text is None:
+        decide = decided if request.planning.cluster is None else decided_elsewhere
         request, decision = decide(request, job, model, chosen)
         chosen = chosen_numerics(request)
-    pristine = copy.deepcopy(model) if request.transport == "threads" else None
+    pristine = copy.deepcopy(model) if request.planning.transport == "threads" else None
     prepared = prepare(job, model, initial)
     with hollow(prepared):
         plan = make_plan(job, chosen, request, implementation(prepared.optimizer), model)
@@ -80,23 +78,23 @@ def build(
             "as the plan has workers"
         )
     hosts = hosts_of(request, plan.workers) if hosts is None else hosts
-    check_stale(plan, request.device)
-    check_local(plan, request.device, is_limited=request.memory_limit is not None)
+    check_stale(plan, request.planning.device)
+    check_local(plan, request.planning.device, is_limited=request.planning.memory_limit is not None)
     prepared = divide(job, plan, prepared)
     _, schedules = checked(job, plan, prepared)
-    if request.memory_limit is not None:
-        check_memory(footprints(job, plan, prepared, schedules, hosts), request.memory_limit)
+    if request.planning.memory_limit is not None:
+        check_memory(footprints(job, plan, prepared, schedules, hosts), request.planning.memory_limit)
     resumption = find_checkpoint(request)
     done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
     run = WorkerRun(
-        job, plan, request, send, resumption, done, hosts, deals_anew=deals_anew(asked, plan), decision=decision
+        job, plan, request, send, resumption, done, hosts, rebalances=rebalances(asked, plan), decision=decision
     )
     send(announcement(run) | {"prediction": None if decision is None else decision.prediction.as_json()})
     return run, prepared, pristine
 
 
-def deals_anew(asked: Request, plan: Plan) -> bool:
-    """Whether shards are dealt anew when workers' speeds change. asked: before a plan was looked for.
+def rebalances(asked: Request, plan: Plan) -> bool:
+    """Whether shards are reassigned when workers' speeds change. asked: the request before a plan was looked for.
 
     Raises PlanRefused where that is asked for and cannot be.
     """
@@ -106,24 +104,15 @@ def deals_anew(asked: Request, plan: Plan) -> bool:
         "the plan has stages or slices": bool(plan.stages),
         f"the codec {numerics.codec} keeps what it owes where the shards are": numerics.codec != "none",
         "shards that meet in synchronized batch normalization hide each worker's speed": numerics.sync_batchnorm,
-        f"workers agree by {numerics.sync}": numerics.sync != EXACT,
-        "workers hold parts of the model only": asked.memory_limit is not None,
-        "workers compute on GPUs": asked.device != "cpu",
+        f"workers agree by {numerics.sync}": numerics.policy is not None,
+        "workers hold parts of the model only": asked.planning.memory_limit is not None,
+        "workers compute on GPUs": asked.planning.device != "cpu",
     }
     why = next((reason for reason, holds in reasons.items() if holds), None)
-    if asked.rebalance == "on" and why is not None:
-        raise PlanRefused(f"--rebalance on: {why}, and shards are dealt anew only without that; leave it out")
-    is_dealt = asked.assign is not None or asked.plan_text is not None
-    return why is None and (asked.rebalance == "on" or (asked.rebalance is None and not is_dealt))
-
-
-def job_of(request: Request, made: Job | None = None) -> tuple[Job, dict[str, Any]]:
-    """The job with what the command line overrides in it, and the numerics that were chosen."""
-    os.chdir(request.folder)
-    sys.path[:] = list(request.path)
-    chosen = chosen_numerics(request)
-    random_streams.enter(chosen.get("seed", 0), "job")
-    return with_numerics(call(load_function(request), request) if made is None else made, chosen, request), chosen
+    if asked.planning.rebalance == "on" and why is not None:
+        raise PlanRefused(f"--rebalance on: {why}, and shards are reassigned only without that; leave it out")
+    is_assigned = asked.planning.assign is not None or asked.planning.plan_text is not None
+    return why is None and (asked.planning.rebalance == "on" or (asked.planning.rebalance is None and not is_assigned))
 
 
 def recorded(job: Job, request: Request) -> LazyModel:
@@ -136,15 +125,15 @@ def recorded(job: Job, request: Request) -> LazyModel:
             f"Job.model is a {type(job.model).__name__} that exists already, and --memory-limit wants each worker to "
             "make its own parts: give a function that makes the model"
         )
-    for asked, what in ((job.evaluate, "Job.evaluate"), (request.save, "--save")):
+    for asked, what in ((job.evaluate, "Job.evaluate"), (request.training.save, "--save")):
         if asked is not None:
             raise JobRefused(
                 f"{what} needs the whole model in one worker, and --memory-limit is for models that do not fit there: "
                 "leave one of them out (--checkpoint writes every worker's parts)"
             )
-    if request.transport == "threads":
+    if request.planning.transport == "threads":
         raise PlanRefused("--memory-limit limits processes: leave --transport threads out")
-    return record(job.build_model)
+    return record_factory(job.build_model)
 
 
 def announcement(run: WorkerRun) -> dict[str, Any]:
@@ -170,13 +159,13 @@ def announcement(run: WorkerRun) -> dict[str, Any]:
 
 def find_checkpoint(request: Request) -> Resumption | None:
     """The checkpoint to go on from. Raises CheckpointRefused for one that cannot be read."""
-    if request.checkpoint is None:
+    if request.training.checkpoint is None:
         return None
-    root = Path(request.checkpoint)
+    root = Path(request.training.checkpoint)
     found = finished(root)
     if not found:
         return None
-    if not request.resume:
+    if not request.training.resume:
         raise CheckpointRefused(
             f"{root} holds checkpoints up to {found[-1].name}: go on from there with --resume, or name another folder"
         )

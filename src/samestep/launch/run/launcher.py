@@ -1,4 +1,4 @@
-"""The command's side: start the fork server, ask it for runs, listen to what they tell.
+"""The command's side: start the fork server, ask it for runs, listen to their events.
 
 Needs no torch, so it costs a command almost nothing.
 """
@@ -12,25 +12,23 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 from samestep.errors import JobRefused, SamestepError
 from samestep.job.report import Report
-from samestep.launch.environment import server_environment
-from samestep.launch.request.request import Request
-from samestep.launch.run.outcome import Event, Outcome
+from samestep.launch.environment import ROOT, server_environment
+from samestep.launch.failure import Event
+from samestep.launch.request.request import Mode, Request
+from samestep.launch.run.outcome import Outcome
 from samestep.state.checkpoint import remove_unfinished
 from samestep.system import wire
 
-ROOT = Path(__file__).parents[2]  # of the package, which may be importable only from where the command was given
 SERVER = "import sys; sys.path.append(sys.argv[1]); from samestep.launch.run.fork_server import main; main()"
 
 
 class RunDisplay(Protocol):
-    """Whoever shows a run to a person."""
+    """Display of a run for a person."""
 
     def see(self, event: Event, outcome: Outcome) -> None: ...
 
@@ -68,45 +66,45 @@ class Launcher:
         self._server.wait()
 
     def run(self, request: Request, watcher: RunDisplay | None = None) -> Report:
-        """Run to the end. Raises Refused, TrainingFailed or Interrupted; nothing is left behind."""
+        """Run to the end and leave nothing behind. Raises Refused, TrainingFailed or Interrupted."""
         return self._listen(request, watcher or Silent()).conclude()
 
     def outline(self, request: Request) -> dict[str, Any]:
-        """The fields of the `Outline` of the plan that would be run. Raises Refused."""
-        found: dict[str, Any] = self._told(replace(request, only_outline=True))
+        """Fields of the `PlanSummary` of the plan that would be run. Raises Refused."""
+        found: dict[str, Any] = self._ask(request.but(mode=Mode.OUTLINE))
         return found
 
     def profile(self, request: Request) -> str | None:
-        """The text of the job's profile on this host; None where no plan is looked for. Raises Refused."""
-        found: str | None = self._told(replace(request, only_profile=True))
+        """Text of the job's profile on this host; None where no plan is searched. Raises Refused."""
+        found: str | None = self._ask(request.but(mode=Mode.PROFILE))
         return found
 
     def candidates(self, request: Request) -> list[dict[str, Any]]:
         """Every plan that the planner considers, the best first: name, kind, plan, and a prediction's fields."""
-        found: list[dict[str, Any]] = self._told(replace(request, only_candidates=True))
+        found: list[dict[str, Any]] = self._ask(request.but(mode=Mode.CANDIDATES))
         return found
 
     def tuned(self, request: Request) -> dict[str, Any]:
         """The fields of the `Tuned` numerics of a job on this host. Raises Refused."""
-        found: dict[str, Any] = self._told(replace(request, tune=True))
+        found: dict[str, Any] = self._ask(request.but(mode=Mode.TUNE))
         return found
 
     def plain(self, request: Request) -> dict[str, Any]:
-        """The fields of the `PlainFacts` of a job, whose plain steps are then noted in `request.record`."""
-        found: dict[str, Any] = self._told(replace(request, only_plain=True))
+        """The fields of the `PlainFacts` of a job, whose plain steps are recorded in the request's `record` folder."""
+        found: dict[str, Any] = self._ask(request.but(mode=Mode.PLAIN))
         return found
 
     def simulated(self, request: Request, counts: Sequence[int]) -> dict[str, Any]:
         """The fields of the `Scaling` of a job on the request's cluster. Raises Refused."""
-        found: dict[str, Any] = self._told(replace(request, simulate=tuple(counts)))
+        found: dict[str, Any] = self._ask(request.but(mode=Mode.SCALING, counts=tuple(counts)))
         return found
 
-    def _told(self, request: Request) -> Any:
+    def _ask(self, request: Request) -> Any:
         outcome = self._listen(request, Silent())
-        if outcome.outline_file is None:
+        if outcome.answer_file is None:
             outcome.conclude()
-            raise AssertionError("a leader tells what it was asked for, or an error")
-        with os.fdopen(outcome.outline_file, "rb") as file:
+            raise AssertionError("a leader answers, or reports an error")
+        with os.fdopen(outcome.answer_file, "rb") as file:
             file.seek(0)
             return json.load(file)
 
@@ -115,11 +113,11 @@ class Launcher:
         ours, theirs = wire.pair()
         with ours, theirs:
             try:
-                wire.send(self._end, asdict(request), theirs.fileno())
+                wire.send(self._end, request.as_json(), theirs.fileno())
             except (TypeError, ValueError) as error:
                 raise JobRefused(
-                    f"the settings of {request.function} cannot travel to the workers: {error}; give plain values "
-                    "(numbers, text, lists, dicts) or the name of a file"
+                    f"the settings of {request.source.function} cannot travel to the workers: {error}; give "
+                    "plain values (numbers, text, lists, dicts) or the name of a file"
                 ) from None
             except OSError:
                 raise SamestepError(
@@ -133,13 +131,13 @@ class Launcher:
                         break
                     outcome.take(event, files)
                     watcher.see(event, outcome)
-        remove_unfinished(request.checkpoint, request.save, request.run)
+        remove_unfinished(request.training.checkpoint, request.training.save, request.run)
         return outcome
 
 
 def _ask_to_stop(run: socket.socket, request: Request, outcome: Outcome) -> None:
     """Kill the run; but when checkpoints are asked for, let it first write a last one."""
-    gently = request.checkpoint is not None and not outcome.interrupted and bool(outcome.up)
+    gently = request.training.checkpoint is not None and not outcome.interrupted and bool(outcome.up)
     outcome.interrupted = True
     with contextlib.suppress(OSError):
         wire.send(run, {"command": "stop" if gently else "kill"})

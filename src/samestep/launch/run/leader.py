@@ -1,7 +1,7 @@
 """The leader of a run: builds the job once, forks the workers, watches over them.
 
-It decides nothing about training. When a worker is gone before its end, or the command is, it kills
-what is left and removes what was half-written.
+It decides nothing about training. When a worker ends early, or the command does, it kills the others and removes
+what was half-written.
 """
 
 import copy
@@ -11,9 +11,7 @@ import os
 import select
 import signal
 import socket
-import traceback
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,13 +19,10 @@ from torch import nn
 
 from samestep.errors import JobRefused, PlanRefused
 from samestep.launch.environment import building
-from samestep.launch.probe.choose_plan import decision_on, profile_for
-from samestep.launch.probe.numerics_trials import tuned
-from samestep.launch.probe.simulate_scaling import simulated
-from samestep.launch.request.request import Request
-from samestep.launch.run.build import build, job_of
-from samestep.launch.run.outcome import telling
-from samestep.launch.run.plain_run import record_plain
+from samestep.launch.failure import failure_event
+from samestep.launch.request.request import Mode, Request
+from samestep.launch.run.answers import ANSWERS
+from samestep.launch.run.build import build
 from samestep.launch.run.stall_watch import Member, StallWatch
 from samestep.launch.run.worker import (
     LOST_A_PEER,
@@ -36,60 +31,37 @@ from samestep.launch.run.worker import (
     run_threads,
     run_worker,
 )
-from samestep.numerics import random_streams
 from samestep.parallel.demand.workspace import mail_slots
 from samestep.parallel.gradients.stretches import by_host
 from samestep.setup.laid_out_model import LaidOutModel
-from samestep.setup.named_plans import sliceable
 from samestep.setup.parallelize import divide, prepare
-from samestep.setup.plan_check import outline
 from samestep.setup.run_memory import bind, groups_that_meet, share
 from samestep.state.checkpoint import remove_unfinished
 from samestep.system import heap, wire
 from samestep.system.processes import (
     die_on_word_from,
-    flush_output,
-    leave,
+    fork,
     num_threads,
 )
 from samestep.trace.whereabouts import SIZE
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
 
 
 def lead(message: dict[str, Any], events: socket.socket) -> int:
-    """Run one training from a request message; returns the leader's exit status."""
-    request = Request(
-        **{
-            **message,
-            "assign": None if message["assign"] is None else tuple(message["assign"]),
-            "hosts": None if message["hosts"] is None else tuple(message["hosts"]),
-        }
-    )
+    """Train or answer, as a request message asks; returns the leader's exit status."""
+    request = Request.from_json(message)
     try:
-        if request.simulate:
-            tell_simulated(request, events)
-            return 0
-        if request.only_profile:
-            tell_profile(request, events)
-            return 0
-        if request.only_candidates:
-            tell_candidates(request, events)
-            return 0
-        if request.only_plain:
-            tell_plain(request, events)
-            return 0
-        if request.tune:
-            tell_tuned(request, events)
-            return 0
-        if request.only_outline:
-            describe(request, events)
+        if request.mode is not Mode.TRAIN:
+            with die_on_word_from(events), building():
+                answer = ANSWERS[request.mode](request, partial(wire.send, events))
+            wire.send(events, {"event": "answer"}, in_memory(json.dumps(answer).encode()))
             return 0
         run, workers = start(request, events)
-    except BaseException as error:  # noqa: BLE001 - everything is told to the command
-        wire.send(events, telling(error, None, None))
+    except BaseException as error:  # noqa: BLE001 - reported to the command, whatever it is
+        wire.send(events, failure_event(error, None, None))
         return 1
-    watch(workers, run, events)
+    watch_workers(workers, run, events)
     return 0
 
 
@@ -101,63 +73,6 @@ def start(request: Request, events: socket.socket) -> tuple[WorkerRun, list[int]
     if pristine is not None:
         return run, fork_threads(run, prepared, pristine)
     return run, fork_processes(run, prepared)
-
-
-def describe(request: Request, events: socket.socket) -> None:
-    """Tell the command what the plan would be, and train nothing."""
-    with die_on_word_from(events), building():
-        run, prepared, _ = build(request, partial(wire.send, events))
-        shards = run.plan.numerics.shards
-        named = {layer for stage in run.plan.stages for layer, _ in stage.slices}
-        reasons = sliceable(run.job, prepared.model, shards) if named else {}
-        whole = {layer: reason for layer, reason in reasons.items() if reason is not None and layer not in named}
-        found = outline(run.job, run.plan, prepared, whole, run.hosts)
-        grounds = None if run.decision is None else run.decision.as_json()
-        found = replace(found, grounds=grounds)
-    wire.send(events, {"event": "outline"}, in_memory(json.dumps(asdict(found)).encode()))
-
-
-def tell_profile(request: Request, events: socket.socket) -> None:
-    """Measure the job on this host, and train nothing."""
-    with die_on_word_from(events), building():
-        job, chosen = job_of(request)
-        random_streams.enter(job.seed, "model")
-        found = profile_for(request, job, job.build_model(), chosen)
-    wire.send(events, {"event": "outline"}, in_memory(json.dumps(None if found is None else found.text()).encode()))
-
-
-def tell_candidates(request: Request, events: socket.socket) -> None:
-    """Every plan that the planner considers, the best first, and train nothing."""
-    with die_on_word_from(events), building():
-        job, chosen = job_of(request)
-        random_streams.enter(job.seed, "model")
-        decision = decision_on(replace(request, plan_is_asked=True), job, job.build_model(), chosen)
-        found = [
-            {"name": one.name, "kind": one.kind, "plan": str(one.plan), **decision.prediction_of(one).as_json()}
-            for one in decision.ranking
-        ]
-    wire.send(events, {"event": "outline"}, in_memory(json.dumps(found).encode()))
-
-
-def tell_simulated(request: Request, events: socket.socket) -> None:
-    """Find plans for many numbers of workers of a cluster, and train nothing."""
-    with die_on_word_from(events), building():
-        found = simulated(request, request.simulate).as_json()
-    wire.send(events, {"event": "outline"}, in_memory(json.dumps(found).encode()))
-
-
-def tell_plain(request: Request, events: socket.socket) -> None:
-    """Note what a plain loop on the whole batch does, and train nothing."""
-    with die_on_word_from(events), building():
-        found = asdict(record_plain(request))
-    wire.send(events, {"event": "outline"}, in_memory(json.dumps(found).encode()))
-
-
-def tell_tuned(request: Request, events: socket.socket) -> None:
-    """Choose the numerics for this host, and train nothing."""
-    with die_on_word_from(events), building():
-        found = asdict(tuned(request))
-    wire.send(events, {"event": "outline"}, in_memory(json.dumps(found).encode()))
 
 
 def refuse_threads() -> None:
@@ -176,50 +91,35 @@ def fork_processes(run: WorkerRun, prepared: LaidOutModel) -> list[int]:
             "host (docs/hosts.md), or see with `samestep plan --hosts` what they would do"
         )
     fabric = SharedFabric(run.plan.workers, groups_that_meet(prepared, run.plan), mail_slots(run.plan))
-    shared = share(prepared, run.plan, fabric, for_any_deal=run.deals_anew)
+    shared = share(prepared, run.plan, fabric, for_any_deal=run.rebalances)
     bind(prepared, shared)
-    if run.request.stall:
-        run.seen = mmap.mmap(-1, SIZE * run.plan.workers)
+    if run.request.training.stall:
+        run.whereabouts = mmap.mmap(-1, SIZE * run.plan.workers)
         run.stacks = [os.memfd_create("samestep-stacks") for _ in range(run.plan.workers)]
     heap.before_fork()
-    workers = [_fork(partial(run_worker, run, rank, prepared, shared, fabric)) for rank in range(run.plan.workers)]
+    workers = [fork(partial(run_worker, run, rank, prepared, shared, fabric)) for rank in range(run.plan.workers)]
     fabric.close()
     return workers
 
 
 def fork_threads(run: WorkerRun, prepared: LaidOutModel, pristine: nn.Module) -> list[int]:
     """One process, in which every worker is a thread with a model of its own."""
-    known = {} if prepared.way is None else prepared.way.known
+    known = {} if prepared.recipe is None else prepared.recipe.known
     copies = (prepare(run.job, copy.deepcopy(pristine)) for _ in range(1, run.plan.workers))
     models = [prepared, *(divide(run.job, run.plan, model, known) for model in copies)]
     fabric = ThreadHosts(run.hosts)
     near = by_host(range(run.plan.workers), run.hosts)
     shared = [
-        share(prepared, run.plan, part, near[host], for_any_deal=run.deals_anew)
+        share(prepared, run.plan, part, near[host], for_any_deal=run.rebalances)
         for host, part in enumerate(fabric.fabrics)
     ]
     for model, host in zip(models, run.hosts, strict=True):
         bind(model, shared[host])
-    return [_fork(partial(run_threads, run, models, shared, fabric))]
-
-
-def _fork(work: Callable[[int], int]) -> int:
-    """Fork a process that does `work(leader)` and exits with what it returns."""
-    leader = os.getpid()
-    flush_output()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            code = work(leader)
-        except BaseException:  # noqa: BLE001 - a forked process must not run on into the leader's code
-            traceback.print_exc()
-            code = 1
-        leave(code)
-    return pid
+    return [fork(partial(run_threads, run, models, shared, fabric))]
 
 
 @dataclass
-class Watched:
+class WatchedProcess:
     """One worker process; `rank` is None when all workers are threads of it."""
 
     rank: int | None
@@ -227,27 +127,29 @@ class Watched:
     pidfd: int
 
 
-def watch(pids: list[int], run: WorkerRun, events: socket.socket) -> None:
-    """Until every worker is gone; kill the others when one fails, all when the command is gone.
+def watch_workers(pids: list[int], run: WorkerRun, events: socket.socket) -> None:
+    """Wait until every worker has ended; kill the others when one fails, all when the command is gone.
 
-    A worker that only lost a peer is no reason to kill: the peer's own end tells the cause, and may
-    come to our ears later.
+    A worker that only lost a peer is no reason to kill: the peer's own end shows the cause, and may
+    be seen later.
     """
     threads = run.plan.transport == "threads"
-    alive = {(fd := os.pidfd_open(pid)): Watched(None if threads else rank, pid, fd) for rank, pid in enumerate(pids)}
-    watched = watch_for_stalls(run, pids)
+    alive = {
+        (fd := os.pidfd_open(pid)): WatchedProcess(None if threads else rank, pid, fd) for rank, pid in enumerate(pids)
+    }
+    stalls = stall_watch(run, pids)
     listening = True
     killed = False
     while alive:
-        patience = None if watched is None or killed else watched.due_in()
+        patience = None if stalls is None or killed else stalls.due_in()
         ready, _, _ = select.select([*alive, *([events.fileno()] if listening else [])], [], [], patience)
         for worker in [alive.pop(fd) for fd in ready if fd in alive]:
             _, status = os.waitpid(worker.pid, 0)
             os.close(worker.pidfd)
-            if watched is not None and worker.rank is not None:
-                watched.forget(worker.rank)
+            if stalls is not None and worker.rank is not None:
+                stalls.forget(worker.rank)
             if not killed:
-                _tell_end(worker, status, run, watched)
+                _report_end(worker, status, run, stalls)
                 killed = status != 0 and os.waitstatus_to_exitcode(status) != LOST_A_PEER
         if listening and events.fileno() in ready:
             command, _ = wire.receive(events)
@@ -256,44 +158,44 @@ def watch(pids: list[int], run: WorkerRun, events: socket.socket) -> None:
                 _send_all(alive, signal.SIGTERM)
             else:
                 killed = True
-        if watched is not None and not killed and not watched.due_in():
+        if stalls is not None and not killed and not stalls.due_in():
             try:
-                killed = tell_stalls(watched, run)
-            except (OSError, ValueError, IndexError) as error:  # of whatever /proc says: no reason to end a run
-                run.tell("warning", text=f"nobody looks for stalls any more: {type(error).__name__}: {error}")
-                watched = None
+                killed = report_stalls(stalls, run)
+            except (OSError, ValueError, IndexError) as error:  # from reading /proc: no reason to end a run
+                run.report("warning", text=f"stalls are not watched any more: {type(error).__name__}: {error}")
+                stalls = None
         if killed:
             _send_all(alive, signal.SIGKILL)
-    remove_unfinished(run.request.checkpoint, run.request.save, run.request.run)
+    remove_unfinished(run.request.training.checkpoint, run.request.training.save, run.request.run)
 
 
-def watch_for_stalls(run: WorkerRun, pids: list[int]) -> StallWatch | None:
-    """None where nobody looks: threads take turns by a baton, which does not stall."""
-    if run.seen is None:
+def stall_watch(run: WorkerRun, pids: list[int]) -> StallWatch | None:
+    """A watch for stalls; None where none is asked for, and for threads, which take turns by a baton."""
+    if run.whereabouts is None:
         return None
     members = [Member(rank, rank, pid, run.stacks[rank], f"worker {rank}") for rank, pid in enumerate(pids)]
-    return StallWatch(run.seen, members, run.request.stall, run.request.run)
+    return StallWatch(run.whereabouts, members, run.request.training.stall, run.request.run)
 
 
-def tell_stalls(watched: StallWatch, run: WorkerRun) -> bool:
-    """Whether the run is to end, because no waiting helps. Raises OSError where the kernel does not let one look."""
+def report_stalls(stalls: StallWatch, run: WorkerRun) -> bool:
+    """Report stalls. Returns whether the run must end, because no waiting helps. Raises OSError from /proc."""
     ends = False
-    for text, stall in watched.look():
+    for text, stall in stalls.look():
         certain = stall is not None and stall.is_certain
-        run.tell("stall", text=text, kind=None if stall is None else stall.kind, ends=certain)
+        run.report("stall", text=text, kind=None if stall is None else stall.kind, ends=certain)
         ends |= certain
     return ends
 
 
-def _tell_end(worker: Watched, status: int, run: WorkerRun, watched: StallWatch | None) -> None:
-    """How a process ended that was not told to; the command knows whether it had said why."""
+def _report_end(worker: WatchedProcess, status: int, run: WorkerRun, stalls: StallWatch | None) -> None:
+    """Report how a worker ended by itself; the command knows whether the worker has reported why."""
     step = min(run.done) if worker.rank is None else run.done[worker.rank]
     code, memory = os.waitstatus_to_exitcode(status), False
-    if code == -signal.SIGKILL and worker.rank is not None and watched is not None:
-        memory = watched.ran_out_of_memory(worker.rank)
-    run.tell("gone", rank=worker.rank, code=code, step=step, memory=memory)
+    if code == -signal.SIGKILL and worker.rank is not None and stalls is not None:
+        memory = stalls.ran_out_of_memory(worker.rank)
+    run.report("gone", rank=worker.rank, code=code, step=step, memory=memory)
 
 
-def _send_all(alive: dict[int, Watched], number: signal.Signals) -> None:
+def _send_all(alive: dict[int, WatchedProcess], number: signal.Signals) -> None:
     for worker in alive.values():
         os.kill(worker.pid, number)

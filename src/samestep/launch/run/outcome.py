@@ -1,30 +1,22 @@
-"""What became of a run, from its events alone: no processes, no sockets, no printing.
+"""The outcome of a run, from its events alone: no processes, no sockets, no printing.
 
 Events come in any order that races allow. The first error that is not the consequence of another one
-is the cause; workers that merely lost a peer are folded away.
+is the cause; errors of workers that merely lost a peer are left out.
 """
 
-import re
 import signal
-import traceback
 from dataclasses import dataclass, field
-from typing import Any
 
 from samestep.errors import (
     Interrupted,
-    PeerLost,
-    Refused,
     SamestepError,
     TrainingFailed,
 )
 from samestep.job.report import Report, WorkerTime
+from samestep.launch.failure import Event, error_from
 from samestep.plan.prediction import Prediction
 from samestep.system import wire
 from samestep.trace.worker_trace import decoded
-
-Event = dict[str, Any]
-
-LONGEST_TEXT = 12 * 1024  # characters of a message or traceback that travel; two fit a packet, six bytes each
 
 
 @dataclass
@@ -44,10 +36,10 @@ class Outcome:
     deals: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     traces: dict[int, bytes] = field(default_factory=dict)
     weights_file: int | None = None
-    outline_file: int | None = None
+    answer_file: int | None = None
 
     def take(self, event: Event, files: list[int]) -> None:
-        """Note one event."""
+        """Add one event."""
         match event["event"]:
             case "plan":
                 self.plan, self.step = event, event["first_step"]
@@ -72,8 +64,8 @@ class Outcome:
             case "finished":
                 self.finished = event
                 self.weights_file = files[0] if files else None
-            case "outline":
-                self.outline_file = files[0]
+            case "answer":
+                self.answer_file = files[0]
             case "failed":
                 self.failures.append(event)
             case "gone":
@@ -113,7 +105,7 @@ class Outcome:
     def _error(self) -> SamestepError | None:
         causes = [failure for failure in self.failures if not failure.get("secondary")]
         if causes:
-            return told(causes[0])
+            return error_from(causes[0])
         if ends := [stall for stall in self.stalls if stall["ends"]]:
             return TrainingFailed(ends[0]["text"])
         if self.interrupted or (self.finished is not None and self.finished["stopped"]):
@@ -122,7 +114,7 @@ class Outcome:
         if early:
             return TrainingFailed(self._end(early[0]))
         if self.failures:
-            return told(self.failures[0])
+            return error_from(self.failures[0])
         if self.finished is None:
             return TrainingFailed(
                 f"the run's leader is gone at step {self.step} without a word: look for whoever killed it "
@@ -138,7 +130,7 @@ class Outcome:
         return f"stopped after step {self.finished['step']}, without a checkpoint (--checkpoint DIR writes one)"
 
     def _left_early(self, end: Event) -> bool:
-        """Whether a process ended without having said that it was done, or why not."""
+        """Whether a process ended without a report that it was done, or why not."""
         if end["rank"] is None:  # all workers are threads of it
             return self.finished is None and not self.failures
         done = end["rank"] in self.times and (end["rank"] != 0 or self.finished is not None)
@@ -162,48 +154,3 @@ class Outcome:
             f"{who} was killed by {name} at step {end['step']}: look for whoever sent it "
             "(the kernel sends SIGKILL when memory runs out; SIGSEGV and SIGABRT come from a fault in native code)"
         )
-
-
-def telling(error: BaseException, rank: int | None, step: int | None) -> Event:
-    """An error as an event. Our own errors say it all in their message; others bring their traceback."""
-    ours = isinstance(error, SamestepError)
-    text = "" if ours else "".join(traceback.format_exception(error))
-    return {
-        "event": "failed",
-        "rank": rank,
-        "step": step,
-        "type": type(error).__name__,
-        "message": _message(error)[:LONGEST_TEXT],
-        "traceback": text[-LONGEST_TEXT:],
-        "exit": error.exit_code if isinstance(error, SamestepError) else 1,
-        "secondary": isinstance(error, PeerLost),
-        "peer": error.peer if isinstance(error, PeerLost) else None,
-    }
-
-
-def _message(error: BaseException) -> str:
-    """What the error says. torch's DataLoader wraps a loader worker's traceback into it: then its last line."""
-    text = str(error)
-    if not text.startswith("Caught ") or "\nOriginal Traceback" not in text:
-        return text
-    last = text.rstrip().rpartition("\n")[2]
-    return re.sub(rf"^(\w+\.)*{type(error).__name__}: ", "", last)
-
-
-class WorkerError(TrainingFailed):
-    """An error in a worker, with the traceback it had there."""
-
-    def __init__(self, message: str, traceback: str) -> None:
-        super().__init__(message)
-        self.traceback = traceback
-
-
-def told(failure: Event) -> SamestepError:
-    """The exception for a worker's failure: one line that says who, when and what."""
-    if failure["exit"] == Refused.exit_code:
-        return Refused(failure["message"])
-    what = f"{failure['type']}: {failure['message']}" if failure["message"] else failure["type"]
-    if failure["rank"] is None:
-        return WorkerError(f"the job failed before training: {what}", failure["traceback"])
-    name = failure.get("name", f"worker {failure['rank']}")
-    return WorkerError(f"{name} failed at step {failure['step']}: {what}", failure["traceback"])

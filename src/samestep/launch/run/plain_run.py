@@ -1,7 +1,7 @@
-"""The plain step on the whole batch, noted for `samestep verify`: one process, the loop that everybody writes.
+"""Record the plain step on the whole batch for `samestep verify`: one process, the loop that everybody writes.
 
-Once as it is, then twice more moved by rounding: every weight by one unit in the last place, up or down at random, and
-the rows of each batch in another order. What the perturbed runs are apart is what rounding can do to this job.
+Once as it is, then twice perturbed by rounding: every weight by one unit in the last place, up or down at random, and
+the rows of each batch in another order. The distance of the perturbed runs is what rounding can do to this job.
 """
 
 import dataclasses
@@ -15,18 +15,17 @@ from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from samestep.data.batches import num_rows, rows_of, tensors_in
-from samestep.data.row_order import as_rows
+from samestep.data.rows import as_rows
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
 from samestep.launch.request.request import Request
-from samestep.launch.request.resolve import threads_of
-from samestep.launch.run.build import job_of
+from samestep.launch.request.resolve import job_of, threads_of
 from samestep.numerics import random_streams
+from samestep.numerics.policy import EXACT
 from samestep.parallel.gradients.layout import dense, storage_order
-from samestep.sync.policy import EXACT
 from samestep.training.plain_loop import Loop, trainable
 from samestep.verification.job.observer import EVALUATED, stretches
-from samestep.verification.job.up_to_rounding import coupled
+from samestep.verification.job.up_to_rounding import is_coupled
 from samestep.verification.record import Key, RecordWriter
 
 PERTURBED = 2
@@ -35,31 +34,33 @@ COUPLING = 1e-4  # relative slack: a mean of means lies between them, up to roun
 
 @dataclass(frozen=True)
 class PlainFacts:
-    """What a batch's loss depends on besides its rows and the weights."""
+    """Facts about a job that decide whether its plain step can be compared."""
 
     draws: bool  # random numbers in forward
     batchnorm: tuple[str, ...]  # layers with statistics over the rows that they are given
-    coupled: str | None  # why the rows of a batch look at one another
-    by_design: str | None  # why the numerics ask for another step than the plain one
+    coupled: str | None  # why the loss of a row depends on the other rows
+    by_design: str | None  # why the numerics define another step than the plain one
 
 
 def record_plain(request: Request) -> PlainFacts:
-    """Into the folders plain, perturbed-1 and perturbed-2 of `request.record`. Raises Refused for what is no job."""
-    assert request.record is not None, "a record has a folder"
-    assert request.steps is not None, "a record has a length"
+    """Record into the folders plain, perturbed-1 and perturbed-2 of the request's. Raises Refused."""
+    root, steps = request.training.record, request.training.steps
+    assert root is not None, "a record has a folder"
+    assert steps is not None, "a record has a length"
     job, chosen = job_of(request)
     job = dataclasses.replace(job, num_loader_workers=0, callbacks=())
     torch.set_num_threads(threads_of(chosen, request))
-    facts = facts_of(job)
+    facts = plain_facts(job)
     if facts.by_design is None:
         for number in range(1 + PERTURBED):
-            folder = Path(request.record) / ("plain" if number == 0 else f"perturbed-{number}")
+            folder = Path(root) / ("plain" if number == 0 else f"perturbed-{number}")
             folder.mkdir(mode=0o700)
-            train(job, request.steps, RecordWriter(folder, 0), number)
+            record_steps(job, steps, RecordWriter(folder, 0), number)
     return facts
 
 
-def facts_of(job: Job) -> PlainFacts:
+def plain_facts(job: Job) -> PlainFacts:
+    """Find out on half batches what a batch's loss depends on besides its rows and the weights."""
     random_streams.enter(job.seed, "model")
     model = job.build_model()
     batch = next(batches(job))
@@ -85,7 +86,7 @@ def _is_coupled(job: Job, model: nn.Module, batch: Any, losses: list[float]) -> 
     if job.loss is not None and getattr(job.loss, "reduction", None) == "sum":
         return False  # a plain sum is no mean
     first, second, both = losses
-    return coupled(first, second, both, COUPLING)
+    return is_coupled(first, second, both, COUPLING)
 
 
 def _by_design(job: Job) -> str | None:
@@ -105,7 +106,7 @@ def _loss(job: Job, model: nn.Module, batch: Any) -> float:
 
 
 def loss_of(job: Job, model: nn.Module, batch: Any) -> float:
-    """As the job has it: a mean, or what a sum comes to by its weight."""
+    """The job's loss: a mean, or a sum divided by its weight."""
     found = job.forward(model, batch) if job.forward is not None else _of_pair(job, model, batch)
     if isinstance(found, tuple | list):
         return float(found[0].detach()) / max(float(found[1]), 1e-30)
@@ -123,25 +124,25 @@ def batches(job: Job) -> Iterator[Any]:
     return iter(rows.take((epoch, batch) for epoch, batch in job.row_order(rows.num_rows).batches(0)))
 
 
-class NotedLoop(Loop):
-    """The plain loop, with what it does noted."""
+class RecordedLoop(Loop):
+    """The plain loop, recorded."""
 
     def __init__(self, job: Job, model: nn.Module, recorder: RecordWriter) -> None:
         super().__init__(job, model, [trainable(model)])
-        self._recorder, self._is_noted = recorder, False
+        self._recorder, self._has_gradients = recorder, False
         self._names = {id(param): name for name, param in model.named_parameters()}
 
     def clip(self, largest: float) -> None:
-        self.note_gradients()
-        self.note_value("clip norm", "", float(nn.utils.clip_grad_norm_(self.params, largest)))
+        self.record_gradients()
+        self.record_value("clip norm", "", float(nn.utils.clip_grad_norm_(self.params, largest)))
 
-    def note_value(self, kind: str, name: str, value: float) -> None:
+    def record_value(self, kind: str, name: str, value: float) -> None:
         self._recorder.note(Key(kind, name), value)
 
-    def note_gradients(self) -> None:
-        if self._is_noted:
+    def record_gradients(self) -> None:
+        if self._has_gradients:
             return
-        self._is_noted = True
+        self._has_gradients = True
         for param in self.params:
             if param.grad is None:
                 self._recorder.note(Key("gradient", self._names[id(param)]), "none")
@@ -149,14 +150,14 @@ class NotedLoop(Loop):
                 self._stretches("gradient", param, param.grad)
 
     def take(self, batch: Any, step: int) -> None:
-        """One step, noted."""
-        self._is_noted = False
+        """Take one step and record it."""
+        self._has_gradients = False
         hook = optim.Optimizer.register_step_pre_hook
-        handles = [hook(update.optimizer, lambda *_: self.note_gradients()) for update in self._updates]
+        handles = [hook(update.optimizer, lambda *_: self.record_gradients()) for update in self._updates]
         loss = self.step(batch)
         for handle in handles:
             handle.remove()
-        self.note_value("loss", "of the batch", float(loss))
+        self.record_value("loss", "of the batch", float(loss))
         for param in self.params:
             self._stretches("parameter", param, param.detach())
         for name, buffer in self.model.named_buffers():
@@ -164,12 +165,12 @@ class NotedLoop(Loop):
         self._recorder.end_step(step)
 
     def _stretches(self, kind: str, param: nn.Parameter, value: Tensor) -> None:
-        own = torch.empty_like(param.detach()).copy_(value)  # in the order in which the parameter lies in memory
+        own = torch.empty_like(param.detach()).copy_(value)  # in the parameter's order of storage
         for part, stretch, width in stretches(storage_order(own), 0, param.numel()):
             self._recorder.note(Key(kind, self._names[id(param)], part=part), stretch, width)
 
 
-def train(job: Job, steps: int, recorder: RecordWriter, perturbed: int) -> None:
+def record_steps(job: Job, steps: int, recorder: RecordWriter, perturbed: int) -> None:
     random_streams.enter(job.seed, "model")
     model = job.build_model()
     for param in trainable(model):
@@ -180,19 +181,19 @@ def train(job: Job, steps: int, recorder: RecordWriter, perturbed: int) -> None:
             moved = torch.rand(param.shape, generator=noise) < 0.5
             away = torch.where(moved, torch.full_like(param, torch.inf), torch.full_like(param, -torch.inf))
             param.data = torch.nextafter(param.data, away)
-    loop = NotedLoop(job, model, recorder)
+    loop = RecordedLoop(job, model, recorder)
     done = 0
     for step, batch in zip(range(steps), batches(job), strict=False):
         random_streams.enter(job.seed, "step", step, 0)
         loop.take(shuffled(batch, noise) if perturbed else batch, step)
         done = step + 1
     if job.evaluate is not None:
-        loop.note_value("evaluation", "loss", held_out_loss(job, model, done))
+        loop.record_value("evaluation", "loss", held_out_loss(job, model, done))
         recorder.end_step(done)
 
 
 def held_out_loss(job: Job, model: nn.Module, step: int) -> float:
-    """Of as many rows as the workers evaluate, in one batch."""
+    """Loss over as many rows as the workers evaluate, in one batch."""
     rows = as_rows(job.evaluate, "evaluate", job.seed, job.collate_fn, 0)
     (batch,) = rows.take(iter([(step, range(min(EVALUATED * job.batch_size, rows.num_rows)))]))
     random_streams.enter(job.seed, "evaluate", step, 0)

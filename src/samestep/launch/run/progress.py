@@ -1,4 +1,4 @@
-"""What a person sees of a run, on stderr: a live line on a terminal, plain lines elsewhere."""
+"""Display of a run on stderr: a live line on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from samestep.job.report import Report
-from samestep.launch.run.outcome import Event, Outcome
+from samestep.launch.failure import Event
+from samestep.launch.run.outcome import Outcome
 from samestep.plan.prediction import Prediction
 
 PLAIN_EVERY = 5.0  # seconds between plain lines
 LIVE_PER_SECOND = 4  # drawing takes cycles from the workers
-EQUAL = 1.15  # seconds per shard of the slowest worker to the fastest's, for which no names are named
-FEW = 3  # deals that the end of a run tells
+EQUAL = 1.15  # slowest worker's seconds per shard over the fastest's, below which no worker is named
+FEW = 3  # reassignments that the end of a run shows
 
 
 class Progress:
-    """Watches a run: header, progress, warnings, metrics."""
+    """Header, progress, warnings and metrics of a run."""
 
     def __init__(self, stream: TextIO = sys.stderr) -> None:
         self._stream = stream
@@ -36,10 +37,10 @@ class Progress:
                 self._steps += len(event["steps"])
                 self._progress(outcome)
             case "metrics":
-                self._line(f"after step {event['step']}: " + spelled(event["metrics"]))
+                self._line(f"after step {event['step']}: " + metrics_text(event["metrics"]))
             case "dealt":
                 was = outcome.deals[-2][1] if len(outcome.deals) > 1 else outcome.plan["assign"]
-                self._line(f"step {event['step']}: {dealt(was, event['assign'], event['pace'])}")
+                self._line(f"step {event['step']}: {reassignment_text(was, event['assign'], event['pace'])}")
             case "warning":
                 self._line(f"warning: {event['text']}")
             case "stall":
@@ -91,7 +92,7 @@ class Progress:
 
 
 class OnlyStalls:
-    """Shows nothing but what holds up a run."""
+    """Shows stalls only."""
 
     def see(self, event: Event, outcome: Outcome) -> None:
         if event["event"] == "stall" and not event["ends"]:
@@ -128,12 +129,12 @@ class LiveBar:
         self._bar.stop()
 
 
-def spelled(metrics: dict[str, float]) -> str:
+def metrics_text(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
-def dealt(was: Sequence[int], assign: Sequence[int], pace: Sequence[float]) -> str:
-    """Why shards are dealt anew, and how. pace: seconds that a shard takes each worker."""
+def reassignment_text(was: Sequence[int], assign: Sequence[int], pace: Sequence[float]) -> str:
+    """Reason and result of a reassignment of shards. pace: seconds that a shard takes each worker."""
     moved = f"shards {'+'.join(map(str, was))} are now {'+'.join(map(str, assign))}; the numbers stay the same"
     tried = [w for w, (old, new) in enumerate(zip(was, assign, strict=True)) if (old, new) == (0, 1)]
     if tried and sum(max(0, new - old) for old, new in zip(was, assign, strict=True)) == 1:
@@ -146,9 +147,9 @@ def dealt(was: Sequence[int], assign: Sequence[int], pace: Sequence[float]) -> s
 
 
 def summary(report: Report) -> str:
-    """The lines after a run: quality, speed, where the time went."""
+    """Lines after a run: quality, speed, times of the workers."""
     lines = []
-    quality = spelled(dict(report.metrics)) or (
+    quality = metrics_text(dict(report.metrics)) or (
         f"loss {report.losses[-1]:.4f}" if report.losses else "no steps left to do"
     )
     speed = "" if report.rows_per_second is None else f", {report.rows_per_second:,.0f} rows/s"
@@ -161,7 +162,7 @@ def summary(report: Report) -> str:
         proofs.append(f"ledger: {report.epochs_proven} epoch{'s' * (report.epochs_proven > 1)}, every row once")
     lines += [", ".join(proofs)] if proofs else []
     if len(report.deals) > FEW:
-        lines.append(f"shards were dealt anew {len(report.deals)} times; the last ones:")
+        lines.append(f"shards were reassigned {len(report.deals)} times; the last ones:")
     for first, assign in report.deals[-FEW:]:
         lines.append(f"from step {first} on shards {'+'.join(map(str, assign))}: workers' speeds had changed")
     for rank, spent in enumerate(report.times):

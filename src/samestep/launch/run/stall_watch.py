@@ -1,10 +1,10 @@
-"""Watching the workers of one host from outside: what they wrote, what the kernel says of them, their stacks.
+"""Watch the workers of one host from outside: their whereabouts, the kernel's account of them, their stacks.
 
     every look        whereabouts and the kernel's account of every worker (80 us each)
-    when in doubt     a signal lets faulthandler write a worker's stack; it does so in C, in whoever holds the
-                      interpreter's lock too. A process that is stopped cannot.
+    when in doubt     a signal lets faulthandler write a worker's stack; it does so in C, also in a thread that
+                      holds the interpreter's lock. A process that is stopped cannot.
 
-What follows from it is decided in diagnose/stall.py.
+diagnose/stall.py decides what follows from it.
 """
 
 import contextlib
@@ -37,8 +37,9 @@ from samestep.diagnose.stall import (
     WorkerView,
     find,
 )
+from samestep.launch.environment import ROOT
+from samestep.system.control_groups import OutOfMemory
 from samestep.system.procfs import (
-    OutOfMemory,
     Vital,
     catches,
     children,
@@ -46,11 +47,11 @@ from samestep.system.procfs import (
 )
 from samestep.trace.whereabouts import NOBODY, place_of, wait_of
 
-DUMP = signal.SIGRTMAX - 5  # nobody else's: SIGUSR1 and 2 are the user's
-PATIENCE = 0.75  # of the limit; what is left is for looking closer
+DUMP = signal.SIGRTMAX - 5  # unused by others: SIGUSR1 and 2 are the user's
+PATIENCE = 0.75  # of the limit; the rest is for looking closer
 LOOKS = 12  # within the limit
 MOST_LOADERS = 8
-OURS = str(Path(__file__).parents[1])
+OURS = str(ROOT / "samestep")
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
@@ -80,7 +81,7 @@ class WorkerSample:
 
 @dataclass
 class History:
-    """What a member did in the last moments, when its usual pace begins, and the first look at the step under way."""
+    """Recent samples of a member, the one at which its usual pace begins, and the first of the step under way."""
 
     samples: deque[WorkerSample] = field(default_factory=deque)
     usual_from: WorkerSample | None = None
@@ -96,12 +97,12 @@ class History:
             self.samples.popleft()
 
     def before(self, at: float) -> WorkerSample:
-        """The last sample before a moment, or the first there is."""
+        """The last sample before a moment, or the first one."""
         return next((sample for sample in reversed(self.samples) if sample.at <= at), self.samples[0])
 
 
-def pace(history: History, in_step: float, patience: float) -> OwnWork | None:
-    """Of the last moments; None while it is not known. in_step: seconds since the step under way began."""
+def own_work(history: History, in_step: float, patience: float) -> OwnWork | None:
+    """A member's recent and usual work per step; None while unknown. in_step: seconds since the current step began."""
     then, first, begun, now = history.samples[0], history.usual_from, history.step_from, history.samples[-1]
     assert begun is not None
     if first is None or then.done - first.done < FEW or now.at - then.at < patience:
@@ -115,13 +116,13 @@ def pace(history: History, in_step: float, patience: float) -> OwnWork | None:
 
 
 def write_stacks_to(file: int) -> None:
-    """In a worker: whoever sends DUMP has the stacks of all its threads written to `file`. Its loaders inherit it."""
+    """Let this worker write the stacks of all its threads to `file` when it gets DUMP. Its loaders inherit that."""
     with contextlib.suppress(RuntimeError, ValueError, OSError):
         faulthandler.register(DUMP, file=file, all_threads=True)
 
 
 class StallWatch:
-    """limit: seconds within which a stall is told. Call `look` every `period` seconds."""
+    """Watch for stalls on one host. limit: seconds within which a stall is reported. Call `look` every `period`."""
 
     def __init__(self, memory: Any, members: Sequence[Member], limit: float, run: str) -> None:
         self.limit, self.patience = limit, limit * PATIENCE
@@ -132,9 +133,9 @@ class StallWatch:
         self._histories = {member.rank: History() for member in members}
         self._memories = {member.rank: OutOfMemory(member.pid) for member in members}
         self._known: dict[int, WorkerView] = {}
-        self._told: Stall | None = None
-        self._told_at = 0.0
-        self._said: set[tuple[object, ...]] = set()
+        self._reported: Stall | None = None
+        self._reported_at = 0.0
+        self._reported_keys: set[tuple[object, ...]] = set()
         self._next = time.monotonic() + self.period
         self.path: Path | None = None  # of the file with the stacks
 
@@ -143,15 +144,15 @@ class StallWatch:
         return max(0.0, self._next - time.monotonic())
 
     def forget(self, rank: int) -> None:
-        """It has ended, and somebody else tells why."""
+        """Stop watching a worker that has ended."""
         self._members.pop(rank, None)
 
     def ran_out_of_memory(self, rank: int) -> bool:
         """Whether the kernel killed for memory in a worker's control group, since the run began."""
         return self._memories[rank].has_killed()
 
-    def seen(self) -> dict[int, WorkerView]:
-        """This host's workers, as they are now."""
+    def views(self) -> dict[int, WorkerView]:
+        """Current views of this host's workers."""
         now = time.monotonic()
         found = {rank: self._look_at(member, now) for rank, member in self._members.items()}
         for rank, worker in found.items():
@@ -162,39 +163,39 @@ class StallWatch:
         return found
 
     def look(self, others: Mapping[int, WorkerView] | None = None) -> list[tuple[str, Stall | None]]:
-        """What there is to tell, with the stall, or None where one is over. others: workers of other hosts."""
+        """Texts to report, each with its stall, or None where one is over. others: workers of other hosts."""
         self._next = time.monotonic() + self.period
-        found = find(own := self.seen() | (dict(others) if others else {}), self.patience)
+        found = find(own := self.views() | (dict(others) if others else {}), self.patience)
         texts: list[tuple[str, Stall | None]] = []
-        if self._told is not None and (found is None or found.key != self._told.key):
+        if self._reported is not None and (found is None or found.key != self._reported.key):
             if (over := self._over(own)) is not None:
                 texts.append((over, None))
-            self._told = None
-        if found is None or found.key in self._said or self._may_hear_more(found, own):
+            self._reported = None
+        if found is None or found.key in self._reported_keys or self._may_hear_more(found, own):
             return texts
         closer = own | self._closer(own, found)
         found = find(closer, self.patience)
         if found is None:
             return texts
         where = self._write(found, closer)
-        self._told, self._told_at = found, time.monotonic()
-        self._said.add(found.key)
+        self._reported, self._reported_at = found, time.monotonic()
+        self._reported_keys.add(found.key)
         self._known = closer
         return [*texts, (found.text + where, found)]
 
     def _may_hear_more(self, stall: Stall, workers: Mapping[int, WorkerView]) -> bool:
-        """Whether another host looks just now where the code of its worker is."""
+        """Whether another host is just reading the stack of its worker."""
         one = workers[stall.culprits[0]]
         can = stall.kind in (Kind.IDLE, Kind.RUNNING, Kind.LOCK, Kind.LOADER, Kind.APART)
         return can and one.rank not in self._members and one.process.frame is None and one.still < 0.93 * self.limit
 
     def _over(self, workers: Mapping[int, WorkerView]) -> str | None:
-        assert self._told is not None
-        rank = self._told.culprits[0]
+        assert self._reported is not None
+        rank = self._reported.culprits[0]
         before, now = self._known.get(rank), workers.get(rank)
-        if self._told.kind == Kind.SLOW or before is None or now is None or now.number == before.number:
+        if self._reported.kind == Kind.SLOW or before is None or now is None or now.number == before.number:
             return None
-        return f"{now.name} goes on, {time.monotonic() - self._told_at:.0f} s later"
+        return f"{now.name} goes on, {time.monotonic() - self._reported_at:.0f} s later"
 
     def _look_at(self, member: Member, now: float) -> WorkerView:
         place, wait = place_of(self._memory, member.slot), wait_of(self._memory, member.slot)
@@ -224,7 +225,7 @@ class StallWatch:
             waits=max(0.0, now - wait.changed) if wait.peer != NOBODY else 0.0,
             process=Process(member.pid, account.state, busy, has_run, account.asleep_in),
             out_of_memory=account.state in ("gone", "Z", "X") and self.ran_out_of_memory(member.rank),
-            pace=pace(history, now - place.call_entered if place.call == "step" else 0.0, self.patience),
+            pace=own_work(history, now - place.call_entered if place.call == "step" else 0.0, self.patience),
         )
 
     def _closer(self, workers: Mapping[int, WorkerView], stall: Stall) -> dict[int, WorkerView]:
@@ -256,7 +257,7 @@ class StallWatch:
         return tuple(found)
 
     def _write(self, stall: Stall, workers: Mapping[int, WorkerView]) -> str:
-        """The stacks, in a file of the user's own. Returns what to say of it."""
+        """Write the stacks into a file of the user's own. Returns the words that name it."""
         text = f"{stall.text}\n"
         for rank in sorted(self.stacks):
             text += f"\n{workers[rank].name}, process {workers[rank].process.pid}, in {workers[rank].where}:\n"
@@ -283,7 +284,7 @@ STEP = 0.005
 
 
 def stacks_of(processes: Sequence[tuple[int, int, int]]) -> dict[int, str]:
-    """By key, of (key, process, file), as far as they come in time: what each process writes when it is asked."""
+    """Stacks by key, as far as they come in time. processes: (key, process id, file that its stacks go to)."""
     asked = {}
     for key, pid, file in processes:
         if not catches(pid, DUMP):

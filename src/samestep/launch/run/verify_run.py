@@ -1,4 +1,4 @@
-"""`samestep verify`: run a plan, one worker and a plain loop for a few steps, and hold them against one another.
+"""`samestep verify`: run a plan, one worker and a plain loop for a few steps, and compare them.
 
 one worker, twice      bit for bit the same, or the job does not repeat by itself
 the plan               bit for bit the same as one worker
@@ -16,9 +16,9 @@ from samestep.launch.request.request import Request
 from samestep.launch.run.launcher import Launcher
 from samestep.plan.plan import Plan, spell
 from samestep.verification.causes import Cause, Finding
-from samestep.verification.job.bit_for_bit import exactly
+from samestep.verification.job.bit_for_bit import compare_bits
 from samestep.verification.job.first_not_finite import not_finite
-from samestep.verification.job.up_to_rounding import roughly
+from samestep.verification.job.up_to_rounding import compare_up_to_rounding
 from samestep.verification.job.verdict import Verdict
 from samestep.verification.record import Record
 
@@ -26,14 +26,16 @@ STEPS = 3
 Say = Callable[[str], None]
 
 
-def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -> Verdict:
-    """Raises Refused when the job or plan cannot be run, TrainingFailed when a run fails."""
-    if request.memory_limit is not None or request.device != "cpu":
+def verify_job(request: Request, launcher: Launcher, say: Say = lambda text: None) -> Verdict:
+    """Compare a request's runs. Raises Refused when the job or plan cannot be run, TrainingFailed when a run fails."""
+    if request.planning.memory_limit is not None or request.planning.device != "cpu":
         raise PlanRefused("verify notes whole models on the CPU: leave --memory-limit and --device out")
-    if request.plan == "auto" and not request.plan_is_asked:  # which may well be one worker, and prove nothing
-        request = replace(request, plan="data")
-    request = replace(request, steps=request.steps or STEPS, epochs=None)
-    assert request.steps is not None
+    if (
+        request.planning.plan == "auto" and not request.planning.plan_is_asked
+    ):  # the pick may be one worker, which proves nothing
+        request = request.but(plan="data")
+    request = request.but(steps=request.training.steps or STEPS, epochs=None)
+    assert request.training.steps is not None
     with tempfile.TemporaryDirectory(prefix="samestep-verify-") as name:
         root = Path(name)
         say("planning")
@@ -42,28 +44,28 @@ def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -
 
         failures: list[TrainingFailed] = []
 
-        def noted(what: str, one: Plan) -> Record:
+        def recorded(what: str, one: Plan) -> Record:
             say(what)
             folder = root / what.replace(" ", "-")
             folder.mkdir(mode=0o700)
             try:
-                launcher.run(planned(request, one, folder))
+                launcher.run(recording_request(request, one, folder))
             except TrainingFailed as error:  # workers may notice themselves that they disagree
                 failures.append(error)
             return Record(folder)
 
-        reference = noted("one worker", alone)
-        repeats = exactly(noted("one worker again", alone), reference).finding
-        of_plan = noted("the plan", plan)
-        found, nan = exactly(of_plan, reference), not_finite(of_plan)
+        reference = recorded("one worker", alone)
+        repeats = compare_bits(recorded("one worker again", alone), reference).finding
+        of_plan = recorded("the plan", plan)
+        found, nan = compare_bits(of_plan, reference), not_finite(of_plan)
         if failures and repeats is None and found.finding is None and nan is None:
             raise failures[0]
         say("the plain step")
-        facts = launcher.plain(replace(planned(request, alone, root), plan_text=None, plan="data"))
+        facts = launcher.plain(recording_request(request, alone, root).but(plan_text=None, plan="data"))
         rough = None
         if facts["by_design"] is None:
             perturbed = [Record(folder) for folder in sorted(root.glob("perturbed-*"))]
-            rough = roughly(reference, Record(root / "plain"), perturbed)
+            rough = compare_up_to_rounding(reference, Record(root / "plain"), perturbed)
     excused, warnings = excuses(facts)
     finding = None if rough is None or excused or repeats or nan else rough.finding
     if facts["coupled"] is not None and finding is not None:
@@ -72,7 +74,7 @@ def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -
         plan=f"{len(plan.assign)} workers with shards {spell(plan.assign)}"
         + (f" in {len(plan.stages)} stages" if len(plan.stages) > 1 else "")
         + (f", slices {plan.numerics.slices}" if plan.numerics.slices != "none" else ""),
-        steps=request.steps,
+        steps=request.training.steps,
         repeats=None if repeats is None else as_own(repeats),
         same_bits=None if repeats is not None else found.finding,
         same_step=finding,
@@ -84,10 +86,10 @@ def verify(request: Request, launcher: Launcher, say: Say = lambda text: None) -
     )
 
 
-def planned(request: Request, plan: Plan, folder: Path) -> Request:
-    """The same request with a plan that says everything."""
-    return replace(
-        request, plan="plan", plan_text=str(plan), plan_is_asked=True, probe=False, workers=None, assign=None,
+def recording_request(request: Request, plan: Plan, folder: Path) -> Request:
+    """The request that runs this plan and records its steps in a folder."""
+    return request.but(
+        plan="plan", plan_text=str(plan), plan_is_asked=True, probe=False, workers=None, assign=None,
         slices=None, hosts=None, numerics=None, record=str(folder), want_weights=False,
     )  # fmt: skip
 
@@ -97,21 +99,21 @@ def as_own(finding: Finding) -> Finding:
 
 
 def excuses(facts: dict[str, Any]) -> tuple[bool, list[str]]:
-    """Whether the numerics themselves make another step than the plain one, and what to say of it."""
-    said = []
+    """Whether the numerics define another step than the plain one, and the warnings about it."""
+    warnings = []
     if facts["by_design"] is not None:
-        said.append(f"not held against the plain step: {facts['by_design']}, which is part of the numerics")
+        warnings.append(f"not held against the plain step: {facts['by_design']}, which is part of the numerics")
     if facts["draws"]:
-        said.append(
+        warnings.append(
             "not held against the plain step: forward draws random numbers, every shard its own, and the whole batch "
             "would draw others"
         )
     if facts["batchnorm"]:
         first = facts["batchnorm"][0]
-        said.append(
+        warnings.append(
             f"not held against the plain step: {first} takes its statistics from a shard; sync_batchnorm=True takes "
             "them from the batch"
         )
     if facts["coupled"] is not None:
-        said.append(f"the loss couples the rows of a batch, which no sharding keeps: {facts['coupled']}")
-    return bool(said) and facts["coupled"] is None, said
+        warnings.append(f"the loss couples the rows of a batch, which no sharding keeps: {facts['coupled']}")
+    return bool(warnings) and facts["coupled"] is None, warnings

@@ -1,4 +1,4 @@
-"""A worker's life: take a part, train, tell the command what happens."""
+"""A worker: take a part, train, report to the command."""
 
 import contextlib
 import json
@@ -17,8 +17,8 @@ from safetensors.torch import save
 
 from samestep.errors import PeerLost
 from samestep.job.job import Job
-from samestep.launch.request.request import Request, audit_every
-from samestep.launch.run.outcome import Event, telling
+from samestep.launch.failure import Event, failure_event
+from samestep.launch.request.request import Request
 from samestep.launch.run.stall_watch import write_stacks_to
 from samestep.plan.plan import Plan
 from samestep.planner.search.decision import Decision
@@ -26,12 +26,14 @@ from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.run_memory import RunMemory
 from samestep.state.checkpoint import Description, unfinished_file
 from samestep.sync.logical_workers import logical_of
-from samestep.system.processes import die_with_parent
 from samestep.trace.clock import offsets, stamped
 from samestep.trace.whereabouts import Whereabouts
 from samestep.trace.worker_trace import WorkerTrace, encoded, last_steps
+from samestep.training import checkpoints
+from samestep.training.drift import Reassignment
 from samestep.training.trainer import Training
-from samestep.transport.shared_memory import SharedFabric
+from samestep.training.watched_training import Watch, watched_training
+from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
 from samestep.transport.transport import Transport
 from samestep.verification.job.observer import EVALUATED, Observer
@@ -39,18 +41,20 @@ from samestep.verification.record import RecordWriter
 
 
 class EventSender(Protocol):
-    """Takes an event, and open files that belong to it. Raises OSError when nobody listens any more."""
+    """Sends an event with open files that belong to it. Raises OSError when nobody listens any more."""
 
     def __call__(self, message: Event, /, *files: int) -> None: ...
 
 
 LOST_A_PEER = 3  # exit status of a worker that ended because another one had
-FLUSH = 0.1  # seconds of steps that are told to the command together
+FLUSH = 0.1  # seconds of steps that are reported to the command together
 UNUSED_AFTER = 10  # steps after which a parameter without gradient draws its warning
 
 
 @dataclass(frozen=True)
 class Resumption:
+    """The checkpoint that a run goes on from."""
+
     folder: Path
     description: Description
 
@@ -61,7 +65,7 @@ class Resumption:
 
 @dataclass
 class WorkerRun:
-    """What all workers of a run know."""
+    """Values that all workers of a run share."""
 
     job: Job
     plan: Plan
@@ -71,35 +75,31 @@ class WorkerRun:
     done: memoryview  # optimizer steps done by each worker, in memory that the leader sees
     hosts: tuple[int, ...]  # of every worker
     stop_asked: bool = False
-    deals_anew: bool = False  # the shards, when workers' speeds change
-    apart: bool = False  # every worker was started by itself: nobody hears them all
-    decision: Decision | None = None  # of the planner, where it was asked
-    seen: Any = None  # memory in which others see where each worker is
+    rebalances: bool = False  # whether shards are reassigned when workers' speeds change
+    is_joined: bool = False  # each worker was started by itself, so none hears the events of all
+    decision: Decision | None = None  # the planner's, if it was asked
+    whereabouts: Any = None  # memory in which an observer sees the position of each worker
     stacks: Sequence[int] = ()  # files for the workers' stacks
 
-    def tell(self, event: str, *files: int, **fields: Any) -> None:
+    def report(self, event: str, *files: int, **fields: Any) -> None:
         with contextlib.suppress(OSError):  # nobody listens any more; the leader will end this process
             self.send({"event": event, **fields}, *files)
 
 
-def run_worker(
-    run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, fabric: SharedFabric, leader: int
-) -> int:
-    """A worker process from fork to exit status."""
-    die_with_parent(leader)
+def run_worker(run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, fabric: SharedFabric) -> int:
+    """A worker process after its fork; returns the exit status."""
     listen_for_stop(run)
     transport = fabric.endpoint(rank)
-    if run.seen is not None:
-        transport.timesheet.whereabouts = Whereabouts(run.seen, rank)
+    if run.whereabouts is not None:
+        transport.timesheet.whereabouts = Whereabouts(run.whereabouts, rank)
         write_stacks_to(run.stacks[rank])
     return work(run, rank, prepared, shared, transport)
 
 
 def run_threads(
-    run: WorkerRun, prepared: Sequence[LaidOutModel], shared: Sequence[RunMemory], fabric: ThreadHosts, leader: int
+    run: WorkerRun, prepared: Sequence[LaidOutModel], shared: Sequence[RunMemory], fabric: ThreadHosts
 ) -> int:
-    """The process in which all workers are threads. shared: the memory of each host that they pretend to be on."""
-    die_with_parent(leader)
+    """The process in which all workers are threads. shared: the memory of each host that they simulate."""
     listen_for_stop(run)
     codes: list[int] = []
     threads = [
@@ -127,141 +127,147 @@ def listen_for_stop(run: WorkerRun) -> None:
 
 
 def work(run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, transport: Transport) -> int:
-    """Train as worker `rank`. A failure is told to the command before the connections close."""
-    diary = Diary(run, rank)
+    """Train as worker `rank`. A failure is reported to the command before the connections close."""
+    reports = WorkerReports(run, rank)
     try:
         torch.set_num_threads(run.plan.numerics.threads)
         first_step = run.resumption.step if run.resumption else 0
-        trainer = Training(
+        trainer, reassignments = watched_training(
             run.job,
             run.plan,
             prepared,
             shared,
             transport,
-            first_step=first_step,
-            allow_nan=run.request.allow_nan,
-            deals_anew=run.deals_anew,
-            audit=audit_every(run.request),
+            first_step,
+            allow_nan=run.request.training.allow_nan,
+            watch=Watch(audit=run.request.training.audit_every, rebalance=run.rebalances),
         )
+        reports.reassignments = reassignments
         observer = None
-        if run.request.record is not None:
-            trainer.executor.observer = observer = Observer(
-                trainer.executor, RecordWriter(Path(run.request.record), rank)
-            )
-            trainer.tell_evaluations(observer.evaluated, EVALUATED * run.job.batch_size)
-        diary.step = run.done[rank] = first_step
-        train(run, trainer, diary)
+        if run.request.training.record is not None:
+            observer = Observer(trainer.executor, RecordWriter(Path(run.request.training.record), rank))
+            trainer.attendants.add(observer)
+            trainer.evaluation.on_evaluation(observer.evaluated, EVALUATED * run.job.batch_size)
+        reports.step = run.done[rank] = first_step
+        train(run, trainer, reports)
         if observer is not None:
             observer.finish(trainer.step_number)
-    except BaseException as error:  # noqa: BLE001 - told to the command, which decides what to print
-        _no_more_news_of_loaders()
-        diary.failed(error)
+    except BaseException as error:  # noqa: BLE001 - reported to the command, which decides what to print
+        _ignore_loader_deaths()
+        reports.failed(error)
         return LOST_A_PEER if isinstance(error, PeerLost) else 1
     finally:
         transport.close()
     return 0
 
 
-def _no_more_news_of_loaders() -> None:
-    """torch raises wherever the main thread is when a loader worker dies; not while a failure is told."""
+def _ignore_loader_deaths() -> None:
+    """Keep torch from raising in the main thread for a loader worker that dies while a failure is reported."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @dataclass
-class Diary:
-    """What a worker tells the command; steps in bundles."""
+class WorkerReports:
+    """Reports of a worker to the command; steps are bundled."""
 
     run: WorkerRun
     rank: int
     step: int = 0
     seconds: list[float] = field(default_factory=list)
+    reassignments: Sequence[Reassignment] = ()  # grows while the worker trains
     _steps: list[tuple[int, float, float]] = field(default_factory=list)
     _timed: dict[int, float] = field(default_factory=dict)  # steps whose loss is not known yet
     _flushed: float = field(default_factory=time.monotonic)
 
     def up(self) -> None:
-        self.run.tell("up", rank=self.rank, pid=os.getpid(), threads=torch.get_num_threads())
+        self.run.report("up", rank=self.rank, pid=os.getpid(), threads=torch.get_num_threads())
 
-    def stepped(self, step: int, seconds: float) -> None:
+    def add_step(self, step: int, seconds: float) -> None:
         self.step = self.run.done[self.rank] = step + 1
         self.seconds.append(seconds)
         self._timed[step] = seconds
 
-    def learned(self, losses: Sequence[tuple[int, float]]) -> None:
-        """What the losses of steps were, of this one and perhaps of earlier ones."""
+    def add_losses(self, losses: Sequence[tuple[int, float]]) -> None:
+        """Add losses that have become known, of this step and perhaps of earlier ones."""
         found = [(step, loss, self._timed.pop(step)) for step, loss in losses]
-        if self.rank == 0 or self.run.apart:
+        if self.rank == 0 or self.run.is_joined:
             self._steps += found
             if time.monotonic() - self._flushed > FLUSH:
                 self.flush()
 
-    def dealt(self, trainer: Training, step: int) -> None:
-        """Tell that shards were dealt anew before this step, if they were."""
-        was_dealt = bool(trainer.deals) and trainer.deals[-1][0] == step
-        if was_dealt and trainer.drift is not None and (self.rank == 0 or self.run.apart):
-            self.run.tell("dealt", step=step, assign=trainer.deals[-1][1], pace=trainer.drift.pace)
+    def add_reassignment(self, step: int) -> None:
+        """Report that shards were reassigned before this step, if they were."""
+        last = self.reassignments[-1] if self.reassignments else None
+        if last is not None and last.step == step and (self.rank == 0 or self.run.is_joined):
+            self.run.report("dealt", step=step, assign=last.assign, pace=last.pace)
 
     def flush(self) -> None:
         if self._steps:
             for at in range(0, len(self._steps), 1000):
-                self.run.tell("steps", steps=self._steps[at : at + 1000])
+                self.run.report("steps", steps=self._steps[at : at + 1000])
         self._steps, self._flushed = [], time.monotonic()
 
     def failed(self, error: BaseException) -> None:
         self.flush()
         with contextlib.suppress(OSError):
-            self.run.send(telling(error, self.rank, self.step))
+            self.run.send(failure_event(error, self.rank, self.step))
 
 
-def train(run: WorkerRun, trainer: Training, diary: Diary) -> None:
-    """The loop over steps, with what is due between them."""
-    root = None if run.request.checkpoint is None else Path(run.request.checkpoint)
+def train(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
+    """The loop over steps, with evaluation, callbacks and checkpoints between them."""
+    root = None if run.request.training.checkpoint is None else Path(run.request.training.checkpoint)
     if run.resumption is not None:
-        for warning in trainer.restore(run.resumption.folder, run.resumption.description):
-            if diary.rank == 0:
-                run.tell("warning", text=warning)
-    diary.up()
+        for warning in checkpoints.restore(trainer, run.resumption.folder, run.resumption.description):
+            if reports.rank == 0:
+                run.report("warning", text=warning)
+    reports.up()
+    evaluation = trainer.evaluation
     metrics: dict[str, float] = {}
     saved = trainer.step_number
     stopped = False
-    with _callbacks(run, diary.rank) as callbacks:
+    with _callbacks(run, reports.rank) as callbacks:
         while trainer.step_number < trainer.num_steps and not stopped:
             began = time.perf_counter()
             result = trainer.step(run.stop_asked)
-            diary.stepped(result.number, time.perf_counter() - began)
+            reports.add_step(result.number, time.perf_counter() - began)
             stopped = result.stop
-            diary.dealt(trainer, result.number)
-            known = result.known or (trainer.settle() if trainer.evaluation_due else ())
-            diary.learned(known)
-            found = trainer.evaluate() if trainer.evaluation_due and not stopped else {}
-            if found and diary.rank == 0:
-                diary.flush()
-                run.tell("metrics", step=trainer.step_number, metrics=found)
+            reports.add_reassignment(result.number)
+            known = result.known or (trainer.settle() if evaluation.is_due(trainer.step_number) else ())
+            reports.add_losses(known)
+            is_due = evaluation.is_due(trainer.step_number) and not stopped
+            found = evaluation.after(trainer.step_number) if is_due else {}
+            if found and reports.rank == 0:
+                reports.flush()
+                run.report("metrics", step=trainer.step_number, metrics=found)
             metrics = found or metrics
             with trainer.during("callback"):
                 for number, loss in known:
                     for callback in callbacks:
                         callback(number, loss, found if number == result.number else {})
-            if root is not None and run.request.every and trainer.step_number % run.request.every == 0:
-                trainer.save(root, run.request.run)
+            if (
+                root is not None
+                and run.request.training.every
+                and trainer.step_number % run.request.training.every == 0
+            ):
+                checkpoints.save(trainer, root, run.request.run)
                 saved = trainer.step_number
             if trainer.step_number - (run.resumption.step if run.resumption else 0) == UNUSED_AFTER:
-                _warn_unused(run, trainer, diary)
+                _warn_unused(run, trainer, reports)
         if trainer.step_number - (run.resumption.step if run.resumption else 0) < UNUSED_AFTER:
-            _warn_unused(run, trainer, diary)
+            _warn_unused(run, trainer, reports)
         known = trainer.settle()
-        diary.learned(known)
+        reports.add_losses(known)
         for number, loss in known:
             for callback in callbacks:
                 callback(number, loss, {})
     if root is not None and saved != trainer.step_number:
-        trainer.save(root, run.request.run)
-    finish(run, trainer, diary, metrics, stopped=stopped)
+        checkpoints.save(trainer, root, run.request.run)
+    finish(run, trainer, reports, metrics, stopped=stopped)
 
 
-def _a_step(seconds: Sequence[float], plan: Plan) -> float:
-    """The median; of local steps the mean, since those that end in a meeting are longer."""
+def _step_seconds(seconds: Sequence[float], plan: Plan) -> float:
+    """Median seconds of a step; for local steps the mean, since those that end in a meeting are longer."""
     return (statistics.median if logical_of(plan) is None else statistics.fmean)(seconds)
 
 
@@ -277,77 +283,78 @@ def _callbacks(run: WorkerRun, rank: int) -> Iterator[Sequence[Any]]:
                 callback.close()
 
 
-def _warn_unused(run: WorkerRun, trainer: Training, diary: Diary) -> None:
+def _warn_unused(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
     names = trainer.without_gradient()
-    if names and diary.rank == 0:
+    if names and reports.rank == 0:
         few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        run.tell("warning", text=f"no gradient so far for {few}: forward does not use it, so the optimizer skips it")
+        run.report("warning", text=f"no gradient so far for {few}: forward does not use it, so the optimizer skips it")
 
 
-def finish(run: WorkerRun, trainer: Training, diary: Diary, metrics: dict[str, float], *, stopped: bool) -> None:
-    """Digest, weights, and how the time went."""
-    digest = trainer.digest()
+def finish(
+    run: WorkerRun, trainer: Training, reports: WorkerReports, metrics: dict[str, float], *, stopped: bool
+) -> None:
+    """Report digest, weights and times at the end."""
+    digest = checkpoints.digest(trainer)
     sync = trainer.executor.report()
     transport = trainer.executor.transport
     own = {
-        "rank": diary.rank,
+        "rank": reports.rank,
         **{name: getattr(transport.timesheet, name) for name in ("compute", "communicate", "wait")},
         **asdict(transport.counted),
     }
-    for text in transport.exchange(json.dumps(own).encode()) if run.apart else ():
-        if (other := json.loads(text))["rank"] != diary.rank:
-            run.tell("worker", **other)
-    run.tell("worker", **own)
-    if run.request.trace_steps is not None:
-        tell_trace(run, transport, run.request.trace_steps)
-    diary.flush()
+    for text in transport.exchange(json.dumps(own).encode()) if run.is_joined else ():
+        if (other := json.loads(text))["rank"] != reports.rank:
+            run.report("worker", **other)
+    run.report("worker", **own)
+    if run.request.training.trace_steps is not None:
+        report_trace(run, transport, run.request.training.trace_steps)
+    reports.flush()
     weights = b""
-    if run.request.save is not None or run.request.want_weights:
-        weights = save(trainer.weights())
-    if diary.rank != 0 and not run.apart:
+    if run.request.training.save is not None or run.request.training.want_weights:
+        weights = save(checkpoints.weights(trainer))
+    if reports.rank != 0 and not run.is_joined:
         return
-    if run.request.save is not None and diary.rank == 0:
-        _write(Path(run.request.save), weights, run.request.run)
-    files = [in_memory(weights)] if run.request.want_weights and diary.rank == 0 else []
-    timed = diary.seconds[3:]
-    run.tell(
+    if run.request.training.save is not None and reports.rank == 0:
+        _write(Path(run.request.training.save), weights, run.request.run)
+    files = [in_memory(weights)] if run.request.training.want_weights and reports.rank == 0 else []
+    timed = reports.seconds[3:]
+    run.report(
         "finished",
         *files,
         digest=digest,
         metrics=metrics,
-        audits=0 if trainer.audit is None else trainer.audit.count,
-        epochs_proven=None if trainer.books is None else trainer.books.count,
+        **{"audits": 0, "epochs_proven": None, **trainer.attendants.report()},
         step=trainer.step_number,
         stopped=stopped,
-        checkpoint=run.request.checkpoint is not None,
-        seconds_per_step=_a_step(timed, run.plan) if timed else None,
+        checkpoint=run.request.training.checkpoint is not None,
+        seconds_per_step=_step_seconds(timed, run.plan) if timed else None,
         sync=sync,
     )
 
 
-def tell_trace(run: WorkerRun, transport: Transport, steps: int) -> None:
-    """The last steps, action by action. Of workers that were started apart, worker 0 tells all, on its own clock."""
+def report_trace(run: WorkerRun, transport: Transport, steps: int) -> None:
+    """Report the last steps, action by action. Worker 0 reports those of all joined workers, on its own clock."""
     host = run.hosts[transport.rank]
     trace = WorkerTrace(transport.rank, host, last_steps(transport.timesheet.ring, steps))
-    if not run.apart:
-        run.tell("trace", in_memory(encoded(trace)), rank=trace.rank)
+    if not run.is_joined:
+        run.report("trace", in_memory(encoded(trace)), rank=trace.rank)
         return
     offset = offsets(stamped(transport.exchange), run.hosts)[host]
     own = encoded(replace(trace, clock_error=offset.error), -offset.seconds)
     for rank, text in enumerate(transport.exchange(own)):
         if transport.rank == 0:
-            run.tell("trace", in_memory(text), rank=rank)
+            run.report("trace", in_memory(text), rank=rank)
 
 
 def _write(path: Path, content: bytes, run: str) -> None:
-    """Whole or not at all; whoever watches the run removes what a kill leaves."""
+    """Write whole or not at all; the process that watches the run removes what a kill leaves."""
     temporary = unfinished_file(path, run)
     temporary.write_bytes(content)
     temporary.replace(path)
 
 
 def in_memory(content: bytes) -> int:
-    """A file without a name, to be passed to the command."""
+    """A file without a name, for the command."""
     handle = os.memfd_create("samestep-weights")
     with os.fdopen(os.dup(handle), "wb") as file:
         file.write(content)

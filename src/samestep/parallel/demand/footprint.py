@@ -1,10 +1,10 @@
-"""The memory that a plan needs on every worker, counted before anything is allocated.
+"""Memory that a plan needs on every worker, counted before anything is allocated.
 
     parameters     what the worker computes with
     gradients      a slot of the same size for every node of the tree that its shards keep open, and the
-                   largest gradient that is made apart, before it is added to a slot; with stale(s), so many
-                   slots for each of s + 1 steps
-    optimizer      the state of what it updates (SGD with momentum: once, Adam: twice its size)
+                   largest gradient that is made outside of its slot and then added; with stale(s), the slots
+                   of s + 1 steps
+    optimizer      the state of the parameters that it updates (SGD with momentum: once, Adam: twice its size)
     activations    the most that is kept for backward at any time, along the worker's own schedule
     workspace      the process itself, and memory through which workers exchange tensors
 
@@ -17,21 +17,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn, optim
 
-from samestep.parallel.cutting.cut import Cut
 from samestep.parallel.demand.activation_memory import activations
+from samestep.parallel.demand.planned_step import PlannedStep
 from samestep.parallel.demand.workspace import workspace
 from samestep.parallel.gradients.layout import Layout, Piece
 from samestep.parallel.gradients.ownership import Ownership
 from samestep.parallel.gradients.sharded_update import ELEMENTWISE
 from samestep.parallel.gradients.undecorated import skip_dynamo_in_step
-from samestep.plan.plan import Plan
 from samestep.schedule import actions
 from samestep.sync.staleness import steps_stale
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes on one worker."""
+    """Bytes that one worker needs, by purpose."""
 
     parameters: int
     gradients: int
@@ -45,34 +44,32 @@ class Footprint:
 
 
 def footprint(
-    plan: Plan,
+    step: PlannedStep,
     rank: int,
     layout: Layout,
     homes: Sequence[Ownership],
     pieces: Sequence[Piece],
     state: float,
-    structure: Cut,
     schedule: Sequence[actions.Action],
-    shards: int,
 ) -> Footprint:
-    """Of worker `rank`, in a step of `shards`. state: elements of optimizer state per element of a parameter."""
+    """Memory of worker `rank`. state: elements of optimizer state per element of a parameter that it updates."""
     used = [(e, home) for e, home in zip(layout.entries, homes, strict=True) if rank in home.workers]
     values = sum(e.nbytes for e, _ in used if e.tied_to is None)
-    slots = sum(e.nbytes * home.kept_slots(rank) for e, home in used) * (steps_stale(plan) + 1)
-    # A product may be written into its slot (linear.py); anything else is made first, then copied or added.
-    apart = max((e.nbytes for e, home in used if home.adds(rank) or e.param.dim() != 2), default=0)
+    slots = sum(e.nbytes * home.kept_slots(rank) for e, home in used) * (steps_stale(step.plan) + 1)
+    # A product may be written into its slot (linear.py); anything else is made outside, then copied or added.
+    outside = max((e.nbytes for e, home in used if home.adds(rank) or e.param.dim() != 2), default=0)
     owned = sum((p.stop - p.start) * layout.entries[p.entry].param.element_size() for p in pieces)
     return Footprint(
         values,
-        slots + apart,
+        slots + outside,
         int(owned * state),
-        activations(plan, rank, structure, schedule, shards),
-        workspace(plan, rank, structure, shards),
+        activations(step, rank, schedule),
+        workspace(step, rank),
     )
 
 
 def state_per_element(optimizer: optim.Optimizer) -> float:
-    """Found out by a step of the same class, with the same settings, on a small parameter."""
+    """Elements of optimizer state per element of a parameter, from a step with the same settings on a small one."""
     param = nn.Parameter(torch.zeros(8, 8))  # some optimizers take matrices only
     group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     twin = type(optimizer)([{"params": [param], **group}], lr=0.0)  # type: ignore[call-arg]

@@ -1,24 +1,26 @@
-"""The bytes of tensors that a step moves between workers, by the plan alone.
+"""Traffic: the bytes of tensors that a step moves between workers, by the plan alone.
 
     cuts        per shard: the values that cross, and their gradients back; the random streams' state
     slices      per set: rows to the holders, outputs back, and both ways once more (see joint.py)
     gradients   per parameter: partial sums that the owner of a piece reads from others
 
 Data parallelism moves parameters, slices and stages move activations: which is less differs by layer.
-A transport counts what it moved; the two agree (its test holds that). What of it goes from host to host is
-told apart: only that takes a network's time.
+A transport counts the bytes that it moves; a test holds that the two agree. Bytes between hosts are counted
+separately too: only they take a network's time.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from samestep.numerics import random_streams
 from samestep.numerics.reduction_tree import local_plan
 from samestep.parallel.cutting.cut import Cut, Segment
+from samestep.parallel.demand.planned_step import PlannedStep
 from samestep.parallel.execution.bundles import HEAD
-from samestep.parallel.execution.joint import JoinGroup, meeting_of
+from samestep.parallel.execution.joint import JoinGroup
 from samestep.parallel.gradients.compressed_edges import CompressedEdges
-from samestep.parallel.gradients.host_exchange import joined
+from samestep.parallel.gradients.host_routes import host_partials
 from samestep.parallel.gradients.layout import Layout, Piece
 from samestep.parallel.gradients.ownership import Ownership
 from samestep.parallel.gradients.stretches import Stretch, Stretches
@@ -27,7 +29,7 @@ from samestep.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes per step, over all workers."""
+    """Bytes per step, over all workers, by cause."""
 
     cuts: int = 0
     slices: int = 0
@@ -49,133 +51,137 @@ def traffic(
     hosts: Sequence[int],
     edges: CompressedEdges | None = None,
 ) -> tuple[Traffic, Traffic]:
-    """All of it, and what goes from host to host.
+    """Bytes moved in all, and the part of them that goes from host to host.
 
-    rows: of every shard of a step; `structure` was recorded with the rows of the first shard. edges: that a codec
-    makes smaller, on the wire alone.
+    rows: of every shard of a step; `structure` was recorded with the rows of the first shard. edges: where a codec
+    makes sums smaller, on the wire alone.
     """
-    stretches = Stretches(layout, homes, hosts, pieces)
-    values = sum(_nbytes(layout, s) for s in stretches.values)
-    sums = sum(_sum_bytes(layout, homes, hosts, s, len(rows), edges) for s in stretches.gradients)
-    gradients = sums + gradient_bytes(plan, layout, homes, pieces, len(rows), hosts, stretches)
+    num_sets = -(-len(rows) // plan.set_size(len(rows)))
+    parameters = _ParameterBytes(layout, homes, pieces, hosts, len(rows), num_sets, edges)
+    values, sums = parameters.values(), parameters.sums_between_hosts()
+    gradients = sums + parameters.sums_within_hosts()
     if structure is None:
         return Traffic(gradients=gradients, values=values), Traffic(gradients=sums, values=values)
-    scale = [count / rows[0] for count in rows]
-    cuts = dict.fromkeys((True, False), 0)  # by whether it leaves the host
-    for stage in range(len(plan.stages) - 1):
-        for shard in range(len(rows)):
-            a, b = _worker_of(plan, stage, shard), _worker_of(plan, stage + 1, shard)
-            if a != b:
-                cuts[hosts[a] != hosts[b]] += _crossing_bytes(structure, stage, scale[shard])
-    near, far = (
-        sum(
-            _region_bytes(plan, structure, segment, shards, scale, hosts, far=far)
-            for segment in structure.segments
-            if segment.region is not None
-            for shards in plan.grid(len(rows), structure.sliced).sets
+    activations = _ActivationBytes(PlannedStep(plan, structure, len(rows)), [n / rows[0] for n in rows], hosts)
+    wired = Traffic(activations.cuts(between_hosts=True), activations.slices(between_hosts=True), sums, values)
+    return Traffic(
+        wired.cuts + activations.cuts(between_hosts=False),
+        wired.slices + activations.slices(between_hosts=False),
+        gradients,
+        values,
+    ), wired
+
+
+@dataclass(frozen=True)
+class _ParameterBytes:
+    """Bytes of gradients, and of new values of parameters."""
+
+    layout: Layout
+    homes: Sequence[Ownership]
+    pieces: Sequence[Sequence[Piece]]
+    hosts: Sequence[int]
+    num_shards: int
+    num_sets: int
+    edges: CompressedEdges | None
+
+    @cached_property
+    def _stretches(self) -> Stretches:
+        return Stretches(self.layout, self.homes, self.hosts, self.pieces)
+
+    def values(self) -> int:
+        return sum(self._nbytes(stretch) for stretch in self._stretches.values)
+
+    def sums_between_hosts(self) -> int:
+        """Bytes of partial sums: in each stretch, one for each node that remains of the sender's host."""
+        return sum(self._sums(stretch) for stretch in self._stretches.gradients)
+
+    def sums_within_hosts(self) -> int:
+        """Bytes that workers read of other workers' partial sums within their host."""
+        read = {(rank, Piece(entry, piece.start, piece.stop)) for rank, owned in enumerate(self.pieces)
+                for piece in owned for entry in (piece.entry, *self.layout.aliases(piece.entry))}  # fmt: skip
+        for s in self._stretches.gradients:  # who sends a stretch has read it; an owner has read its own already
+            if not any(p.entry == s.entry and p.start <= s.start < p.stop for r, p in read if r == s.sender):
+                read.add((s.sender, Piece(s.entry, s.start, s.stop)))
+        total = 0
+        for rank, piece in read:
+            home = self.homes[piece.entry]
+            _, holders = home.published(self.num_sets if home.is_slice else self.num_shards)
+            others = [holder for holder, _ in holders if holder != rank and self.hosts[holder] == self.hosts[rank]]
+            total += self._nbytes(piece) * len(others)
+        return total
+
+    def _nbytes(self, part: Piece | Stretch) -> int:
+        return (part.stop - part.start) * self.layout.entries[part.entry].param.element_size()
+
+    def _sums(self, s: Stretch) -> int:
+        piece, total = Piece(s.entry, s.start, s.stop), 0
+        for node, _ in host_partials(self.homes[s.entry], self.hosts[s.sender], self.hosts, self.num_shards).left:
+            if self.edges is not None and self.edges.applies_to(node, s.entry, self.num_shards):
+                total += sum(tensor.nbytes for tensor in self.edges.packed_like(piece))
+            else:
+                total += self._nbytes(s)
+        return total
+
+
+@dataclass(frozen=True)
+class _ActivationBytes:
+    """Bytes of activations and of their gradients, between workers of one host or of two."""
+
+    step: PlannedStep
+    scale: Sequence[float]  # rows of each shard over rows of the first
+    hosts: Sequence[int]
+
+    def cuts(self, *, between_hosts: bool) -> int:
+        total = 0
+        for stage in range(len(self.step.plan.stages) - 1):
+            senders, receivers = self._worker_of_shards(stage), self._worker_of_shards(stage + 1)
+            for a, b, scale in zip(senders, receivers, self.scale, strict=True):
+                if a != b and (self.hosts[a] != self.hosts[b]) == between_hosts:
+                    total += self._crossing(stage, scale)
+        return total
+
+    def slices(self, *, between_hosts: bool) -> int:
+        step = self.step
+        return sum(
+            self._region(segment, shards, between_hosts=between_hosts)
+            for segment in step.cut.segments
+            if segment.is_sliced
+            for shards in step.plan.grid(step.num_shards, step.cut.sliced).sets
         )
-        for far in (False, True)
-    )
-    return Traffic(sum(cuts.values()), near + far, gradients, values), Traffic(cuts[True], far, sums, values)
 
+    def _worker_of_shards(self, stage: int) -> list[int]:
+        workers, assign = self.step.plan.stages[stage].workers, self.step.plan.stages[stage].assign
+        return [worker for worker, count in zip(workers, assign, strict=True) for _ in range(count)]
 
-def gradient_bytes(
-    plan: Plan,
-    layout: Layout,
-    homes: Sequence[Ownership],
-    pieces: Sequence[Sequence[Piece]],
-    num_shards: int,
-    hosts: Sequence[int],
-    stretches: Stretches,
-) -> int:
-    """What workers read of other workers' partial sums within their host."""
-    sets = -(-num_shards // plan.set_size(num_shards))
-    read = {(rank, Piece(entry, piece.start, piece.stop)) for rank, owned in enumerate(pieces) for piece in owned
-            for entry in (piece.entry, *layout.aliases(piece.entry))}  # fmt: skip
-    for s in stretches.gradients:  # who sends a stretch has read it; an owner has read what it owns already
-        if not any(p.entry == s.entry and p.start <= s.start < p.stop for r, p in read if r == s.sender):
-            read.add((s.sender, Piece(s.entry, s.start, s.stop)))
-    total = 0
-    for rank, piece in read:
-        home = homes[piece.entry]
-        _, holders = home.published(sets if home.is_slice else num_shards)
-        size = layout.entries[piece.entry].param.element_size() * (piece.stop - piece.start)
-        total += size * sum(holder != rank and hosts[holder] == hosts[rank] for holder, _ in holders)
-    return total
+    def _crossing(self, stage: int, scale: float) -> int:
+        """Bytes that one shard brings over the cut after `stage`, there and back."""
+        cut = self.step.cut
+        crossing = cut.crossings[stage]
+        there = sum(cut.nbytes[value] for value in crossing)
+        back = sum(cut.nbytes[value] for value in crossing if value in cut.floats)
+        streams = random_streams.pack(random_streams.leave()).numel()
+        return round((there + back) * scale) + streams + 2 * (HEAD.size + len(crossing))
 
+    def _region(self, segment: Segment, shards: range, *, between_hosts: bool) -> int:
+        """Bytes that a set of shards moves for a sliced segment."""
+        total = 0
+        for rank in self.step.plan.stages[segment.stage].workers:
+            group = self.step.join_group(rank, segment, shards)
+            share = sum(self.scale[shard] for shard in group.own_shards)
+            holders = [holder for holder in group.slices
+                       if holder != rank and (self.hosts[holder] != self.hosts[rank]) == between_hosts]  # fmt: skip
+            total += round(share * self._per_shard(segment, group, holders))
+        return total
 
-def _nbytes(layout: Layout, s: Stretch) -> int:
-    return (s.stop - s.start) * layout.entries[s.entry].param.element_size()
-
-
-def _sum_bytes(
-    layout: Layout,
-    homes: Sequence[Ownership],
-    hosts: Sequence[int],
-    s: Stretch,
-    num_shards: int,
-    edges: CompressedEdges | None,
-) -> int:
-    """Of the sums in a stretch: one for each node that the sender's host is left with."""
-    piece, total = Piece(s.entry, s.start, s.stop), 0
-    for node, _ in joined(homes[s.entry], hosts[s.sender], hosts, num_shards).left:
-        if edges is not None and edges.applies_to(node, s.entry, num_shards):
-            total += sum(tensor.nbytes for tensor in edges.packed_like(piece))
-        else:
-            total += _nbytes(layout, s)
-    return total
-
-
-def _worker_of(plan: Plan, stage: int, shard: int) -> int:
-    held = plan.stages[stage].shards_by_worker(plan.numerics.shards)
-    return next(worker for worker, own in held.items() if shard in own)
-
-
-def _crossing_bytes(structure: Cut, stage: int, scale: float) -> int:
-    crossing = structure.crossings[stage]
-    there = sum(structure.nbytes[value] for value in crossing)
-    back = sum(structure.nbytes[value] for value in crossing if value in structure.floats)
-    return (
-        round((there + back) * scale)
-        + random_streams.pack(random_streams.leave()).numel()
-        + 2 * (HEAD.size + len(crossing))
-    )
-
-
-def _region_bytes(
-    plan: Plan,
-    structure: Cut,
-    segment: Segment,
-    shards: range,
-    scale: Sequence[float],
-    hosts: Sequence[int],
-    *,
-    far: bool,
-) -> int:
-    """From worker to worker on other hosts (`far`), or on the same one."""
-    region, stage = segment.region, plan.stages[segment.stage]
-    assert region is not None
-    held = {rank: plan.shards_of(rank, len(scale), segment.stage) for rank in stage.workers}
-    counts = dict(stage.slices)[region.column]
-    total = 0
-    for rank in stage.workers:
-        meeting = meeting_of(rank, stage.workers, counts, held, shards)
-        share = sum(scale[shard] for shard in meeting.own_shards)
-        others = [holder for holder in meeting.slices if holder != rank and (hosts[holder] != hosts[rank]) == far]
-        total += round(share * _bytes_per_share(structure, segment, meeting, others))
-    return total
-
-
-def _bytes_per_share(structure: Cut, segment: Segment, meeting: JoinGroup, holders: Sequence[int]) -> float:
-    """What the rows of one shard of the first one's size cost between their worker and some holders of slices, there
-    and back, twice."""
-    region = segment.region
-    assert region is not None
-    x, y = structure.nbytes[region.takes], structure.nbytes[region.makes]
-    others = {holder: meeting.slices[holder] for holder in holders}
-    nodes = sum(len(local_plan(own, meeting.num_slices).left) for own in others.values())
-    columns = sum(map(len, others.values())) / meeting.num_slices
-    needs_dx = region.takes in structure.floats and region.takes >= structure.num_inputs
-    outputs = nodes * y if region.is_summed else columns * y
-    gradients = len(others) * y if region.is_summed else columns * y
-    return len(others) * x + outputs + gradients + (nodes * x if needs_dx else 0)
+    def _per_shard(self, segment: Segment, group: JoinGroup, holders: Sequence[int]) -> float:
+        """Bytes that a shard as large as the first costs between its worker and some holders of slices, forward and
+        backward."""
+        cut, region = self.step.cut, self.step.slices_of(segment)[0]
+        x, y = cut.nbytes[region.takes], cut.nbytes[region.makes]
+        slices = [group.slices[holder] for holder in holders]
+        nodes = sum(len(local_plan(own, group.num_slices).left) for own in slices)
+        columns = sum(map(len, slices)) / group.num_slices
+        needs_dx = region.takes in cut.floats and region.takes >= cut.num_inputs
+        outputs = nodes * y if region.is_summed else columns * y
+        gradients = len(holders) * y if region.is_summed else columns * y
+        return len(holders) * x + outputs + gradients + (nodes * x if needs_dx else 0)

@@ -4,12 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from samestep.errors import PeerLost
-from samestep.numerics.numerics import num_shards_of, shard_rows
 from samestep.parallel.execution.executor import Executor, StepState
-from samestep.parallel.execution.local_executor import LocalExecutor
 from samestep.schedule import actions
-from samestep.schedule.actions import Schedule
-from samestep.sync.staleness import steps_stale
 from samestep.trace.timesheet import Timesheet
 
 
@@ -28,41 +24,36 @@ class StepResult:
     known: Sequence[tuple[int, float]] = ()  # the losses that became known in this step: number and loss of each
 
 
-def run_step(executor: Executor, number: int, rows: int, stop_asked: bool = False) -> StepResult:
-    """One optimizer step over a batch of `rows` rows. All workers must call it with the same numbers."""
+def run_step(
+    executor: Executor,
+    number: int,
+    rows: int,
+    stop_asked: bool = False,
+    before: Sequence[Callable[[actions.Action], None]] = (),
+    after: Sequence[Callable[[actions.Action, StepState], None]] = (),
+) -> StepResult:
+    """One optimizer step over a batch of `rows` rows. All workers must call it with the same numbers.
+
+    before, after: called around every action.
+    """
     timesheet = executor.transport.timesheet
-    filling = executor.is_filling(number)
-    shard_sizes, schedule = executor.routines.get((rows, filling)) or routine(executor, rows, number)
+    shard_sizes, schedule = executor.step_schedule(rows, number)
     state = StepState(number, list(shard_sizes), stop_asked)
     timesheet.start()
     for action in schedule:
         timesheet.whereabouts.enter(action)
-        if executor.guard is not None:
-            executor.guard(action)
+        for attend in before:
+            attend(action)
         try:
             perform(executor, action, state)
         except PeerLost as lost:
             lost.during = lost.during or str(action)
             raise
         book(timesheet, number, action)
-        if executor.observer is not None:
-            executor.observer(action, state)
+        for look in after:
+            look(action, state)
     loss = dict(state.known).get(number, state.loss)
     return StepResult(number, loss, state.stop, state.present, tuple(state.seconds), state.known)
-
-
-def routine(executor: Executor, rows: int, number: int) -> tuple[list[int], Schedule]:
-    """The rows of each shard, and this worker's schedule, for steps of so many rows; kept for the next one."""
-    plan, filling = executor.plan, executor.is_filling(number)
-    num_shards = num_shards_of(rows, plan.numerics.shards)
-    if isinstance(executor, LocalExecutor):  # which meet in some steps only
-        sizes = [len(part) for part in shard_rows(rows, num_shards)]
-        return sizes, executor.schedule(number, num_shards)
-    grid = plan.grid(num_shards, executor.sliced)
-    clip, stale = executor.clip_grad_norm is not None, steps_stale(plan)
-    schedule = plan.schedule(grid, executor.transport.rank, clip=clip, stale=stale, filling=filling)
-    executor.routines[rows, filling] = [len(part) for part in shard_rows(rows, num_shards)], schedule
-    return executor.routines[rows, filling]
 
 
 def perform(executor: Executor, action: actions.Action, state: StepState) -> None:

@@ -5,9 +5,7 @@ wrap is called directly; the arithmetic is the same function. Whatever is not as
 `differentiable`, a class of somebody else, another torch) is left as it is and merely starts later.
 """
 
-import functools
 import inspect
-from collections.abc import Callable
 from types import MethodType
 
 import torch
@@ -28,14 +26,5 @@ def skip_dynamo_in_step(optimizer: optim.Optimizer, known: tuple[type[optim.Opti
     """Let `optimizer.step` be the undecorated function, for classes in `known` without hooks."""
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     if type(optimizer) in known and not hooks and not optimizer.defaults.get("differentiable"):
-        bare = _without_grad(inspect.unwrap(type(optimizer).step))
+        bare = torch.no_grad()(inspect.unwrap(type(optimizer).step))
         vars(optimizer)["step"] = MethodType(bare, optimizer)  # a method, since schedulers wrap it once more
-
-
-def _without_grad(step: Callable[..., object]) -> Callable[..., None]:
-    @functools.wraps(step)
-    def plain_step(optimizer: optim.Optimizer, *_: object) -> None:
-        with torch.no_grad():
-            step(optimizer)
-
-    return plain_step

@@ -163,7 +163,7 @@ def candidate_plans(problem: PlanningProblem, freedom: SearchSpace) -> Iterator[
     chain = problem.chain
     for workers in freedom.workers:
         here = problem.on_first(workers)
-        if problem.numerics.slices != "none" and not freedom.may_slice:
+        if problem.numerics.slice_counts and not freedom.may_slice:
             yield from plans_as_sliced(here)
             continue
         if workers <= chain.shards:
@@ -230,10 +230,9 @@ def subsets(count: int) -> Iterator[frozenset[int]]:
 
 def plans_as_sliced(problem: PlanningProblem) -> Iterator[Plan]:
     """The plan whose sliced layers the numerics name. Raises PlanRefused when these were not measured so."""
-    chain = problem.chain
-    wanted = dict(part.rpartition(":")[::2] for part in problem.numerics.slices.split(","))
+    chain, wanted = problem.chain, problem.numerics.slice_counts
     own = [i for i, region in enumerate(chain.regions) if set(region.layers) <= set(wanted)]
-    covered = {layer: str(chain.regions[i].slices) for i in own for layer in chain.regions[i].layers}
+    covered = {layer: chain.regions[i].slices for i in own for layer in chain.regions[i].layers}
     if covered != wanted:
         strange = sorted(set(wanted.items()) ^ set(covered.items()))
         raise PlanRefused(

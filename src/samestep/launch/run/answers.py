@@ -1,0 +1,56 @@
+"""Answers of a leader that is asked for something else than training, as JSON values."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from samestep.launch.probe.choose_plan import decision_on, profile_for
+from samestep.launch.probe.numerics_trials import tuned
+from samestep.launch.probe.simulate_scaling import simulated
+from samestep.launch.request.request import Mode, Request
+from samestep.launch.request.resolve import job_of
+from samestep.launch.run.build import build
+from samestep.launch.run.plain_run import record_plain
+from samestep.launch.run.worker import EventSender
+from samestep.numerics import random_streams
+from samestep.setup.named_plans import sliceable
+from samestep.setup.plan_check import outline
+
+
+def plan_outline(request: Request, send: EventSender) -> Any:
+    """Fields of the `PlanSummary` of the plan that would be run."""
+    run, prepared, _ = build(request, send)
+    named = {layer for stage in run.plan.stages for layer, _ in stage.slices}
+    reasons = sliceable(run.job, prepared.model, run.plan.numerics.shards) if named else {}
+    whole = {layer: reason for layer, reason in reasons.items() if reason is not None and layer not in named}
+    found = outline(run.job, run.plan, prepared, whole, run.hosts)
+    return asdict(replace(found, grounds=None if run.decision is None else run.decision.as_json()))
+
+
+def job_profile(request: Request, send: EventSender) -> str | None:
+    """Text of the job's profile on this host."""
+    job, chosen = job_of(request)
+    random_streams.enter(job.seed, "model")
+    found = profile_for(request, job, job.build_model(), chosen)
+    return None if found is None else found.text()
+
+
+def candidates(request: Request, send: EventSender) -> list[dict[str, Any]]:
+    """Every plan that the planner considers, the best first."""
+    job, chosen = job_of(request)
+    random_streams.enter(job.seed, "model")
+    decision = decision_on(request.but(plan_is_asked=True), job, job.build_model(), chosen)
+    return [
+        {"name": one.name, "kind": one.kind, "plan": str(one.plan), **decision.prediction_of(one).as_json()}
+        for one in decision.ranking
+    ]
+
+
+ANSWERS: Mapping[Mode, Callable[[Request, EventSender], Any]] = {
+    Mode.OUTLINE: plan_outline,
+    Mode.PROFILE: job_profile,
+    Mode.CANDIDATES: candidates,
+    Mode.TUNE: lambda request, send: asdict(tuned(request)),
+    Mode.PLAIN: lambda request, send: asdict(record_plain(request)),
+    Mode.SCALING: lambda request, send: simulated(request, request.counts).as_json(),
+}
