@@ -14,7 +14,7 @@ import samestep
 
 SRC = Path(samestep.__file__).parent
 BATCHES = 40  # per epoch; no step has both an audit, every 32 steps, and an epoch's end
-WIDTH = 512  # of the input: with fewer weights, looking at all of them is cheap enough for every step
+BATCH, WIDTH = 8, 512  # rows, inputs: with more rows or fewer weights, audits look at memory in every step
 EVERY = 4  # steps of which one is traced: such a step takes longer, and a worker that is slow for long loses shards
 
 
@@ -51,13 +51,14 @@ class StepTraces:
 
 def job(file: str) -> samestep.Job:
     """file: gets the functions of each step, as JSON."""
-    x = torch.randn(BATCHES * 64, WIDTH)
+    x = torch.randn(BATCHES * BATCH, WIDTH)
     return samestep.Job(
         model=lambda: nn.Sequential(nn.Linear(WIDTH, 2048), nn.ReLU(), nn.Linear(2048, 4)),
         loss=nn.CrossEntropyLoss(),
         optimizer=lambda params: torch.optim.SGD(params, 0.05, momentum=0.9),
         data=(x, (x.sum(1) > 0).long()),
-        batch_size=64,
+        batch_size=BATCH,
+        shards=4,
         epochs=2,
         callbacks=[StepTraces(file)],
     )

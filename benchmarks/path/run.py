@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import samestep
 from job import BATCHES
-from samestep.launch.request.request import AUDIT_EVERY
+from samestep.launch.request.options import AUDIT_EVERY
 from samestep.launch.run.launcher import Launcher
 
 FOLDER = Path(__file__).resolve().parent

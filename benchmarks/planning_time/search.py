@@ -1,6 +1,6 @@
 """How long does planning take after the profile? `python benchmarks/planning_time/search.py [--most WORKERS]`.
 
-The whole search: candidates of every kind, each simulated. A line per size as it is done, one JSON line at the end.
+The whole search: candidates of every kind, each simulated. Prints a line after each size, and one JSON line at the end.
 """
 
 import argparse
@@ -31,8 +31,11 @@ SIZES = [  # layers, workers, shards, different pairs of layers that may be slic
 
 
 def chain(layers: int, shards: int, pairs: int) -> Chain:
-    """Layers of very different sizes, the same at every call; each two of them can be sliced, and of those `pairs`
-    are different. 0: all are, and none is sliced."""
+    """Layers of very different sizes, the same at every call.
+
+    Every two layers form a pair that can be sliced, and `pairs` of the pairs are different; 0 means that all are, and
+    none is sliced.
+    """
 
     def unit(number: int) -> Unit:
         draw = random.Random(number % (2 * pairs) if pairs else number)
@@ -57,7 +60,7 @@ def cluster(workers: int) -> Cluster:
 
 
 def measured(layers: int, workers: int, shards: int, pairs: int) -> dict[str, object]:
-    """Up to 8 workers also every smaller number is searched, as `--plan auto` does; above, the one."""
+    """Search every number up to 8 workers, as `--plan auto` does; above 8, search this number alone."""
     net, there = chain(layers, shards, pairs), cluster(workers)
     costs, numerics = roofline_costs(net, there), Numerics(shards=shards)
     freedom = SearchSpace(tuple(range(1, workers + 1)) if workers <= PER_HOST else (workers,), may_slice=pairs > 0)

@@ -10,12 +10,11 @@ from samestep.numerics.numerics import Numerics
 from samestep.numerics.reduction_tree import (
     Node,
     fold_plan,
-    join_sums,
     local_plan,
-    partial_sums,
     promoted,
     tree_sum,
 )
+from samestep.parallel.execution.joint import join_sums, partial_sums
 from samestep.parallel.gradients.ownership import num_published, stage_ownership
 from samestep.parallel.gradients.reduction import addition_order
 from samestep.plan.plan import Plan

@@ -5,11 +5,33 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from samestep.errors import JobRefused, LossNotFinite
 
 IGNORED = -100  # the label that torch's and Hugging Face's losses leave out
+
+
+def check_one_given(loss: Any, forward: Any) -> None:
+    """Refuse a job with both loss= and forward=, with neither, or with a loss that has parameters."""
+    if (loss is None) == (forward is None):
+        given = "both" if loss else "neither"
+        raise JobRefused(
+            f"a Job needs either loss=, for loss(model(x), y), or forward=, for forward(model, batch): {given} given"
+        )
+    if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
+        raise JobRefused(f"the loss {type(loss).__name__} has parameters of its own: make it part of the model")
+
+
+def check_no_label_is_ignored(batch: Any) -> None:
+    """Refuse a batch whose labels a plain mean would weigh wrongly."""
+    place = ignored_label_in(batch)
+    if place is not None:
+        raise JobRefused(
+            f"{place} holds labels of {IGNORED}, which losses leave out, and the loss returned is a plain mean: "
+            "shards with different numbers of labels would be weighted wrongly; return (sum, weight) instead, "
+            "for example (F.cross_entropy(logits, labels, reduction='sum'), (labels != -100).sum())"
+        )
 
 
 def ignored_label_in(batch: Any) -> str | None:

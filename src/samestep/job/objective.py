@@ -14,8 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samestep.errors import Disagreement, JobRefused, LossNotFinite
-from samestep.job.loss_checks import IGNORED, check_pair, check_scalar, check_weight, ignored_label_in
+from samestep.errors import Disagreement, LossNotFinite
+from samestep.job.loss_checks import (
+    check_no_label_is_ignored,
+    check_one_given,
+    check_pair,
+    check_scalar,
+    check_weight,
+)
 from samestep.job.torch_losses import TorchLoss
 from samestep.numerics.reduction_tree import tree_sum
 
@@ -56,16 +62,8 @@ class Objective:
     """The job's loss, as a function of (model, batch) with exact weights."""
 
     def __init__(self, loss: Callable[..., Any] | None, forward: Callable[..., Any] | None) -> None:
-        if (loss is None) == (forward is None):
-            given = "both" if loss else "neither"
-            raise JobRefused(
-                f"a Job needs either loss=, for loss(model(x), y), or forward=, for forward(model, batch): "
-                f"{given} given"
-            )
-        if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
-            raise JobRefused(f"the loss {type(loss).__name__} has parameters of its own: make it part of the model")
-        self._forward = forward
-        self._loss = loss
+        check_one_given(loss, forward)
+        self._forward, self._loss = forward, loss
         self._torch_loss = None if loss is None else TorchLoss.recognise(loss)
 
     @property
@@ -130,11 +128,5 @@ class Objective:
         if isinstance(result, tuple | list) and len(result) == 2:
             return ShardLoss(check_scalar(result[0]), check_weight(result[1]), is_mean=False)
         value = check_scalar(result)
-        place = ignored_label_in(batch)
-        if place is not None:
-            raise JobRefused(
-                f"{place} holds labels of {IGNORED}, which losses leave out, and the loss returned is a plain mean: "
-                "shards with different numbers of labels would be weighted wrongly; return (sum, weight) instead, "
-                "for example (F.cross_entropy(logits, labels, reduction='sum'), (labels != -100).sum())"
-            )
+        check_no_label_is_ignored(batch)
         return ShardLoss(value, float(rows), is_mean=True)

@@ -12,9 +12,9 @@ from samestep.parallel.cutting.cut import Cut, parameters_of
 from samestep.parallel.cutting.slices import SlicedLayer
 from samestep.parallel.execution.network import CutRecipe
 from samestep.parallel.gradients.compressed_edges import CompressedEdges
+from samestep.parallel.gradients.job_optimizer import is_elementwise
 from samestep.parallel.gradients.layout import Layout, Piece
 from samestep.parallel.gradients.ownership import Ownership, slice_ownership, stage_ownership
-from samestep.parallel.gradients.sharded_update import is_elementwise
 from samestep.parallel.gradients.stretches import owners
 from samestep.parallel.lazy_init.lazy_replay import LazyModel
 from samestep.plan.plan import Plan

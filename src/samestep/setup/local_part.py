@@ -9,14 +9,14 @@ from samestep.numerics.reduction_tree import local_plan
 from samestep.parallel.execution.buffers import Buffers
 from samestep.parallel.execution.local_executor import LocalExecutor
 from samestep.parallel.execution.replica_meeting import Replica, ReplicaMeeting
+from samestep.parallel.gradients.job_optimizer import ELEMENTWISE, check_optimizer, skip_dynamo_in_step
 from samestep.parallel.gradients.layout import Layout, Piece, ValueLayout, share_pieces
 from samestep.parallel.gradients.linear import write_weight_gradients_once
 from samestep.parallel.gradients.own_sum import OwnSum
 from samestep.parallel.gradients.reduction import TreeReduction
-from samestep.parallel.gradients.sharded_update import ELEMENTWISE, ShardedUpdate, check_optimizer
+from samestep.parallel.gradients.sharded_update import ShardedUpdate
 from samestep.parallel.gradients.slots import GradientSlots
 from samestep.parallel.gradients.stretches import by_host, owners
-from samestep.parallel.gradients.undecorated import skip_dynamo_in_step
 from samestep.setup.executor_inputs import Inputs, between_hosts
 from samestep.setup.run_memory import RunMemory
 from samestep.sync.averaging import ObservedBound, Outer

@@ -42,19 +42,20 @@ from samestep.parallel.execution.network import CutRecipe, Network
 from samestep.parallel.execution.stale_executor import StaleExecutor, number_on_host, sets_of
 from samestep.parallel.execution.synchronized_batchnorm import synchronise_batchnorm
 from samestep.parallel.gradients.compressed_reduction import CompressedReduction
+from samestep.parallel.gradients.job_optimizer import (
+    ELEMENTWISE,
+    check_optimizer,
+    is_elementwise,
+    skip_dynamo_in_step,
+    skip_dynamo_while_building,
+)
 from samestep.parallel.gradients.layout import Layout, dense, untie
 from samestep.parallel.gradients.linear import Place, write_weight_gradients_once
 from samestep.parallel.gradients.own_sum import OwnSum
 from samestep.parallel.gradients.ownership import Ownership, num_published
 from samestep.parallel.gradients.reduction import TreeReduction
-from samestep.parallel.gradients.sharded_update import (
-    ELEMENTWISE,
-    ShardedUpdate,
-    check_optimizer,
-    is_elementwise,
-)
+from samestep.parallel.gradients.sharded_update import ShardedUpdate
 from samestep.parallel.gradients.slots import GradientSlots
-from samestep.parallel.gradients.undecorated import skip_dynamo_in_step, skip_dynamo_while_building
 from samestep.parallel.lazy_init.address_space import reserve
 from samestep.parallel.lazy_init.lazy_replay import LazyModel
 from samestep.plan.plan import Plan

@@ -135,8 +135,10 @@ def footprints(
 
 
 def footprint_apart(one: Footprint, count: int, nbytes: int) -> Footprint:
-    """Of a worker that is `count` logical ones, from that of a worker which is one: each has parameters and optimizer
-    state, beside what they have in common and the sums that they publish."""
+    """The footprint of a worker that is `count` logical ones, from that of a worker which is one.
+
+    Each has parameters and optimizer state of its own, beside the common values and the sums that they publish.
+    """
     return replace(
         one, parameters=(count + 1) * nbytes, optimizer=count * one.optimizer, gradients=one.gradients + nbytes
     )

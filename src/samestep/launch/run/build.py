@@ -22,7 +22,7 @@ from samestep.launch.request.resolve import (
 )
 from samestep.launch.run.worker import EventSender, Resumption, WorkerRun
 from samestep.numerics import random_streams
-from samestep.parallel.gradients.sharded_update import implementation
+from samestep.parallel.gradients.job_optimizer import implementation
 from samestep.parallel.lazy_init.lazy_replay import LazyModel, record_factory
 from samestep.plan.plan import Plan
 from samestep.planner.search.decision import Decision

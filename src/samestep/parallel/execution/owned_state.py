@@ -45,7 +45,7 @@ class WorkerState(Protocol):
     """One worker's part of a run's state."""
 
     def pieces(self, *, once: bool = False) -> Iterator[StatePiece]:
-        """All that this worker owns; what several hosts own comes from each of them, or `once` from the first."""
+        """The pieces that this worker owns; those that several hosts own come from each, or `once` from the first."""
         ...
 
     def restore(self, stored: StoredPiece) -> None:

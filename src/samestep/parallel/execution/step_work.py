@@ -7,7 +7,6 @@ from samestep.numerics.reduction_tree import Fold, local_plan
 from samestep.parallel.gradients.compressed_edges import CompressedEdges, CompressedFold
 from samestep.parallel.gradients.ownership import Ownership
 from samestep.plan.plan import Plan
-from samestep.schedule.actions import Schedule
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,3 @@ def step_work(
         folds.append({shard: (fold, crossing) for shard, fold in zip(own, fold_plan.folds, strict=True)})
     units = [one.units_of(rank, num_sets if one.is_slice else num_shards) for one in ownership]
     return StepWork(list(plan.touched(rank, num_shards)), num_sets, units, folds)
-
-
-def worker_schedule(
-    plan: Plan,
-    rank: int,
-    num_shards: int,
-    *,
-    clip: bool,
-    sliced: Sequence[tuple[bool, ...]] = ((False,),),
-    stale: int = 0,
-    filling: bool = False,
-) -> Schedule:
-    """The actions of worker `rank`. sliced: per stage, which segments are; see `schedule_of` for the others."""
-    return plan.schedule(plan.grid(num_shards, sliced), rank, clip=clip, stale=stale, filling=filling)

@@ -44,9 +44,8 @@ class CompressedReduction(TreeReduction):
 
     def _summed(self, piece: Piece, num_units: int, num_shards: int) -> Tensor:
         """A piece's sum, in the memory of its first operand."""
-        sources, crossed, slots = self._sources(piece, num_units, num_shards), set[Node](), dict[int, Tensor]()
-        if self.exchange.is_spread(piece.entry):
-            crossed = self.exchange.crossed(piece, num_units)
+        sources, slots = self._sources(piece, num_units, num_shards), dict[int, Tensor]()
+        crossed = self.exchange.crossed(piece, num_units)
         for (node, tensor), fold in zip(sources, fold_plan(tuple(n for n, _ in sources), num_units).folds, strict=True):
             if node not in crossed:
                 self._cross(node, piece, tensor, num_units)

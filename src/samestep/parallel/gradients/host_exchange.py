@@ -98,14 +98,11 @@ class HostExchange(OneHost):
         for parcel in outgoing:
             parcel.wait()
 
-    def is_spread(self, entry: int) -> bool:
-        return self._routes.is_spread(entry)
-
     def sources(self, piece: Piece, num_units: int) -> list[Source]:
-        return self._routes.sources(piece, num_units)
+        return self._routes.sources(piece, num_units) if self._routes.is_spread(piece.entry) else []
 
     def crossed(self, piece: Piece, num_units: int) -> set[Node]:
-        return self._routes.crossed(piece, num_units)
+        return self._routes.crossed(piece, num_units) if self._routes.is_spread(piece.entry) else set()
 
     def _prepare(self, entry: int) -> None:
         self._ready.add(entry)

@@ -55,17 +55,13 @@ class OneHost:
     def publish(self, *, everywhere: bool = False) -> None:
         """Send new values to the hosts that compute with them and do not make them; or to the others."""
 
-    def is_spread(self, entry: int) -> bool:
-        """Whether workers of other hosts have gradients of an entry; if so, `sources` and `crossed` know them."""
-        return False
-
     def sources(self, piece: Piece, num_units: int) -> list[Source]:
-        """All partial sums of a piece of this worker's, in shard order."""
-        raise NotImplementedError
+        """All partial sums of a piece, in shard order, where other hosts have gradients of it; else nothing."""
+        return []
 
     def crossed(self, piece: Piece, num_units: int) -> set[Node]:
         """The nodes of `sources` that have crossed the edge to their parent already."""
-        raise NotImplementedError
+        return set()
 
 
 class TreeReduction:
@@ -140,8 +136,8 @@ class TreeReduction:
 
     def _sources(self, piece: Piece, num_units: int, num_shards: int) -> list[Source]:
         """The partial sums of a piece, in shard order."""
-        if self.exchange.is_spread(piece.entry):
-            return self.exchange.sources(piece, num_units)
+        if sources := self.exchange.sources(piece, num_units):
+            return sources
         nodes, holders = self._ownership[piece.entry].published(num_units)
         parts = [self._part(rank, slot, piece) for rank, slot in holders]
         foreign = [part.nbytes for (rank, _), part in zip(holders, parts, strict=True) if rank != self._rank]

@@ -230,7 +230,8 @@ def subsets(count: int) -> Iterator[frozenset[int]]:
 
 def plans_as_sliced(problem: PlanningProblem) -> Iterator[Plan]:
     """The plan whose sliced layers the numerics name. Raises PlanRefused when these were not measured so."""
-    chain, wanted = problem.chain, problem.numerics.slice_counts
+    chain = problem.chain
+    wanted = problem.numerics.slice_counts
     own = [i for i, region in enumerate(chain.regions) if set(region.layers) <= set(wanted)]
     covered = {layer: chain.regions[i].slices for i in own for layer in chain.regions[i].layers}
     if covered != wanted:
