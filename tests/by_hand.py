@@ -9,19 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import warm
 from commands import MARK, Command, Ended, free_port, wait_until
 from hosts import Hosts
 
-IN_TIME = 30.0  # seconds; a worker that is still there then hangs
+IN_TIME = 240.0  # seconds; a worker that is still there then hangs
 
 
 @dataclass
 class ByHand:
-    """One run, in a folder. counts: workers on each host. hosts: none for workers of this host."""
+    """One run, in a folder. counts: workers on each host. hosts: none for workers of this host. cold: by exec."""
 
     folder: Path
     counts: Sequence[int]
     hosts: Hosts | None = None
+    cold: bool = False
     started: dict[int, "subprocess.Popen[str]"] = field(default_factory=dict)  # by rank
 
     def __post_init__(self) -> None:
@@ -45,7 +47,7 @@ class ByHand:
     ) -> None:
         """`python -m samestep train ...` as every worker (default: all). each: further arguments of one."""
         for rank in range(self.size) if ranks is None else ranks:
-            command = [sys.executable, "-m", "samestep", "train", *map(str, arguments), *map(str, each(rank))]
+            own_arguments = ["train", *map(str, arguments), *map(str, each(rank))]
             world = {
                 "RANK": str(rank),
                 "WORLD_SIZE": str(self.size),
@@ -60,10 +62,13 @@ class ByHand:
                 "stdout": subprocess.PIPE,
                 "stderr": subprocess.PIPE,
             }
-            if self.hosts is None:
-                self.started[rank] = subprocess.Popen(command, start_new_session=True, **options)  # type: ignore[call-overload]
+            if self.hosts is not None:
+                self.started[rank] = self.hosts[self.host_of[rank]].samestep(own_arguments, cold=self.cold, **options)
+            elif warm.is_possible() and not self.cold:
+                self.started[rank] = warm.WarmCommand(own_arguments, start_new_session=True, **options)
             else:
-                self.started[rank] = self.hosts[self.host_of[rank]].popen(command, **options)
+                command = [sys.executable, "-m", "samestep", *own_arguments]
+                self.started[rank] = subprocess.Popen(command, start_new_session=True, **options)  # type: ignore[call-overload]
 
     def end(self, *, stopped: Sequence[int] = ()) -> dict[int, Ended]:
         """All workers' ends, those of the stopped ones last and by force; nothing may be left behind."""

@@ -4,7 +4,9 @@ Every command gets a mark in its environment, which its processes inherit, so th
 on the machine is left alone and does not count.
 """
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,8 +20,10 @@ from typing import Any
 
 import psutil
 
-MARK = "SAMESTEP_TEST_MARK"
-DEADLINE = 60.0  # seconds until a test gives up waiting; nothing is expected to take so long
+import warm
+
+MARK = warm.MARK
+DEADLINE = 240.0  # seconds until a test gives up waiting; on a busy machine a command may take a minute
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -36,6 +40,13 @@ def hear_signals() -> None:
     """A test that runs in the background or under nohup passes on ignored signals; a command ignores them too."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+
+
+def start_script(script: Path, *arguments: str, cold: bool = False, **options: Any) -> subprocess.Popen[str]:
+    """A script as a process of its own, from the warm one unless `cold`."""
+    if cold or not warm.is_possible():
+        return subprocess.Popen([sys.executable, str(script), *arguments], text=True, **options)
+    return warm.WarmCommand(list(arguments), script=script, text=True, **options)
 
 
 @dataclass
@@ -62,17 +73,22 @@ class Command:
         self.temporary.mkdir()
         self._shared_memory = shared_memory()
 
-    def start(self, *arguments: object, module: str | None = "samestep", **options: Any) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: object, module: str | None = "samestep", cold: bool = False, **options: Any
+    ) -> subprocess.Popen[str]:
+        """cold: as a user starts it, by exec and with its own import of torch."""
         program = [sys.executable, *(["-m", module] if module else []), *map(str, arguments)]
         environment = {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary), "PYTHONDONTWRITEBYTECODE": "1"}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        if module == "samestep" and not cold and "preexec_fn" not in options and warm.is_possible():
+            return warm.WarmCommand(list(map(str, arguments)), cwd=self.folder, env=environment, text=True, **streams)
         return subprocess.Popen(
             program, cwd=self.folder, env=environment, text=True, **{"preexec_fn": hear_signals} | streams
         )
 
-    def run(self, *arguments: object, module: str | None = "samestep") -> Ended:
+    def run(self, *arguments: object, module: str | None = "samestep", cold: bool = False) -> Ended:
         """Run to the end, and hold that nothing is left behind."""
-        with self.start(*arguments, module=module) as started:
+        with self.start(*arguments, module=module, cold=cold) as started:
             return self.end(started)
 
     def end(self, started: subprocess.Popen[str]) -> Ended:
@@ -126,7 +142,9 @@ def shared_memory() -> set[str]:
 
 
 def free_port() -> int:
-    """One that nobody listens at now."""
-    with socket.socket() as end:
-        end.bind(("127.0.0.1", 0))
-        return int(end.getsockname()[1])
+    """One that nobody listens at now, and that the system gives to no connection: those begin at 32,768."""
+    while True:
+        port = random.randrange(20_000, 32_000)  # other processes of pytest look for one as well
+        with contextlib.suppress(OSError), socket.socket() as end:
+            end.bind(("127.0.0.1", port))
+            return port

@@ -28,10 +28,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what starts workers, and leave slow tests to `--thorough`."""
+    """Mark what tests need as far as their fixtures say it, and leave slow tests to `--thorough`."""
     for item in items:
-        if "launcher" in getattr(item, "fixturenames", ()):
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        fixtures = set(getattr(item, "fixturenames", ())) - set(params)
+        starters = ("Command", "ByHand", "subprocess")
+        if "launcher" in fixtures or any(hasattr(getattr(item, "module", None), name) for name in starters):
             item.add_marker(pytest.mark.processes)
+        if "hosts" in fixtures:
+            item.add_marker(pytest.mark.hosts)
+        if fixtures & {"group", "memory_group"}:
+            item.add_marker(pytest.mark.root)
     if not config.getoption("--thorough"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if not item.get_closest_marker("slow")]

@@ -26,6 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import warm
+
 PREFIX = "samestep"
 BURSTS = {"100mbit": "8kb", "1gbit": "80kb", "10gbit": "512kb"}
 """By rate: what may leave at once after a pause, about half a millisecond at full speed. With 512 KB, 256 KB now and
@@ -58,6 +60,12 @@ class Host:
 
         inside = ["ip", "netns", "exec", self.name, *command]
         return subprocess.Popen(inside, start_new_session=True, preexec_fn=enter, **options)
+
+    def samestep(self, arguments: Sequence[str], *, cold: bool = False, **options: Any) -> "subprocess.Popen[Any]":
+        """The command on this host. cold: by exec, with an import of torch of its own."""
+        if cold or not warm.is_possible():
+            return self.popen([sys.executable, "-m", "samestep", *arguments], **options)
+        return warm.WarmCommand(list(arguments), self.name, start_new_session=True, **options)
 
     def link_down(self) -> None:
         run("ip", "-n", self._bridge, "link", "set", self._port, "down")
@@ -154,7 +162,7 @@ def report_of(counts: Sequence[int], *arguments: str) -> dict[str, Any]:
     with Hosts(len(counts), rate="1gbit") as hosts:
         env = {"GLOO_SOCKET_IFNAME": "eth"}
         workers = hosts.start_workers(counts, command, env=env, stdout=subprocess.PIPE)
-        texts = [worker.communicate(timeout=120)[0] for worker in workers]
+        texts = [worker.communicate(timeout=240)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * sum(counts)
     found: dict[str, Any] = json.loads(texts[0].splitlines()[-1])
     return found

@@ -6,7 +6,7 @@ and the others through as many as hold each pair of values at least once. `make 
     whole product of 3 x 2 x 2 = 12 cases       covering array: 6, each pair of any two columns is in a row
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from itertools import combinations, product
 from typing import Any, TypeVar
 
@@ -54,3 +54,10 @@ def in_turn(names: Iterable[Any], values: Sequence[Any], whole: Any = None) -> l
         for number, name in enumerate(names)
         for at, value in enumerate(values)
     ]
+
+
+def only(kept: Collection[Any], values: Iterable[Any]) -> list[Any]:
+    """Parameters for `pytest.mark.parametrize`: all the values, with `slow` at those that are not kept."""
+    found = list(values)
+    assert set(kept) <= set(found)
+    return [pytest.param(value, marks=[] if value in kept else [pytest.mark.slow]) for value in found]

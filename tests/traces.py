@@ -1,7 +1,7 @@
 """Made-up traces: what workers did, told by hand."""
 
 from samestep.schedule.actions import Action
-from samestep.trace.ring import Event
+from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import WorkerTrace
 
 Did = tuple[Action, float, float]  # an action, its seconds, and those of them that it waited

@@ -1,78 +1,76 @@
-"""A small job whose model notes, in the worker that runs it, which files of samestep a step enters."""
+"""A small job whose callback notes which code of samestep the steps of worker 0 enter."""
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import samestep
 
 SRC = Path(samestep.__file__).parent
-BEGINS = 14  # the step that is noted: the first ones differ from those that follow
-CALLS = 2  # of forward per step: a worker of two has two of the four shards
+BATCHES = 40  # per epoch; no step has both an audit, every 32 steps, and an epoch's end
+EVERY = 4  # steps of which one is traced: such a step takes longer, and a worker that is slow for long loses shards
+WATCH = str(SRC / "audit" / "memory_watch.py")
 
 
-class StepTrace:
-    """The code that one `Trainer.step` enters, as (file, function) pairs."""
+class StepTraces:
+    """The functions that calls of `Training.step` enter; written to a file when the run ends.
 
-    def __init__(self) -> None:
-        self.entered: set[CodeType] = set()
-        self._step: FrameType | None = None
+    What audits do to watch memory at rest is kept apart: how often they do depends on how busy the machine is.
+    """
 
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+    def __init__(self, file: str) -> None:
+        self._file = Path(file)
+        self._step: FrameType | None = None  # of the step under way
+        self._watch: FrameType | None = None  # inside it, of the watch under way
+        self._entered: set[CodeType] = set()
+        self._watched: set[CodeType] = set()
+        self._steps: dict[int, dict[str, list[tuple[str, str]]]] = {}
+
+    def __call__(self, step: int, loss: float, metrics: Mapping[str, float]) -> None:
+        """The job's callback: called after every step."""
+        sys.setprofile(self._note if (step + 2) % EVERY == 0 else None)
+        if self._entered:
+            self._steps[step] = {"entered": named(self._entered), "watched": named(self._watched)}
+        self._entered, self._watched = set(), set()
+
+    def close(self) -> None:
+        sys.setprofile(None)
+        self._file.write_text(json.dumps(self._steps))
+
+    def _note(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if event == "call" and self._step is None and code.co_qualname == "Training.step":
-            self._step = frame
-        if event == "return" and frame is self._step:
-            self._step = None
-        if self._step is not None and event == "call" and code.co_filename.startswith(str(SRC)):
-            self.entered.add(code)
-
-    def as_json(self) -> str:
-        found = sorted(
-            {(str(Path(c.co_filename).relative_to(SRC)), c.co_qualname, c.co_firstlineno) for c in self.entered}
-        )
-        return json.dumps(found)
+        if event == "call":
+            if self._step is None and code.co_qualname == "Training.step":
+                self._step = frame
+            if self._step is not None and self._watch is None and code.co_filename == WATCH:
+                self._watch = frame
+            if self._step is not None and code.co_filename.startswith(str(SRC)):
+                (self._entered if self._watch is None else self._watched).add(code)
+        elif event == "return":
+            self._step = None if frame is self._step else self._step
+            self._watch = None if frame is self._watch else self._watch
 
 
-class Traced(nn.Sequential):
-    """Linear, ReLU, Linear; writes what the step of number `BEGINS` entered to `folder`, a file per process."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4))
-        self.folder, self.calls, self.trace = folder, 0, StepTrace()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            step, first = divmod(self.calls, CALLS)
-            if step == BEGINS - 1 and first == 0:
-                sys.setprofile(self.trace)
-            if step == BEGINS + 1 and first == 0:
-                sys.setprofile(None)
-                torch_free = Path(self.folder) / f"{id(self)}-{self._pid()}.json"
-                torch_free.write_text(self.trace.as_json())
-            self.calls += 1
-        return super().forward(x)
-
-    def _pid(self) -> int:
-        import os
-
-        return os.getpid()
+def named(entered: set[CodeType]) -> list[tuple[str, str]]:
+    """Files, below samestep, and functions."""
+    return sorted({(str(Path(code.co_filename).relative_to(SRC)), code.co_qualname) for code in entered})
 
 
-def job(folder: str) -> samestep.Job:
-    x = torch.randn(2048, 16)
-    model: Callable[[], nn.Module] = lambda: Traced(folder)  # noqa: E731
+def job(file: str) -> samestep.Job:
+    """file: gets the functions of each step, as JSON."""
+    x = torch.randn(BATCHES * 64, 16)
     return samestep.Job(
-        model=model,
+        model=lambda: nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4)),
         loss=nn.CrossEntropyLoss(),
         optimizer=lambda params: torch.optim.SGD(params, 0.05, momentum=0.9),
         data=(x, (x.sum(1) > 0).long()),
         batch_size=64,
-        epochs=1,
+        epochs=2,
+        callbacks=[StepTraces(file)],
     )

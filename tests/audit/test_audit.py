@@ -123,7 +123,7 @@ def test_steps_on_batches_of_ones_own_are_not_done_again() -> None:
         subprocess.Popen(script, env={**os.environ, **world, "RANK": rank}, text=True, stderr=subprocess.PIPE)
         for rank in "01"
     ]
-    texts = [process.communicate(timeout=60)[1] for process in started]
+    texts = [process.communicate(timeout=240)[1] for process in started]
     assert all(process.returncode for process in started)
     for text in texts:
         assert "buffer mask differs between worker 0 and worker 1" in text

@@ -120,7 +120,7 @@ def test_nobody_measured_is_no_verdict_but_no_error_either() -> None:
 def test_contestants_are_chosen_by_name_or_by_its_beginning() -> None:
     assert chosen(CONTESTANTS, []) == CONTESTANTS
     assert chosen(CONTESTANTS, ["samestep data", "plain"]) == [CONTESTANTS[0], CONTESTANTS[1], CONTESTANTS[3]]
-    with pytest.raises(PlanRefused, match=r"--only pla: nobody has that name \(known: samestep data 2, "):
+    with pytest.raises(PlanRefused, match=r"--only pla: no contestant has that name \(known: samestep data 2, "):
         chosen(CONTESTANTS, ["pla"])
 
 

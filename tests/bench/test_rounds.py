@@ -52,7 +52,7 @@ def open_files() -> set[str]:
 def test_a_contender_hears_its_message_and_answers_with_the_steps_that_count() -> None:
     before = open_files()
     one = contender(COUNTING, "a message")
-    assert one.come_up() == {"ready": True, "loss": "a message"}
+    assert one.wait_until_ready() == {"ready": True, "loss": "a message"}
     assert one.turn(3, warm=2) == ([0.0, 0.0, 0.005], 1)
     assert one.turn(1) == ([0.001], 2)
     one.stop()
@@ -78,7 +78,7 @@ def test_those_that_refuse_or_fail_drop_out_with_their_reason_and_the_others_go_
 
 def test_one_that_does_not_answer_in_time_has_failed() -> None:
     one = contender(COUNTING)
-    one.come_up()
+    one.wait_until_ready()
     psutil.Process(one.process.pid).suspend()
     with pytest.raises(Failed, match="no answer within 0 s"):
         one.turn(1, patience=0.0)
@@ -90,14 +90,14 @@ def test_one_that_is_killed_has_failed() -> None:
     one = contender(COUNTING)
     one.process.kill()
     with pytest.raises(Failed, match="it ended with exit status -9, without a word"):
-        one.come_up()
+        one.wait_until_ready()
     one.stop()
 
 
 def test_one_that_does_not_apply_says_so() -> None:
     one = contender(REFUSING)
     with pytest.raises(DoesNotApply, match="the moon is full"):
-        one.come_up()
+        one.wait_until_ready()
     one.stop()
 
 

@@ -23,6 +23,7 @@ def test_a_comparison_from_the_command_line(tmp_path: Path) -> None:
     ended = Command(tmp_path).run(
         "bench", f"{JOB}:mlp", "--only", "samestep data,plain 1,tp", "--workers", 2, "--slices", 2, "--seconds", 0.1,
         "--steps-per-round", 2, "--json", "--quiet", "--svg", "bars.svg", "--set", "batch_size=40",
+        cold=True,
     )  # fmt: skip
     assert (ended.code, ended.err) == (0, "")
     *text, last = ended.out.splitlines()
@@ -58,7 +59,7 @@ def test_policies_are_compared_by_the_time_to_a_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "moon"], "samestep: --only moon: nobody has that name"),
+        (["--only", "moon"], "samestep: --only moon: no contestant has that name"),
         (["--workers", "0"], "samestep: --workers 0: it must be a whole number of at least 1"),
         (["--sync", "local(0)"], "samestep: --sync 'local(0)': workers that never take a step never meet"),
         (["--sync", "", "--target-loss", "nan"], "samestep: --target-loss nan: give a finite loss"),

@@ -24,7 +24,7 @@ FIELDS = {"digest", "losses", "seconds_per_step", "workers", "assign", "shards",
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """One run with --json and everything else it prints."""
-    return Command(tmp_path_factory.mktemp("run")).run(*RUN, "--json", "--save", "w.safetensors")
+    return Command(tmp_path_factory.mktemp("run")).run(*RUN, "--json", "--save", "w.safetensors", cold=True)
 
 
 @pytest.fixture(scope="module")

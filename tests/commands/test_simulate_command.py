@@ -73,7 +73,16 @@ def last_line(ended: Ended) -> dict[str, Any]:
 
 def test_a_described_cluster(command: Command) -> None:
     ended = command.run(
-        "simulate", "small.py", "--cluster", "cluster.toml", "--workers", "1,2,...,8", "--json", "--svg", "curve.svg"
+        "simulate",
+        "small.py",
+        "--cluster",
+        "cluster.toml",
+        "--workers",
+        "1,2,...,8",
+        "--json",
+        "--svg",
+        "curve.svg",
+        cold=True,
     )
     found = last_line(ended)
     assert found["costs"] == "described"

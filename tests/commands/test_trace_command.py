@@ -18,7 +18,9 @@ def steps_in(file: Path) -> set[tuple[int, int]]:
 
 
 def test_trace_runs_twenty_steps_and_prints_the_summary_on_stdout(tmp_path: Path) -> None:
-    ended = Command(tmp_path).run("trace", JOB, "--workers", 2, "--plan", "pipeline", "--out", "t.json", "--quiet")
+    ended = Command(tmp_path).run(
+        "trace", JOB, "--workers", 2, "--plan", "pipeline", "--out", "t.json", "--quiet", cold=True
+    )
     assert ended.code == 0, ended.err
     assert steps_in(tmp_path / "t.json") == {(rank, step) for rank in range(2) for step in range(20)}
     lines = ended.out.splitlines()

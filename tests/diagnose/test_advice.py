@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.diagnose.advice import RULES, advice, shares
+from samestep.diagnose.advice import RULES, advice, best_shares
 from samestep.diagnose.trace_medians import TraceMedians
 from samestep.plan.prediction import PARTS, Prediction
 
@@ -116,7 +116,7 @@ def test_the_two_largest_are_said() -> None:
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=3), st.integers(0, 6))
 def test_no_other_shares_are_done_sooner(costs: list[float], more: int) -> None:
     total = len(costs) + more
-    found = shares(costs, total)
+    found = best_shares(costs, total)
     assert sum(found) == total
     assert min(found) >= 1
 

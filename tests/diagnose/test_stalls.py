@@ -8,7 +8,6 @@ import re
 import signal
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 
 import samestep
 from by_hand import ByHand
-from commands import Command, free_port, wait_until
+from commands import Command, free_port, start_script, wait_until
 from hosts import Hosts, HostsUnavailable
 from samestep.errors import Refused, TrainingFailed
 from samestep.launch.failure import Event
@@ -30,7 +29,7 @@ TESTS = Path(__file__).parents[1]
 HANGING = TESTS / "jobs_bad" / "hanging.py"
 OWN_CALLS = TESTS / "scripts" / "own_calls.py"
 LIMIT = 2.0  # seconds
-SLACK = 3.0  # for a machine on which other things run
+SLACK = 15.0  # for a machine on which other things run
 
 
 class SeenEnoughError(Exception):
@@ -82,16 +81,16 @@ def without_file(text: str) -> tuple[str, str]:
 HAS_NOT = r"worker 2 has not entered action \d+, Agree\(\) of step 3; it is in hanging\.py:\d+ "
 WAIT = "; workers 0, 1, 3 wait for it"
 HELD = {
-    "late": ("idle", HAS_NOT + r"late, asleep in \w+ for \d s"),
-    "late in data": ("idle", HAS_NOT + r"__getitem__, asleep in \w+ for \d s"),
-    "running": ("running", HAS_NOT + r"long_loop, running for \d s"),
-    "native loop": ("running", HAS_NOT + r"native_loop, running for \d s"),
-    "lock": ("lock held", HAS_NOT + r"never, waiting for a lock for \d s"),
-    "native lock": ("lock held", HAS_NOT + r"native_lock, waiting for a lock for \d s"),
+    "late": ("idle", HAS_NOT + r"late, asleep in \w+ for \d+ s"),
+    "late in data": ("idle", HAS_NOT + r"__getitem__, asleep in \w+ for \d+ s"),
+    "running": ("running", HAS_NOT + r"long_loop, running for \d+ s"),
+    "native loop": ("running", HAS_NOT + r"native_loop, running for \d+ s"),
+    "lock": ("lock held", HAS_NOT + r"never, waiting for a lock for \d+ s"),
+    "native lock": ("lock held", HAS_NOT + r"native_lock, waiting for a lock for \d+ s"),
     "stopped": (
         "stopped",
-        r"worker 2 is stopped by a signal, in Forward\(shard=2, segment=0\) of step 3, for \d s; `kill -CONT \d+` lets "
-        "it go on",
+        r"worker 2 is stopped by a signal, in Forward\(shard=2, segment=0\) of step 3, for \d+ s; `kill -CONT \d+` "
+        "lets it go on",
     ),
 }
 
@@ -119,7 +118,7 @@ def test_what_holds_up_a_run_is_said_in_one_sentence(launcher: Launcher, fault: 
 def test_a_loader_that_is_stuck_is_named_with_its_worker(launcher: Launcher, fault: str, does: str) -> None:
     event = sentence(launcher, fault, loaders=1)
     assert event["kind"] == "loader stuck"
-    pattern = rf"worker 2 waits for its loader process \d+, which {does}, in Load\(\) of step \d, for \d s"
+    pattern = rf"worker 2 waits for its loader process \d+, which {does}, in Load\(\) of step \d, for \d+ s"
     assert re.fullmatch(pattern + WAIT, event["text"]), event["text"]
 
 
@@ -152,7 +151,7 @@ def test_a_job_that_moves_raises_no_alarm_with_four_times_as_many_workers_as_cor
     seen, cores = Texts(), len(os.sched_getaffinity(0))
     samestep.train(
         f"{HANGING}:job", settings={"pace": 0.02, "shards": 4 * cores}, workers=4 * cores, plan="data", steps=30,
-        stall=1.0, launcher=launcher, watcher=seen,
+        stall=3.0, launcher=launcher, watcher=seen,
     )  # fmt: skip
     assert seen.events == []
 
@@ -223,7 +222,7 @@ def test_the_command_says_it_once_and_that_it_goes_on_and_trains_to_the_end(tmp_
     assert ended.code == 0
     first, last = errors.read_text().splitlines()
     assert first.startswith("worker 2 is stopped by a signal")
-    assert re.fullmatch(r"worker 2 goes on, \d s later", last)
+    assert re.fullmatch(r"worker 2 goes on, \d+ s later", last)
 
 
 @pytest.fixture
@@ -268,8 +267,8 @@ def own_calls(folder: Path, what: str, workers: int = 2) -> list["subprocess.Pop
     for rank in range(workers):
         with (folder / f"{rank}.err").open("w") as file:
             found.append(
-                subprocess.Popen(
-                    [sys.executable, str(OWN_CALLS), what, str(LIMIT)], stderr=file, cwd=folder,
+                start_script(
+                    OWN_CALLS, what, str(LIMIT), stderr=file, cwd=folder,
                     env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", **world, "RANK": str(rank)},
                 )
             )  # fmt: skip
@@ -288,7 +287,7 @@ def test_a_worker_that_lingers_between_two_calls_is_named_and_its_watcher_ends_w
             process.kill()
             process.wait()
     pattern = r"worker 1 on host \S+ has not entered action \d+, Agree\(\) of step 4: it is in no call of its trainer, "
-    pattern += r"after step 4; it is in own_calls\.py:\d+ main, asleep in \w+ for \d s; worker 0 waits for it"
+    pattern += r"after step 4; it is in own_calls\.py:\d+ main, asleep in \w+ for \d+ s; worker 0 waits for it"
     assert re.fullmatch(pattern, text), text
     assert "own_calls.py" in stacks
     wait_until("the watcher to end", lambda: not any(Path(f"/proc/{pid}").exists() for pid in watchers))
@@ -299,7 +298,7 @@ def is_watcher(pid: int) -> bool:
 
 
 def test_a_loop_that_ends_earlier_on_one_worker_is_named_by_the_others(tmp_path: Path) -> None:
-    codes = [process.wait(60) for process in own_calls(tmp_path, "uneven")]
+    codes = [process.wait(240) for process in own_calls(tmp_path, "uneven")]
     assert codes == [1, 0]
     last = (tmp_path / "0.err").read_text().splitlines()[-1]
     assert "lost worker 1 on host" in last
@@ -348,7 +347,7 @@ def test_a_worker_of_another_host_is_named_where_worker_0_is_with_its_line(tmp_p
     pattern = (
         r"worker [12] on host \S+ has not entered action \d+, Agree\(\) of step 3; it is in hanging\.py:\d+ late, "
     )
-    assert re.match(pattern + r"asleep in \w+ for \d s; workers 0, [12] wait for it", text), text
+    assert re.match(pattern + r"asleep in \w+ for \d+ s; workers 0, [12] wait for it", text), text
 
 
 @pytest.mark.parametrize("victim", [0, 2])

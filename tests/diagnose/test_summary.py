@@ -1,4 +1,4 @@
-from samestep.diagnose.summary import summary
+from samestep.diagnose.summary import trace_summary
 from samestep.plan.prediction import PARTS, Prediction
 from samestep.schedule.actions import (
     Agree,
@@ -19,7 +19,7 @@ PREDICTION = Prediction(
 
 
 def test_measured_beside_predicted() -> None:
-    assert summary(WORKERS, PREDICTION).splitlines() == [
+    assert trace_summary(WORKERS, PREDICTION).splitlines() == [
         "5 steps, 210 ms each (median)",
         "predicted 200 ms per step, measured 210 ms: -4.8%, outside the interval 190 to 205",
         "busy, ms  predicted  measured  ratio",
@@ -33,12 +33,12 @@ def test_measured_beside_predicted() -> None:
 
 
 def test_without_a_prediction_there_is_one_column() -> None:
-    lines = summary(WORKERS).splitlines()
+    lines = trace_summary(WORKERS).splitlines()
     assert lines[1:3] == ["busy, ms  measured", "Backward       190"]
 
 
 def test_one_worker_waits_for_nobody() -> None:
-    assert summary([trace(0, [(Forward(0), 1.0, 0.0)])]).splitlines() == [
+    assert trace_summary([trace(0, [(Forward(0), 1.0, 0.0)])]).splitlines() == [
         "1 steps, 1000 ms each (median)",
         "busy, ms  measured",
         "Forward      1000",

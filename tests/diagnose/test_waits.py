@@ -16,7 +16,7 @@ from samestep.schedule.actions import (
     Send,
     SliceForward,
 )
-from samestep.trace.ring import Event
+from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import WorkerTrace
 from traces import trace
 

@@ -31,7 +31,7 @@ def told(folder: Path) -> Ended:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", SECRET)
         patch.setenv("OMP_NUM_THREADS", "1")
-        return Command(folder).run("doctor", "--json")
+        return Command(folder).run("doctor", "--json", cold=True)
 
 
 def test_the_json_has_every_fact_and_what_was_measured(told: Ended) -> None:
@@ -64,7 +64,7 @@ def test_the_text_says_what_the_facts_are(told: Ended) -> None:
 
 
 def test_the_cluster_is_a_file_of_this_machine(folder: Path) -> None:
-    ended = Command(folder).run("doctor", "--cluster")
+    ended = Command(folder).run("doctor", "--cluster", cold=True)
     assert ended.code == 0, ended.err
     cluster = Cluster.parse(ended.out)
     assert [host.workers for host in cluster.hosts] == [physical_cores()]
@@ -79,7 +79,7 @@ def test_what_cannot_be_measured_is_said_and_the_rest_is_told(folder: Path) -> N
     (folder / "broken" / "torch.py").write_text("raise ImportError('no libtorch here')")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder / "broken"), prepend=":")
-        text, cluster = (Command(folder).run("doctor", *options) for options in ((), ("--cluster",)))
+        text, cluster = (Command(folder).run("doctor", *options, cold=True) for options in ((), ("--cluster",)))
     assert text.code == 0
     assert "the process that measures ended: ImportError: no libtorch here" in text.out
     assert "versions\n" in text.out

@@ -162,7 +162,7 @@ def test_the_environment_is_read_in_one_file_only() -> None:
         for file in sources()
         if names_in(file) & {"os.environ", "os.environb", "os.getenv", "os.putenv", "os.unsetenv"}
     }
-    writes_a_childs = "samestep.verification.script.enter"  # RANK, WORLD_SIZE and so on, as torchrun would
+    writes_a_childs = "samestep.verification.script.forked_runs"  # RANK, WORLD_SIZE and so on, as torchrun would
     assert readers == {"samestep.launch.environment", writes_a_childs}
 
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from samestep.errors import JobRefused
-from samestep.job.objective import Objective, ShardLoss, TorchLoss, ignored_label_in
+from samestep.job.loss_checks import ignored_label_in
+from samestep.job.objective import Objective, ShardLoss
+from samestep.job.torch_losses import TorchLoss
 from samestep.numerics.numerics import shard_rows
 from samestep.numerics.reduction_tree import tree_sum
 

@@ -10,13 +10,12 @@ from samestep.numerics.numerics import Numerics
 from samestep.numerics.reduction_tree import (
     Node,
     fold_plan,
-    join_sums,
     local_plan,
-    partial_sums,
     promoted,
     tree_sum,
 )
-from samestep.parallel.gradients.ownership import num_published, stage_home
+from samestep.parallel.execution.joint import join_sums, partial_sums
+from samestep.parallel.gradients.ownership import num_published, stage_ownership
 from samestep.parallel.gradients.reduction import addition_order
 from samestep.plan.plan import Plan
 
@@ -68,7 +67,7 @@ def over_workers(assign: tuple[int, ...], num_shards: int) -> Sum:
     for rank in range(plan.workers):
         shards = plan.shards_of(rank, num_shards)
         slots[rank] = folded([Sum(str(shard)) for shard in shards], shards, num_shards)
-    nodes, holders = stage_home(plan, 0).published(num_shards)
+    nodes, holders = stage_ownership(plan, 0).published(num_shards)
     parts = [slots[rank][slot] for rank, slot in holders]
     for into, other in addition_order(nodes, num_shards):
         parts[into] = parts[into] + parts[other]
@@ -158,8 +157,8 @@ def test_an_aligned_block_publishes_one_partial_sum(level: int, size: int) -> No
 def test_every_published_node_has_a_slot(assign: tuple[int, ...]) -> None:
     plan = Plan(Numerics(shards=sum(assign)), assign)
     for num_shards in range(1, sum(assign) + 1):
-        for rank, slot in stage_home(plan, 0).published(num_shards)[1]:
-            assert plan.workers == 1 or slot < num_published(plan, {stage_home(plan, 0)}, rank)
+        for rank, slot in stage_ownership(plan, 0).published(num_shards)[1]:
+            assert plan.workers == 1 or slot < num_published(plan, {stage_ownership(plan, 0)}, rank)
 
 
 @given(level=st.integers(0, 6), index=st.integers(0, 60), num_shards=st.integers(1, 70))
@@ -185,7 +184,7 @@ def test_tree_sum_leaves_its_values_alone_and_differs_from_a_sum_in_a_row(num_sh
 
 
 def test_the_publication_of_uneven_shares_as_drawn() -> None:
-    nodes, holders = stage_home(Plan(Numerics(shards=8), (5, 3)), 0).published(8)
+    nodes, holders = stage_ownership(Plan(Numerics(shards=8), (5, 3)), 0).published(8)
     assert nodes == (Node(2, 0), Node(0, 4), Node(0, 5), Node(1, 3))
     assert holders == ((0, 0), (0, 1), (1, 0), (1, 1))
     assert addition_order(nodes, 8) == [(1, 2), (1, 3), (0, 1)]

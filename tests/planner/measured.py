@@ -11,7 +11,7 @@ from samestep.job.job import Job
 from samestep.launch.request.request import Request
 from samestep.launch.request.resolve import chosen_numerics, make_plan, with_numerics
 from samestep.numerics import random_streams
-from samestep.parallel.gradients.sharded_update import implementation
+from samestep.parallel.gradients.job_optimizer import implementation
 from samestep.plan.cluster import Cluster
 from samestep.plan.machine import Host, Link
 from samestep.plan.plan import Plan, equal_shares

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from samestep.parallel.execution.cut_executor import CutExecutor
 from samestep.parallel.execution.executor import Executor
 from samestep.parallel.execution.local_executor import LocalExecutor
 from samestep.parallel.execution.stale_executor import StaleExecutor
@@ -77,7 +78,7 @@ def test_every_action_has_one_method_of_the_executor() -> None:
     assert set(METHODS) == set(get_args(Action))
     assert len(set(METHODS.values())) == len(METHODS)
     for name in METHODS.values():
-        owner = next(kind for kind in (Executor, StaleExecutor, LocalExecutor) if hasattr(kind, name))
+        owner = next(kind for kind in (Executor, CutExecutor, StaleExecutor, LocalExecutor) if hasattr(kind, name))
         parameters = list(inspect.signature(getattr(owner, name)).parameters)
         assert parameters == ["self", "action", "state"], name
     assert set(COMMUNICATION) <= set(METHODS)

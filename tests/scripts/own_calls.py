@@ -14,7 +14,7 @@ LAST = 3  # of the steps before it happens
 
 
 def main() -> None:
-    trainer = samestep.Trainer(hanging.evaluated, stall=STALL, timeout=60)
+    trainer = samestep.Trainer(hanging.evaluated, stall=STALL, timeout=200)
     odd = trainer.rank == trainer.size - 1
     for step in trainer.steps():
         if step.number < LAST:

@@ -32,7 +32,7 @@ def group() -> Iterator[Path]:
         path.rmdir()
         pytest.skip("the memory controller is not mounted")
     yield path
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     for own in [*path.glob("worker-*"), path]:
         while own.exists() and time.monotonic() < deadline:
             with contextlib.suppress(OSError):  # busy until its last process is gone

@@ -204,9 +204,9 @@ def test_a_forward_is_recorded_in_the_jobs_precision() -> None:
     job = replace(job, precision="bfloat16")
     plan = Plan.staged(Numerics(precision="bfloat16"), pipeline_stages(job, model, 4, 2))
     divided = divide(job, plan, prepare(job, model))
-    assert divided.way is not None
-    divided.way.of((torch.randn(3, 4), torch.zeros(3, dtype=torch.int64)))  # a short batch's, whoever meets it first
-    calls = [call for known in divided.way.known.values() for segment in known.segments for call in segment.calls]
+    assert divided.recipe is not None
+    divided.recipe.of((torch.randn(3, 4), torch.zeros(3, dtype=torch.int64)))  # a short batch's, whoever meets it first
+    calls = [call for known in divided.recipe.known.values() for segment in known.segments for call in segment.calls]
     conversions = [call.arguments[0][1] for call in calls if str(call) == "to"]
     assert conversions == [torch.bfloat16, torch.bfloat16]
 

@@ -18,19 +18,18 @@ from samestep.errors import Disagreement, PlanRefused, Refused
 from samestep.job.report import Report
 from samestep.launch.run.launcher import Launcher
 from samestep.numerics.numerics import Numerics
+from samestep.numerics.policy import Local, Nesterov
 from samestep.parallel.execution.local_executor import LocalExecutor
 from samestep.plan.plan import Plan, Stage
 from samestep.schedule import actions
 from samestep.schedule.local_steps import check_local_step, local_step_schedule
-from samestep.sync.averaging import ObservedBound, Outer
-from samestep.sync.averaging import distance as apart
+from samestep.sync.averaging import ObservedBound, Outer, distance_from_mean
 from samestep.sync.logical_workers import (
     Logical,
     at_meetings,
     check_local,
     logical_of,
 )
-from samestep.sync.policy import Local, Nesterov
 from samestep.trace.action_names import name_of
 from thread_hosts import on
 
@@ -115,6 +114,7 @@ def test_a_restored_state_is_the_saved_one(train: Train, alone: Train, tmp_path:
         assert all(torch.equal(state[name], wanted[name]) for name in wanted), "and so is its mean"
 
 
+@pytest.mark.hosts
 def test_real_hosts_give_the_same_digest(train: Train, alone: Train) -> None:
     job = Path(__file__).parents[1] / "jobs" / "grids.py"
     try:
@@ -296,8 +296,8 @@ def test_a_bound_is_one() -> None:
 
 def test_distance_is_relative() -> None:
     ones = torch.ones(4)
-    assert apart([(2 * ones, ones), (ones, ones)]) == pytest.approx(0.5**0.5)
-    assert apart([(ones, ones)]) == 0.0
+    assert distance_from_mean([(2 * ones, ones), (ones, ones)]) == pytest.approx(0.5**0.5)
+    assert distance_from_mean([(ones, ones)]) == 0.0
 
 
 def test_only_meetings_send_parameters(small: Train) -> None:

@@ -48,11 +48,11 @@ from samestep.schedule.stale_steps import check_overlapped, set_of
 from samestep.sync.staleness import (
     Bound,
     check_stale,
+    relative_distance,
     sample,
     steps_stale,
     version_at,
 )
-from samestep.sync.staleness import distance as moved
 from thread_hosts import on
 
 JOBS = Path(jobs.__file__)
@@ -119,6 +119,7 @@ def test_workers_may_hold_their_parts_of_the_model_only(train: Train, alone: Tra
     assert found.digest == alone("gpt", sync="stale(1)").digest
 
 
+@pytest.mark.hosts
 def test_real_hosts_give_the_same_digest(train: Train, alone: Train) -> None:
     job = Path(__file__).parents[1] / "jobs" / "grids.py"
     try:
@@ -334,8 +335,8 @@ def test_what_parameters_are_apart_is_measured_on_a_sample_that_nobody_deals_out
     assert found[64:128].equal(flat[32_768:32_832].double())
     assert found[128:192].equal(flat[65_536:65_600].double())
     assert len(found) == 3 * 64 + 3
-    assert moved(torch.tensor([3.0, 0.0]), torch.tensor([3.0, 4.0])) == pytest.approx(4 / 5)
-    assert (moved(small, small), moved(torch.ones(2), torch.zeros(2))) == (0.0, math.inf)
+    assert relative_distance(torch.tensor([3.0, 0.0]), torch.tensor([3.0, 4.0])) == pytest.approx(4 / 5)
+    assert (relative_distance(small, small), relative_distance(torch.ones(2), torch.zeros(2))) == (0.0, math.inf)
 
 
 def test_the_divergence_is_that_of_plain_training(small: Train) -> None:
@@ -347,7 +348,7 @@ def test_the_divergence_is_that_of_plain_training(small: Train) -> None:
         assert made == updates
         versions.append(torch.cat([param.detach().reshape(-1)[:64].double() for param in model.parameters()]))
     pairs = [(versions[version_at(k, 2)], versions[k]) for k in range(len(versions)) if k >= 0]
-    assert found.sync["divergence"] == pytest.approx(max(moved(old, new) for old, new in pairs), rel=1e-3)
+    assert found.sync["divergence"] == pytest.approx(max(relative_distance(old, new) for old, new in pairs), rel=1e-3)
 
 
 # Its schedules
@@ -406,10 +407,10 @@ def instead(old: Action, new: Action) -> Callable[[Schedule], Schedule]:
             changed(2, without(Await(1))),
             r"step 2: Reduce\(\) comes before any gradient is awaited: begin with Await\(1\)",
         ),
-        (changed(2, instead(Await(1), Await(2))), "step 2: .* is about step 0, of which nothing is under way"),
-        (changed(2, instead(Await(1), Await(0))), "step 2: .* is about step 2, of which nothing is under way"),
-        (changed(1, without(Post())), "step 2: .* is about step 1, of which nothing is under way"),
-        (steps_of(PAIR, 1, 1) * 3, "step 2: its gradients are written to set 0 of 2, where those of step 0 still lie"),
+        (changed(2, instead(Await(1), Await(2))), "step 2: .* awaits step 0, which has no gradients in flight"),
+        (changed(2, instead(Await(1), Await(0))), "step 2: .* awaits step 2, which has no gradients in flight"),
+        (changed(1, without(Post())), "step 2: .* awaits step 1, which has no gradients in flight"),
+        (steps_of(PAIR, 1, 1) * 3, "step 2: its gradients are written to set 0 of 2, which still has those of step 0"),
     ],
 )
 def test_wrong_steps_are_named(steps: list[list[Schedule]], words: str) -> None:

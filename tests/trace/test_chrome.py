@@ -22,7 +22,7 @@ from samestep.schedule.actions import (
 )
 from samestep.trace.action_names import name_of
 from samestep.trace.chrome import chrome_trace
-from samestep.trace.ring import Event
+from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import WorkerTrace
 from traces import trace
 

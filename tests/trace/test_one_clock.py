@@ -30,7 +30,7 @@ def test_two_hosts_in_one_trace(tmp_path: Path, hosts: Hosts) -> None:
     assert ended[1].err == ""
     found = json.loads((tmp_path / "t.json").read_text())
     events, error = found["traceEvents"], found["otherData"]["clock error, seconds"]
-    assert 0 < error < 1, "seconds, over a link of 100 Mbit/s"
+    assert 0 < error < 5, "seconds; far less than this unless the machine is busy"
     assert {(e["pid"], e["tid"]) for e in events if e["ph"] == "X"} == {(0, 0), (1, 1)}
     arrows = [(a, b) for a in events for b in events if (a["ph"], b["ph"]) == ("s", "f") and a["id"] == b["id"]]
     assert len(arrows) == sum(e["ph"] == "X" and e["name"].startswith("Send") for e in events) > 0

@@ -13,7 +13,7 @@ from samestep.schedule.actions import (
     Lockstep,
     SliceForward,
 )
-from samestep.trace.ring import Event, Ring
+from samestep.trace.timesheet import Event, Ring
 from samestep.trace.worker_trace import (
     WorkerTrace,
     action_of,

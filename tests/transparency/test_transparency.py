@@ -10,7 +10,7 @@ import torch
 
 import samestep
 from jobs import transparent
-from pairwise import crossed
+from pairwise import crossed, only
 from samestep.job.report import Report
 from samestep.launch.run.launcher import Launcher
 
@@ -102,17 +102,10 @@ def test_training_changes_every_parameter_and_the_weights_are_the_same(family: s
     assert not any(torch.equal(first[name], reference[name]) for name in reference)
 
 
-FIRST_OPTIMIZERS = ("sgd fused", "adamw", "muon")  # the others are resumed below, which updates pieces as well
+UPDATED = {"sgd fused", "adamw", "muon"}  # the others are resumed below, which updates pieces as well
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        pytest.param(name, marks=[] if name in FIRST_OPTIMIZERS else [pytest.mark.slow])
-        for name in transparent.OPTIMIZERS
-    ],
-    ids=by_text,
-)
+@pytest.mark.parametrize("optimizer", only(UPDATED, transparent.OPTIMIZERS), ids=by_text)
 def test_every_optimizer_updates_pieces_as_it_updates_the_whole(optimizer: str, train: Train, alone: Train) -> None:
     settings = {"name": optimizer}
     report = train("with_optimizer", settings=settings, assign=(5, 2, 1), transport="threads")
@@ -168,11 +161,11 @@ def test_evaluation_leaves_the_training_alone(train: Train) -> None:
     assert_same(with_it, without)
 
 
-def test_metrics_are_the_same_for_any_assignment(train: Train, alone: Train) -> None:
+@pytest.mark.parametrize("assign", only({(5, 3), (1,) * 8}, ASSIGNMENTS), ids=by_text)
+def test_metrics_are_the_same_for_any_assignment(assign: tuple[int, ...], train: Train, alone: Train) -> None:
     settings = {"held_out": True}
     reference = alone("evaluated", settings=settings)
-    for assign in ASSIGNMENTS:
-        assert train("evaluated", assign=assign, settings=settings).metrics == reference.metrics
+    assert train("evaluated", assign=assign, settings=settings).metrics == reference.metrics
 
 
 def test_the_numerics_line_and_the_plan_reproduce_a_run(train: Train, tmp_path: Path) -> None:
@@ -222,7 +215,13 @@ def test_every_kind_of_job_is_resumed_in_mid_epoch(family: str, train: Train, al
     assert rest.digest == alone(SAME_AS.get(family, family)).digest
 
 
-@pytest.mark.parametrize("optimizer", transparent.OPTIMIZERS, ids=by_text)
+RESUMED = {  # each kind of state; the others differ from one of these in the implementation that torch takes
+    *("sgd fused", "adam", "adamw", "adamax", "nadam", "adagrad", "rmsprop centered", "rprop", "asgd", "adafactor"),
+    *("muon", "lars"),
+}
+
+
+@pytest.mark.parametrize("optimizer", only(RESUMED, transparent.OPTIMIZERS), ids=by_text)
 def test_every_optimizer_is_resumed(optimizer: str, train: Train, alone: Train, tmp_path: Path) -> None:
     settings = {"name": optimizer}
     train("with_optimizer", settings=settings, assign=(3, 5), steps=3, checkpoint=tmp_path)
@@ -230,7 +229,10 @@ def test_every_optimizer_is_resumed(optimizer: str, train: Train, alone: Train, 
     assert rest.digest == alone("with_optimizer", settings=settings).digest
 
 
-@pytest.mark.parametrize("scheduler", transparent.SCHEDULERS, ids=by_text)
+RESUMED_SCHEDULERS = {"step", "lambda", "cosine", "one cycle", "sequence", "chain"}
+
+
+@pytest.mark.parametrize("scheduler", only(RESUMED_SCHEDULERS, transparent.SCHEDULERS), ids=by_text)
 def test_every_scheduler_is_resumed(scheduler: str, train: Train, alone: Train, tmp_path: Path) -> None:
     settings = {"name": scheduler}
     train("with_scheduler", settings=settings, workers=2, steps=7, checkpoint=tmp_path, transport="threads")

@@ -27,7 +27,7 @@ from samestep.system.processes import die_with_parent
 from samestep.transport.group_links import gloo_links
 from samestep.transport.hosts import HostsTransport
 from samestep.transport.rendezvous import Rendezvous
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.staged_links import StagedLinks
 from samestep.transport.transport import Transport
 

@@ -234,6 +234,7 @@ def test_the_first_ones_end_is_noticed_by_the_guests() -> None:
     guests[0].close()
 
 
+@pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_process_of_another_user_is_not_let_in() -> None:
     guests: list[Rendezvous] = []

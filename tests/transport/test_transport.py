@@ -19,7 +19,7 @@ import torch
 import transport_exam as exam
 
 from samestep.launch.environment import PINNED
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
 from samestep.transport.threads import ThreadFabric
 
@@ -82,7 +82,7 @@ def in_processes() -> Iterator[Hall]:
         finally:
             hall.stdin.close()
             try:
-                hall.wait(timeout=10)
+                hall.wait(timeout=60)
             except subprocess.TimeoutExpired:  # a question hangs; its workers are of the hall's own session
                 os.killpg(hall.pid, signal.SIGKILL)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from samestep.verification.causes import Cause
-from samestep.verification.script.script_runs import Warm, verify_script
+from samestep.verification.script.verify_script import verify_script
+from warm_runs import WarmRuns
 
 RIGHT = Path(__file__).parent / "right" / "train.py"
 OWN_DIVISION = Path(__file__).parent / "right" / "own_division.py"
@@ -57,8 +58,8 @@ FOR_TEST_ALL = {  # combinations of what others show one by one
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    process = Warm()
+def warm() -> Iterator[WarmRuns]:
+    process = WarmRuns()
     yield process
     process.close()
 
@@ -68,14 +69,14 @@ def warm() -> Iterator[Warm]:
     [pytest.param(*case, marks=[pytest.mark.slow] if case in FOR_TEST_ALL else []) for case in CONFIGURATIONS],
     ids=[f"{w} {a}" for w, a in CONFIGURATIONS],
 )
-def test_no_alarm(workers: int, arguments: str, warm: Warm) -> None:
+def test_no_alarm(workers: int, arguments: str, warm: WarmRuns) -> None:
     verdict = verify_script(RIGHT, arguments.split(), workers, start=warm.start)
     assert not verdict.findings, str(verdict)
     assert verdict.steps == 3
     assert verdict.compared > 50
 
 
-def test_a_script_that_divides_its_rows_itself_needs_another_batch_size_on_one_process(warm: Warm) -> None:
+def test_a_script_that_divides_its_rows_itself_needs_another_batch_size_on_one_process(warm: WarmRuns) -> None:
     right = verify_script(OWN_DIVISION, reference_arguments=["--batch-size", "16"], start=warm.start)
     assert not right.findings, str(right)
     assert (right.steps, right.compared > 50) == (3, True)
@@ -84,7 +85,7 @@ def test_a_script_that_divides_its_rows_itself_needs_another_batch_size_on_one_p
     assert "--reference-arguments" in found.why
 
 
-def test_steps_that_a_scaler_leaves_out_are_counted_and_not_compared(warm: Warm) -> None:
+def test_steps_that_a_scaler_leaves_out_are_counted_and_not_compared(warm: WarmRuns) -> None:
     verdict = verify_script(RIGHT, ["--scale", "1e36", "--clip", "0.1"], start=warm.start)
     assert not verdict.findings, str(verdict)
     assert any("GradScaler left out" in note for note in verdict.notes), str(verdict)

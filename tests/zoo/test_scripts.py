@@ -9,7 +9,8 @@ import pytest
 
 from samestep.errors import Refused
 from samestep.verification.causes import Cause
-from samestep.verification.script.script_runs import Warm, verify_script
+from samestep.verification.script.verify_script import verify_script
+from warm_runs import WarmRuns
 
 SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -44,16 +45,16 @@ ZOO = [
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    process = Warm()
+def warm() -> Iterator[WarmRuns]:
+    process = WarmRuns()
     yield process
     process.close()
 
 
 @pytest.mark.parametrize(("script", "cause", "step", "kind", "name", "says"), ZOO, ids=[row[0] for row in ZOO])
-def test_a_bug_is_named(script: str, cause: Cause, step: int, kind: str, name: str, says: str, warm: Warm) -> None:
+def test_a_bug_is_named(script: str, cause: Cause, step: int, kind: str, name: str, says: str, warm: WarmRuns) -> None:
     verdict = verify_script(
-        SCRIPTS / f"{script}.py", timeout=8 if script in ("late_worker", "barrier_on_one") else 60, start=warm.start
+        SCRIPTS / f"{script}.py", timeout=12 if script in ("late_worker", "barrier_on_one") else 60, start=warm.start
     )
     (found,) = verdict.findings
     assert (found.cause, found.step) == (cause, step), str(found)
@@ -62,19 +63,19 @@ def test_a_bug_is_named(script: str, cause: Cause, step: int, kind: str, name: s
         assert (found.kind, found.name) == (kind, name), str(found)
 
 
-def test_the_worker_whose_row_made_a_nan_is_named(warm: Warm) -> None:
+def test_the_worker_whose_row_made_a_nan_is_named(warm: WarmRuns) -> None:
     """After the reduction all workers have it, and one process has it as well."""
     (found,) = verify_script(SCRIPTS / "nan_after_reduction.py", start=warm.start).findings
     assert (found.worker, found.shard) == (1, 0)
     assert "one process has one too" in found.why
 
 
-def test_a_script_that_never_trains_is_refused(warm: Warm) -> None:
+def test_a_script_that_never_trains_is_refused(warm: WarmRuns) -> None:
     with pytest.raises(Refused, match="trains nothing"):
         verify_script(SCRIPTS / "never_trains.py", start=warm.start)
 
 
-def test_a_script_that_fails_is_refused_with_its_last_lines(warm: Warm) -> None:
+def test_a_script_that_fails_is_refused_with_its_last_lines(warm: WarmRuns) -> None:
     with pytest.raises(Refused, match="no data at /nowhere"):
         verify_script(SCRIPTS / "fails.py", start=warm.start)
 
@@ -94,7 +95,7 @@ def test_the_command_prints_the_finding_and_ends_with_1() -> None:
         [sys.executable, "-m", "samestep", "verify", "--script", str(script)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,
     )
     assert done.returncode == 1, done.stderr
     assert "loss weighting: step 0, gradient fc1.weight" in done.stdout

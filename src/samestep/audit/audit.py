@@ -35,7 +35,6 @@ from samestep.plan.plan import workers_text
 from samestep.schedule import actions
 from samestep.setup.laid_out_model import LaidOutModel
 from samestep.state import snapshot
-from samestep.sync.policy import EXACT
 
 TOGETHER = "the actions done together"
 TOLD_KINDS = frozenset(
@@ -65,7 +64,7 @@ def audits_of(
     One worker has nobody to compare with, and its memory is its user's. Between the syncs of a policy, workers
     differ. Under a memory limit a worker must not look at others' memory; on GPUs, looking costs waiting.
     """
-    is_exact = executor.plan.numerics.sync == EXACT and executor.plan.workers > 1
+    is_exact = executor.plan.numerics.policy is None and executor.plan.workers > 1
     if not every or not is_exact or prepared.initial is not None or parameters.device.type != "cpu":
         return []
     return [Audit(executor, job, parameters, every, step)]

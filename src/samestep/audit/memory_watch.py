@@ -153,7 +153,7 @@ class MemoryWatch:
 def own_share(executor: Executor) -> Sequence[Piece]:
     """This worker's share of the parameters that its host's workers compute with or update: on one host, what it
     updates itself."""
-    layout, homes, transport = executor.layout, executor.homes, executor.transport
+    layout, homes, transport = executor.layout, executor.ownership, executor.transport
     if len(set(transport.hosts)) == 1:
         return [piece for piece, _ in executor.update.targets]
     near = [r for r, host in enumerate(transport.hosts) if host == transport.hosts[transport.rank]]

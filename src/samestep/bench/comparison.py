@@ -6,13 +6,7 @@ from typing import Any
 
 from samestep.bench.contenders.contender_process import Contender
 from samestep.bench.contestants import AGAIN, Contestant, maker, pick_of
-from samestep.bench.intervals import (
-    Interval,
-    median_of,
-    noise_of,
-    ratio_of,
-    regret_of,
-)
+from samestep.bench.intervals import Interval, median_of, noise_of, ratio_of, regret_of
 from samestep.bench.rounds import Measurements, Say, TimeBudget, race
 from samestep.launch.request.request import Request
 from samestep.plan.plan import Plan
@@ -68,8 +62,8 @@ class Regret:
 class ComparisonResult:
     """Result of a comparison. lines: the fastest first, then those that were not measured.
 
-    again: the reference's second copy over the first (A/A); noise: how far from 1 that may be.
-    among_plans: regret against our plans of the same numerics; among_all: against everybody.
+    again: the reference's second copy over the first (A/A); noise: the distance of that from 1.
+    among_plans: regret against our plans of the same numerics; among_all: against all contestants.
     """
 
     lines: Sequence[Line]

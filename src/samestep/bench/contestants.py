@@ -1,4 +1,4 @@
-"""Who takes part in a comparison: plans of ours with what is predicted of them, and PyTorch's own ways."""
+"""The contestants of a comparison: plans of ours with their predicted times, and PyTorch's own ways."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +13,12 @@ from samestep.launch.request.request import Request
 from samestep.launch.run.launcher import Launcher
 
 AGAIN = " (again)"  # the reference's second copy
-TWICE, MOST = 2.0, 6  # of the predicted plans, which are measured
+TWICE, MOST = 2.0, 6  # bounds on the predicted plans that are measured: time over the best one's, number
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """plan_text: None for PyTorch without us. predicted_seconds: of a step; None where nobody predicts."""
+    """An entry of a comparison. plan_text: None for PyTorch's own ways. predicted_seconds: per step, if predicted."""
 
     name: str
     plan_text: str | None = None
@@ -26,9 +26,9 @@ class Contestant:
 
 
 def own_contestants(request: Request) -> list[Contestant]:
-    """What the planner considers: its pick first, then the best of each kind, and each of a kind's next ones.
+    """Plans that the planner considers: its pick first, then those that `sensible` keeps.
 
-    A request that names a plan has that one alone. Raises Refused when there is none.
+    A request that names a plan has only that one. Raises Refused when there is none.
     """
     with Launcher() as launcher:
         if request.planning.plan != "auto":
@@ -39,14 +39,14 @@ def own_contestants(request: Request) -> list[Contestant]:
 
 
 def sensible(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Plans that are predicted to take up to TWICE as long as the best, at most MOST; and the best of every kind."""
+    """Plans predicted to take at most TWICE the best one's time, at most MOST; and the best of every kind."""
     best = {one["kind"]: one for one in reversed(found)}
-    near = [one for one in found if one["seconds"] <= TWICE * found[0]["seconds"]][:MOST]
-    return [*near, *(one for one in best.values() if one not in near)]
+    close = [one for one in found if one["seconds"] <= TWICE * found[0]["seconds"]][:MOST]
+    return [*close, *(one for one in best.values() if one not in close)]
 
 
 def peers(workers: int, cores: int) -> list[Contestant]:
-    """PyTorch's own ways, with one thread and with all in one process, and with as many workers as we have at most."""
+    """PyTorch's own ways: one process with one and with all threads, and `workers` processes."""
     names = [f"plain {threads}" for threads in sorted({1, cores})]
     names += [f"{kind} {workers}" for kind in PEERS if kind != "plain" and workers > 1]
     return [Contestant(name) for name in names]
@@ -57,24 +57,26 @@ def chosen(contestants: Sequence[Contestant], only: Sequence[str]) -> list[Conte
     for name in only:
         if not any(f"{one.name} ".startswith(f"{name} ") for one in contestants):
             raise PlanRefused(
-                f"--only {name}: nobody has that name (known: {', '.join(one.name for one in contestants)})"
+                f"--only {name}: no contestant has that name (known: {', '.join(one.name for one in contestants)})"
             )
     return [one for one in contestants if not only or any(f"{one.name} ".startswith(f"{name} ") for name in only)]
 
 
 def pick_of(contestants: Sequence[Contestant]) -> Contestant | None:
-    """The plan of ours that we would run: the planner's pick comes first."""
+    """The plan of ours that would run, which is the first; None when none is ours."""
     return next((one for one in contestants if one.plan_text is not None), None)
 
 
 def maker(contestant: Contestant, request: Request, *, warm_heap: bool) -> Callable[[], Contender]:
-    """Starts a contestant's processes."""
+    """A function that starts a contestant's processes."""
     if contestant.plan_text is not None:
-        # the plan has the numerics, and says who computes what
-        told = request.but(plan=contestant.name, plan_text=contestant.plan_text, workers=None, assign=None, slices=None)
-        part, env = ContenderSpec(OURS, 0, told), own_environment()
+        # the plan has the numerics, and assigns the work
+        planned = request.but(
+            plan=contestant.name, plan_text=contestant.plan_text, workers=None, assign=None, slices=None
+        )
+        spec, env = ContenderSpec(OURS, 0, planned), own_environment()
     else:
         kind, size = contestant.name.split()
-        part = ContenderSpec(kind, int(size), request)
+        spec = ContenderSpec(kind, int(size), request)
         env = bare_environment(int(size) if kind == "plain" else 1, warm_heap=warm_heap)
-    return lambda: Contender(python("samestep.bench.contenders.contender_main"), env, part.message(os.getpid()))
+    return lambda: Contender(python("samestep.bench.contenders.contender_main"), env, spec.message(os.getpid()))

@@ -1,8 +1,8 @@
-"""What medians of rounds say: bootstrap intervals of medians and of ratios, and what is a tie.
+"""Statistics of rounds: bootstrap intervals of medians and of their ratios, and the noise within which plans tie.
 
-Efron 1979: the samples stand for what they were drawn from; draw from them again, with replacement, and
-look at how the statistic varies. Two contenders of one comparison are drawn round by round together, since what
-the machine did in a round hit both.
+Efron 1979: the samples stand for their distribution; draw from them again, with replacement, and observe how the
+statistic varies. Two contenders of one comparison are drawn round by round together, since disturbances of the
+machine in a round affect both.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def draws_of(rounds: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 def median_of(samples: Sequence[float]) -> Interval:
-    """Of one contender: seconds per round in, the median's interval out."""
+    """The median of a contender's seconds per round, with its interval."""
     values = np.asarray(samples, dtype=np.float64)
     return _spread(np.median(values), np.median(values[draws_of(len(values))], axis=1))
 
@@ -48,7 +48,7 @@ def _spread(value: np.floating, drawn: NDArray[np.float64]) -> Interval:
 
 
 def noise_of(again: Interval) -> float:
-    """How far from 1 the ratio of a contender to itself may be; what is within it of the best is a tie.
+    """Distance from 1 of a contender's ratio to itself; a contender within it of the best one ties.
 
     again: the ratio of the reference's second copy to the first (A/A).
     """
@@ -56,5 +56,5 @@ def noise_of(again: Interval) -> float:
 
 
 def regret_of(pick: float, best: float) -> float:
-    """What the choice costs: a share of the best one's time, 0 for the best."""
+    """Cost of a choice, as a share of the best one's time; 0 for the best."""
     return pick / best - 1.0

@@ -1,4 +1,4 @@
-"""Loss over time under every sync policy, as an SVG: the curve that is first at the dashed line has won."""
+"""Loss over time under every sync policy, as an SVG: the first curve to reach the dashed line wins."""
 
 from collections.abc import Iterator
 from html import escape

@@ -1,11 +1,11 @@
-"""Sync policies side by side, as text."""
+"""A comparison of sync policies as text."""
 
 from collections.abc import Sequence
 
 from samestep.bench.figures import aligned
 from samestep.bench.policy_comparison import Course, PolicyComparison
+from samestep.numerics.policy import EXACT
 from samestep.plan.prediction import in_ms
-from samestep.sync.policy import EXACT
 
 HEAD = ("policy", "step, ms", "loss", "to exact", "held out", "moved, MB", "wired, MB", "to target, s", "times faster")
 

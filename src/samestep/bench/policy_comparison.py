@@ -16,7 +16,7 @@ from samestep.launch.failure import Event
 from samestep.launch.request.request import Request
 from samestep.launch.run.launcher import Launcher
 from samestep.launch.run.outcome import Outcome
-from samestep.sync.policy import EXACT, parse_policy
+from samestep.numerics.policy import EXACT, parse_policy
 
 DEFAULT = f"{EXACT} stale(1) local(4) local(16) local(16,outer=nesterov)"
 WINDOWS = 20  # windows in a run, when no length is given

@@ -3,7 +3,7 @@
     round 0   B: 7 steps   A: 7 steps   C: 7 steps
     round 1   A: 7 steps   C: 7 steps   B: 7 steps       in another order, the same in every comparison
 
-Whatever else the machine does then hits all of them alike. Free of torch.
+Other load of the machine then affects all of them equally. Free of torch.
 """
 
 import contextlib
@@ -13,20 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from samestep.bench.contenders.contender_process import (
-    ANSWERS_IN,
-    Contender,
-    DoesNotApply,
-    Failed,
-)
+from samestep.bench.contenders.contender_process import ANSWER_LIMIT, Contender, DoesNotApply, Failed
 
 
 @dataclass
 class Measurements:
-    """What is known of a contender after the rounds."""
+    """Measurements of a contender over the rounds."""
 
     medians: list[float] = field(default_factory=list)  # seconds of a step, one per round
-    losses: list[float] = field(default_factory=list)  # of the first step, then of the last of every turn
+    losses: list[float] = field(default_factory=list)  # of the first step, then of each turn's last step
     refused: str | None = None  # why it does not apply
     failed: str | None = None
     note: str = ""
@@ -34,13 +29,13 @@ class Measurements:
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """How long a comparison may go on."""
+    """Limits on the length of a comparison."""
 
-    seconds: float  # in all; the rounds get what coming up has left of them, and half of them at least
-    rounds: int | None = None  # as many, however long
+    seconds: float  # in all; the rounds get what starting has not used, and at least half
+    rounds: int | None = None  # exactly this many, however long they take
     steps: int | None = None  # per turn
 
-    ROUNDS = 12  # what steps per turn are chosen for
+    ROUNDS = 12  # number for which the steps of a turn are chosen
     FEWEST = 3  # rounds, however long they take
     MOST = 40  # steps of a turn
 
@@ -58,15 +53,15 @@ class TimeBudget:
         return done < self.FEWEST or longest < left
 
 
-WARM = 2  # steps at the head of a turn that do not count: the others' data are still in the caches, and the other
-# workers of this contender may have begun the first one while worker 0 waited for its turn
-LONG = 0.1  # seconds of a step that makes caches warm by itself
+WARM = 2  # first steps of a turn that do not count: caches hold the data of others, and the other workers of
+# this contender may have begun the first one while worker 0 waited for its turn
+LONG = 0.1  # seconds of a step from which on one step warms the caches
 
 Say = Callable[[str], None]
 
 
 class Rounds:
-    """Contenders that take turns. Those that do not apply or fail drop out and say why."""
+    """Contenders that take turns. Those that do not apply or fail drop out with the reason."""
 
     def __init__(self, names: Sequence[str], say: Say) -> None:
         self.found = {name: Measurements() for name in names}
@@ -75,25 +70,25 @@ class Rounds:
         self._say = say
 
     def start(self, makers: Mapping[str, Callable[[], Contender]]) -> None:
-        """Bring all of them up at once, and let each step a little."""
+        """Start all of them at once, and let each do a step."""
         for name, make in makers.items():
             self._running[name] = make()
         for name in list(self._running):
             self._say(f"waiting for {name}")
             with self._dropping_out(name):
-                up = self._running[name].come_up()
-                self.found[name].losses.append(up["loss"])
-                self.found[name].note = up.get("note", "")
+                ready = self._running[name].wait_until_ready()
+                self.found[name].losses.append(ready["loss"])
+                self.found[name].note = ready.get("note", "")
         for name in list(self._running):
             self._usual[name] = self._turn(name, 1, 0) or 0.0
 
-    def run(self, pace: TimeBudget, seconds: float) -> None:
-        """Rounds, for so many seconds."""
+    def run(self, budget: TimeBudget, seconds: float) -> None:
+        """Run rounds within `seconds`."""
         deadline = time.monotonic() + seconds
-        steps = pace.steps_of([self._usual[name] for name in self._running], seconds)
+        steps = budget.steps_of([self._usual[name] for name in self._running], seconds)
         warm = {name: 1 if usual > LONG else WARM for name, usual in self._usual.items()}
         done, longest = 0, 0.0
-        while self._running and pace.goes_on(done, longest, deadline - time.monotonic()):
+        while self._running and budget.goes_on(done, longest, deadline - time.monotonic()):
             began = time.monotonic()
             self._say(f"round {done + 1}, {steps} steps each")
             for name in order_of(list(self._running), done):
@@ -109,7 +104,7 @@ class Rounds:
 
     def _turn(self, name: str, steps: int, warm: int) -> float | None:
         """The median of a turn; None when the contender dropped out."""
-        patience = ANSWERS_IN + 20 * self._usual.get(name, 0.0) * (steps + warm)
+        patience = ANSWER_LIMIT + 20 * self._usual.get(name, 0.0) * (steps + warm)
         with self._dropping_out(name):
             seconds, loss = self._running[name].turn(steps, warm, patience)
             self.found[name].losses.append(loss)
@@ -130,21 +125,21 @@ class Rounds:
 
 
 def race(
-    makers: Mapping[str, Callable[[], Contender]], pace: TimeBudget, say: Say = lambda text: None
+    makers: Mapping[str, Callable[[], Contender]], budget: TimeBudget, say: Say = lambda text: None
 ) -> dict[str, Measurements]:
-    """What was found of each. However it ends, no process is left behind."""
+    """Measurements of each contender. No process is left behind, however it ends."""
     began = time.monotonic()
     one = Rounds(list(makers), say)
     try:
         one.start(makers)
-        one.run(pace, max(pace.seconds - (time.monotonic() - began), pace.seconds / 2))
+        one.run(budget, max(budget.seconds - (time.monotonic() - began), budget.seconds / 2))
     finally:
         one.stop()
     return one.found
 
 
 def order_of(names: Sequence[str], number: int) -> list[str]:
-    """Who comes when in a round: shuffled, and the same in every comparison of as many."""
+    """Order of the turns in a round: shuffled, and the same in every comparison of equal size."""
     order = list(names)
     random.Random(number).shuffle(order)
     return order

@@ -10,7 +10,7 @@ import click
 from samestep.commands.exit_codes import exit_codes
 from samestep.commands.options import JOB, PLANNING, options
 from samestep.commands.training_command import run
-from samestep.diagnose.summary import summary
+from samestep.diagnose.summary import trace_summary
 from samestep.errors import Refused
 from samestep.job.report import Report
 from samestep.trace.chrome import chrome_trace
@@ -49,5 +49,5 @@ def write_trace(report: Report, file: str, stream: TextIO | None) -> None:
     """Write the file, and a summary to `stream`, if given. A run without steps has no summary."""
     Path(file).write_text(json.dumps(chrome_trace(report.traces)))
     if stream is not None and all(trace.events for trace in report.traces):
-        print(summary(report.traces, report.prediction), file=stream)
+        print(trace_summary(report.traces, report.prediction), file=stream)
         print(f"{file}: open it at ui.perfetto.dev or chrome://tracing", file=stream)

@@ -93,7 +93,7 @@ def _script(
     script: Path, arguments: tuple[str, ...], given: dict[str, Any], alone: str | None, timeout: float | None, *,
     as_json: bool,
 ) -> bool:  # fmt: skip
-    from samestep.verification.script.script_runs import verify_script  # imports torch
+    from samestep.verification.script.verify_script import verify_script  # imports torch
 
     asked = FOR_SCRIPTS | {name: given[name] for name in FOR_SCRIPTS if given[name] is not None}
     reference = None if alone is None else shlex.split(alone)

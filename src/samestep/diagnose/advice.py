@@ -1,29 +1,33 @@
-"""What to change, by rules. Each looks at one thing, and has something to say or not.
+"""Advice on a plan: independent rules, each returning one suggestion or None.
 
-rule        sees                                             says
-uneven      one worker is waited for; others have room       --assign
+rule        condition                                        suggestion
+uneven      others wait for one worker and have room         --assign
 cuts        stages compute for different times               move layers
 bubble      equal stages wait for one another                more shards
 link        bytes under way between hosts                    other plan, --codec
-small       what is around the shards, on one host           fewer shards, one worker
+small       much time around the shards, on one host         fewer shards, one worker
 loading     a worker takes its rows                          loader processes
-surprise    one kind of action is not as predicted           look for who else is there
+surprise    one kind of action is not as predicted           look for other programs
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from samestep.diagnose.trace_medians import COMMUNICATE, TraceMedians
 from samestep.plan.prediction import Prediction
+from samestep.planner.search.greedy_shares import greedy_shares
 
-LEAST = 0.1  # of a step: what is less is not worth a line
+LEAST = 0.1  # share of a step below which advice is not worth a line
 MOST_LINES = 2
 AROUND = ("Agree", "Reduce", "Publish", "MergeBuffers", "Clip")
 
 
 @dataclass(frozen=True)
 class Advice:
-    share: float  # of the step that it is about
+    """One suggestion."""
+
+    share: float  # of the step that it concerns
     text: str
 
 
@@ -31,7 +35,7 @@ Rule = Callable[[TraceMedians], Advice | None]
 
 
 def advice(seen: TraceMedians, prediction: Prediction | None = None) -> list[str]:
-    """The lines that are about most of the step, at most two."""
+    """The suggestions that concern most of the step, at most two."""
     found = [rule(seen) for rule in RULES]
     found.append(None if prediction is None else surprise(seen, prediction))
     worth = sorted((one for one in found if one is not None and one.share >= LEAST), key=lambda one: -one.share)
@@ -39,15 +43,15 @@ def advice(seen: TraceMedians, prediction: Prediction | None = None) -> list[str
 
 
 def uneven(seen: TraceMedians) -> Advice | None:
-    """Shards of the same batch cost workers different times; whole shards can be moved."""
+    """Workers compute their shards for different times, and whole shards can be moved."""
     if not seen.waits or seen.is_staged or seen.is_sliced or 0 in seen.shards:
         return None
     (waiter, cause), seconds = max(seen.waits.items(), key=lambda item: item[1])
     compute = seen.compute
-    if compute[cause] - compute[waiter] < seconds / 2:  # it was late for another reason
+    if compute[cause] - compute[waiter] < seconds / 2:  # it is late for another reason
         return None
     costs = [own / shards for own, shards in zip(compute, seen.shards, strict=True)]
-    better = shares(costs, sum(seen.shards))
+    better = best_shares(costs, sum(seen.shards))
     gain = max(compute) - max(cost * count for cost, count in zip(costs, better, strict=True))
     share = seconds / seen.seconds
     if gain > 0.03 * seen.seconds:
@@ -60,16 +64,14 @@ def uneven(seen: TraceMedians) -> Advice | None:
     )
 
 
-def shares(costs: Sequence[float], shards: int) -> tuple[int, ...]:
-    """One shard after the other to the worker that is done with it first; everyone gets at least one.
+def best_shares(costs: Sequence[float], shards: int) -> tuple[int, ...]:
+    """Shards of each worker, at least one, so that the last is done as early as can be. costs: seconds per shard."""
+    return greedy_shares(shards, [partial(_done, cost) for cost in costs])
 
-    costs: seconds per shard, per worker.
-    """
-    counts = [1] * len(costs)
-    for _ in range(shards - len(costs)):
-        first = min(range(len(costs)), key=lambda rank: costs[rank] * (counts[rank] + 1))
-        counts[first] += 1
-    return tuple(counts)
+
+def _done(cost: float, count: int) -> float:
+    """The second in which a worker is done with `count` shards; before 0 for the first, which everyone gets."""
+    return cost * count if count > 1 else -1.0
 
 
 def cuts(seen: TraceMedians) -> Advice | None:
@@ -102,29 +104,29 @@ def bubble(seen: TraceMedians) -> Advice | None:
 def link(seen: TraceMedians) -> Advice | None:
     if len(set(seen.hosts)) < 2:
         return None
-    spent = [{kind: moving(seen, rank, kind) for kind in MOVING} for rank in range(seen.workers)]
+    spent = [{kind: moving_seconds(seen, rank, kind) for kind in MOVING} for rank in range(seen.workers)]
     worst = max(spent, key=lambda own: sum(own.values()))
     share, kind = sum(worst.values()) / seen.seconds, max(worst, key=worst.__getitem__)
     if share < 0.3:
         return None
-    return Advice(share, f"{share:.0%} of the step goes into bytes between hosts, most of it {kind}: {OTHERWISE[kind]}")
+    return Advice(share, f"{share:.0%} of the step goes into bytes between hosts, most of it {kind}: {REMEDIES[kind]}")
 
 
-def moving(seen: TraceMedians, rank: int, kind: str) -> float:
-    """Seconds that bytes cost a worker: what it was busy with them, and waited for them on their way."""
+def moving_seconds(seen: TraceMedians, rank: int, kind: str) -> float:
+    """Seconds that a worker spends on bytes: busy with them, and waiting for them under way."""
     busy = seen.busy[rank].get(kind, 0.0) if kind in COMMUNICATE else 0.0
     return busy + seen.under_way[rank].get(kind, 0.0)
 
 
 GRADIENTS = "slice large layers (--plan hybrid) or compress gradients (--codec, part of the numbers)"
-CARRIED = "cut where less is carried over (`first` in the plan file)"
+ACTIVATIONS = "cut where less is carried over (`first` in the plan file)"
 SLICES = "leave layers whole (--plan data), or keep a sliced layer's workers on one host"
-OTHERWISE = {
+REMEDIES = {
     "Reduce": GRADIENTS, "Publish": GRADIENTS, "Agree": GRADIENTS, "Post": GRADIENTS, "Await": GRADIENTS,
-    "Send": CARRIED, "Receive": CARRIED, "SendGradient": CARRIED, "ReceiveGradient": CARRIED,
+    "Send": ACTIVATIONS, "Receive": ACTIVATIONS, "SendGradient": ACTIVATIONS, "ReceiveGradient": ACTIVATIONS,
     "SliceForward": SLICES, "SliceBackward": SLICES,
 }  # fmt: skip
-MOVING = tuple(OTHERWISE)
+MOVING = tuple(REMEDIES)
 
 
 def small(seen: TraceMedians) -> Advice | None:

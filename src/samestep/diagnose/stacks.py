@@ -1,4 +1,4 @@
-"""What a stack says: from the text that `faulthandler` writes to the line of code that a person wants to see."""
+"""Stacks of threads: from the text that `faulthandler` writes to the line of code that holds a thread."""
 
 import re
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ THREAD = re.compile(r"^(Current thread|Thread) 0x[0-9a-f]+.*\(most recent call f
 
 @dataclass(frozen=True)
 class Frame:
+    """One line of a stack."""
+
     file: str
     line: int
     function: str
@@ -20,7 +22,7 @@ class Frame:
 
 
 def threads_of(text: str) -> list[list[Frame]]:
-    """The frames of every thread, innermost first; the thread that got the signal first of all."""
+    """The frames of every thread, innermost first; the thread that got the signal comes first."""
     found: list[list[Frame]] = []
     current = 0
     for line in text.splitlines():
@@ -43,7 +45,7 @@ def place_in(frames: Sequence[Frame], libraries: Sequence[str]) -> Frame | None:
 
 
 def waits_for_loader(frames: Sequence[Frame], libraries: Sequence[str], ours: str) -> bool:
-    """Whether a thread waits in torch's DataLoader, and not in the data set that it calls itself."""
+    """Whether a thread waits in torch's DataLoader, and not in a data set that the loader calls itself."""
     for frame in frames:
         if frame.file.endswith("utils/data/dataloader.py"):
             return True

@@ -1,11 +1,11 @@
-"""Who holds up a run, and why: from what was seen of all workers to one sentence. No processes, no clocks.
+"""The worker that holds up a run, and the reason: from views of all workers to one sentence.
 
-    0 waits for 1, 1 waits for 2, 2 waits for nobody      2 is the culprit, 0 and 1 wait for it
+    0 waits for 1, 1 waits for 2, 2 does not wait         2 is the culprit, 0 and 1 wait for it
     0 waits for 1, 1 waits for 0, in different calls      they will wait for ever: deadlock by order
-    0 waits for 2, 2 waits for 0, in one call, far apart  both are well: what is between them is not
-                                                          (one may be a call ahead: what it sent is on its way)
+    0 waits for 2, 2 waits for 0, in one call, 2 hosts    both are well: the link between them is not
+                                                          (one may be a call ahead: its bytes are under way)
 
-What keeps a culprit is read off the kernel's account of it, in the order of `Kind`.
+The kernel's account of a culprit shows what holds it, in the order of `Kind`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,17 @@ from samestep.plan.plan import workers_text
 from samestep.trace.whereabouts import LEFT, NOBODY
 
 CONNECT = "connect"  # the call in which workers of several hosts first reach one another
-IDLE = 0.05  # of a core: a process that uses less does not compute
-SLOWER = 5.0  # times its usual pace, from which on a worker is slow
-ALIKE = 2.0  # while the others are not slower than this
-LEAST = 0.02  # seconds of a step below which a few turns of other processes on its core make such a difference
-WAITING = 0.5  # of its time, from which on it is not the one that others wait for
+IDLE = 0.05  # cores: a process that uses less does not compute
+SLOWER = 5.0  # times its usual seconds, from which on a worker is slow
+ALIKE = 2.0  # the same ratio of the others, up to which it is not the machine that is slow
+LEAST = 0.02  # seconds of a step below which other processes on the core make such a difference
+WAITING = 0.5  # share of waiting from which on a worker is not the one that others wait for
 FEW = 5  # steps before a worker's usual pace is known
 
 
 class Kind(StrEnum):
+    """What holds a culprit."""
+
     DEAD = "dead"
     MEMORY = "memory exhausted"
     STOPPED = "stopped"
@@ -40,17 +42,17 @@ class Kind(StrEnum):
 
 
 CERTAIN = (Kind.DEAD, Kind.MEMORY, Kind.ORDER)
-"""What no waiting ends."""
+"""Kinds that no waiting ends."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """As the kernel sees it, over the last moments."""
+    """The kernel's view of a process, over the last moments."""
 
     pid: int = 0
     state: str = "S"  # R runs, S sleeps, D waits for a device, T stopped, Z ended; "gone"
     busy: float = 0.0  # cores
-    has_run: bool = False  # whether it wanted a core when somebody looked
+    has_run: bool = False  # whether it was running or ready when it was looked at
     asleep_in: str = ""  # the kernel's function
     frame: Frame | None = None  # where its code is
     in_lock: bool = False  # whether it is in one of Python's locks
@@ -70,7 +72,7 @@ class Process:
 
 @dataclass(frozen=True)
 class OwnWork:
-    """Seconds of its own work that a step takes a worker."""
+    """Seconds of a worker's own work per step."""
 
     now: float
     usual: float
@@ -87,32 +89,32 @@ class OwnWork:
 
 @dataclass(frozen=True)
 class WorkerView:
-    """What is known of one worker. Ages are in seconds."""
+    """Knowledge of one worker. Ages are in seconds."""
 
     rank: int
     name: str
     host: int = 0
     host_name: str = ""
     call: str = "step"
-    calls: int = 0  # made so far, with this one
+    calls: int = 0  # made so far, including this one
     step: int = 0
-    number: int = 0  # of actions entered
+    number: int = 0  # actions entered
     done: int = 0
     action: str = ""
-    still: float = 0.0  # since it last entered something, began to wait, or went on
-    peer: int = NOBODY  # for whom it waits
+    still: float = 0.0  # seconds since it last entered something, began or ended waiting
+    peer: int = NOBODY  # the worker it waits for
     waits: float = 0.0
     process: Process = Process()
     loaders: tuple[Process, ...] = ()
     in_loader: bool = False  # whether it waits for them
     out_of_memory: bool = False  # whether the kernel has killed for memory in its control group
     pace: OwnWork | None = None
-    silent: float = 0.0  # since somebody on its host last spoke
-    keeps_store: bool = False  # whether it keeps the place where hosts speak, which can be reached and is silent
+    silent: float = 0.0  # since the last message from its host
+    keeps_store: bool = False  # whether it keeps the store at which hosts meet, which can be reached and is silent
 
     @property
     def where(self) -> str:
-        """In words, as a worker that is not to blame calls what it has entered."""
+        """The place of a worker in words: the call or action that it has entered."""
         if self.call in ("", LEFT):
             return f"no call of its trainer, after step {self.done}" if self.done else "no call of its trainer"
         if self.call != "step":
@@ -122,13 +124,13 @@ class WorkerView:
 
 @dataclass(frozen=True)
 class Stall:
-    """kind: of what holds the culprits. waiting: who waits for them. text: a sentence for a person."""
+    """One stall. kind: what holds the culprits. waiting: ranks that wait for them. text: a sentence for people."""
 
     kind: Kind
     culprits: tuple[int, ...]
     waiting: tuple[int, ...]
     text: str
-    key: tuple[object, ...] = ()  # the same as long as it is the same stall
+    key: tuple[object, ...] = ()  # equal as long as it is the same stall
 
     @property
     def is_certain(self) -> bool:
@@ -136,66 +138,66 @@ class Stall:
 
 
 def find(workers: Mapping[int, WorkerView], patience: float) -> Stall | None:
-    """What holds up a run, if anything does. patience: seconds after which waiting is no longer usual."""
+    """The stall of a run, None when it makes progress. patience: seconds after which waiting is no longer usual."""
     for worker in workers.values():
         if worker.process.is_gone and worker.out_of_memory and worker.call != LEFT:
-            return of_culprit(worker, Kind.MEMORY, workers)
+            return culprit_stall(worker, Kind.MEMORY, workers)
         if worker.process.is_gone and worker.still >= patience and worker.call != LEFT:
-            return of_culprit(worker, Kind.DEAD, workers)
+            return culprit_stall(worker, Kind.DEAD, workers)
         if worker.call == CONNECT and worker.still >= patience:
             lost = next((one for one in workers.values() if one.silent >= patience), None)
             if lost is not None:
-                return of_link(worker, lost, ())
+                return link_stall(worker, lost, ())
     late = [worker for worker in workers.values() if worker.peer != NOBODY and worker.waits >= patience]
     for worker in late:
         path = chain(worker, workers)
         last = path[-1]
         if last.peer != NOBODY and last.peer not in workers:
-            continue  # it has just ended, or nothing is known of it
+            continue  # it has just ended, or is unknown
         if (stopped := next((one for one in path if one.process.is_stopped), None)) is not None:
-            return of_culprit(stopped, Kind.STOPPED, workers) if stopped.still >= patience else None
+            return culprit_stall(stopped, Kind.STOPPED, workers) if stopped.still >= patience else None
         if (silent := next((at for at, one in enumerate(path) if one.silent >= patience / 2), None)) is not None:
             if path[silent].keeps_store:
-                return of_culprit(path[silent], Kind.STOPPED, workers)
+                return culprit_stall(path[silent], Kind.STOPPED, workers)
             if silent == 0:
-                continue  # of a host that is silent nobody knows for whom it waits by now
-            return of_link(path[silent - 1], path[silent], blocked_by(path[silent], workers))
+                continue  # its host is silent, so whom it waits for by now is unknown
+            return link_stall(path[silent - 1], path[silent], blocked_by(path[silent], workers))
         if last.peer in [one.rank for one in path]:
             circle = path[[one.rank for one in path].index(last.peer) :]
             if all(one.waits >= patience for one in circle):
-                return of_circle(circle, workers)
+                return circle_stall(circle, workers)
             continue
-        found = of_last(last, workers, patience)
+        found = last_stall(last, workers, patience)
         if found is not None:
             return found
     for worker in workers.values():
         if worker.process.is_stopped and worker.still >= patience:
-            return of_culprit(worker, Kind.STOPPED, workers)
+            return culprit_stall(worker, Kind.STOPPED, workers)
     if not late:
         for worker in workers.values():
             alone = worker.peer == NOBODY and worker.still >= patience and worker.call not in ("", LEFT)
             if alone and worker.process.is_idle and worker.silent == 0:
-                return of_culprit(worker, hold(worker), workers)
+                return culprit_stall(worker, hold(worker), workers)
     return slowest(workers)
 
 
 def chain(worker: WorkerView, workers: Mapping[int, WorkerView]) -> list[WorkerView]:
-    """From a worker to the one for whom it waits, and so on: to one that does not wait, or the first again."""
+    """A worker, the one it waits for, and so on, up to one that does not wait or is in the chain already."""
     path = [worker]
     while path[-1].peer in workers and workers[path[-1].peer] not in path:
         path.append(workers[path[-1].peer])
     return path
 
 
-def of_last(last: WorkerView, workers: Mapping[int, WorkerView], patience: float) -> Stall | None:
-    """The stall by a worker that others wait for and who waits for nobody."""
+def last_stall(last: WorkerView, workers: Mapping[int, WorkerView], patience: float) -> Stall | None:
+    """The stall by a worker that others wait for and that does not wait itself."""
     if last.still >= patience:
-        return of_culprit(last, hold(last), workers)
-    return of_culprit(last, Kind.SLOW, workers) if is_slower(last, workers) else None
+        return culprit_stall(last, hold(last), workers)
+    return culprit_stall(last, Kind.SLOW, workers) if is_slower(last, workers) else None
 
 
 def hold(worker: WorkerView) -> Kind:
-    """What keeps a worker where it is."""
+    """The kind of obstacle that holds a worker."""
     process = worker.process
     if process.is_gone:
         return Kind.DEAD
@@ -211,7 +213,7 @@ def hold(worker: WorkerView) -> Kind:
 
 
 def blocked_by(worker: WorkerView, workers: Mapping[int, WorkerView]) -> tuple[int, ...]:
-    """Who waits for a worker, for one who waits for it, and so on."""
+    """Ranks that wait for a worker, directly or through others."""
     found = {worker.rank}
     while more := {one.rank for one in workers.values() if one.peer in found} - found:
         found |= more
@@ -219,15 +221,15 @@ def blocked_by(worker: WorkerView, workers: Mapping[int, WorkerView]) -> tuple[i
 
 
 def slowest(workers: Mapping[int, WorkerView]) -> Stall | None:
-    """A worker that takes much longer than it used to, though nobody waits for it right now."""
+    """The stall by a worker that takes much longer than before, though no other waits for it right now."""
     if sum(worker.pace is not None for worker in workers.values()) < 2:
         return None
     found = next((worker for worker in workers.values() if is_slower(worker, workers)), None)
-    return None if found is None or found.process.is_stopped else of_culprit(found, Kind.SLOW, workers)
+    return None if found is None or found.process.is_stopped else culprit_stall(found, Kind.SLOW, workers)
 
 
 def is_slower(worker: WorkerView, workers: Mapping[int, WorkerView]) -> bool:
-    """Than it used to be, while the others are not: where all get slower, it is the machine."""
+    """Whether a worker is slower than before while the others are not: where all get slower, it is the machine."""
     others = [one.pace.ratio for one in workers.values() if one.pace is not None and one is not worker]
     return worker.pace is not None and worker.pace.is_slow and max(others, default=0.0) <= ALIKE
 
@@ -235,32 +237,34 @@ def is_slower(worker: WorkerView, workers: Mapping[int, WorkerView]) -> bool:
 # ------------------------------------------------------------------------------------------------------ in words
 
 
-def of_culprit(worker: WorkerView, kind: Kind, workers: Mapping[int, WorkerView]) -> Stall:
+def culprit_stall(worker: WorkerView, kind: Kind, workers: Mapping[int, WorkerView]) -> Stall:
     waiting = blocked_by(worker, workers)
     meets = next((one for one in workers.values() if one.peer == worker.rank), None)
     key = (kind, worker.rank) if kind == Kind.SLOW else (worker.rank, worker.number, worker.call)
-    return Stall(kind, (worker.rank,), waiting, f"{worker.name} {said(worker, kind, meets)}{then(waiting)}", key)
+    return Stall(
+        kind, (worker.rank,), waiting, f"{worker.name} {complaint(worker, kind, meets)}{waiting_text(waiting)}", key
+    )
 
 
-def of_circle(circle: Sequence[WorkerView], workers: Mapping[int, WorkerView]) -> Stall:
-    """Workers that wait for one another."""
+def circle_stall(circle: Sequence[WorkerView], workers: Mapping[int, WorkerView]) -> Stall:
+    """The stall of workers that wait for one another."""
     seconds = min(one.waits for one in circle)
     ranks = {one.rank for one in circle}
     waiting = tuple(sorted({rank for one in circle for rank in blocked_by(one, workers)} - ranks))
     calls = {(one.call, one.step) for one in circle}
-    far = [(one, workers[one.peer]) for one in circle if one.host != workers[one.peer].host]
-    if far and (len(calls) == 1 or len({one.calls for one in circle}) > 1):  # what lets one go on is under way
-        return of_link(*far[0], waiting)
+    remote = [(one, workers[one.peer]) for one in circle if one.host != workers[one.peer].host]
+    if remote and (len(calls) == 1 or len({one.calls for one in circle}) > 1):  # what lets one go on is under way
+        return link_stall(*remote[0], waiting)
     places = ", ".join(f"{one.name} is in {one.where}" for one in sorted(circle, key=lambda one: one.rank))
     text = (
         f"{workers_text(ranks)} wait for one another for {seconds:.0f} s and always will: {places}. Every worker "
-        f"must make the same calls in the same order{then(waiting, 'them')}"
+        f"must make the same calls in the same order{waiting_text(waiting, 'them')}"
     )
     return Stall(Kind.ORDER, tuple(sorted(ranks)), waiting, text, (Kind.ORDER, *sorted(ranks)))
 
 
-def of_link(one: WorkerView, other: WorkerView, waiting: tuple[int, ...]) -> Stall:
-    """Two workers of different hosts, both well as far as one can see."""
+def link_stall(one: WorkerView, other: WorkerView, waiting: tuple[int, ...]) -> Stall:
+    """The stall of two workers of different hosts that both seem well."""
     first, last = sorted((one, other), key=lambda worker: worker.rank)
     if other.silent > 0:
         what = (
@@ -276,11 +280,11 @@ def of_link(one: WorkerView, other: WorkerView, waiting: tuple[int, ...]) -> Sta
         )
         own = (first.rank, last.rank)
     rest = tuple(rank for rank in waiting if rank not in (one.rank, other.rank))
-    return Stall(Kind.LINK, own, waiting, what + then(rest, "them"), (Kind.LINK, *own))
+    return Stall(Kind.LINK, own, waiting, what + waiting_text(rest, "them"), (Kind.LINK, *own))
 
 
-def said(worker: WorkerView, kind: Kind, meets: WorkerView | None = None) -> str:
-    """What is the matter with a worker. meets: one that waits for it."""
+def complaint(worker: WorkerView, kind: Kind, meets: WorkerView | None = None) -> str:
+    """A worker's obstacle in words. meets: a worker that waits for it."""
     process, seconds = worker.process, worker.still
     missing = f"has not come through {worker.where}"
     if meets is not None and meets.call not in ("", LEFT):
@@ -289,7 +293,7 @@ def said(worker: WorkerView, kind: Kind, meets: WorkerView | None = None) -> str
     inside = f", in {worker.where}" if worker.call not in ("", LEFT) else ""
     match kind:
         case Kind.DEAD:
-            return f"is dead: its process {process.pid} ended{inside}; look for whoever killed it"
+            return f"is dead: its process {process.pid} ended{inside}; look for what killed it"
         case Kind.MEMORY:
             return (
                 f"is dead: the kernel killed its process {process.pid}{inside}, because the memory of its control group"
@@ -306,27 +310,27 @@ def said(worker: WorkerView, kind: Kind, meets: WorkerView | None = None) -> str
             assert worker.pace is not None
             return (
                 f"is slow{inside}: a step takes it {spelled(worker.pace.now)} of its own and took it "
-                f"{spelled(worker.pace.usual)} before{at(process)}"
+                f"{spelled(worker.pace.usual)} before{place_of(process)}"
             )
         case Kind.APART:
-            return f"{missing}: it is in {worker.where}{at(process)}, {doing(process)} for {seconds:.0f} s"
+            return f"{missing}: it is in {worker.where}{place_of(process)}, {activity(process)} for {seconds:.0f} s"
         case Kind.LOADER:
-            return f"waits for {loaders(worker)}{inside}, for {seconds:.0f} s"
+            return f"waits for {loader_text(worker)}{inside}, for {seconds:.0f} s"
         case Kind.LOCK:
-            return f"{missing}{at(process, worker)}, waiting for a lock for {seconds:.0f} s"
+            return f"{missing}{place_of(process, worker)}, waiting for a lock for {seconds:.0f} s"
         case _:
-            return f"{missing}{at(process, worker)}, {doing(process)} for {seconds:.0f} s"
+            return f"{missing}{place_of(process, worker)}, {activity(process)} for {seconds:.0f} s"
 
 
-def at(process: Process, worker: WorkerView | None = None) -> str:
-    """The line of code; where that is not known, the action."""
+def place_of(process: Process, worker: WorkerView | None = None) -> str:
+    """The line of code; the action where the line is unknown."""
     if process.frame is not None:
         return f"; it is in {process.frame}"
     return "" if worker is None else f"; it is in {worker.where}"
 
 
-def doing(process: Process) -> str:
-    """What the kernel says that a process does."""
+def activity(process: Process) -> str:
+    """The activity of a process, as the kernel reports it."""
     if process.state == "D":
         return "waiting for a device"
     if not process.is_idle:
@@ -334,19 +338,19 @@ def doing(process: Process) -> str:
     return f"asleep in {process.asleep_in}" if process.asleep_in else "asleep"
 
 
-def loaders(worker: WorkerView) -> str:
-    """The loader process that is to blame."""
+def loader_text(worker: WorkerView) -> str:
+    """The loader process that holds its worker."""
     if not worker.loaders:
         return "its data loader"
     stopped = [one for one in worker.loaders if one.is_stopped]
     one = next(iter(stopped or [one for one in worker.loaders if one.frame is not None] or worker.loaders))
     if stopped:
         return f"its loader process {one.pid}, which is stopped by a signal (`kill -CONT {one.pid}` lets it go on)"
-    where = f"is in {one.frame}, {doing(one)}" if one.frame is not None else f"is {doing(one)}"
+    where = f"is in {one.frame}, {activity(one)}" if one.frame is not None else f"is {activity(one)}"
     return f"its loader process {one.pid}, which {where}"
 
 
-def then(waiting: Sequence[int], whom: str = "it") -> str:
+def waiting_text(waiting: Sequence[int], whom: str = "it") -> str:
     return f"; {workers_text(waiting)} wait{'s' * (len(waiting) == 1)} for {whom}" if waiting else ""
 
 
@@ -355,6 +359,6 @@ def spelled(seconds: float) -> str:
 
 
 def aged(worker: WorkerView, seconds: float) -> WorkerView:
-    """What is known of a worker, so many seconds later."""
+    """The view of a worker some seconds later."""
     waits = worker.waits + seconds if worker.peer != NOBODY else 0.0
     return replace(worker, still=worker.still + seconds, waits=waits)

@@ -1,18 +1,18 @@
-"""What a run's traces say, as text: predicted against measured, the slowest worker, who waited for whom, advice."""
+"""Summary of a run's traces: predicted and measured times, the slowest worker, waits between workers, advice."""
 
 from collections.abc import Iterator, Sequence
 
 from samestep.diagnose.advice import advice
-from samestep.diagnose.trace_medians import TraceMedians, measured
+from samestep.diagnose.trace_medians import TraceMedians, trace_medians
 from samestep.plan.prediction import Prediction, in_ms
 from samestep.trace.worker_trace import WorkerTrace
 
-SHOWN = 0.01  # of a step: waiting below that is left out
+SHOWN = 0.01  # share of a step below which waiting is left out
 
 
-def summary(traces: Sequence[WorkerTrace], prediction: Prediction | None = None) -> str:
-    """From the traces of all workers, in the order of ranks."""
-    seen = measured(traces)
+def trace_summary(traces: Sequence[WorkerTrace], prediction: Prediction | None = None) -> str:
+    """The summary as text. traces: of all workers, in the order of ranks."""
+    seen = trace_medians(traces)
     lines = [f"{seen.steps} steps, {in_ms(seen.seconds)} ms each (median)"]
     if prediction is not None:
         lines.append(prediction.graded(seen.seconds))

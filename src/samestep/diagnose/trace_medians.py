@@ -1,4 +1,4 @@
-"""What the traces of a run say, in numbers: medians over its steps."""
+"""Numbers from the traces of a run: medians over its steps."""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,17 +6,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from samestep.diagnose.waits import waits_of
-from samestep.schedule.actions import (
-    COMMUNICATION,
-    Forward,
-    Lockstep,
-    Send,
-    SendGradient,
-    SliceForward,
-    class_name,
-)
+from samestep.schedule.actions import COMMUNICATION, Forward, Lockstep, Send, SendGradient, SliceForward, class_name
 from samestep.schedule.draw import COMPUTING
-from samestep.trace.ring import Event
+from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import WorkerTrace
 
 COMPUTE = tuple(class_name(kind) for kind in COMPUTING)
@@ -31,9 +23,9 @@ class TraceMedians:
     """Seconds are per step, medians over the steps.
 
     busy: per worker, by the action's class, without waiting.
-    waits: by who waited and whom for.
-    under_way: per worker, what it waited for bytes that nobody kept back, by the action's class.
-    shards: per worker, how many it computes in whole segments.
+    waits: by (the worker that waited, the worker it waited for).
+    under_way: per worker, waiting for bytes under way, by the action's class.
+    shards: per worker, shards that it computes in whole segments.
     """
 
     steps: int
@@ -60,7 +52,7 @@ class TraceMedians:
 
     @property
     def compute(self) -> tuple[float, ...]:
-        """Of every worker: forward and backward."""
+        """Forward and backward seconds of each worker."""
         return tuple(self.busy_in(rank, COMPUTE) for rank in range(self.workers))
 
     @property
@@ -69,15 +61,15 @@ class TraceMedians:
         return max(range(self.workers), key=lambda rank: sum(self.busy[rank].values()))
 
 
-def measured(traces: Sequence[WorkerTrace]) -> TraceMedians:
-    """From the traces of all workers, in the order of ranks; at least one step."""
+def trace_medians(traces: Sequence[WorkerTrace]) -> TraceMedians:
+    """Medians over the steps. traces: of all workers, in the order of ranks, of at least one step."""
     traces = with_same_steps(traces)
     waits = waits_of(traces)
     events = [event for trace in traces for event in trace.events]
     steps = sorted({event.step for event in events})
     return TraceMedians(
         steps=len(steps),
-        seconds=statistics.median(length_of(event for event in events if event.step == step) for step in steps),
+        seconds=statistics.median(duration(event for event in events if event.step == step) for step in steps),
         busy=tuple(per_step(trace.events, steps, kind_of, lambda event: event.busy) for trace in traces),
         waits=per_step(
             [(wait, wait.cause) for wait in waits if wait.cause is not None],
@@ -104,14 +96,14 @@ def measured(traces: Sequence[WorkerTrace]) -> TraceMedians:
 
 
 def with_same_steps(traces: Sequence[WorkerTrace]) -> list[WorkerTrace]:
-    """Only the steps that all workers still know."""
+    """The traces of those steps that all workers still have in their rings."""
     common = set.intersection(*({event.step for event in trace.events} for trace in traces))
     assert common, "rings hold at least one step"
     return [WorkerTrace(t.rank, t.host, tuple(e for e in t.events if e.step in common), t.clock_error) for t in traces]
 
 
-def length_of(events: Iterable[Event]) -> float:
-    """From the first beginning to the last end."""
+def duration(events: Iterable[Event]) -> float:
+    """Seconds from the first start to the last end."""
     found = list(events)
     return max(event.stop for event in found) - min(event.start for event in found)
 
@@ -121,7 +113,7 @@ def kind_of(event: Event) -> str:
 
 
 def shards_of(trace: WorkerTrace) -> set[int]:
-    """The shards of its fullest step: the last step of an epoch may have fewer."""
+    """The shards of the step with most of them: the last step of an epoch may have fewer."""
     found: dict[int, set[int]] = {}
     for event in trace.events:
         action = event.action
@@ -142,7 +134,7 @@ def per_step(
     seconds: Callable[[T], float],
     step: Callable[[T], int] = step_of,
 ) -> dict[K, float]:
-    """By name: the median over all steps of the sum in each."""
+    """Median over all steps of the sum in each, by name."""
     sums: dict[K, dict[int, float]] = {}
     for one in things:
         own = sums.setdefault(name(one), dict.fromkeys(steps, 0.0))

@@ -1,26 +1,19 @@
-"""Who waited for whom, from the traces of all workers on one clock.
+"""Waits between workers, from the traces of all workers on one clock.
 
     a meeting     worker 0   |....wait....|==      worker 0 waits for the last to come, until it comes;
                   worker 1   ......|======|==      after that, for the one who waits least in the meeting
     a message     worker 0        Send |==|        the receiver waits for the sender until it begins to send,
                   worker 1   |..wait...|..|=       then for bytes that are under way
 
-What all of a meeting wait alike, and what is waited elsewhere, is for bytes under way too: nobody's fault.
+Time that all of a meeting wait, and all other waiting, is for bytes under way too: no worker causes it.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from samestep.schedule.actions import (
-    Lockstep,
-    Receive,
-    ReceiveGradient,
-    Send,
-    SendGradient,
-    class_name,
-)
+from samestep.schedule.actions import Lockstep, Receive, ReceiveGradient, Send, SendGradient, class_name
 from samestep.schedule.simulator import MEETINGS
-from samestep.trace.ring import Event
+from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import WorkerTrace, message_of
 
 Member = tuple[int, Event]
@@ -38,7 +31,7 @@ class Wait:
 
 
 def waits_of(traces: Sequence[WorkerTrace]) -> list[Wait]:
-    """All that was waited, each second once."""
+    """All waits, each second counted once."""
     return [wait for wait in all_waits(traces) if wait.seconds > 0]
 
 
@@ -49,7 +42,7 @@ def all_waits(traces: Sequence[WorkerTrace]) -> Iterator[Wait]:
     for rank, event in members:
         action = event.action
         if isinstance(action, (*MEETINGS, Lockstep)):
-            name = Lockstep if isinstance(action, Lockstep) else action  # each has shards of its own there
+            name = Lockstep if isinstance(action, Lockstep) else action  # in lockstep each worker has its own shards
             meetings.setdefault((event.step, name), []).append((rank, event))
         elif isinstance(action, Receive | ReceiveGradient):
             yield from for_message(rank, event, sent.get(message_of(rank, event)))
@@ -60,13 +53,14 @@ def all_waits(traces: Sequence[WorkerTrace]) -> Iterator[Wait]:
 
 
 def for_message(rank: int, event: Event, sending: Event | None) -> Iterator[Wait]:
-    """sending: the counterpart, if it is known."""
+    """Waits of a receiver. sending: the sender's event, if it is known."""
     late = event.waited if sending is None else clipped(sending.start - event.start, event.waited)
     yield wait_in(rank, event, event.action.peer, late)
     yield wait_in(rank, event, None, event.waited - late)
 
 
 def for_meeting(members: Sequence[Member]) -> Iterator[Wait]:
+    """Waits of all members of a meeting."""
     last, latest = max(members, key=lambda member: member[1].start)
     late = {rank: clipped(latest.start - event.start, event.waited) for rank, event in members}
     inside = {rank: event.waited - late[rank] for rank, event in members}

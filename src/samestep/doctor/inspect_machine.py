@@ -14,15 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from samestep.doctor.facts import (
-    Facts,
-    Interface,
-    Launchers,
-    Limits,
-    MachineSpeed,
-    Memory,
-    Processor,
-)
+from samestep.doctor.facts import Facts, Interface, Launchers, Limits, MachineSpeed, Memory, Processor
 from samestep.errors import PlanRefused, SamestepError
 from samestep.launch.environment import (
     ROOT,

@@ -20,7 +20,7 @@ from samestep.doctor.facts import MachineSpeed
 from samestep.plan.link_times import LinkTimes
 from samestep.system.device import instruction_set
 from samestep.system.processes import die_with_parent, fork, num_threads
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.timing import measure_links, outboxes
 
 COPIED = 64 * 1024**2  # bytes, more than a cache holds

@@ -1,4 +1,4 @@
-"""What fixes the numbers: seed, shards, threads per shard and the numeric environment.
+"""The choices that fix the numbers: seed, shards, threads per shard and the numeric environment.
 
 Nothing here is ever derived from the number of workers. The assignment (who computes what) may
 change at any step; a change of the numerics is a different computation.
@@ -8,9 +8,11 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from samestep.errors import PlanRefused
+from samestep.numerics.policy import Policy, parse_policy
 
 DEFAULT_SHARDS = 4
 MIN_ROWS_PER_SHARD = 8  # the default S falls until a shard has this many rows
@@ -20,7 +22,7 @@ MIN_ROWS_PER_SHARD = 8  # the default S falls until a shard has this many rows
 class Numerics:
     """Everything that the bits of a run depend on besides the job itself.
 
-    The first nine are chosen; the rest is found out, and another run must find the same.
+    The first nine are chosen; the others are found on the machine, and another run must find the same.
     """
 
     seed: int = 0
@@ -36,6 +38,17 @@ class Numerics:
     torch: str = "unknown"
     isa: str = "unknown"  # vector instructions that torch's kernels use
     mkl: str = "default"  # MKL_CBWR, when set
+
+    @cached_property
+    def policy(self) -> Policy | None:
+        """The sync policy; None for exact."""
+        return parse_policy(self.sync, "the numerics")
+
+    @cached_property
+    def slice_counts(self) -> dict[str, int]:
+        """The number of slices of each sliced layer."""
+        parts = () if self.slices == "none" else self.slices.split(",")
+        return {layer: int(count) for layer, _, count in (part.rpartition(":") for part in parts)}
 
     def line(self) -> str:
         """One line that `--numerics` accepts."""

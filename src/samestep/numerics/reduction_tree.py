@@ -1,4 +1,4 @@
-"""The reduction tree: in which order shard gradients are added, whoever computed them.
+"""The reduction tree: the order in which shard gradients are added, no matter who computed them.
 
 Node (level, index) covers shards [index * 2**level, (index + 1) * 2**level) below S; a child that
 covers no shard is missing, and its sibling passes through. For S = 5:
@@ -51,7 +51,7 @@ def promoted(node: Node, num_shards: int) -> Node:
 
 @dataclass(frozen=True)
 class Fold:
-    """What becomes of the i-th value to arrive.
+    """The place of the i-th value to arrive.
 
     It is stored in `slot` when `into` is empty. Otherwise it is added into slot `into[0]`, that slot
     into `into[1]`, and so on: the carries of a binary counter.
@@ -97,21 +97,11 @@ def local_plan(shards: range, num_shards: int) -> FoldPlan:
 
 def tree_sum(values: Sequence[T]) -> T:
     """The tree evaluated over numbers or tensors, one per shard; leaves the values alone."""
-    return _folded(values, local_plan(range(len(values)), len(values)))[0]
+    return folded(values, local_plan(range(len(values)), len(values)))[0]
 
 
-def partial_sums(values: Sequence[T], own: range, total: int) -> list[T]:
-    """What the holder of `own` of `total` leaves can add up by itself: one sum per node that is left."""
-    return _folded(values, local_plan(own, total))
-
-
-def join_sums(values: Sequence[T], holders: Sequence[range], total: int) -> T:
-    """The root, from every holder's `partial_sums`, in order."""
-    nodes = tuple(node for own in holders for node in local_plan(own, total).left)
-    return _folded(values, fold_plan(nodes, total))[0]
-
-
-def _folded(values: Sequence[T], plan: FoldPlan) -> list[T]:
+def folded(values: Sequence[T], plan: FoldPlan) -> list[T]:
+    """The sums that remain of `values`, one per node of `plan.left`; leaves the values alone."""
     slots: dict[int, T] = {}
     for value, fold in zip(values, plan.folds, strict=True):
         carry = value

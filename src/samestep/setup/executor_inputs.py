@@ -1,4 +1,4 @@
-"""What an executor is given, whichever the sync policy."""
+"""The inputs of an executor that are the same for every sync policy."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
@@ -11,11 +11,11 @@ from samestep.job.training_data import Note, shard_batches, training_rows
 from samestep.parallel.execution.unchanged import Unchanged
 from samestep.parallel.gradients.compressed_edges import CompressedEdges
 from samestep.parallel.gradients.host_exchange import HostExchange
+from samestep.parallel.gradients.host_routes import HostRoutes
 from samestep.parallel.gradients.layout import Layout, Piece
 from samestep.parallel.gradients.ownership import Ownership
-from samestep.parallel.gradients.stretches import Stretches
 from samestep.plan.plan import Plan
-from samestep.setup.laid_out_model import LaidOutModel, homes_of, used_parameters
+from samestep.setup.laid_out_model import LaidOutModel, ownership_of, used_parameters
 from samestep.setup.run_memory import RunMemory
 from samestep.sync.logical_workers import at_meetings
 from samestep.transport.transport import Transport
@@ -29,7 +29,7 @@ class Inputs(TypedDict):
     plan: Plan
     transport: Transport
     layout: Layout
-    homes: Sequence[Ownership]
+    ownership: Sequence[Ownership]
     unchanged: Unchanged
     next_batch: Callable[[], Any]
     clip_grad_norm: float | None
@@ -45,8 +45,8 @@ def inputs_of(
     note: Note | None,
     allow_nan: bool,
 ) -> Inputs:
-    """Of worker `transport.rank`. note: is told the rows that it takes."""
-    rank, homes = transport.rank, homes_of(prepared, at_meetings(plan))
+    """The inputs of worker `transport.rank`. note: is called with the rows that it takes."""
+    rank, ownership = transport.rank, ownership_of(prepared, at_meetings(plan))
     batches = iter(()) if job.data is None else shard_batches(job, plan, rank, training_rows(job), first_step, note)
     return Inputs(
         model=prepared.model,
@@ -54,8 +54,8 @@ def inputs_of(
         plan=plan,
         transport=transport,
         layout=prepared.layout,
-        homes=homes,
-        unchanged=Unchanged(used_parameters(prepared, homes, rank)),
+        ownership=ownership,
+        unchanged=Unchanged(used_parameters(prepared, ownership, rank)),
         next_batch=batches.__next__,
         clip_grad_norm=job.clip_grad_norm,
         allow_nan=allow_nan,
@@ -66,13 +66,13 @@ def between_hosts(
     layout: Layout,
     shared: RunMemory,
     transport: Transport,
-    homes: Sequence[Ownership],
+    ownership: Sequence[Ownership],
     pieces: Sequence[Sequence[Piece]],
     slots: Sequence[Sequence[Tensor]],
     edges: CompressedEdges | None = None,
 ) -> HostExchange | None:
-    """None where all workers are on one host."""
+    """The exchange between hosts; None where all workers are on one. pieces: those that each worker updates."""
     if transport.links is None:
         return None
-    stretches, own = Stretches(layout, homes, transport.hosts, pieces), pieces[transport.rank]
-    return HostExchange(layout, homes, transport, stretches, own, slots, shared.parameters, shared.folded, edges)
+    routes = HostRoutes(layout, ownership, transport, pieces, slots, shared.parameters, edges)
+    return HostExchange(routes, transport, shared.folded)

@@ -1,4 +1,4 @@
-"""A model with its optimizer and its layout, and which worker has what of it under a plan."""
+"""A model with its optimizer and its layout, and the part of it that each worker has under a plan."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from samestep.parallel.cutting.cut import Cut, parameters_of
 from samestep.parallel.cutting.slices import SlicedLayer
 from samestep.parallel.execution.network import CutRecipe
 from samestep.parallel.gradients.compressed_edges import CompressedEdges
+from samestep.parallel.gradients.job_optimizer import is_elementwise
 from samestep.parallel.gradients.layout import Layout, Piece
-from samestep.parallel.gradients.ownership import Ownership, slice_home, stage_home
-from samestep.parallel.gradients.sharded_update import is_elementwise
+from samestep.parallel.gradients.ownership import Ownership, slice_ownership, stage_ownership
 from samestep.parallel.gradients.stretches import owners
 from samestep.parallel.lazy_init.lazy_replay import LazyModel
 from samestep.plan.plan import Plan
@@ -31,12 +31,12 @@ class LaidOutModel:
     names: Names
     layout: Layout
     initial: LazyModel | None = None  # how to compute the initial values, where the model has none yet
-    way: CutRecipe | None = None  # of a cut network
+    recipe: CutRecipe | None = None  # of a cut model
     sliced: Mapping[str, SlicedLayer] = field(default_factory=dict)
 
     @property
     def structure(self) -> Cut | None:
-        return None if self.way is None else next(iter(self.way.known.values()))
+        return None if self.recipe is None else next(iter(self.recipe.known.values()))
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -83,11 +83,11 @@ def entry_segments(prepared: LaidOutModel) -> list[int]:
     return [segment_of.get(entry.name, 0) for entry in prepared.layout.entries]
 
 
-def homes_of(prepared: LaidOutModel, plan: Plan) -> list[Ownership]:
-    """Of the layout's entries."""
+def ownership_of(prepared: LaidOutModel, plan: Plan) -> list[Ownership]:
+    """The workers that compute and own each entry of the layout."""
     structure = prepared.structure
     if structure is None:
-        return [stage_home(plan, 0)] * len(prepared.layout.entries)
+        return [stage_ownership(plan, 0)] * len(prepared.layout.entries)
     owners: dict[str, int] = {}
     for stage in plan.stages:
         counts = dict(stage.slices)
@@ -97,18 +97,20 @@ def homes_of(prepared: LaidOutModel, plan: Plan) -> list[Ownership]:
                 owners |= zip(layer.parts, of_slice * (len(layer.parts) // layer.num_slices), strict=True)
     segments = entry_segments(prepared)
     return [
-        slice_home(plan, owners[entry.name]) if entry.name in owners else stage_home(plan, structure.segments[s].stage)
+        slice_ownership(plan, owners[entry.name])
+        if entry.name in owners
+        else stage_ownership(plan, structure.segments[s].stage)
         for entry, s in zip(prepared.layout.entries, segments, strict=True)
     ]
 
 
 def pieces_of(
-    prepared: LaidOutModel, plan: Plan, homes: Sequence[Ownership], hosts: Sequence[int]
+    prepared: LaidOutModel, plan: Plan, ownership: Sequence[Ownership], hosts: Sequence[int]
 ) -> list[list[Piece]]:
-    """What each worker updates, in the layout's order. hosts: the host of every worker."""
+    """The pieces that each worker updates, in the layout's order. hosts: the host of every worker."""
     edges = edges_of(plan, prepared.layout)
     whole = not is_elementwise(prepared.optimizer) or (edges is not None and edges.wants_whole)
-    return owners(prepared.layout, homes, hosts, whole=whole)
+    return owners(prepared.layout, ownership, hosts, whole=whole)
 
 
 def edges_of(plan: Plan, layout: Layout) -> CompressedEdges | None:
@@ -116,8 +118,12 @@ def edges_of(plan: Plan, layout: Layout) -> CompressedEdges | None:
     return None if codec is None else CompressedEdges(codec, layout, plan.numerics.shards)
 
 
-def used_parameters(prepared: LaidOutModel, homes: Sequence[Ownership], rank: int) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that worker `rank` computes with; those that no optimizer holds among them."""
-    foreign = {id(e.param) for e, home in zip(prepared.layout.entries, homes, strict=True) if rank not in home.workers}
+def used_parameters(
+    prepared: LaidOutModel, ownership: Sequence[Ownership], rank: int
+) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that worker `rank` computes with, also those that no optimizer holds."""
+    foreign = {
+        id(e.param) for e, one in zip(prepared.layout.entries, ownership, strict=True) if rank not in one.workers
+    }
     foreign |= {id(entry.whole) for entry in prepared.layout.entries if entry.along is not None}
     return [(name, param) for name, param in prepared.model.named_parameters() if id(param) not in foreign]

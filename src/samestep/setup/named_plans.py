@@ -20,10 +20,12 @@ from samestep.job.objective import Objective
 from samestep.job.training_data import first_shard
 from samestep.parallel.cutting.attention import attention_of
 from samestep.parallel.cutting.cut import values_in
-from samestep.parallel.cutting.recording import Recording, record
-from samestep.parallel.cutting.slices import CONVOLUTIONS, outputs_of, why_whole
-from samestep.parallel.execution.network import precision_of, untouched_buffers
+from samestep.parallel.cutting.recorder import record
+from samestep.parallel.cutting.recording import Recording
+from samestep.parallel.cutting.slices import CONVOLUTIONS, outputs_of, why_not_sliced
+from samestep.parallel.execution.network import untouched_buffers
 from samestep.plan.plan import Stage, equal_shares, spell
+from samestep.system.device import precision_of
 
 DEFAULT_SLICES = 4
 
@@ -48,7 +50,7 @@ def layers_of(job: Job, model: nn.Module, shards: int, firsts: Sequence[str] = (
     for name, module in model.named_modules():
         inside = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)  # its out_proj
         if any(True for _ in module.parameters(recurse=False)) and not inside:
-            found[name] = why_whole(module, shared=_is_shared(model, module))
+            found[name] = why_not_sliced(module, shared=_is_shared(model, module))
     able = [name for name, reason in found.items() if reason is None]
     recording = _record(job, model, shards, able, firsts)
     wanted = {value for call in recording.calls for value in call.takes} | values_in(recording.result)

@@ -21,12 +21,13 @@ from samestep.parallel.cutting.cut import (
     cut,
     parameters_of,
 )
-from samestep.parallel.cutting.recording import Recording, record
+from samestep.parallel.cutting.recorder import record
+from samestep.parallel.cutting.recording import Recording
 from samestep.parallel.cutting.slices import outputs_of
 from samestep.parallel.demand.footprint import state_per_element
 from samestep.parallel.execution.bundles import HEAD
-from samestep.parallel.execution.network import precision_of, untouched_buffers
-from samestep.parallel.gradients.sharded_update import is_elementwise
+from samestep.parallel.execution.network import untouched_buffers
+from samestep.parallel.gradients.job_optimizer import is_elementwise
 from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
 from samestep.setup.laid_out_model import LaidOutModel, hollow
 from samestep.setup.named_plans import (
@@ -35,6 +36,7 @@ from samestep.setup.named_plans import (
     sliceable,
     work_of,
 )
+from samestep.system.device import precision_of
 
 
 def survey(job: Job, prepared: LaidOutModel, num_slices: int | None = None) -> Chain:
@@ -53,7 +55,7 @@ def survey(job: Job, prepared: LaidOutModel, num_slices: int | None = None) -> C
             why_whole = {name: why for name, why in sliceable(job, model, shards).items() if why is not None}
             if elementwise:
                 regions = regions_of(job, model, shards, why_whole, [u.name for u in units], num_slices)
-        except Exception as error:  # noqa: BLE001 - it need not fail where nothing is recorded; if it does, probes tell
+        except Exception as error:  # noqa: BLE001 - it need not fail where nothing is recorded; if it does, probes find out
             why_uncut, units, regions = str(error) or type(error).__name__, (uncut(model),), ()
     state = state_per_element(prepared.optimizer)
     return Chain(units, regions, why_whole, why_uncut, shards, job.batch_size, state, elementwise)
@@ -80,7 +82,7 @@ def finest(job: Job, model: nn.Module, shards: int) -> tuple[Recording, Cut]:
 
 
 def candidates(job: Job, model: nn.Module, shards: int) -> Iterator[list[str]]:
-    """Where to cut, from fine to coarse."""
+    """Lists of places to cut at, from fine to coarse."""
     layers = [name for name, module in model.named_modules() if has_own_weights(model, name, module)]
     recording = recorded(job, model, shards, [], layers)
     yield cutting_points(recording, layers, model)
@@ -140,7 +142,7 @@ def unit_of(name: str, found: Cut, number: int, model: nn.Module, work: float) -
     crossing = found.crossings[number - 1] if number else ()
     there, back = heads(len(crossing)) if number else (0, 0)
     params = {p: model.get_parameter(p) for call in segment.calls for p in parameters_of(call, model)}
-    kept = {storage for call in segment.calls for storage in call.keeps}
+    kept = {storage for call in segment.calls for storage in call.saved_storages}
     own = [call for call in segment.calls if call.what == name]
     shapes = " ".join(str(tuple(found.shapes[v])) for call in own for v in sorted(call.takes))
     kind = str(model.get_submodule(name)).partition("\n")[0] if name else "calls"
@@ -166,7 +168,7 @@ def heads(tensors: int) -> tuple[int, int]:
 def regions_of(
     job: Job, model: nn.Module, shards: int, why_whole: Mapping[str, str], names: Sequence[str], num_slices: int | None
 ) -> tuple[SliceableRegion, ...]:
-    """What can be sliced; a layer that is no unit of its own stays whole."""
+    """The regions that can be sliced; a layer that is no unit of its own stays whole."""
     able = [name for name, _ in model.named_modules() if name in names and name not in why_whole]
     slices = {
         n: (min(num_slices or DEFAULT_SLICES, outputs_of(module)),)

@@ -3,8 +3,8 @@
 prepare    build the optimizer, give tied names their own leaves, lay the parameters out (`setup/laid_out_model.py`)
 divide     for a plan with stages: record and cut the forward, give slices leaves of their own
            (the run then gives the parameters memory that every worker sees: `setup/run_memory.py`)
-take_part  in the worker: network, gradients, reduction, buffers, update over that memory; where logical
-           workers go apart, `setup/local_part.py` says how
+take_part  in the worker: network, gradients, reduction, buffers, update over that memory; for logical workers
+           with parameters of their own, `setup/local_part.py` does it
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from samestep.job.training_data import (
 )
 from samestep.numerics import random_streams
 from samestep.parallel.cutting.cut import Cut, check_stages
-from samestep.parallel.cutting.heads import slice_attention
+from samestep.parallel.cutting.sliced_attention import slice_attention
 from samestep.parallel.cutting.slices import (
     SlicedLayer,
     SlicedRegion,
@@ -36,22 +36,26 @@ from samestep.parallel.cutting.slices import (
 )
 from samestep.parallel.execution.buffers import Buffers
 from samestep.parallel.execution.bundles import Bundles
+from samestep.parallel.execution.cut_executor import CutExecutor
 from samestep.parallel.execution.executor import Executor
 from samestep.parallel.execution.network import CutRecipe, Network
 from samestep.parallel.execution.stale_executor import StaleExecutor, number_on_host, sets_of
 from samestep.parallel.execution.synchronized_batchnorm import synchronise_batchnorm
-from samestep.parallel.gradients.layout import Layout, dense
-from samestep.parallel.gradients.linear import Place, write_weight_gradients_once
-from samestep.parallel.gradients.ownership import Ownership, num_published
-from samestep.parallel.gradients.reduction import TreeReduction
-from samestep.parallel.gradients.sharded_update import (
+from samestep.parallel.gradients.compressed_reduction import CompressedReduction
+from samestep.parallel.gradients.job_optimizer import (
     ELEMENTWISE,
-    ShardedUpdate,
     check_optimizer,
     is_elementwise,
+    skip_dynamo_in_step,
+    skip_dynamo_while_building,
 )
-from samestep.parallel.gradients.slots import GradientSlots, untie
-from samestep.parallel.gradients.undecorated import skip_dynamo_in_step, skip_dynamo_while_building
+from samestep.parallel.gradients.layout import Layout, dense, untie
+from samestep.parallel.gradients.linear import Place, write_weight_gradients_once
+from samestep.parallel.gradients.own_sum import OwnSum
+from samestep.parallel.gradients.ownership import Ownership, num_published
+from samestep.parallel.gradients.reduction import TreeReduction
+from samestep.parallel.gradients.sharded_update import ShardedUpdate
+from samestep.parallel.gradients.slots import GradientSlots
 from samestep.parallel.lazy_init.address_space import reserve
 from samestep.parallel.lazy_init.lazy_replay import LazyModel
 from samestep.plan.plan import Plan
@@ -62,10 +66,10 @@ from samestep.setup.laid_out_model import (
     edges_of,
     entry_segments,
     hollow,
-    homes_of,
+    ownership_of,
     pieces_of,
 )
-from samestep.setup.local_part import take_part_apart
+from samestep.setup.local_part import take_local_part
 from samestep.setup.run_memory import RunMemory
 from samestep.sync.logical_workers import logical_of
 from samestep.sync.staleness import Bound, steps_stale, version_at
@@ -109,12 +113,12 @@ def divide(job: Job, plan: Plan, prepared: LaidOutModel, known: dict[str, Cut] |
         )
     objective = Objective(job.loss, job.forward)
     starts = [stage.first for stage in plan.stages[1:]]
-    way = CutRecipe(prepared.model, objective, starts, slices, {} if known is None else known, job.precision)
-    if not way.known:
+    recipe = CutRecipe(prepared.model, objective, starts, slices, {} if known is None else known, job.precision)
+    if not recipe.known:
         random_streams.enter(job.seed, "record")
         with hollow(prepared):
-            way.of(first_shard(job, plan.numerics.shards))
-    structure = next(iter(way.known.values()))
+            recipe.of(first_shard(job, plan.numerics.shards))
+    structure = next(iter(recipe.known.values()))
     check_stages(structure, prepared.model, [stage.first for stage in plan.stages])
     sliced: dict[str, SlicedLayer] = {}
     values = copied if prepared.initial is None else without_memory
@@ -130,7 +134,7 @@ def divide(job: Job, plan: Plan, prepared: LaidOutModel, known: dict[str, Cut] |
         for layer in segment.region.layers:
             module = prepared.model.get_submodule(layer)
             sliced[layer] = slice_layer(layer, module, is_row=layer != column, sizes=sizes, values=values)
-    found = dataclasses.replace(prepared, way=way, sliced=sliced, layout=sliced_layout(prepared.names, sliced))
+    found = dataclasses.replace(prepared, recipe=recipe, sliced=sliced, layout=sliced_layout(prepared.names, sliced))
     found.drop_wholes()
     return found
 
@@ -143,14 +147,16 @@ def without_memory(part: SliceOf) -> Tensor:
     return torch.empty(0, dtype=part.whole.dtype).set_(storage, 0, shape, strides)
 
 
-def fill(prepared: LaidOutModel, homes: Sequence[Ownership], rank: int, hosts: Sequence[int], seed: int) -> None:
-    """Compute the initial values of what worker `rank` is the first of its host to own, and of what no optimizer
-    holds."""
+def compute_initial_values(
+    prepared: LaidOutModel, ownership: Sequence[Ownership], rank: int, hosts: Sequence[int], seed: int
+) -> None:
+    """Compute the initial values of the entries that worker `rank` is the first of its host to own, and of the
+    parameters that no optimizer holds."""
     assert prepared.initial is not None
     layout, places = prepared.layout, dict[str, Tensor | list[tuple[tuple[int, int, int], Tensor]]]()
     name_of = {id(param): name for name, param in prepared.model.named_parameters()}
-    for (_, entry), home in zip(layout.owners(), (homes[i] for i, _ in layout.owners()), strict=True):
-        if rank != next((worker for worker in home.workers if hosts[worker] == hosts[rank]), None):
+    for i, entry in layout.owners():
+        if rank != next((worker for worker in ownership[i].workers if hosts[worker] == hosts[rank]), None):
             continue
         if entry.along is None:
             places[entry.name] = entry.param.detach()
@@ -197,57 +203,52 @@ def take_part(
     allow_nan: bool,
     note: Note | None = None,
 ) -> Executor:
-    """Worker `transport.rank`'s parts, ready for step `first_step`. note: is told the rows that it takes."""
+    """Worker `transport.rank`'s parts, ready for step `first_step`. note: is called with the rows that it takes."""
     if isinstance(job.loss, nn.Module):  # may hold the weights of classes
         job.loss.to(shared.parameters.device)
     inputs = inputs_of(job, plan, prepared, transport, first_step, note, allow_nan)
     if (logical := logical_of(plan)) is not None:
-        return take_part_apart(job, logical, shared, first_step, inputs)
-    rank, layout, homes, stale = transport.rank, prepared.layout, inputs["homes"], steps_stale(plan)
-    gradients = GradientSlots(layout, shared.slots[rank][: num_published(plan, set(homes), rank)])
+        return take_local_part(job, logical, shared, first_step, inputs)
+    rank, layout, ownership, stale = transport.rank, prepared.layout, inputs["ownership"], steps_stale(plan)
+    gradients = GradientSlots(layout, shared.slots[rank][: num_published(plan, set(ownership), rank)])
     if prepared.initial is not None:
-        fill(prepared, homes, rank, transport.hosts, job.seed)
+        compute_initial_values(prepared, ownership, rank, transport.hosts, job.seed)
         transport.fence()
     write_weight_gradients_once(prepared.model, gradients.place_of)
-    pieces = pieces_of(prepared, plan, homes, transport.hosts)
-    edges = edges_of(plan, layout)
-    counts = [num_published(plan, set(homes), worker) if own else 0 for worker, own in enumerate(shared.slots)]
-    reductions = [
-        TreeReduction(
-            layout,
-            homes,
-            rank,
-            pieces[rank],
-            slots,
-            between_hosts(layout, shared, transport, homes, pieces, slots, edges),
-            edges,
-        )
-        for slots in sets_of(shared.slots, counts, stale)
-    ]
-    if not stale and (between := reductions[0].between) is not None:
-        gradients.when_folded = between.ready
-    update = ShardedUpdate(prepared.optimizer, layout, pieces[rank])
-    buffers = Buffers(prepared.model, shared.boards)
+    pieces, edges = pieces_of(prepared, plan, ownership, transport.hosts), edges_of(plan, layout)
+    counts = [num_published(plan, set(ownership), worker) if own else 0 for worker, own in enumerate(shared.slots)]
+    sets = sets_of(shared.slots, counts, stale)
+    exchanges = [between_hosts(layout, shared, transport, ownership, pieces, slots, edges) for slots in sets]
+    reductions: list[TreeReduction] = [OwnSum(layout, gradients)]
+    if plan.workers > 1 or stale:
+        kind = TreeReduction if edges is None else CompressedReduction
+        reductions = [
+            kind(layout, ownership, rank, pieces[rank], slots, exchange, edges)
+            for slots, exchange in zip(sets, exchanges, strict=True)
+        ]
+    if not stale and exchanges[0] is not None:
+        gradients.when_folded = exchanges[0].ready
     executor = Executor(
         **inputs,
         gradients=gradients,
-        reduction=None if plan.workers == 1 and not stale else reductions[0],
+        reduction=reductions[0],
         edges=edges,
-        buffers=buffers,
-        update=update,
+        buffers=Buffers(prepared.model, shared.boards),
+        update=ShardedUpdate(prepared.optimizer, layout, pieces[rank]),
         scheduler=make_scheduler(job, prepared.optimizer),
-        network=network_of(prepared, plan, transport, buffers, gradients),
         whole=prepared.whole,
     )
+    if plan.stages:
+        return CutExecutor(**vars(executor), network=network_of(prepared, plan, executor))
     if not stale:
         return executor
-    views = [gradients.views_in(slots[rank]) for slots in sets_of(shared.slots, counts, stale)]
+    views = [gradients.views_in(slots[rank]) for slots in sets]
     shared.versions[number_on_host(transport)] = version_at(first_step, stale)
     bound = Bound(stale, shared.versions)
     return StaleExecutor(**vars(executor), stale=stale, bound=bound, reductions=reductions, views=views)
 
 
-def deal_anew(
+def reassign_shards(
     executor: Executor,
     assign: tuple[int, ...],
     job: Job,
@@ -256,37 +257,37 @@ def deal_anew(
     step: int,
     note: Note | None = None,
 ) -> None:
-    """From `step` on other shares, over memory that was shared for any deal. Call it between steps, everywhere alike.
+    """Give workers other shards from `step` on, over memory that was shared for any assignment.
 
-    Who owns and updates which piece of a parameter does not follow the shards.
+    All workers call it between the same two steps. Ownership of the pieces of a parameter does not follow the shards.
     """
-    assert not executor.plan.stages, "only shares of whole models are dealt anew"
-    plan, transport = dataclasses.replace(executor.plan, assign=assign), executor.transport
-    rank, homes = transport.rank, homes_of(prepared, plan)
-    pieces = pieces_of(prepared, plan, homes, transport.hosts)
+    assert not executor.plan.stages, "only shards of whole models are reassigned"
+    plan, transport, layout = dataclasses.replace(executor.plan, assign=assign), executor.transport, prepared.layout
+    rank, ownership = transport.rank, ownership_of(prepared, plan)
+    pieces = pieces_of(prepared, plan, ownership, transport.hosts)
     assert [piece for piece, _ in executor.update.targets] == pieces[rank]
-    between = between_hosts(prepared.layout, shared, transport, homes, pieces, shared.slots)
-    if between is not None and executor.between is not None:
-        between.go_on_from(executor.between)
-    executor.gradients.publish_in(shared.slots[rank][: num_published(plan, set(homes), rank)])
-    executor.gradients.when_folded = None if between is None else between.ready
-    executor.reduction = TreeReduction(prepared.layout, homes, rank, pieces[rank], shared.slots, between)
-    executor.plan, executor.homes = plan, homes
+    exchange = between_hosts(layout, shared, transport, ownership, pieces, shared.slots)
+    if exchange is not None:
+        exchange.continue_from(executor.reduction.exchange)
+    published = shared.slots[rank][: num_published(plan, set(ownership), rank)]
+    executor.gradients.publish_at(executor.gradients.views_in(published))
+    executor.gradients.when_folded = None if exchange is None else exchange.ready
+    executor.reduction = TreeReduction(layout, ownership, rank, pieces[rank], shared.slots, exchange)
+    executor.plan, executor.ownership = plan, ownership
     executor.schedules.clear()
+    executor.work.clear()
     if job.data is not None:
         executor.next_batch = shard_batches(job, plan, rank, training_rows(job), step, note).__next__
 
 
-def network_of(
-    prepared: LaidOutModel, plan: Plan, transport: Transport, buffers: Buffers, gradients: GradientSlots
-) -> Network | None:
-    """None where nothing is cut."""
-    structure, model = prepared.structure, prepared.model
-    if structure is None or prepared.way is None:
-        return None
+def network_of(prepared: LaidOutModel, plan: Plan, executor: Executor) -> Network:
+    """A worker's part of the cut model."""
+    structure, model, transport = prepared.structure, prepared.model, executor.transport
+    assert structure is not None, "a plan with stages has cut the model"
+    assert prepared.recipe is not None, "a plan with stages has cut the model"
 
     def place_of(param: nn.Parameter) -> Place:
-        return gradients.place_of(param) or (lambda: None)
+        return executor.gradients.place_of(param) or (lambda: None)
 
     regions: dict[int, SlicedRegion] = {}
     for number, segment in enumerate(structure.segments):
@@ -305,18 +306,18 @@ def network_of(
         plan=plan,
         transport=transport,
         bundles=Bundles(transport),
-        way=prepared.way,
+        recipe=prepared.recipe,
         regions=regions,
         entries=[_entries_in(prepared, plan, segments, number, transport.rank) for number in numbers],
-        buffers=[segment_buffers(structure, number, buffers) for number in numbers],
+        buffers=[segment_buffers(structure, number, executor.buffers) for number in numbers],
         recompute_stages=[stage.recompute for stage in plan.stages],
     )
 
 
 def _entries_in(prepared: LaidOutModel, plan: Plan, segments: Sequence[int], number: int, rank: int) -> list[int]:
     """The entries of a segment whose gradient worker `rank` computes."""
-    homes = homes_of(prepared, plan)
-    return [i for i, segment in enumerate(segments) if segment == number and rank in homes[i].workers]
+    ownership = ownership_of(prepared, plan)
+    return [i for i, segment in enumerate(segments) if segment == number and rank in ownership[i].workers]
 
 
 def segment_buffers(structure: Cut, number: int, buffers: Buffers) -> list[int]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from samestep.errors import JobRefused, PlanRefused, Refused
 from samestep.job.job import Job
@@ -13,9 +12,8 @@ from samestep.numerics.numerics import num_shards_of, shard_rows
 from samestep.parallel.demand.footprint import Footprint, footprint, state_per_element
 from samestep.parallel.demand.planned_step import PlannedStep
 from samestep.parallel.demand.traffic import Traffic, traffic
-from samestep.parallel.execution.local_executor import Untied
 from samestep.parallel.execution.network import CutRecipe
-from samestep.parallel.gradients.layout import Piece
+from samestep.parallel.gradients.layout import Piece, ValueLayout
 from samestep.parallel.gradients.stretches import owners
 from samestep.plan.plan import Plan
 from samestep.plan.plan_summary import PlanSummary, mega
@@ -24,14 +22,12 @@ from samestep.schedule.checker import check
 from samestep.schedule.draw import schedule_svg, schedule_text
 from samestep.schedule.grid import Grid
 from samestep.schedule.local_steps import check_local_step, local_step_schedule
-from samestep.schedule.orders.written import parse_order
-from samestep.schedule.passes import schedule_of
 from samestep.schedule.stale_steps import check_overlapped
 from samestep.setup.laid_out_model import (
     LaidOutModel,
     edges_of,
     hollow,
-    homes_of,
+    ownership_of,
     pieces_of,
 )
 from samestep.sync.logical_workers import Logical, at_meetings, logical_of
@@ -46,7 +42,7 @@ def outline(
     """hosts: the host of every worker. Raises PlanRefused when the plan's order cannot be run."""
     num_shards = num_shards_of(job.batch_size, plan.numerics.shards)
     grid, schedules = checked(job, plan, prepared)
-    homes = homes_of(prepared, plan)
+    homes = ownership_of(prepared, plan)
     pieces = pieces_of(prepared, plan, homes, hosts)
     entries = prepared.layout.entries
     rows = [len(part) for part in shard_rows(job.batch_size, num_shards)]
@@ -90,13 +86,10 @@ def checked(job: Job, plan: Plan, prepared: LaidOutModel) -> tuple[Grid, list[Sc
     if (logical := logical_of(plan)) is not None:
         return checked_apart(plan, logical, num_shards_of(job.batch_size, plan.numerics.shards))
     grid = plan.grid(num_shards_of(job.batch_size, plan.numerics.shards), structure.sliced if structure else [(False,)])
-    order = plan.order if isinstance(plan.order, str) else parse_order(plan.order, grid)
-    clip, lockstep = job.clip_grad_norm is not None, plan.numerics.sync_batchnorm
-    stale = steps_stale(plan)
+    clip, stale = job.clip_grad_norm is not None, steps_stale(plan)
 
     def of_all(*, filling: bool = False) -> list[Schedule]:
-        options: dict[str, Any] = {"clip": clip, "lockstep": lockstep, "stale": stale, "filling": filling}
-        return [schedule_of(grid, order, rank, depth=plan.depth, **options) for rank in range(plan.workers)]
+        return [plan.schedule(grid, r, clip=clip, stale=stale, filling=filling) for r in range(plan.workers)]
 
     schedules = of_all()
     if plan.stages or stale:
@@ -124,11 +117,11 @@ def footprints(
         raise JobRefused("the memory of layers in which shards meet, as sync_batchnorm=True asks for, is not counted")
     if structure is None:
         objective = Objective(job.loss, job.forward)
-        way = CutRecipe(prepared.model, objective, [], {}, {}, job.precision)
+        recipe = CutRecipe(prepared.model, objective, [], {}, {}, job.precision)
         random_streams.enter(job.seed, "record")
         with hollow(prepared):
-            structure = way.of(first_shard(job, plan.numerics.shards))
-    homes = homes_of(prepared, plan)
+            structure = recipe.of(first_shard(job, plan.numerics.shards))
+    homes = ownership_of(prepared, plan)
     pieces = pieces_of(prepared, plan, homes, hosts)
     logical, layout = logical_of(plan), prepared.layout
     if logical is not None:  # whoever steps alone updates all of the model
@@ -142,8 +135,10 @@ def footprints(
 
 
 def footprint_apart(one: Footprint, count: int, nbytes: int) -> Footprint:
-    """Of a worker that is `count` logical ones, from that of a worker which is one: each has parameters and optimizer
-    state, beside what they have in common and the sums that they publish."""
+    """The footprint of a worker that is `count` logical ones, from that of a worker which is one.
+
+    Each has parameters and optimizer state of its own, beside the common values and the sums that they publish.
+    """
     return replace(
         one, parameters=(count + 1) * nbytes, optimizer=count * one.optimizer, gradients=one.gradients + nbytes
     )
@@ -153,8 +148,8 @@ def traffic_apart(
     plan: Plan, logical: Logical, prepared: LaidOutModel, hosts: Sequence[int]
 ) -> tuple[Traffic, Traffic]:
     """Bytes of a meeting, spread over the steps from one to the next."""
-    meeting, layout = at_meetings(plan), Untied(prepared.layout)
-    homes = homes_of(prepared, meeting)
+    meeting, layout = at_meetings(plan), ValueLayout(prepared.layout)
+    homes = ownership_of(prepared, meeting)
     pieces = owners(layout, homes, hosts, whole=False)
     found = traffic(meeting, None, layout, homes, pieces, [1] * logical.workers, hosts)
     steps = logical.policy.steps

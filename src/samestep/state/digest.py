@@ -1,4 +1,4 @@
-"""The digest: SHA-256 over the whole state of a run, whoever holds which part of it.
+"""The digest: SHA-256 over the whole state of a run, independent of which worker holds which part.
 
 Every worker hashes what it owns in leaves that do not depend on the assignment (32,768 elements of a
 tensor's own index); the digest is the hash of all leaves in the order of their labels.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from samestep.errors import Disagreement
-from samestep.parallel.gradients.layout import CHUNK, chunks
+from samestep.parallel.gradients.layout import CHUNK, grid_chunks
 from samestep.transport.transport import Transport
 
 Leaves = dict[str, str]
@@ -30,7 +30,7 @@ def tensor_leaf(tensor: Tensor) -> str:
 def chunk_leaves(label: str, flat: Tensor, start: int) -> Leaves:
     """Leaves of elements start.. of a tensor that is cut at the chunk grid. `flat` is 1-D."""
     first = start // CHUNK
-    return {f"{label}/{first + i:08d}": tensor_leaf(chunk) for i, chunk in enumerate(chunks(flat, start))}
+    return {f"{label}/{first + i:08d}": tensor_leaf(chunk) for i, chunk in enumerate(grid_chunks(flat, start))}
 
 
 def value_leaf(value: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What happens when logical workers meet, as arithmetic on flat tensors.
+"""The arithmetic of a meeting of logical workers, on flat tensors.
 
     mean      theta = (theta_0 + theta_1 + ...) / L, the sum in the tree's order   local SGD, Stich 2019
     outer     g = before - mean, v = m v + g, theta = before - lr (g + m v)        DiLoCo, Douillard et al. 2023
@@ -7,13 +7,16 @@
 """
 
 import math
-from collections.abc import Iterable
+import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from samestep.errors import Disagreement
-from samestep.sync.policy import Nesterov
+from samestep.numerics.policy import Nesterov
+
+OBSERVED = struct.Struct("<qdq")  # staleness, divergence, meetings
 
 
 @dataclass
@@ -32,10 +35,10 @@ class Outer:
         mean.copy_(self.before)
 
 
-def distance(apart: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """How far a logical worker is from the mean: the norm of the difference over the mean's. Pairs (own, mean)."""
+def distance_from_mean(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The norm of a logical worker's difference from the mean, over the mean's. Pairs (own, mean)."""
     off = size = 0.0
-    for own, mean in apart:
+    for own, mean in pairs:
         there = mean.double()
         off += float((own.double() - there).square().sum())
         size += float(there.square().sum())
@@ -44,7 +47,7 @@ def distance(apart: Iterable[tuple[Tensor, Tensor]]) -> float:
 
 @dataclass
 class ObservedBound:
-    """What a run has seen of its bound. Every read of a parameter says how many steps it is from a common value."""
+    """The bound as a run has observed it. Every read of a parameter says how many steps it is from a common value."""
 
     bound: int  # steps
     staleness: int = 0  # the most that was read
@@ -74,3 +77,9 @@ class ObservedBound:
                 f"logical worker {found.index(max(found))} comes to a meeting after {max(found)} steps, and logical "
                 f"worker {found.index(min(found))} after {min(found)}: all must have taken as many"
             )
+
+    def over_all(self, exchange: Callable[[bytes], list[bytes]]) -> dict[str, float]:
+        """The largest observations of all workers. All must call it."""
+        own = OBSERVED.pack(self.staleness, self.divergence, self.meetings)
+        staleness, divergence, meetings = map(max, zip(*map(OBSERVED.unpack, exchange(own)), strict=True))
+        return {"bound": self.bound, "staleness": staleness, "divergence": divergence, "meetings": meetings}

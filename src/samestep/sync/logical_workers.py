@@ -1,4 +1,4 @@
-"""Logical workers and the workers that do their work: who has whom, and what cannot be served.
+"""Logical workers, and the workers that compute for them; plans that they cannot serve are refused.
 
     8 shards, local(16,workers=4)      logical worker   0: shards 0 1   1: 2 3   2: 4 5   3: 6 7
     on two workers, 4 shards each      worker 0 is 0 and 1; worker 1 is 2 and 3
@@ -11,13 +11,13 @@ logical workers are to the parameters what shards are to gradients: summed in th
 from dataclasses import dataclass, replace
 
 from samestep.errors import PlanRefused
+from samestep.numerics.policy import Local
 from samestep.plan.plan import Plan, spell
-from samestep.sync.policy import Local, parse_policy
 
 
 @dataclass(frozen=True)
 class Logical:
-    """The logical workers of a plan. assign: how many of them each worker is, consecutive ones."""
+    """The logical workers of a plan. assign: the number of consecutive ones that each worker is."""
 
     policy: Local
     shards: int  # of a whole batch
@@ -33,25 +33,25 @@ class Logical:
         return range(first, first + self.assign[rank])
 
     def shards_of(self, worker: int, num_shards: int) -> range:
-        """Of a step with so many shards. A short batch may leave the last logical workers without any."""
+        """Its shards of a step with `num_shards`. A short batch may leave the last logical workers without any."""
         share = self.shards // self.workers
         return range(min(worker * share, num_shards), min((worker + 1) * share, num_shards))
 
     def all_shards(self, num_shards: int) -> list[range]:
         return [self.shards_of(worker, num_shards) for worker in range(self.workers)]
 
-    def apart(self, step: int) -> int:
-        """Steps that the logical workers have taken since they met, when step number `step` begins."""
+    def steps_since_meeting(self, step: int) -> int:
+        """Steps that the logical workers have taken since their last meeting, when step number `step` begins."""
         return step % self.policy.steps
 
     def meets(self, step: int) -> bool:
         """Whether they meet at the end of step number `step`."""
-        return self.apart(step + 1) == 0
+        return self.steps_since_meeting(step + 1) == 0
 
 
 def logical_of(plan: Plan) -> Logical | None:
     """None for a plan whose workers agree every step. Raises PlanRefused for one that the policy cannot serve."""
-    policy = parse_policy(plan.numerics.sync, "the numerics")
+    policy = plan.numerics.policy
     if not isinstance(policy, Local):
         return None
     numerics = plan.numerics
@@ -96,7 +96,7 @@ def check_local(plan: Plan, device: str = "cpu", *, is_limited: bool = False) ->
 
 
 def at_meetings(plan: Plan) -> Plan:
-    """The plan as its meetings see it, with logical workers in the place of shards; else the plan itself."""
+    """The plan of the meetings, with logical workers in the place of shards; without any, the plan itself."""
     logical = logical_of(plan)
     if logical is None:
         return plan

@@ -1,7 +1,7 @@
 """Limits of the kernel's control groups on CPU time and memory, and their count of kills for memory; versions 1 and 2.
 
 A limit holds for a group and all below it, so the least one on the way up counts. A container often sees
-its own group as the root, and /proc/self/cgroup names a path that is not there: then what is above it is read.
+its own group as the root, and /proc/self/cgroup names a path that does not exist: then the groups above it are read.
 """
 
 from collections.abc import Iterable, Iterator

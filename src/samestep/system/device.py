@@ -8,6 +8,7 @@ Samples, records and random streams of Python and NumPy stay in the host's memor
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -102,3 +103,8 @@ def move_rest(model: nn.Module, device: torch.device) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.device != device:
                 module._buffers[name] = moved.setdefault(id(buffer), buffer.to(device))
+
+
+def precision_of(name: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which forward runs: autocast for bfloat16."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if name == "bfloat16" else nullcontext()

@@ -31,7 +31,7 @@ def _new_shared(storage_class: Any, size: int, *, device: Any = "cpu") -> torch.
 
 
 def _reduce(storage: torch.UntypedStorage) -> Any:
-    """What another process needs to see the storage."""
+    """Pickled form of a storage, from which another process maps it."""
     if storage.device.type == "cpu" and storage.nbytes() and not storage.is_shared():
         shared = _new_shared(torch.UntypedStorage, storage.nbytes())
         shared.copy_(storage)

@@ -1,7 +1,7 @@
 """Quantities as people write them, "1 Gbit/s" or "50 us", read and written without losing a bit.
 
-What is read becomes the nearest float of its value in the base unit (seconds, bytes, bytes/s, FLOP/s);
-what is written is the shortest text that is read back as the same float.
+A quantity becomes the nearest float of its value in the base unit (seconds, bytes, bytes/s, FLOP/s);
+a written text is the shortest that reads back as the same float.
 """
 
 import itertools

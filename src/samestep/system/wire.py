@@ -17,7 +17,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 def send(end: socket.socket, message: dict[str, Any], *files: int) -> None:
     """Send a message, and open files with it.
 
-    Raises OSError when nobody listens, TypeError or ValueError for what JSON does not hold or is too long.
+    Raises OSError when the other end is closed, TypeError or ValueError for one that JSON cannot hold or too long.
     """
     packet = json.dumps(message, ensure_ascii=False).encode(errors="surrogatepass")
     if len(packet) > LONGEST:

@@ -18,7 +18,7 @@ from samestep.schedule.actions import (
     SendGradient,
 )
 from samestep.trace.action_names import category_of, name_of
-from samestep.trace.ring import Event
+from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import (
     Message,
     WorkerTrace,

@@ -1,16 +1,61 @@
-"""How long a worker computed, communicated and waited: seconds per kind, summed over a run, and action by action."""
+"""Where a worker's time went: seconds per kind over a run, and its last actions one by one.
+
+Times are seconds of the monotonic clock, which all processes of one host share.
+"""
 
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from samestep.trace.ring import Ring
 from samestep.trace.whereabouts import Whereabouts
+
+CAPACITY = 65_536  # events; about 15 MB when full
+
+
+@dataclass(frozen=True)
+class Event:
+    """One action of one step."""
+
+    step: int
+    action: Any  # of schedule.actions; this room does not look into it
+    start: float
+    stop: float
+    waited: float  # seconds of it spent waiting for other workers
+
+    @property
+    def busy(self) -> float:
+        return self.stop - self.start - self.waited
+
+
+class Ring:
+    """The last `capacity` events; the oldest are dropped. Adding one costs a tuple."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._events: deque[tuple[int, Any, float, float, float]] = deque(maxlen=capacity)
+
+    def add(self, step: int, action: Any, start: float, stop: float, waited: float) -> None:
+        self._events.append((step, action, start, stop, waited))
+
+    def __iter__(self) -> Iterator[Event]:
+        return (Event(*event) for event in self._events)
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether events may have been dropped."""
+        return len(self._events) == self._events.maxlen
 
 
 @dataclass
 class Timesheet:
-    """Filled by the executor (per action) and by the transports (time spent waiting)."""
+    """Seconds that one worker computed, communicated and waited.
+
+    Filled in by the step, action by action, and by transports while they wait.
+    """
 
     compute: float = 0.0  # seconds
     communicate: float = 0.0
@@ -33,10 +78,11 @@ class Timesheet:
         return self.compute - self._before
 
     def computed(self, step: int, action: Any) -> None:
-        """Book the time since the last mark as computation, less what was spent waiting."""
+        """Book the time since the last mark as computation, less the time spent waiting."""
         self.compute += self._lap(step, action)
 
     def communicated(self, step: int, action: Any) -> None:
+        """Book the time since the last mark as communication, less the time spent waiting."""
         self.communicate += self._lap(step, action)
 
     def _lap(self, step: int, action: Any) -> float:

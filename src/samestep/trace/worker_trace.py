@@ -18,7 +18,7 @@ from samestep.schedule.actions import (
     SendGradient,
     class_name,
 )
-from samestep.trace.ring import Event, Ring
+from samestep.trace.timesheet import Event, Ring
 
 Message = tuple[int, bool, int, int, int, int]  # step, whether forward, shard, stage, from, to
 

@@ -38,7 +38,7 @@ from samestep.parallel.execution.executor import Executor
 from samestep.parallel.execution.step import StepResult
 from samestep.planner.search.greedy_shares import greedy_shares
 from samestep.setup.laid_out_model import LaidOutModel
-from samestep.setup.parallelize import deal_anew
+from samestep.setup.parallelize import reassign_shards
 from samestep.setup.run_memory import RunMemory
 
 WINDOW = 6  # steps that a decision looks at
@@ -75,7 +75,7 @@ class Rebalancing(Attendant):
         """Reassign shards if that saves time."""
         assign = self._drift.reassignment()
         if assign is not None:
-            deal_anew(self._executor, assign, self._job, self._prepared, self._shared, step, self._note)
+            reassign_shards(self._executor, assign, self._job, self._prepared, self._shared, step, self._note)
             self.done.append(Reassignment(step, assign, self._drift.pace))
 
     def after_step(self, result: StepResult, rows: int) -> None:

@@ -15,8 +15,9 @@ from samestep.data.row_order import RowOrder
 from samestep.data.rows import FirstRows, Rows, as_rows
 from samestep.errors import JobRefused
 from samestep.job.job import Job
+from samestep.job.loss_checks import check_pair
 from samestep.job.metrics import Metric, Predictions, accuracy, is_classification
-from samestep.job.objective import Objective, check_pair
+from samestep.job.objective import Objective
 from samestep.numerics import random_streams
 from samestep.parallel.execution.executor import Executor
 from samestep.system.device import to_device

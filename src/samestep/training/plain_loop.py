@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from samestep.job.job import Job
-from samestep.parallel.execution.network import precision_of
+from samestep.system.device import precision_of
 
 Total = Callable[[Tensor], Tensor]  # of a weight, over all workers
 

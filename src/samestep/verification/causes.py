@@ -1,10 +1,12 @@
-"""Why two runs of one training differ: the classes, and what to say of each."""
+"""Causes for which two runs of one training differ, each with its meaning."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Cause(StrEnum):
+    """Classes of differences."""
+
     ROUNDING = "rounding"
     LOSS_WEIGHTING = "loss weighting"
     MISSING_REDUCTION = "missing reduction"
@@ -31,7 +33,7 @@ MEANING = {
     Cause.MISSING_REDUCTION: "workers keep gradients of their own rows that all should share",
     Cause.DOUBLE_COUNTING: "some rows' gradients enter more than once",
     Cause.DATA_ORDER: "workers train on other rows than one process does",
-    Cause.RANDOM_STREAM: "the generators stand elsewhere: dropout and the like draw other numbers",
+    Cause.RANDOM_STREAM: "the generators are in another state: dropout and other random layers draw other numbers",
     Cause.BATCHNORM: "statistics are those of a part of the batch",
     Cause.CLIPPING: "the gradient is scaled by the norm of a part of it",
     Cause.STALE_WEIGHTS: "the parameters that were computed with are not those that the optimizer changes",
@@ -42,20 +44,20 @@ MEANING = {
     Cause.COUPLED_ROWS: "the loss of a row depends on the other rows of its batch, which no sharding keeps",
     Cause.COLLECTIVE_ORDER: "workers do not meet in the same collectives in the same order",
     Cause.HANG: "workers wait for one another",
-    Cause.NOT_DETERMINISTIC: "two runs on one process differ already",
+    Cause.NOT_DETERMINISTIC: "two runs on one process already differ",
     Cause.UNKNOWN: "none of the known patterns fits",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The first place where two runs differ, and what the pattern of differences says."""
+    """The first place where two runs differ, and the cause that the pattern of differences shows."""
 
     cause: Cause
     step: int
     kind: str  # of record.KINDS
-    name: str  # of the tensor, layer or parameter
-    why: str  # what was seen that speaks for the cause, one sentence with numbers
+    name: str  # tensor, layer or parameter
+    why: str  # the evidence for the cause, one sentence with numbers
     shard: int | None = None
     worker: int | None = None  # whose value differs
     distance: float | None = None  # relative

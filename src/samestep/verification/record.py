@@ -1,4 +1,4 @@
-"""What a run did, step by step, as values that another run can be held against.
+"""The record of a run: the values of each step, for comparison with another run.
 
 A folder with one file per step and process, step-000002.worker-1.safetensors, each whole or not there. A file holds
 tensors under keys
@@ -7,13 +7,13 @@ tensors under keys
 
 `shard` is "-" for what belongs to the whole step. Large tensors are folded: 2, 4, 8, ... neighbours are summed, until
 at most 65,536 sums are left. A fold is linear, so two gradients in the ratio 2 have folds in the ratio 2, and every
-element counts in it; stretches folded each by itself and then together give the fold of the whole. Whether the bits are
-equal says the hash of the whole, which is kept beside.
+element counts in it; stretches folded each by itself and then together give the fold of the whole. The hash of the
+whole is kept beside, and says whether the bits are equal.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,33 +23,35 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 KINDS = (
-    "evaluation",  # of what the steps before have left
+    "evaluation",  # of the parameters that the steps before have made
     "rows",  # which rows of the data
-    "random stream",  # where the generators stand when a shard begins
-    "weights",  # that a shard was computed with
-    "activation",  # what a layer made of a shard
+    "random stream",  # states of the random generators
+    "weights",  # with which a shard was computed
+    "activation",  # outputs of the layers, per shard
     "loss",
     "loss weight",  # rows or tokens that the loss is a mean over
     "local gradient",  # of a shard or a process, before anything is combined
     "gradient",  # of the batch, as the optimizer gets it
     "clip norm",
-    "setting",  # of the optimizer: learning rate and the like
+    "setting",  # of the optimizer, such as the learning rate
     "optimizer state",
     "parameter",  # after the update
     "buffer",
-    "collective",  # which one, of what, in which order
+    "collective",  # by name, tensor and order
 )
 """In the order in which a step makes them: of two differences, the earlier one is the cause."""
 
-AS = " as "  # between a tied parameter's first name and a further one, of which a local gradient is
-FOLDED = 65_536  # elements that are left of a tensor at most
+AS = " as "  # between a tied parameter's first name and the further name that a local gradient belongs to
+FOLDED = 65_536  # elements of a folded tensor, at most
 
 
 @dataclass(frozen=True, order=True)
 class Key:
+    """Name of one value of a step."""
+
     kind: str
     name: str
-    shard: int = -1  # -1: of the whole step
+    shard: int = -1  # -1: belongs to the whole step
     part: int = 0  # the nth call of a layer, the nth stretch of a parameter
 
     def __post_init__(self) -> None:
@@ -73,11 +75,11 @@ class Noted:
     digest: str  # of all its bits, dtype and shape
     shape: tuple[int, ...]
     values: Tensor  # 1-D float64: its elements, folded
-    text: str = ""  # instead of values, for what is no number
+    text: str = ""  # instead of values, where the value is no number
 
 
 class RecordWriter:
-    """Writes one process's part of a record."""
+    """Writer of one process's part of a record."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._folder, self._rank = folder, rank
@@ -85,7 +87,7 @@ class RecordWriter:
         self._facts: dict[str, list[object]] = {}
 
     def note(self, key: Key, value: Tensor | float | str, width: int | None = None) -> None:
-        """Take a copy, `width` elements folded into one. A key that this step has already gets the next part."""
+        """Note a copy, `width` elements folded into one. A key that this step has already gets the next part."""
         while str(key) in self._facts:
             key = Key(key.kind, key.name, key.shard, key.part + 1)
         if isinstance(value, str):
@@ -97,7 +99,7 @@ class RecordWriter:
         self._facts[str(key)] = [tensor_digest(tensor), list(tensor.shape), ""]
 
     def end_step(self, step: int) -> None:
-        """Write what was noted since the last call, if anything was."""
+        """Write the values noted since the last call, if there are any."""
         if not self._facts:
             return
         path = self._folder / f"step-{step:06d}.worker-{self._rank}.safetensors"
@@ -107,13 +109,13 @@ class RecordWriter:
         self.forget()
 
     def forget(self) -> None:
-        """Take back what was noted since the last step's end."""
+        """Drop the values noted since the last step's end."""
         self._values, self._facts = {}, {}
 
 
 @dataclass(frozen=True)
 class Record:
-    """A folder that recorders have written."""
+    """A folder that the writers of all processes have written."""
 
     folder: Path
 
@@ -125,7 +127,7 @@ class Record:
         return sorted(int(path.name.split("-")[2].split(".")[0]) for path in names)
 
     def of(self, step: int) -> dict[Key, list[Noted]]:
-        """Everything noted in a step: by key, what each process that has it noted."""
+        """All values of a step: by key, one from each process that noted it."""
         found: dict[Key, list[Noted]] = {}
         for rank in self.ranks(step):
             for key, noted in self._file(step, rank):
@@ -136,12 +138,21 @@ class Record:
         path = self.folder / f"step-{step:06d}.worker-{rank}.safetensors"
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
-            for text, (digest, shape, said) in facts.items():
-                yield Key.parse(text), Noted(rank, digest, tuple(shape), file.get_tensor(text).double(), said)
+            for text, (digest, shape, value) in facts.items():
+                yield Key.parse(text), Noted(rank, digest, tuple(shape), file.get_tensor(text).double(), value)
+
+
+Step = Mapping[Key, Sequence[Noted]]
+
+
+def not_finite_values(step: Step, kinds: Collection[str]) -> list[tuple[Key, Noted]]:
+    """Values of these kinds that hold a NaN or an infinity, in the order in which they were noted."""
+    found = [(key, noted) for key, each in step.items() if key.kind in kinds for noted in each]
+    return [(key, noted) for key, noted in found if not bool(noted.values.isfinite().all())]
 
 
 def folded(tensor: Tensor, width: int | None = None, *, exact: bool = True) -> Tensor:
-    """1-D sums of `width` neighbours, in the order of a contiguous tensor; default: as many as leave 65,536 sums.
+    """1-D sums of `width` neighbours, in the order of a contiguous tensor; by default at most 65,536 sums.
 
     float64, or with `exact` off the tensor's own type where nothing had to be summed.
     """
@@ -171,10 +182,16 @@ def digest_of(*parts: bytes) -> str:
     return found.hexdigest()
 
 
+def best_factor(found: Tensor, wanted: Tensor) -> float:
+    """k that minimises the norm of found - k wanted; 0 where `wanted` is zero. Both 1-D."""
+    square = float(wanted @ wanted)
+    return float(found @ wanted / square) if square > 0 else 0.0
+
+
 def relative_distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """How far apart, as a share of the wanted's norm; infinite where only one is zero or not finite."""
-    apart = sum(float((a - b).square().sum()) for a, b in zip(found, wanted, strict=True))
+    """Norm of the difference over the norm of `wanted`; infinite where only one is zero or not finite."""
+    distance = sum(float((a - b).square().sum()) for a, b in zip(found, wanted, strict=True))
     norm = sum(float(b.square().sum()) for b in wanted)
-    if apart == 0:
+    if distance == 0:
         return 0.0
-    return float("inf") if not norm > 0 or apart != apart else float((apart / norm) ** 0.5)
+    return float("inf") if not norm > 0 or distance != distance else float((distance / norm) ** 0.5)

@@ -57,7 +57,7 @@ def test_a_model_of_its_own_is_traced_for_the_pipeline_and_has_no_pair_for_tenso
 
 def test_a_weighted_sum_in_forward() -> None:
     races = found("forward", "samestep data", "plain 1", "ddp 2", "pp 2")
-    assert races["pp 2"].refused == "torch's pipelining wants the loss apart from the model, and the job has forward="
+    assert races["pp 2"].refused == "torch's pipelining wants a loss separate from the model, and the job has forward="
     check_same(races, {name for name in races if name != "pp 2"})
 
 

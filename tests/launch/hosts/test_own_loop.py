@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 import samestep
-from commands import free_port
+from commands import free_port, start_script
 from samestep.errors import JobRefused, Refused
 from samestep.launch.run.launcher import Launcher
 
@@ -26,13 +25,14 @@ def loop(what: str, folder: Path, workers: int = 0) -> list[subprocess.Completed
     """The script, started by hand (0 workers), or by something that sets torch's variables."""
     world = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), what, str(folder)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_script(
+            SCRIPT, what, str(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(world | {"RANK": str(rank)} if workers else {})},
+            cold=what == "trains",
         )
         for rank in range(max(1, workers))
     ]  # fmt: skip
-    ended = [(process, *process.communicate(timeout=60)) for process in started]
+    ended = [(process, *process.communicate(timeout=240)) for process in started]
     return [subprocess.CompletedProcess([], process.returncode, out, err) for process, out, err in ended]
 
 

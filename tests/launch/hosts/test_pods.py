@@ -20,7 +20,7 @@ def test_two_pods_train_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     command, pods = Command(tmp_path), []
     for rank in (1, 0):
         monkeypatch.setenv("PET_NODE_RANK", str(rank))
-        pods.append(command.start("train", JOB, "--json", "--quiet"))
+        pods.append(command.start("train", JOB, "--json", "--quiet", cold=True))
     second, first = [command.end(pod) for pod in pods]
     assert (first.code, second.code, second.out) == (0, 0, ""), first.err + second.err
     assert json.loads(first.out)["digest"] == samestep.train(JOB, workers=1, launcher=launcher).digest

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from samestep.errors import JobRefused, PlanRefused
 from samestep.parallel.cutting.cut import Cut, cut
-from samestep.parallel.cutting.recording import record
+from samestep.parallel.cutting.recorder import record
 
 
 def cut_up(model: nn.Module, starts: tuple[str, ...] = (), **slices: tuple[int, ...]) -> Cut:
@@ -160,9 +160,9 @@ def test_a_stages_slices_and_the_next_stages_are_apart() -> None:
 def test_values_are_kept_for_later_segments_and_for_the_cut_and_no_longer() -> None:
     found = cut_up(Skip(), ("c",), b=(2, 2))
     first = found.segments[0].gives[0]
-    assert first in found.keeps(0)
-    assert first in found.keeps(2), "the next stage wants it"
-    assert found.keeps(len(found.segments) - 1) == frozenset()
+    assert first in found.needed_after(0)
+    assert first in found.needed_after(2), "the next stage wants it"
+    assert found.needed_after(len(found.segments) - 1) == frozenset()
 
 
 def test_the_way_is_the_same_for_other_shapes_and_another_for_other_layers() -> None:
@@ -175,5 +175,5 @@ def test_the_way_is_the_same_for_other_shapes_and_another_for_other_layers() -> 
             (lambda m, b: m[2](m[0](b[0])), 3),
         ]
     ]
-    assert ways[0].same_way(ways[1])
-    assert not ways[0].same_way(ways[2])
+    assert ways[0].has_same_segments(ways[1])
+    assert not ways[0].has_same_segments(ways[2])

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from samestep.numerics.numerics import Numerics
 from samestep.parallel.cutting.cut import Cut, cut
-from samestep.parallel.cutting.recording import record
+from samestep.parallel.cutting.recorder import record
 from samestep.parallel.demand.activation_memory import _HeldByWorker, activations
 from samestep.parallel.demand.planned_step import PlannedStep
-from samestep.parallel.gradients.deferred import DeferredGradients, leaving
+from samestep.parallel.gradients.deferred import DeferredGradients, deferring
 from samestep.parallel.gradients.linear import write_weight_gradients_once
 from samestep.plan.plan import Plan, Stage
 from samestep.schedule.passes import schedule_of
@@ -85,12 +85,12 @@ def test_what_is_left_is_what_a_recording_counts() -> None:
     """Of Linears inside a module that is called whole, too."""
     model, x = nn.Sequential(Model(), nn.Tanh()), torch.randn(ROWS, 100)
     recording = record(model, lambda m, b: m(b[0]).sum(), (x,), [], [])
-    counted = [left for call in recording.calls for left in call.later]
+    counted = [left for call in recording.calls for left in call.deferrable]
     write_weight_gradients_once(model, lambda param: lambda: None)
     later = DeferredGradients()
-    with leaving(later):
+    with deferring(later):
         model(x).sum().backward()
-    weights = [makes[0].args for weight, makes in later._left.values() if weight.dim() == 2]  # type: ignore[attr-defined]
+    weights = [makes[0].args for weight, makes in later._deferred.values() if weight.dim() == 2]  # type: ignore[attr-defined]
     assert sum(nbytes for _, nbytes in counted) == sum(rows.nbytes for rows, _, _ in weights)
     assert sum(storage.nbytes for storage, _ in counted) == sum(inputs.nbytes for _, inputs, _ in weights)
     assert len(counted) == 4

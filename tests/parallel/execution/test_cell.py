@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from samestep.parallel.cutting.cut import cut
-from samestep.parallel.cutting.recording import record
+from samestep.parallel.cutting.recorder import record
 from samestep.parallel.execution.cell import Cell, Gradients
 
 LAYERS = ("b", "c", "d", "e")

@@ -15,14 +15,14 @@ from torch.nn.utils.parametrizations import weight_norm
 from samestep.errors import JobRefused
 from samestep.parallel.cutting.attention import Attention
 from samestep.parallel.cutting.cut import Region, cut
-from samestep.parallel.cutting.heads import slice_attention
-from samestep.parallel.cutting.recording import record
+from samestep.parallel.cutting.recorder import record
+from samestep.parallel.cutting.sliced_attention import slice_attention
 from samestep.parallel.cutting.slices import (
     SlicedRegion,
     outputs_of,
     slice_layer,
     slice_sizes,
-    why_whole,
+    why_not_sliced,
 )
 from samestep.parallel.execution.joint import Joint, meeting_of
 from samestep.transport.threads import ThreadFabric
@@ -209,11 +209,11 @@ def hooked() -> nn.Module:
     ],
 )
 def test_what_cannot_be_sliced_says_why(module: nn.Module, said: str) -> None:
-    reason = why_whole(module, shared=False)
+    reason = why_not_sliced(module, shared=False)
     assert reason is not None
     assert said in reason
-    assert why_whole(nn.Linear(2, 2), shared=False) is None
-    assert why_whole(nn.Linear(2, 2), shared=True) == "its weight is tied to another layer's"
+    assert why_not_sliced(nn.Linear(2, 2), shared=False) is None
+    assert why_not_sliced(nn.Linear(2, 2), shared=True) == "its weight is tied to another layer's"
 
 
 def test_shards_of_different_shapes_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Gradients of weights that are made later are the same, to the bit, and are folded in the same order."""
+"""Deferred gradients of weights are the same, to the bit, and are folded in the same order."""
 
 import gc
 import weakref
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from samestep.errors import JobRefused
 from samestep.numerics.reduction_tree import local_plan, tree_sum
-from samestep.parallel.gradients.deferred import DeferredGradients, leaving
-from samestep.parallel.gradients.layout import Layout
+from samestep.parallel.gradients.deferred import DeferredGradients, deferring
+from samestep.parallel.gradients.layout import Layout, untie
 from samestep.parallel.gradients.linear import write_weight_gradients_once
-from samestep.parallel.gradients.slots import GradientSlots, untie
+from samestep.parallel.gradients.slots import GradientSlots
 
 
 class Net(nn.Module):
@@ -78,13 +78,13 @@ def test_two_parts_of_a_backward_fold_to_the_same_gradient(
     def make() -> None:
         shard, later = left.popleft()
         gradients.resume_shard(shard, 0)
-        later.make()
+        later.compute()
         gradients.end_shard(range(len(layout.entries)))
 
     for shard, fold in enumerate(folds):
         gradients.begin_shard(shard, fold, may_wait=True)
         later = DeferredGradients()
-        with leaving(later):
+        with deferring(later):
             model(rows(shard), shard).backward()
         assert later.has(model.thrice.weight)
         assert not later.has(model.conv.weight)
@@ -116,7 +116,7 @@ def test_what_is_left_is_no_gradient_yet_and_keeps_nothing_else() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 1))
     write_weight_gradients_once(model, lambda param: lambda: None)
     later, x = DeferredGradients(), rows(0)[:, :4].clone().requires_grad_()
-    with leaving(later):
+    with deferring(later):
         output = model(x)
         kept = weakref.ref(output.grad_fn)
         output.sum().backward()
@@ -125,7 +125,7 @@ def test_what_is_left_is_no_gradient_yet_and_keeps_nothing_else() -> None:
     assert kept() is None, "the graph is gone"
     assert x.grad is not None, "the input's gradient is there"
     assert all(param.grad is None for param in model.parameters())
-    later.make()
+    later.compute()
     found = [param.grad for param in model.parameters()]
     plain = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 1))
     plain.load_state_dict(model.state_dict())
@@ -141,7 +141,7 @@ def test_a_weight_with_a_hook_is_not_left() -> None:
     write_weight_gradients_once(model, lambda param: lambda: None)
     model.thrice.weight.register_hook(lambda grad: seen.append(grad.clone()))
     later = DeferredGradients()
-    with leaving(later):
+    with deferring(later):
         model(rows(1), 1).backward()
     assert not later.has(model.thrice.weight)
     assert later.has(model.seldom.weight)
@@ -153,7 +153,7 @@ def test_a_weight_that_is_made_of_others_is_not_left() -> None:
     linear = nn.Linear(8, 8)
     write_weight_gradients_once(linear, lambda param: lambda: None)
     later, scale = DeferredGradients(), torch.ones((), requires_grad=True)
-    with leaving(later):
+    with deferring(later):
         torch.func.functional_call(linear, {"weight": linear.weight * scale}, rows(0)).sum().backward()
     assert linear.weight.grad is not None
     assert scale.grad is not None
@@ -173,5 +173,5 @@ def test_a_weight_with_another_use_in_the_same_stage_is_refused_with_the_way_out
     gradients.begin_step([range(1)] * len(layout.entries))
     gradients.begin_shard(0, local_plan(range(1), 1).folds[0], may_wait=True)
     refused = pytest.raises(JobRefused, match=r'linear.weight is used by its Linear and by other.*order = "1f1b"')
-    with refused, leaving(DeferredGradients()):
+    with refused, deferring(DeferredGradients()):
         model(rows(0)).backward()

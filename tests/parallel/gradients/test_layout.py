@@ -11,8 +11,8 @@ from samestep.parallel.gradients.layout import (
     CHUNK,
     Layout,
     Piece,
-    chunks,
     dense,
+    grid_chunks,
     share_pieces,
     storage_order,
 )
@@ -138,7 +138,7 @@ def test_tensors_with_gaps_become_contiguous(tensor: Tensor) -> None:
 @given(st.integers(0, 3 * CHUNK + 5), st.integers(0, 3))
 def test_chunks_are_the_tensor_again(size: int, first: int) -> None:
     flat = torch.arange(size)
-    found = chunks(flat, first * CHUNK)
+    found = grid_chunks(flat, first * CHUNK)
     assert all(len(chunk) == CHUNK for chunk in found[:-1])
     assert all(0 < len(chunk) <= CHUNK for chunk in found)
     assert torch.equal(torch.cat([torch.empty(0, dtype=flat.dtype), *found]), flat)
@@ -146,4 +146,4 @@ def test_chunks_are_the_tensor_again(size: int, first: int) -> None:
 
 def test_a_piece_between_the_grid_is_our_own_mistake() -> None:
     with pytest.raises(AssertionError, match="chunk grid"):
-        chunks(torch.zeros(5), 7)
+        grid_chunks(torch.zeros(5), 7)

@@ -11,8 +11,8 @@ from samestep.numerics.reduction_tree import Node, fold_plan, local_plan
 from samestep.parallel.gradients.ownership import (
     Ownership,
     num_published,
-    slice_home,
-    stage_home,
+    slice_ownership,
+    stage_ownership,
 )
 from samestep.plan.plan import Plan, Stage
 
@@ -58,19 +58,19 @@ def plan(*stages: Stage, join: int = 0, shards: int = 8) -> Plan:
 
 def test_a_whole_layer_is_at_home_in_its_stage() -> None:
     staged = plan(Stage("", (0, 2), (5, 3)), Stage("head", (1,), (8,)))
-    assert stage_home(staged, 0) == Ownership((0, 2), (5, 3))
-    assert stage_home(staged, 1) == Ownership((1,), (8,))
-    assert stage_home(staged, 0).published(8) == (
+    assert stage_ownership(staged, 0) == Ownership((0, 2), (5, 3))
+    assert stage_ownership(staged, 1) == Ownership((1,), (8,))
+    assert stage_ownership(staged, 0).published(8) == (
         (Node(2, 0), Node(0, 4), Node(0, 5), Node(1, 3)),
         ((0, 0), (0, 1), (2, 0), (2, 1)),
     )
-    assert stage_home(Plan(Numerics(shards=8), (6, 2)), 0) == Ownership((0, 1), (6, 2))
+    assert stage_ownership(Plan(Numerics(shards=8), (6, 2)), 0) == Ownership((0, 1), (6, 2))
 
 
 @pytest.mark.parametrize(("join", "sets"), [(0, 1), (2, 4), (3, 3), (8, 1), (20, 1)])
 def test_a_slice_has_one_owner_who_sees_every_join_set(join: int, sets: int) -> None:
     sliced = plan(Stage("", (0, 1), (5, 3), (("head", (1, 3)),)), join=join)
-    home = slice_home(sliced, 1)
+    home = slice_ownership(sliced, 1)
     assert home == Ownership((1,), (sets,), is_slice=True)
     assert home.units_of(1, sets) == range(sets)
     assert home.units_of(0, sets) == range(0)
@@ -79,7 +79,7 @@ def test_a_slice_has_one_owner_who_sees_every_join_set(join: int, sets: int) -> 
 
 def test_fabric_memory_has_the_slots_of_the_neediest_home() -> None:
     staged = plan(Stage("", (0, 1), (5, 3)), Stage("head", (1, 0), (4, 4)))
-    found = {stage_home(staged, 0), stage_home(staged, 1)}
+    found = {stage_ownership(staged, 0), stage_ownership(staged, 1)}
     assert [num_published(staged, found, rank) for rank in (0, 1)] == [2, 2]
-    assert [num_published(staged, {stage_home(staged, 1)}, rank) for rank in (0, 1)] == [1, 1]
+    assert [num_published(staged, {stage_ownership(staged, 1)}, rank) for rank in (0, 1)] == [1, 1]
     assert num_published(plan(Stage("", (0,), (8,))), found, 0) == 0, "alone, nobody reads them"

@@ -14,7 +14,7 @@ from samestep.parallel.gradients.layout import (
     share_pieces,
     storage_order,
 )
-from samestep.parallel.gradients.ownership import Ownership, num_published, stage_home
+from samestep.parallel.gradients.ownership import Ownership, num_published, stage_ownership
 from samestep.parallel.gradients.reduction import TreeReduction, addition_order
 from samestep.plan.plan import Plan
 
@@ -41,7 +41,7 @@ def gradient(of: Layout, entry: int, shard: int) -> Tensor:
 
 def homes(of: Layout, plan: Plan) -> list[Ownership]:
     """Every parameter on every worker."""
-    return [stage_home(plan, 0)] * len(of.entries)
+    return [stage_ownership(plan, 0)] * len(of.entries)
 
 
 def published(of: Layout, plan: Plan, num_shards: int) -> list[list[Tensor]]:
@@ -50,7 +50,7 @@ def published(of: Layout, plan: Plan, num_shards: int) -> list[list[Tensor]]:
     for rank in range(plan.workers):
         mine = [
             torch.full((of.nbytes,), 99, dtype=torch.uint8)
-            for _ in range(num_published(plan, {stage_home(plan, 0)}, rank))
+            for _ in range(num_published(plan, {stage_ownership(plan, 0)}, rank))
         ]
         for slot, node in zip(mine, local_plan(plan.shards_of(rank, num_shards), num_shards).left, strict=False):
             stop = min((node.index + 1) << node.level, num_shards)
@@ -135,13 +135,15 @@ def test_a_worker_reads_and_writes_only_its_own_pieces() -> None:
 
 def test_a_worker_alone_publishes_nothing() -> None:
     plan = Plan(Numerics(shards=8), (8,))
-    assert num_published(plan, {stage_home(plan, 0)}, 0) == 0
+    assert num_published(plan, {stage_ownership(plan, 0)}, 0) == 0
 
 
 def test_equal_aligned_layouts_publish_one_slot_each() -> None:
     for assign in [(4, 4), (2, 2, 2, 2), (1,) * 8]:
         plan = Plan(Numerics(shards=8), assign)
-        assert [num_published(plan, {stage_home(plan, 0)}, rank) for rank in range(plan.workers)] == [1] * plan.workers
+        assert [num_published(plan, {stage_ownership(plan, 0)}, rank) for rank in range(plan.workers)] == [
+            1
+        ] * plan.workers
 
 
 def test_nodes_that_do_not_cover_the_batch_are_our_own_mistake() -> None:
@@ -150,6 +152,6 @@ def test_nodes_that_do_not_cover_the_batch_are_our_own_mistake() -> None:
 
 
 def test_workers_without_shards_publish_no_nodes() -> None:
-    nodes, holders = stage_home(Plan(Numerics(shards=3), (0, 2, 0, 1)), 0).published(3)
+    nodes, holders = stage_ownership(Plan(Numerics(shards=3), (0, 2, 0, 1)), 0).published(3)
     assert nodes == (Node(1, 0), Node(1, 1))
     assert [rank for rank, _ in holders] == [1, 3]

@@ -8,22 +8,23 @@ import torch
 from torch import Tensor, nn, optim
 
 from samestep.errors import JobRefused
+from samestep.parallel.gradients.job_optimizer import (
+    ELEMENTWISE,
+    check_optimizer,
+    implementation,
+    is_elementwise,
+    skip_dynamo_in_step,
+    skip_dynamo_while_building,
+)
 from samestep.parallel.gradients.layout import (
     CHUNK,
     Layout,
     Piece,
     share_pieces,
     storage_order,
+    untie,
 )
-from samestep.parallel.gradients.sharded_update import (
-    ELEMENTWISE,
-    ShardedUpdate,
-    check_optimizer,
-    implementation,
-    is_elementwise,
-)
-from samestep.parallel.gradients.slots import untie
-from samestep.parallel.gradients.undecorated import skip_dynamo_in_step, skip_dynamo_while_building
+from samestep.parallel.gradients.sharded_update import ShardedUpdate
 
 Make = Callable[[Iterable[Any]], optim.Optimizer]
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from samestep.errors import JobRefused
 from samestep.numerics.reduction_tree import Fold, local_plan, tree_sum
-from samestep.parallel.gradients.layout import Layout
+from samestep.parallel.gradients.layout import Layout, untie
 from samestep.parallel.gradients.linear import write_weight_gradients_once
-from samestep.parallel.gradients.slots import GradientSlots, untie
+from samestep.parallel.gradients.slots import GradientSlots
 
 
 class Net(nn.Module):

@@ -16,7 +16,7 @@ from samestep.numerics.reduction_tree import (
     promoted,
     tree_sum,
 )
-from samestep.parallel.gradients.host_exchange import joined
+from samestep.parallel.gradients.host_routes import host_partials
 from samestep.parallel.gradients.layout import CHUNK, Layout
 from samestep.parallel.gradients.ownership import Ownership
 from samestep.parallel.gradients.stretches import (
@@ -242,7 +242,7 @@ def test_sums_of_hosts_joined_are_the_tree(case: tuple[Ownership, tuple[int, ...
     arrived: dict[Node, Tensor] = {}
     for host in dict.fromkeys(hosts[rank] for rank in home.workers):
         here = [(n, h) for n, h in zip(nodes, holders, strict=True) if hosts[h[0]] == host]
-        how = joined(home, host, hosts, units)
+        how = host_partials(home, host, hosts, units)
         assert how.holders == tuple(h for _, h in here)
         values = folded([sums[h] for _, h in here], [n for n, _ in here], units)
         assert len(values) == len(how.left)
@@ -257,5 +257,5 @@ def test_sums_of_hosts_joined_are_the_tree(case: tuple[Ownership, tuple[int, ...
 def test_a_host_gives_as_few_sums_as_the_tree_allows(case: tuple[Ownership, tuple[int, ...], int]) -> None:
     home, hosts, units = case
     for host in {hosts[rank] for rank in home.workers}:
-        left = tuple(node for node, _ in joined(home, host, hosts, units).left)
+        left = tuple(node for node, _ in host_partials(home, host, hosts, units).left)
         assert fold_plan(left, units).left == left, "none of them can be added to another"

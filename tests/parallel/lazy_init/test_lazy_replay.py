@@ -23,7 +23,7 @@ from torch.nn.utils import parametrizations
 from samestep.errors import JobRefused
 from samestep.numerics import random_streams
 from samestep.parallel.lazy_init import lazy_replay
-from samestep.parallel.lazy_init.lazy_replay import LazyModel, record
+from samestep.parallel.lazy_init.lazy_replay import LazyModel, record_factory
 
 Build = Callable[[], nn.Module]
 
@@ -238,7 +238,7 @@ def plainly(build: Build) -> tuple[nn.Module, Tensor]:
 
 def recorded(build: Build) -> LazyModel:
     random_streams.enter(0, "model")
-    return record(build)
+    return record_factory(build)
 
 
 def replayed(recording: LazyModel, names: set[str]) -> dict[str, Tensor]:
@@ -359,7 +359,7 @@ def test_optimizers_take_the_recorded_parameters() -> None:
 
 def test_recording_8_gb_takes_no_memory() -> None:
     before = psutil.Process().memory_info().rss
-    recording = record(lambda: nn.Sequential(*(nn.Linear(16384, 16384) for _ in range(8))))
+    recording = record_factory(lambda: nn.Sequential(*(nn.Linear(16384, 16384) for _ in range(8))))
     assert sum(param.nbytes for param in recording.model.parameters()) > 8e9
     assert psutil.Process().memory_info().rss - before < 50e6
 
@@ -372,12 +372,12 @@ def test_a_changed_constant_that_is_read_is_refused_with_its_place() -> None:
         return nn.Linear(1, 1)
 
     with pytest.raises(JobRefused, match=r"reads its values at .*test_lazy_replay\.py:\d+: change a clone"):
-        record(build)
+        record_factory(build)
 
 
 def test_a_sparse_tensor_is_refused_with_its_place() -> None:
     with pytest.raises(JobRefused, match=r"makes a sparse tensor at .*test_lazy_replay\.py:\d+"):
-        record(lambda: nn.ParameterList([torch.eye(3).to_sparse()]))
+        record_factory(lambda: nn.ParameterList([torch.eye(3).to_sparse()]))
 
 
 LIMITED = """
@@ -385,7 +385,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from torch import nn
-from samestep.parallel.lazy_init.lazy_replay import record
+from samestep.parallel.lazy_init.lazy_replay import record_factory
 
 torch.set_num_threads(1)
 
@@ -408,12 +408,12 @@ def limit_to(nbytes):
 
 build, how = locals()[sys.argv[1]], sys.argv[2]
 largest = 2048 * 2048 * 4
-record(lambda: nn.Linear(300, 300)).replay(lambda name: None)  # what torch itself allocates once
+record_factory(lambda: nn.Linear(300, 300)).replay(lambda name: None)  # what torch itself allocates once
 limit_to(6 * largest + 2 * largest + 8_000_000)
 if how == "whole":
     build()
 else:
-    recording = record(build)
+    recording = record_factory(build)
     names = [name for name, _ in recording.model.named_parameters()]
     recording.replay({name: torch.empty(2048, 2048) for name in names[6:12]}.get)
 print("done")

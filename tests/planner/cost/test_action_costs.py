@@ -16,7 +16,7 @@ from samestep.planner.cost.estimate import estimate
 from samestep.planner.cost.measured_costs import MeasuredCosts
 from samestep.planner.cost.plan_segments import segment_plan
 from samestep.schedule import actions
-from samestep.setup.laid_out_model import homes_of, pieces_of
+from samestep.setup.laid_out_model import ownership_of, pieces_of
 
 
 def busy(plan: Plan, chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> ActionCosts:
@@ -64,7 +64,7 @@ def test_the_bytes_that_are_updated_are_those_of_the_executors_pieces(
     if (family, preset) == ("gpt", "pipeline"):
         pytest.skip("a weight that two stages share belongs to the first of them; the planner counts it in both")
     found = laid(family, preset)
-    pieces = pieces_of(found.prepared, found.plan, homes_of(found.prepared, found.plan), hosts)
+    pieces = pieces_of(found.prepared, found.plan, ownership_of(found.prepared, found.plan), hosts)
     entries = found.prepared.layout.entries
     real = sum((p.stop - p.start) * entries[p.entry].param.element_size() for owned in pieces for p in owned)
     tied = sum(e.nbytes for e in entries if e.tied_to is not None) * (2 if len(set(hosts)) == 2 else 1)

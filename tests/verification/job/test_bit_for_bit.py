@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from samestep.verification.causes import Cause
-from samestep.verification.job.bit_for_bit import exactly, sum_judged, swapped
+from samestep.verification.job.bit_for_bit import compare_bits, explain_sum, swapped_shards
 from samestep.verification.record import Key, Record, RecordWriter
 
 
@@ -23,7 +23,7 @@ def summed(parts: dict[str, Tensor], factors: list[float]) -> Tensor:
 
 
 def judged(parts: dict[str, Tensor], factors: list[float]) -> tuple[Cause, str]:
-    return sum_judged(summed(parts, factors), summed(parts, [1.0] * len(parts)), parts, dict.fromkeys(parts, 1))
+    return explain_sum(summed(parts, factors), summed(parts, [1.0] * len(parts)), parts, dict.fromkeys(parts, 1))
 
 
 @given(st.integers(2, 8), st.integers(0, 99), st.data())
@@ -60,7 +60,7 @@ def test_another_order_of_additions_is_rounding() -> None:
 
 def test_what_no_factor_explains_is_not_explained() -> None:
     parts = shards(4, 0)
-    assert sum_judged(shards(1, 5)["0"], summed(parts, [1] * 4), parts, {})[0] == Cause.UNKNOWN
+    assert explain_sum(shards(1, 5)["0"], summed(parts, [1] * 4), parts, {})[0] == Cause.UNKNOWN
 
 
 @given(st.integers(2, 6), st.integers(0, 99), st.data())
@@ -72,8 +72,8 @@ def test_another_parameters_gradients_in_a_sum_are_told_from_lost_ones(
     wanted = summed(own, [1.0] * count)
     without = [0.0 if n in lost else 1.0 for n in range(count)]
     found = summed(own, without) + summed(strange, [1.0 - kept for kept in without])
-    assert swapped(found, wanted, own, strange) == [str(n) for n in sorted(lost)]
-    assert swapped(summed(own, without), wanted, own, strange) == []
+    assert swapped_shards(found, wanted, own, strange) == [str(n) for n in sorted(lost)]
+    assert swapped_shards(summed(own, without), wanted, own, strange) == []
 
 
 def record(folder: Path, *steps: dict[Key, float | Tensor], rank: int = 0) -> Record:
@@ -97,7 +97,7 @@ def test_the_earliest_difference_in_a_step_is_the_cause(tmp_path: Path, changed:
     """Written in another order than a step makes them."""
     values: dict[Key, float | Tensor] = {BUFFER: torch.ones(3), GRADIENT: torch.ones(4), LOSS: 1.0}
     other = {key: value * 2 if key in changed else value for key, value in values.items()}
-    found = exactly(record(tmp_path / "a", values, other), record(tmp_path / "b", values, values)).finding
+    found = compare_bits(record(tmp_path / "a", values, other), record(tmp_path / "b", values, values)).finding
     assert found is not None
     assert found.step == 1
     assert found.cause == cause
@@ -108,13 +108,13 @@ def test_any_worker_that_differs_is_named(tmp_path: Path) -> None:
     record(tmp_path / "many", {BUFFER: torch.ones(3)})
     record(tmp_path / "many", {BUFFER: torch.ones(3)}, rank=1)
     many = record(tmp_path / "many", {BUFFER: torch.tensor([1.0, 1.0, 1.5])}, rank=2)
-    found = exactly(many, wanted).finding
+    found = compare_bits(many, wanted).finding
     assert found is not None
     assert found.worker == 2
 
 
 def test_equal_records_are_counted_and_not_found_different(tmp_path: Path) -> None:
     values: dict[Key, float | Tensor] = {BUFFER: torch.ones(3), GRADIENT: torch.ones(4), LOSS: float("nan")}
-    exact = exactly(record(tmp_path / "a", values, values), record(tmp_path / "b", values, values))
+    exact = compare_bits(record(tmp_path / "a", values, values), record(tmp_path / "b", values, values))
     assert exact.finding is None
     assert exact.compared == {"buffer": 2, "gradient": 2, "loss": 2}

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from samestep.verification.causes import Finding
-from samestep.verification.record import Key, Noted, tensor_digest
+from samestep.verification.record import Key, Noted, Step, tensor_digest
 from samestep.verification.script.collective_order import Call, ObservedWorker
-from samestep.verification.script.judging import judge_step
-from samestep.verification.script.step_view import Step, Vectors, View
+from samestep.verification.script.judge_runs import judge_step
+from samestep.verification.script.step_records import StepRecords, Vectors
 
 SIZES = {"a.weight": 12, "a.bias": 5, "b.weight": 7}
 NAMES = list(SIZES)
@@ -27,7 +27,7 @@ def noted(rank: int, value: Value) -> Noted:
 
 
 def seen(rank: int, *collectives: Call, status: int = 0, **more: Any) -> ObservedWorker:
-    plain = {"killed": False, "inside": False, "said": (), "stack": ""}
+    plain = {"killed": False, "in_collective": False, "last_lines": (), "stack": ""}
     return ObservedWorker(rank=rank, status=status, collectives=collectives, **{**plain, **more})
 
 
@@ -82,9 +82,9 @@ class Made:
     step: int = 0
     earlier: list[tuple[int, Step]] = field(default_factory=list)
 
-    def view(self) -> View:
+    def view(self) -> StepRecords:
         reference, perturbed = together([self.reference]), together([self.perturbed])
-        return View(self.step, together(self.workers), reference, perturbed, tuple(self.facts))
+        return StepRecords(self.step, together(self.workers), reference, perturbed, tuple(self.facts))
 
     def findings(self) -> list[Finding]:
         return judge_step(self.view(), self.earlier, [seen(rank) for rank in range(len(self.workers))])

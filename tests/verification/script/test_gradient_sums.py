@@ -10,8 +10,8 @@ from made_steps import NAMES, Made, made, some_tensors, weighted
 
 from samestep.verification.causes import Cause
 from samestep.verification.record import Key
-from samestep.verification.script.gradient_sums import meaning
-from samestep.verification.script.step_view import EPS
+from samestep.verification.script.gradient_sums import name_factor
+from samestep.verification.script.step_records import EPS
 
 WORKERS, MICRO, SEEDS = st.integers(2, 4), st.integers(1, 3), st.integers(0, 99)
 FACTORS = st.floats(0.02, 50).filter(lambda k: abs(k - 1) > 1e-3)
@@ -93,11 +93,11 @@ def test_one_factor_for_all_is_loss_weighting_and_says_it(workers: int, micro: i
 
 
 def test_a_factor_is_called_by_what_it_is() -> None:
-    assert meaning(4, 4, 2) == " (the number of workers)"
-    assert meaning(0.25, 4, 2) == " (one by the number of workers)"
-    assert meaning(2, 4, 2) == " (the number of micro-batches)"
-    assert meaning(1 / 8, 4, 2) == " (one by workers times micro-batches)"
-    assert meaning(1.0, 4, 1) == meaning(3.0, 4, 2) == ""
+    assert name_factor(4, 4, 2) == " (the number of workers)"
+    assert name_factor(0.25, 4, 2) == " (one by the number of workers)"
+    assert name_factor(2, 4, 2) == " (the number of micro-batches)"
+    assert name_factor(1 / 8, 4, 2) == " (one by workers times micro-batches)"
+    assert name_factor(1.0, 4, 1) == name_factor(3.0, 4, 2) == ""
 
 
 @given(WORKERS, SEEDS, FACTORS, SOME)

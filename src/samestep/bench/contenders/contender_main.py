@@ -1,16 +1,17 @@
-"""The process of a contender: hears on stdin what it is to be, then takes its turns."""
+"""The process of a contender: it reads its spec from stdin, then takes its turns."""
 
-from samestep.bench.contenders.contender_spec import OURS, hear
+from samestep.bench.contenders.contender_spec import OURS, read_spec
 from samestep.bench.contenders.contender_turns import Pipes
 
 
 def main(ask: str, answer: str) -> None:
-    part, pipes = hear(), Pipes(ask, answer)
-    if part.kind == OURS:
+    """Run a contender. ask, answer: paths of its pipes."""
+    spec, pipes = read_spec(), Pipes(ask, answer)
+    if spec.kind == OURS:
         from samestep.bench.contenders.own_contender import run_ours
 
-        run_ours(part.request, pipes)
+        run_ours(spec.request, pipes)
     else:
         from samestep.bench.contenders.peers import run_peer
 
-        run_peer(part, pipes)
+        run_peer(spec, pipes)

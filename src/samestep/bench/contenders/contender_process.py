@@ -1,7 +1,6 @@
-"""A contender as the orchestrator sees it: a process that comes up, answers when asked for steps, and ends.
+"""A contender's process, seen from the orchestrator: it starts, answers when asked for steps, and ends.
 
-Nothing of it has a name: its pipes are opened under /proc, and what it prints goes to a file that was removed
-when it was made. Free of torch.
+It leaves no name behind: its pipes are opened under /proc, and its output goes to a file without a name. Free of torch.
 """
 
 import contextlib
@@ -17,21 +16,21 @@ from typing import Any
 
 from samestep.launch.environment import ROOT
 
-UP_IN = 300.0  # seconds until a contender that does not come up has failed
-ANSWERS_IN = 60.0  # seconds until one that was asked for steps has, if its steps were not known to be as long
-ENDS_IN = 10.0  # seconds that one may take to end
+START_LIMIT = 300.0  # seconds for a contender to become ready
+ANSWER_LIMIT = 60.0  # seconds for an answer, beside the expected length of the steps
+END_LIMIT = 10.0  # seconds for a contender to end
 
 
 class DoesNotApply(Exception):
-    """A contender says that it cannot compute this job, and why."""
+    """The contender cannot compute this job, with the reason."""
 
 
 class Failed(Exception):
-    """A contender ended or hung, and why as far as it is known."""
+    """The contender ended or hung, with the reason as far as it is known."""
 
 
 class Contender:
-    """command: gets the paths of its pipes as its last two arguments, and `message` on stdin."""
+    """A running contender. command: gets the paths of its pipes as last two arguments, and `message` on stdin."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], message: str = "") -> None:
         ask, self._ask = os.pipe()
@@ -47,30 +46,30 @@ class Contender:
             stdin=subprocess.PIPE,
             stdout=self._printed,
             stderr=self._printed,
-            start_new_session=True,  # a Ctrl-C in the terminal is for the orchestrator to pass on
+            start_new_session=True,  # the orchestrator passes on a Ctrl-C in the terminal
         )
         self._pidfd = os.pidfd_open(self.process.pid)
 
-    def come_up(self) -> dict[str, Any]:
-        """What it says when it is ready. Raises DoesNotApply or Failed."""
+    def wait_until_ready(self) -> dict[str, Any]:
+        """The first message, when it is ready. Raises DoesNotApply or Failed."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # its end tells more
+        with contextlib.suppress(BrokenPipeError):  # reading its answer finds the reason
             self.process.stdin.write(self._message.encode())
             self.process.stdin.close()
-        found = self._hear(UP_IN)
+        found = self._answer_of(START_LIMIT)
         for end in self._theirs:
             os.close(end)
         self._theirs = []
         return found
 
-    def turn(self, steps: int, warm: int = 0, patience: float = ANSWERS_IN) -> tuple[list[float], float]:
-        """Seconds of each of so many steps after `warm` others, and the loss of the last. Raises Failed."""
-        with contextlib.suppress(BrokenPipeError):  # its end tells more
+    def turn(self, steps: int, warm: int = 0, patience: float = ANSWER_LIMIT) -> tuple[list[float], float]:
+        """Seconds of each of `steps` steps after `warm` others, and the loss of the last. Raises Failed."""
+        with contextlib.suppress(BrokenPipeError):  # reading its answer finds the reason
             os.write(self._ask, json.dumps({"steps": steps + warm}).encode() + b"\n")
-        found = self._hear(patience)
+        found = self._answer_of(patience)
         return found["seconds"][warm:], found["loss"]
 
-    def _hear(self, patience: float) -> dict[str, Any]:
+    def _answer_of(self, patience: float) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._line(time.monotonic() + patience, patience))
         if "refused" in found:
             raise DoesNotApply(found["refused"])
@@ -96,14 +95,14 @@ class Contender:
         return f": {last}" if last else ", without a word"
 
     def end(self) -> None:
-        """Tell it to end with all its processes, wherever it is."""
+        """Ask it to end with all its processes."""
         self.process.terminate()
 
     def stop(self) -> None:
-        """The same, and wait until it has."""
+        """End it, and wait until it has ended."""
         self.end()
         try:
-            self.process.wait(ENDS_IN)
+            self.process.wait(END_LIMIT)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -114,6 +113,6 @@ class Contender:
 
 
 def python(module: str) -> list[str]:
-    """The command of a contender whose `main` is in a module of this package, from wherever that was imported."""
+    """The command of a contender whose `main` is in a module of this package, wherever that was imported from."""
     code = f"import sys; sys.path.append(sys.argv.pop(1)); from {module} import main; main(*sys.argv[1:])"
     return [sys.executable, "-P", "-c", code, str(ROOT)]

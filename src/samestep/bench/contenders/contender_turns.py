@@ -1,10 +1,10 @@
-"""A contender's side of a comparison: it waits until it is its turn, steps, and answers how long that took.
+"""A contender's side of a comparison: it waits for its turn, steps, and answers with the seconds.
 
     orchestrator   {"steps": 7}                                         {}  (no more)
     contender      {"ready": ...}  {"seconds": [...], "loss": ...}          or {"failed": why}, {"refused": why}
 
-One JSON object per line, through two pipes without a name: whoever has the orchestrator's process id and the
-number of a pipe's end opens it under /proc. Free of torch.
+One JSON object per line, through two pipes without a name, which are opened under /proc by the
+orchestrator's process id and the number of a pipe's end. Free of torch.
 """
 
 import json
@@ -16,14 +16,14 @@ from typing import Any, TextIO
 
 @dataclass(frozen=True)
 class Pipes:
-    """Where a contender hears and answers, as paths."""
+    """Paths of the pipes for questions to a contender and for its answers."""
 
     ask: str
     answer: str
 
 
 class ContenderTurns:
-    """What the first worker of a contender holds."""
+    """The pipes of a contender, opened by its first worker."""
 
     def __init__(self, pipes: Pipes) -> None:
         self._answers: TextIO = open(pipes.answer, "w", buffering=1)  # noqa: SIM115, PTH123 - open as long as we live
@@ -33,14 +33,16 @@ class ContenderTurns:
         self._answers.write(json.dumps(message) + "\n")
 
     def wait(self) -> int:
-        """The number of steps that are wanted; 0: no more, ever."""
+        """Wait for the number of steps of the next turn; 0 when no turn follows."""
         line = self._asks.readline()
         return int(json.loads(line).get("steps", 0)) if line else 0
 
 
 def take_turns(wait: Callable[[], int], step: Callable[[], Any], answer: Callable[[list[float], Any], None]) -> None:
-    """Step as often as asked until nobody asks any more. answer: gets the seconds of every step, and what the last
-    one returned."""
+    """Step as often as asked, turn after turn.
+
+    answer: gets the seconds of every step, and the result of the last.
+    """
     while steps := wait():
         seconds = []
         mark = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A contender of ours: a run as any other, of the user's job with a callback that waits for its turn."""
+"""A contender of ours: an ordinary run of the user's job, with a callback that waits for its turn."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ EVER = 10**9  # steps
 
 
 def run_ours(request: Request, pipes: Pipes) -> None:
-    """Until this process is told to end. A failure is told to the orchestrator."""
+    """Run until this process is asked to end. A failure is reported to the orchestrator."""
     outer = request.but(
         module=__name__,
         file=None,
@@ -49,5 +49,5 @@ def as_compared(job: Job) -> Job:
 
 
 def _end_this_run() -> None:
-    """As whoever ends a run does: the workers stop after their next step."""
+    """End the run with the usual signal: the workers stop after their next step."""
     os.kill(os.getpid(), signal.SIGTERM)

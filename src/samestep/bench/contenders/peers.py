@@ -1,7 +1,7 @@
 """PyTorch's own ways of training the user's job, as people write them, in processes of their own.
 
     plain N   a bare loop in one process with N threads, on whole batches
-    ddp W     DistributedDataParallel           fsdp2 W   fully_shard           rows dealt out, one thread each
+    ddp W     DistributedDataParallel           fsdp2 W   fully_shard           rows divided, one thread each
     tp W      parallelize_module                pp W      1F1B over PipelineStage    whole batches, one thread each
 
 All start from the same parameters and train on the same batches in the same order as a run of ours. Processes
@@ -35,7 +35,7 @@ from samestep.numerics import random_streams
 from samestep.numerics.numerics import shard_rows
 from samestep.system.processes import fork
 
-WAITS = datetime.timedelta(days=1)  # the others have their turns meanwhile
+WAITS = datetime.timedelta(days=1)  # while the others have their turns
 
 
 class PeerMethod(Protocol):
@@ -43,7 +43,7 @@ class PeerMethod(Protocol):
 
     @property
     def note(self) -> str:
-        """What a reader of the table should know."""
+        """A note for readers of the table."""
         ...
 
     def step(self, batch: Any) -> Tensor:
@@ -54,42 +54,44 @@ class PeerMethod(Protocol):
 Build = Callable[[Job, nn.Module, int, int], PeerMethod]
 
 
-def run_peer(part: ContenderSpec, pipes: Pipes) -> None:
-    """Until this process is told to end."""
-    build = builder_of(part.kind)
-    if part.kind == "plain":
-        torch.set_num_threads(part.size)
-        sys.exit(_told(pipes, partial(train, build, part, 0, pipes)))
+def run_peer(spec: ContenderSpec, pipes: Pipes) -> None:
+    """Run until this process is asked to end."""
+    build = builder_of(spec.kind)
+    if spec.kind == "plain":
+        torch.set_num_threads(spec.size)
+        sys.exit(_reporting(pipes, partial(train_in_turns, build, spec, 0, pipes)))
     store = os.memfd_create("store")
-    ranks = [fork(partial(_rank, build, part, rank, pipes, store)) for rank in range(part.size)]
+    ranks = [fork(partial(_rank, build, spec, rank, pipes, store)) for rank in range(spec.size)]
     ended = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in ranks]
     sys.exit(max(map(abs, ended)))
 
 
-def _rank(build: Build, part: ContenderSpec, rank: int, pipes: Pipes, store: int) -> int:
+def _rank(build: Build, spec: ContenderSpec, rank: int, pipes: Pipes, store: int) -> int:
     torch.set_num_threads(1)
 
     def work() -> None:
         meeting = dist.FileStore(  # type: ignore[attr-defined]
-            f"/proc/self/fd/{store}", part.size
+            f"/proc/self/fd/{store}", spec.size
         )
-        dist.init_process_group("gloo", store=meeting, rank=rank, world_size=part.size, timeout=WAITS)
-        train(build, part, rank, pipes)
+        dist.init_process_group("gloo", store=meeting, rank=rank, world_size=spec.size, timeout=WAITS)
+        train_in_turns(build, spec, rank, pipes)
         dist.destroy_process_group()
 
-    return _told(pipes, work)
+    return _reporting(pipes, work)
 
 
-def _told(pipes: Pipes, work: Callable[[], None]) -> int:
-    """An exit status. What goes wrong is told to the orchestrator, but for the loss of another process: that one
-    tells the cause."""
+def _reporting(pipes: Pipes, work: Callable[[], None]) -> int:
+    """Do the work; return an exit status.
+
+    A failure is reported to the orchestrator, except for the loss of another process, which reports the cause itself.
+    """
     try:
         work()
     except DoesNotApply as error:
         ContenderTurns(pipes).say(refused=str(error))
     except SamestepError as error:
         ContenderTurns(pipes).say(failed=str(error).splitlines()[0])
-    except BaseException as error:  # noqa: BLE001 - the table says it
+    except BaseException as error:  # noqa: BLE001 - shown in the table
         traceback.print_exc()
         if "closed by peer" in str(error) or "reset by peer" in str(error):
             return 1
@@ -100,19 +102,19 @@ def _told(pipes: Pipes, work: Callable[[], None]) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """Of what PyTorch may spread over pages."""
+    """The first line of an error, which PyTorch may spread over pages."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 
 
-def train(build: Build, part: ContenderSpec, rank: int, pipes: Pipes) -> None:
-    """Take a worker's turns. Worker 0 hears how many steps are wanted and passes it on."""
-    job = job_of(part.request)
+def train_in_turns(build: Build, spec: ContenderSpec, rank: int, pipes: Pipes) -> None:
+    """Take a worker's turns. Worker 0 receives the number of steps and passes it on."""
+    job = job_of(spec.request)
     random_streams.enter(job.seed, "model")
     model = job.build_model()
-    workers = 1 if part.kind == "plain" else part.size
+    workers = 1 if spec.kind == "plain" else spec.size
     way = build(job, model, rank, workers)
-    batches = batches_of(job, own_rows(job, rank, workers) if part.kind in ("ddp", "fsdp2") else None)
+    batches = batches_of(job, own_rows(job, rank, workers) if spec.kind in ("ddp", "fsdp2") else None)
     first = _sum(way.step(next(batches)), workers)
     turns = ContenderTurns(pipes) if rank == 0 else None
     if turns is not None:
@@ -128,9 +130,9 @@ def train(build: Build, part: ContenderSpec, rank: int, pipes: Pipes) -> None:
 
 
 def builder_of(kind: str) -> Build:
-    """What makes a way of a job, a model, a rank and a number of workers; it raises DoesNotApply with the reason.
+    """The builder of a method from a job, a model, a rank and a number of workers; it raises DoesNotApply.
 
-    All that its workers import is imported here, once, before they are forked.
+    Imports of its workers are made here once, before they are forked.
     """
     importlib.import_module("torch._dynamo")  # optimizers do at their first step
     if kind == "plain":
@@ -138,9 +140,9 @@ def builder_of(kind: str) -> Build:
 
         return lambda job, model, rank, workers: Loop.plain(job, model)
     if kind in ("ddp", "fsdp2"):
-        from samestep.bench.contenders.replicated import dealt
+        from samestep.bench.contenders.replicated import replicated
 
-        return partial(dealt, kind)
+        return partial(replicated, kind)
     if kind == "tp":
         from samestep.bench.contenders.tensor_parallel import TensorParallel
 
@@ -156,20 +158,20 @@ def job_of(request: Request) -> Job:
 
 
 def own_rows(job: Job, rank: int, workers: int) -> slice:
-    """Which rows of a batch a worker gets when they are dealt out."""
+    """The rows of a batch that a worker gets when they are divided."""
     part = shard_rows(job.batch_size, workers)[rank]
     return slice(part.start, part.stop)
 
 
 def batches_of(job: Job, own: slice | None) -> Iterator[Any]:
-    """The batches of a run from its first step on, without end; of each the rows in `own` (None: all)."""
+    """The batches of a run from its first step on, without end, with the rows in `own` (None: all)."""
     rows = training_rows(job)
     order = job.row_order(rows.num_rows).batches(0)
     return iter(rows.take((epoch, batch if own is None else batch[own]) for epoch, batch in order))
 
 
 def _passed_on(turns: ContenderTurns | None, workers: int) -> int:
-    """The steps of the next turn, from worker 0 to all."""
+    """The number of steps of the next turn, broadcast by worker 0."""
     steps = torch.tensor([0 if turns is None else turns.wait()])
     if workers > 1:
         dist.broadcast(steps, 0)
@@ -177,7 +179,7 @@ def _passed_on(turns: ContenderTurns | None, workers: int) -> int:
 
 
 def _sum(loss: Tensor, workers: int) -> float:
-    """Over all workers."""
+    """The loss summed over all workers."""
     whole = loss.detach().double().clone()
     if workers > 1:
         dist.all_reduce(whole)

@@ -15,15 +15,15 @@ from samestep.bench.contenders.contender_process import DoesNotApply
 from samestep.errors import Refused
 from samestep.job.job import Job
 from samestep.job.training_data import first_shard
-from samestep.parallel.execution.network import precision_of
 from samestep.setup.named_plans import pipeline_stages
+from samestep.system.device import precision_of
 from samestep.training.plain_loop import PlainUpdate, trainable
 
-PER_STAGE = 4  # microbatches: with 4 stages' worth of them, little of a step is waiting (Huang et al. 2019, 2.3)
+PER_STAGE = 4  # microbatches: with 4 per stage, little of a step is waiting (Huang et al. 2019, 2.3)
 
 
 def microbatches_of(rows: int, stages: int) -> int:
-    """At most `PER_STAGE` per stage, all of the same length. Raises DoesNotApply when there is no such number."""
+    """Number of microbatches: at most `PER_STAGE` per stage, of equal length. Raises DoesNotApply when none fits."""
     able = [number for number in range(stages, PER_STAGE * stages + 1) if rows % number == 0]
     if not able:
         raise DoesNotApply(
@@ -33,13 +33,13 @@ def microbatches_of(rows: int, stages: int) -> int:
 
 
 class Pipelined:
-    """Raises DoesNotApply when the model cannot be cut so."""
+    """One worker of the pipeline. Raises DoesNotApply when the model cannot be cut."""
 
     note = ""
 
     def __init__(self, job: Job, model: nn.Module, rank: int, workers: int) -> None:
         if job.loss is None:
-            raise DoesNotApply("torch's pipelining wants the loss apart from the model, and the job has forward=")
+            raise DoesNotApply("torch's pipelining wants a loss separate from the model, and the job has forward=")
         if job.sync_batchnorm:
             raise DoesNotApply("BatchNorm over the whole batch needs all microbatches at once")
         number = microbatches_of(job.batch_size, workers)
@@ -75,7 +75,7 @@ class Pipelined:
         return torch.stack(losses).mean().detach() if losses else torch.zeros(())
 
     def _clip(self, largest: float) -> None:
-        """By the norm over all stages."""
+        """Clip by the norm over all stages."""
         grads = [param.grad for param in self._params if param.grad is not None]
         squares = torch.stack([grad.square().sum() for grad in grads]).sum() if grads else torch.zeros(())
         dist.all_reduce(squares)
@@ -85,7 +85,7 @@ class Pipelined:
 
 
 def cuts_of(job: Job, model: nn.Module, workers: int) -> list[str]:
-    """The layers at which stages begin, but for the first stage."""
+    """The layers at which stages begin, except the first stage."""
     if workers < 2:
         raise DoesNotApply("a pipeline has 2 stages or more")
     try:
@@ -112,6 +112,7 @@ def parts_of(model: nn.Module, cuts: list[str]) -> list[list[nn.Module]] | None:
 
 
 def flat(model: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """Names and layers of a Sequential, nested ones opened."""
     found: list[tuple[str, nn.Module]] = []
     for local, child in model.named_children():
         name = f"{prefix}{local}"

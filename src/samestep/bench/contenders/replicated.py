@@ -1,4 +1,4 @@
-"""Rows of a batch dealt out to workers that have the whole model: DDP, or in pieces: FSDP2."""
+"""Rows of a batch divided among workers that keep the whole model (DDP) or a piece of it (FSDP2)."""
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from samestep.setup.named_plans import chain_of
 from samestep.training.plain_loop import Loop, trainable
 
 
-def dealt(kind: str, job: Job, model: nn.Module, rank: int, workers: int) -> Loop:
-    """Raises DoesNotApply when the job couples rows of different workers."""
+def replicated(kind: str, job: Job, model: nn.Module, rank: int, workers: int) -> Loop:
+    """The loop of one worker. Raises DoesNotApply when the job couples rows of different workers."""
     if job.sync_batchnorm:
         raise DoesNotApply("torch's BatchNorm over the whole batch (SyncBatchNorm) needs GPUs")
     if workers > job.batch_size:
@@ -25,7 +25,7 @@ def dealt(kind: str, job: Job, model: nn.Module, rank: int, workers: int) -> Loo
 
 
 def sharded(model: nn.Module, workers: int) -> nn.Module:
-    """Every layer or block is gathered by itself when it is used, as torch's documentation has it; the rest at once."""
+    """The model under FSDP2: layers or blocks are gathered one by one when used, as torch's documentation has it."""
     mesh = init_device_mesh("cpu", (workers,))
     for name in chain_of(model):
         fully_shard(model.get_submodule(name), mesh=mesh)

@@ -2,7 +2,7 @@
 
     Linear (columns) -> elementwise layers -> Linear (rows): every worker has a part of the features between them
 
-Every worker sees the whole batch; what is not in a pair is computed by all of them alike.
+Every worker sees the whole batch; layers outside of pairs are computed by all of them.
 """
 
 import torch
@@ -37,14 +37,14 @@ def pairs_of(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def features_of(model: nn.Module, pair: tuple[str, str]) -> int:
-    """Between the two layers."""
+    """Number of features between the two layers."""
     first = model.get_submodule(pair[0])
     assert isinstance(first, nn.Linear)
     return first.out_features
 
 
 class TensorParallel(Loop):
-    """Raises DoesNotApply when there is no pair, or none whose features can be dealt out."""
+    """The loop of one worker. Raises DoesNotApply without a pair whose features can be divided evenly."""
 
     def __init__(self, job: Job, model: nn.Module, rank: int, workers: int) -> None:
         pairs = pairs_of(model)
@@ -53,18 +53,20 @@ class TensorParallel(Loop):
         even = [pair for pair in pairs if features_of(model, pair) % workers == 0]
         if not even:
             features = features_of(model, pairs[0])
-            raise DoesNotApply(f"the {features} features of {pairs[0][0]} cannot be dealt to {workers} workers evenly")
+            raise DoesNotApply(
+                f"the {features} features of {pairs[0][0]} cannot be divided among {workers} workers evenly"
+            )
         styles: dict[str, ParallelStyle] = {}
         for first, second in even:
             styles |= {first: ColwiseParallel(), second: RowwiseParallel()}
         parallelize_module(model, init_device_mesh("cpu", (workers,)), styles)
         # No optimizer of torch takes both kinds of tensors at once.
-        kinds = [[p for p in trainable(model) if isinstance(p, DTensor) is dealt] for dealt in (True, False)]
+        kinds = [[p for p in trainable(model) if isinstance(p, DTensor) is parallel] for parallel in (True, False)]
         super().__init__(job, model, [group for group in kinds if group])
         self._workers_of_loss = workers
 
     def step(self, batch: object) -> Tensor:
-        return super().step(batch) / self._workers_of_loss  # all of them have all of it
+        return super().step(batch) / self._workers_of_loss  # every worker has the whole loss
 
     def clip(self, largest: float) -> None:
         """torch's function takes one kind of tensors at a time too: the same formula by hand."""

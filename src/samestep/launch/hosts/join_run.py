@@ -62,7 +62,8 @@ from samestep.transport.hosts import HostsTransport
 from samestep.transport.links import Links
 from samestep.transport.nccl_links import NcclLinks, has_nccl
 from samestep.transport.rendezvous import Rendezvous
-from samestep.transport.shared_memory import SharedFabric, SharedTransport
+from samestep.transport.shared_fabric import SharedFabric
+from samestep.transport.shared_memory import SharedTransport
 from samestep.transport.staged_links import StagedLinks
 from samestep.transport.transport import Transport
 
@@ -245,12 +246,12 @@ def _meet(membership: Membership, run: WorkerRun, prepared: LaidOutModel) -> tup
     private = None if device.type == "cpu" else device
     visible = None if len(ranks) == membership.world.size == 1 else VisibleWorker.of(membership, run.request, meeting)
     fabric = SharedFabric(len(ranks), groups, mail_slots(run.plan), meeting, private)
-    shared = share(prepared, run.plan, fabric, ranks, fills=number == 0, for_any_deal=run.rebalances)
+    shared = share(prepared, run.plan, fabric, ranks, fills=number == 0, for_any_assignment=run.rebalances)
     transport = fabric.endpoint(number, timeout)
-    transport.ranks = ranks
+    transport.number_in_run(ranks)
     if visible is not None:
         transport.timesheet.whereabouts, watcher = visible.begin()
-        transport.ends_with_it += [] if watcher is None else [watcher]
+        transport.when_closed += [] if watcher is None else [watcher]
     transport.fence()  # the initial values are there
     bind(prepared, shared)
     return transport, shared

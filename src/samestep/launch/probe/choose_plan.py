@@ -21,13 +21,13 @@ from samestep.launch.request.lock_file import locked
 from samestep.launch.request.request import Mode, Request
 from samestep.launch.request.resolve import threads_of
 from samestep.numerics.numerics import Numerics
+from samestep.numerics.policy import EXACT, Local, parse_policy
 from samestep.plan.cluster import Cluster
 from samestep.plan.machine import Host, Link, rounded
 from samestep.planner.cost.measured_costs import Passing
 from samestep.planner.cost.profile import Profile
 from samestep.planner.search.decision import Decision, decide
 from samestep.planner.search.search import SearchSpace
-from samestep.sync.policy import EXACT
 
 SHORT = 100  # steps: a run that is shorter is not worth measuring, unless somebody asked for it
 
@@ -61,7 +61,8 @@ def profile_for(request: Request, job: Job, model: nn.Module, chosen: dict[str, 
         return None
     numerics = dataclasses.replace(numerics_for(request, job, chosen), sync=EXACT)  # which changes no action's cost
     most = max_workers(request, numerics)
-    slices = num_slices(numerics.slices) or request.numerics.slices
+    # the largest: layers with few outputs have fewer slices
+    slices = max(numerics.slice_counts.values(), default=None) or request.numerics.slices
     return profiled(job, model, numerics, most, slices, request.planning.profile, request.source.function)
 
 
@@ -97,12 +98,6 @@ def max_workers(request: Request, numerics: Numerics) -> int:
     return most if request.numerics.slices is not None else min(most, numerics.shards)
 
 
-def num_slices(slices: str) -> int | None:
-    """K of a line such as fc1:4,fc2:4: the largest count, since layers with few outputs have fewer slices."""
-    counts = [int(part.rpartition(":")[2]) for part in slices.split(",") if ":" in part]
-    return max(counts, default=None)
-
-
 def why_no_search(request: Request, job: Job) -> str | None:
     """Reason why no plan is searched; None where one is."""
     if job.data is None:
@@ -116,7 +111,7 @@ def why_no_search(request: Request, job: Job) -> str | None:
         return "the command says who computes what"
     if request.planning.memory_limit is not None:
         return "the model is made in parts"
-    if job.sync.startswith("local"):
+    if isinstance(parse_policy(job.sync, "Job.sync"), Local):
         return f"with {job.sync} every logical worker has the whole model"
     if request.planning.plan_is_asked or request.mode is Mode.OUTLINE or request.numerics.slices is not None:
         return None
@@ -125,14 +120,14 @@ def why_no_search(request: Request, job: Job) -> str | None:
 
 
 def freedom_for(request: Request, most: int, numerics: Numerics, counts: Sequence[int]) -> SearchSpace:
-    may_slice = request.numerics.slices is not None and numerics.sync == EXACT
+    may_slice = request.numerics.slices is not None and numerics.policy is None
     counts = tuple(counts) or ((most,) if request.planning.workers is not None else tuple(range(1, most + 1)))
     if not may_slice and max(counts) > numerics.shards:
         raise PlanRefused(
             f"{max(counts)} workers are more than the {numerics.shards} shards of a batch, and a shard is computed by "
             f"one worker: use --workers {numerics.shards}, or --shards {max(counts)} (S is part of the numbers)"
         )
-    return SearchSpace(counts, may_slice, may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT)
+    return SearchSpace(counts, may_slice, may_cut=not numerics.sync_batchnorm and numerics.policy is None)
 
 
 def this_machine(profile: Profile, workers: int) -> Cluster:

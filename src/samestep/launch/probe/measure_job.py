@@ -43,7 +43,7 @@ from samestep.planner.cost.measured_costs import (
     Passing,
     Table,
 )
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 
 BUDGET = 10.0  # seconds for all probes together; slow steps may take longer
 SIZES = (4096, 1 << 18, 1 << 20)  # bytes of the tensors that are passed

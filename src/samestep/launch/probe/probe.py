@@ -35,9 +35,9 @@ from samestep.setup.run_memory import (
     share,
 )
 from samestep.system import heap
-from samestep.trace.ring import Event
+from samestep.trace.timesheet import Event
 from samestep.training.trainer import Training
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 
 WARM = 2  # steps that do not count: kernels are chosen, memory is fetched (the heap grows in the second step, too)
 

@@ -20,7 +20,7 @@ from samestep.launch.failure import WorkerError
 from samestep.launch.probe.children import in_child
 from samestep.launch.probe.measure_job import measure
 from samestep.numerics.numerics import Numerics
-from samestep.parallel.gradients.sharded_update import implementation
+from samestep.parallel.gradients.job_optimizer import implementation
 from samestep.planner.cost import profile as profiles
 from samestep.planner.cost.chain import Chain
 from samestep.planner.cost.measured_costs import MeasuredCosts

@@ -14,11 +14,10 @@ from samestep.launch.probe.other_cluster import cluster_costs, cluster_of, is_fr
 from samestep.launch.request.request import Request
 from samestep.launch.request.resolve import job_of
 from samestep.numerics import random_streams
-from samestep.parallel.lazy_init.lazy_replay import LazyModel, record
+from samestep.parallel.lazy_init.lazy_replay import LazyModel, record_factory
 from samestep.planner.search.scaling import scaling
 from samestep.planner.search.scaling_curve import Scaling
-from samestep.planner.search.search import SearchSpace
-from samestep.sync.policy import EXACT
+from samestep.planner.search.search import PlanningProblem, SearchSpace
 
 
 def simulate_scaling(request: Request, counts: Sequence[int]) -> Scaling:
@@ -32,11 +31,11 @@ def simulate_scaling(request: Request, counts: Sequence[int]) -> Scaling:
     profile, cluster = cluster_costs(request, job, model, initial, chosen, cluster)
     freedom = SearchSpace(
         (),
-        may_slice=request.numerics.slices is not None and numerics.sync == EXACT,
-        may_cut=not numerics.sync_batchnorm and numerics.sync == EXACT,
+        may_slice=request.numerics.slices is not None and numerics.policy is None,
+        may_cut=not numerics.sync_batchnorm and numerics.policy is None,
     )
     source = "described" if is_from_description(request, cluster) else "measured on this machine"
-    return scaling(profile.chain, profile.costs, cluster, numerics, freedom, counts, source)
+    return scaling(PlanningProblem(profile.chain, profile.costs, cluster, numerics), freedom, counts, source)
 
 
 def lazy_model(job: Job) -> LazyModel | None:
@@ -44,7 +43,7 @@ def lazy_model(job: Job) -> LazyModel | None:
     if isinstance(job.model, nn.Module):
         return None
     try:
-        return record(job.build_model)
+        return record_factory(job.build_model)
     except JobRefused:
         random_streams.enter(job.seed, "model")
         return None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from samestep.codec.edge_codec import parse_codec
+from samestep.codec.edge_codec import NONE, parse_codec
 from samestep.errors import PlanRefused
 from samestep.job.job import Job
 from samestep.launch.request.importing import call, load_function
@@ -24,6 +24,12 @@ from samestep.numerics.numerics import (
     Numerics,
     check_environment,
     parse_line,
+)
+from samestep.numerics.policy import (
+    EXACT,
+    Local,
+    check_policy,
+    parse_policy,
 )
 from samestep.plan.cluster import Cluster
 from samestep.plan.plan import (
@@ -37,12 +43,6 @@ from samestep.plan.plan import (
     spell,
 )
 from samestep.setup.named_plans import pipeline_stages, resolved, sliced_stage
-from samestep.sync.policy import (
-    EXACT,
-    Local,
-    check_policy,
-    parse_policy,
-)
 from samestep.system.device import instruction_set
 
 OVERRIDES = ("seed", "shards", "precision", "sync_batchnorm", "codec", "sync")  # fields of a job that a request may set
@@ -63,9 +63,9 @@ def chosen_numerics(request: Request) -> dict[str, Any]:
     """Numerics that the command line and the plan file fix. Raises PlanRefused when they differ."""
     flags: dict[str, Any] = {name: getattr(request.numerics, name) for name in ("seed", "shards", "threads")}
     if request.numerics.codec is not None:
-        flags["codec"] = normal_codec(request.numerics.codec, "--codec")
+        flags["codec"] = str(parse_codec(request.numerics.codec) or NONE)
     if request.numerics.sync is not None:
-        flags["sync"] = normal_sync(request.numerics.sync, "--sync")
+        flags["sync"] = str(parse_policy(request.numerics.sync) or EXACT)
     values: dict[str, tuple[str, object]] = {f: (f"--{f}", v) for f, v in flags.items() if v is not None}
     sources = []
     if request.numerics.numerics is not None:
@@ -99,24 +99,14 @@ def with_numerics(job: Job, chosen: dict[str, Any], request: Request) -> Job:
     if codec is not None:
         codec.check(shards)
     source = "Job.sync" if request.numerics.sync is None else "--sync"
-    check_policy(parse_policy(job.sync, source), shards, source)
-    return dataclasses.replace(
-        job, shards=shards, codec=normal_codec(job.codec, "Job.codec"), sync=normal_sync(job.sync, "Job.sync")
-    )
+    policy = parse_policy(job.sync, source)
+    check_policy(policy, shards, source)
+    return dataclasses.replace(job, shards=shards, codec=str(codec or NONE), sync=str(policy or EXACT))
 
 
 def threads_of(chosen: dict[str, Any], request: Request) -> int:
     """Threads per worker: the command line's, else the lock file's, else 1."""
     return int(chosen.get("threads") or str(locked(request.source.locked).get("threads", 1)))
-
-
-def normal_sync(text: str, source: str) -> str:
-    return str(parse_policy(text, source) or EXACT)
-
-
-def normal_codec(text: str, source: str) -> str:
-    """A codec's text with all settings."""
-    return str(parse_codec(text, source) or "none")
 
 
 def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str, model: nn.Module) -> Plan:
@@ -148,7 +138,7 @@ def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str
     if stages:
         options = {name: fields[name] for name in OPTIONS if fields and name in fields}
         return Plan.staged(numerics, stages, transport, **options)
-    policy = parse_policy(job.sync, "Job.sync")
+    policy = numerics.policy
     unit = numerics.shards // policy.num_workers(numerics.shards) if isinstance(policy, Local) else 1
     return Plan(numerics, _assignment(request, numerics.shards, fields, unit), transport)
 

@@ -22,8 +22,8 @@ from samestep.launch.request.resolve import (
 )
 from samestep.launch.run.worker import EventSender, Resumption, WorkerRun
 from samestep.numerics import random_streams
-from samestep.parallel.gradients.sharded_update import implementation
-from samestep.parallel.lazy_init.lazy_replay import LazyModel, record
+from samestep.parallel.gradients.job_optimizer import implementation
+from samestep.parallel.lazy_init.lazy_replay import LazyModel, record_factory
 from samestep.plan.plan import Plan
 from samestep.planner.search.decision import Decision
 from samestep.setup.laid_out_model import LaidOutModel, hollow
@@ -31,7 +31,6 @@ from samestep.setup.parallelize import divide, prepare
 from samestep.setup.plan_check import check_memory, checked, footprints
 from samestep.state.checkpoint import finished, read_description
 from samestep.sync.logical_workers import check_local
-from samestep.sync.policy import EXACT
 from samestep.sync.staleness import check_stale
 from samestep.system import heap
 
@@ -105,7 +104,7 @@ def rebalances(asked: Request, plan: Plan) -> bool:
         "the plan has stages or slices": bool(plan.stages),
         f"the codec {numerics.codec} keeps what it owes where the shards are": numerics.codec != "none",
         "shards that meet in synchronized batch normalization hide each worker's speed": numerics.sync_batchnorm,
-        f"workers agree by {numerics.sync}": numerics.sync != EXACT,
+        f"workers agree by {numerics.sync}": numerics.policy is not None,
         "workers hold parts of the model only": asked.planning.memory_limit is not None,
         "workers compute on GPUs": asked.planning.device != "cpu",
     }
@@ -134,7 +133,7 @@ def recorded(job: Job, request: Request) -> LazyModel:
             )
     if request.planning.transport == "threads":
         raise PlanRefused("--memory-limit limits processes: leave --transport threads out")
-    return record(job.build_model)
+    return record_factory(job.build_model)
 
 
 def announcement(run: WorkerRun) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from samestep.system.processes import (
     num_threads,
 )
 from samestep.trace.whereabouts import SIZE
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
 
 
@@ -91,7 +91,7 @@ def fork_processes(run: WorkerRun, prepared: LaidOutModel) -> list[int]:
             "host (docs/hosts.md), or see with `samestep plan --hosts` what they would do"
         )
     fabric = SharedFabric(run.plan.workers, groups_that_meet(prepared, run.plan), mail_slots(run.plan))
-    shared = share(prepared, run.plan, fabric, for_any_deal=run.rebalances)
+    shared = share(prepared, run.plan, fabric, for_any_assignment=run.rebalances)
     bind(prepared, shared)
     if run.request.training.stall:
         run.whereabouts = mmap.mmap(-1, SIZE * run.plan.workers)
@@ -104,13 +104,13 @@ def fork_processes(run: WorkerRun, prepared: LaidOutModel) -> list[int]:
 
 def fork_threads(run: WorkerRun, prepared: LaidOutModel, pristine: nn.Module) -> list[int]:
     """One process, in which every worker is a thread with a model of its own."""
-    known = {} if prepared.way is None else prepared.way.known
+    known = {} if prepared.recipe is None else prepared.recipe.known
     copies = (prepare(run.job, copy.deepcopy(pristine)) for _ in range(1, run.plan.workers))
     models = [prepared, *(divide(run.job, run.plan, model, known) for model in copies)]
     fabric = ThreadHosts(run.hosts)
     near = by_host(range(run.plan.workers), run.hosts)
     shared = [
-        share(prepared, run.plan, part, near[host], for_any_deal=run.rebalances)
+        share(prepared, run.plan, part, near[host], for_any_assignment=run.rebalances)
         for host, part in enumerate(fabric.fabrics)
     ]
     for model, host in zip(models, run.hosts, strict=True):

@@ -21,11 +21,11 @@ from samestep.job.training_data import training_rows
 from samestep.launch.request.request import Request
 from samestep.launch.request.resolve import job_of, threads_of
 from samestep.numerics import random_streams
+from samestep.numerics.policy import EXACT
 from samestep.parallel.gradients.layout import dense, storage_order
-from samestep.sync.policy import EXACT
 from samestep.training.plain_loop import Loop, trainable
 from samestep.verification.job.observer import EVALUATED, stretches
-from samestep.verification.job.up_to_rounding import coupled
+from samestep.verification.job.up_to_rounding import is_coupled
 from samestep.verification.record import Key, RecordWriter
 
 PERTURBED = 2
@@ -86,7 +86,7 @@ def _is_coupled(job: Job, model: nn.Module, batch: Any, losses: list[float]) -> 
     if job.loss is not None and getattr(job.loss, "reduction", None) == "sum":
         return False  # a plain sum is no mean
     first, second, both = losses
-    return coupled(first, second, both, COUPLING)
+    return is_coupled(first, second, both, COUPLING)
 
 
 def _by_design(job: Job) -> str | None:

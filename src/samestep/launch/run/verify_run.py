@@ -16,9 +16,9 @@ from samestep.launch.request.request import Request
 from samestep.launch.run.launcher import Launcher
 from samestep.plan.plan import Plan, spell
 from samestep.verification.causes import Cause, Finding
-from samestep.verification.job.bit_for_bit import exactly
+from samestep.verification.job.bit_for_bit import compare_bits
 from samestep.verification.job.first_not_finite import not_finite
-from samestep.verification.job.up_to_rounding import roughly
+from samestep.verification.job.up_to_rounding import compare_up_to_rounding
 from samestep.verification.job.verdict import Verdict
 from samestep.verification.record import Record
 
@@ -55,9 +55,9 @@ def verify_job(request: Request, launcher: Launcher, say: Say = lambda text: Non
             return Record(folder)
 
         reference = recorded("one worker", alone)
-        repeats = exactly(recorded("one worker again", alone), reference).finding
+        repeats = compare_bits(recorded("one worker again", alone), reference).finding
         of_plan = recorded("the plan", plan)
-        found, nan = exactly(of_plan, reference), not_finite(of_plan)
+        found, nan = compare_bits(of_plan, reference), not_finite(of_plan)
         if failures and repeats is None and found.finding is None and nan is None:
             raise failures[0]
         say("the plain step")
@@ -65,7 +65,7 @@ def verify_job(request: Request, launcher: Launcher, say: Say = lambda text: Non
         rough = None
         if facts["by_design"] is None:
             perturbed = [Record(folder) for folder in sorted(root.glob("perturbed-*"))]
-            rough = roughly(reference, Record(root / "plain"), perturbed)
+            rough = compare_up_to_rounding(reference, Record(root / "plain"), perturbed)
     excused, warnings = excuses(facts)
     finding = None if rough is None or excused or repeats or nan else rough.finding
     if facts["coupled"] is not None and finding is not None:

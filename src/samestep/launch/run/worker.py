@@ -33,7 +33,7 @@ from samestep.training import checkpoints
 from samestep.training.drift import Reassignment
 from samestep.training.trainer import Training
 from samestep.training.watched_training import Watch, watched_training
-from samestep.transport.shared_memory import SharedFabric
+from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
 from samestep.transport.transport import Transport
 from samestep.verification.job.observer import EVALUATED, Observer

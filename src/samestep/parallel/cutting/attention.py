@@ -1,4 +1,4 @@
-"""A call of `nn.MultiheadAttention` that can be computed head by head, or why it cannot."""
+"""Recognize calls of `nn.MultiheadAttention` that can be computed head by head."""
 
 import inspect
 from collections.abc import Collection, Mapping
@@ -12,24 +12,18 @@ from samestep.parallel.cutting.recording import Call, NamedTensor, Value
 
 @dataclass(frozen=True)
 class Attention:
-    """Self-attention of one tensor."""
+    """A call that is self-attention of one tensor."""
 
     takes: int
-    mask: str | None  # the name of the model's buffer that is attn_mask
+    mask: str | None  # the name of the buffer that is attn_mask
     is_causal: bool
 
 
-def why_whole(module: nn.MultiheadAttention) -> str | None:
-    """Why a layer cannot be cut by heads, whatever it is called with; None when it can."""
-    if module.in_proj_weight is None:
-        return "its keys or values have another width than its queries (kdim, vdim)"
-    if module.bias_k is not None or module.add_zero_attn:
-        return "add_bias_kv and add_zero_attn add a position that no row brings"
-    return None
-
-
 def attention_of(call: Call, shapes: Mapping[int, torch.Size], wanted: Collection[int]) -> Attention | str:
-    """What a recorded call asks for, or why it cannot be cut by heads. wanted: the values that any call takes."""
+    """The attention that a recorded call computes, or the reason why it cannot be cut by heads.
+
+    wanted: the values that any call takes.
+    """
     arguments, options = call.arguments
     given = inspect.signature(nn.MultiheadAttention.forward).bind(None, *arguments, **options)
     given.apply_defaults()

@@ -5,9 +5,9 @@
     segments   0           1                 2   | 3
                dense       region            dense  dense
 
-A sliced layer is a segment by itself, a *region*: what follows it element by element, up to a sliced
-Linear that takes nothing else, stays in the slices' layout (column, then row: Shoeybi et al. 2019,
-section 3), so that only the region's two ends are exchanged. Every stage begins and ends dense.
+A sliced layer is a segment by itself, a *region*. Elementwise calls that follow it, up to a sliced Linear
+that takes nothing else, stay in the slices' layout (column, then row: Shoeybi et al. 2019, section 3), so
+that only the region's two ends are exchanged. Every stage begins and ends dense.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,15 @@ from torch.utils import _pytree as pytree
 
 from samestep.errors import JobRefused, PlanRefused
 from samestep.parallel.cutting.attention import Attention, attention_of
-from samestep.parallel.cutting.recording import Call, NamedTensor, Recording, SavedForBackward, Storage, Value
+from samestep.parallel.cutting.recording import (
+    Call,
+    NamedTensor,
+    Recording,
+    SavedForBackward,
+    Storage,
+    Value,
+    attribute_of,
+)
 
 ELEMENTWISE = {
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus,
@@ -29,14 +37,14 @@ ELEMENTWISE = {
     F.relu, F.gelu, F.silu, F.leaky_relu, F.elu, F.dropout, F.tanh, F.sigmoid,
     torch.relu, torch.tanh, torch.sigmoid, Tensor.relu, Tensor.tanh, Tensor.sigmoid,
 }  # fmt: skip
-"""What treats every element by itself, whatever its place."""
+"""Modules and functions that treat every element by itself, whatever its place."""
 
 
 @dataclass(frozen=True)
 class Region:
     """One sliced segment: y_k = between(column_k(x)), and with `row` the sum over k of row_k(y_k).
 
-    Attention is both by itself.
+    An attention layer is a region alone.
     """
 
     column: str
@@ -45,11 +53,11 @@ class Region:
     takes: int
     makes: int
     attention: Attention | None = None
-    kept: tuple[SavedForBackward, ...] = ()  # of one shard, uncut, for backward
+    saved: tuple[SavedForBackward, ...] = ()  # of one shard, uncut
 
     @property
     def is_summed(self) -> bool:
-        """Whether its slices give summands, or columns."""
+        """True if its slices' outputs are summed, False if they are columns side by side."""
         return self.row is not None or self.attention is not None
 
     @property
@@ -57,8 +65,8 @@ class Region:
         return (self.column,) if self.row is None else (self.column, self.row)
 
     @property
-    def joins(self) -> int:
-        """The value of the column layer's own output."""
+    def column_output(self) -> int:
+        """The value that the column layer itself makes."""
         return next(iter(self.between[0].takes)) if self.between else self.makes
 
 
@@ -70,7 +78,7 @@ class Segment:
     calls: tuple[Call, ...]
     region: Region | None
     takes: tuple[int, ...]  # values that earlier segments made
-    gives: tuple[int, ...]  # values made here that later segments take, the result among them
+    gives: tuple[int, ...]  # values made here that later segments take, or that forward returns
     changes: frozenset[int]  # values taken that are changed in place here
 
     @property
@@ -99,15 +107,15 @@ class Cut:
             for stage in range(1 + self.segments[-1].stage)
         ]
 
-    def keeps(self, number: int) -> frozenset[int]:
-        """The values that are still wanted when segment `number` is done: by its stage, or over the cut."""
+    def needed_after(self, number: int) -> frozenset[int]:
+        """The values that are needed after segment `number`: by later segments of its stage, or over the cut."""
         stage = self.segments[number].stage
         later = [s for s in self.segments[number + 1 :] if s.stage == stage]
         wanted = {value for segment in later for value in segment.takes}
         return frozenset(wanted | set(self.crossings[stage] if stage < len(self.crossings) else ()))
 
-    def same_way(self, other: "Cut") -> bool:
-        """Whether another shape of input takes the same way through the same segments."""
+    def has_same_segments(self, other: "Cut") -> bool:
+        """True if another shape of input goes through the same calls in the same segments."""
         ways = [[(s.stage, [str(c) for c in s.calls], s.region and s.region.layers) for s in c.segments]
                 for c in (self, other)]  # fmt: skip
         return ways[0] == ways[1]
@@ -158,9 +166,9 @@ def cut(recording: Recording, model: nn.Module, num_stages: int, sliced: Mapping
         frozenset(recording.floats),
         recording.num_inputs,
     )
-    check_changes(found)
-    check_layers(found, model)
-    check_grad_mode(found)
+    _check_changes(found)
+    _check_layers(found, model)
+    _check_grad_mode(found)
     return found
 
 
@@ -181,7 +189,7 @@ def _takes(call: Call | Region) -> Iterable[int]:
 
 
 def _pieces(calls: Sequence[tuple[int, Call | Region]], num_stages: int) -> Iterator[tuple[int, list[Call | Region]]]:
-    """(stage, calls of a segment); between two regions and at a stage's ends there is a dense one, maybe empty."""
+    """(stage, calls) of every segment; a dense one, maybe empty, is between two regions and at a stage's ends."""
     for stage in range(num_stages):
         dense: list[Call | Region] = []
         for number, call in calls:
@@ -199,7 +207,7 @@ def _pieces(calls: Sequence[tuple[int, Call | Region]], num_stages: int) -> Iter
 def _with_regions(
     recording: Recording, result: frozenset[int], model: nn.Module, sliced: Mapping[str, Sequence[int]]
 ) -> list[tuple[int, Call | Region]]:
-    """The calls, those of sliced layers and what stays in their layout replaced by regions."""
+    """(stage, call) of every call; those of sliced layers, and those in the slices' layout, are replaced by regions."""
     calls, found = recording.calls, list[tuple[int, Call | Region]]()
     i = 0
     while i < len(calls):
@@ -214,7 +222,7 @@ def _with_regions(
             last, region = _region_from(i, calls, result, model, sliced)
         found.append((call.stage, region))
         bias = f"{region.row}.bias" if region.row else f"{call.what}.out_proj.bias"
-        if region.is_summed and _get(model, bias) is not None:  # the sum without it is a value of our own
+        if region.is_summed and attribute_of(model, bias) is not None:  # the sum without it is a value of our own
             found[-1] = call.stage, replace(region, makes=-1 - region.makes)
             arguments: Any = ((Value(-1 - region.makes), NamedTensor(bias)), {})
             after = Call(torch.add, arguments, (region.makes,), frozenset(), call.stage, calls[last].place)
@@ -228,20 +236,20 @@ def _attention_region(call: Call, recording: Recording, result: frozenset[int]) 
     asked = attention_of(call, recording.shapes, wanted)
     if isinstance(asked, str):
         raise JobRefused(f"layer {call} cannot be cut by heads (called at {call.place}): {asked}; leave it whole")
-    return Region(str(call.what), (), None, asked.takes, call.makes[0], asked, call.kept)
+    return Region(str(call.what), (), None, asked.takes, call.makes[0], asked, call.saved)
 
 
 def _region_from(
     at: int, calls: Sequence[Call], result: frozenset[int], model: nn.Module, sliced: Mapping[str, Sequence[int]]
 ) -> tuple[int, Region]:
-    """The region that begins with calls[at], and the position of its last call."""
+    """The position of the last call of the region that begins with calls[at], and the region."""
     call = calls[at]
     if len(call.takes) != 1 or len(call.makes) != 1:
         raise JobRefused(f"layer {call} takes {len(call.takes)} tensors (called at {call.place}); leave it whole")
     last = _row_layer(calls, at, result, model, sliced)
     inside = calls[at : 1 + (at if last is None else last)]
     row = None if last is None else str(calls[last].what)
-    kept = tuple(part for one in inside for part in one.kept)
+    kept = tuple(part for one in inside for part in one.saved)
     between = tuple(inside[1:-1])
     return at + len(inside) - 1, Region(
         str(call.what), between, row, next(iter(call.takes)), inside[-1].makes[0], None, kept
@@ -274,8 +282,8 @@ def _row_layer(
     return None
 
 
-def check_changes(found: Cut) -> None:
-    """A change in place must not reach over a cut: over there is another copy."""
+def _check_changes(found: Cut) -> None:
+    """Raise JobRefused for a change in place that reaches over a cut: the other side has another copy."""
     for i, segment in enumerate(found.segments):
         for call in segment.calls:
             for value in call.changes & segment.changes:
@@ -287,15 +295,15 @@ def check_changes(found: Cut) -> None:
                     )
 
 
-def check_layers(found: Cut, model: nn.Module) -> None:
-    """A layer's parameters live in one segment: nobody else would have them, or their whole gradient."""
-    homes: dict[str, tuple[int, str]] = {}
+def _check_layers(found: Cut, model: nn.Module) -> None:
+    """Raise JobRefused for a parameter used in two segments: neither would have its whole gradient."""
+    used: dict[str, tuple[int, str]] = {}
     for i, segment in enumerate(found.segments):
         for call in segment.calls:
             for name in parameters_of(call, model):
-                home, place = homes.setdefault(name, (i, call.place))
-                if home != i:
-                    stages = found.segments[home].stage, segment.stage
+                first, place = used.setdefault(name, (i, call.place))
+                if first != i:
+                    stages = found.segments[first].stage, segment.stage
                     where = (
                         f"in stages {stages[0]} and {stages[1]}" if len(set(stages)) > 1 else "on both sides of a slice"
                     )
@@ -306,7 +314,7 @@ def check_layers(found: Cut, model: nn.Module) -> None:
 
 
 def check_stages(found: Cut, model: nn.Module, firsts: Sequence[str]) -> None:
-    """Raises PlanRefused for a stage without parameters: it would be a worker with nothing to keep."""
+    """Raise PlanRefused for a stage without parameters: its workers would have nothing to keep."""
     for stage in range(len(firsts)):
         own = [segment for segment in found.segments if segment.stage == stage]
         params = any(parameters_of(call, model) for segment in own for call in segment.calls)
@@ -319,19 +327,15 @@ def check_stages(found: Cut, model: nn.Module, firsts: Sequence[str]) -> None:
 
 def parameters_of(call: Call, model: nn.Module) -> list[str]:
     """The trainable parameters that a call uses."""
-    names = [name for name in call.names if isinstance(_get(model, name), nn.Parameter)]
+    names = [name for name in call.names if isinstance(attribute_of(model, name), nn.Parameter)]
     if isinstance(call.what, str):
         module = model.get_submodule(call.what)
         names += [f"{call.what}.{name}" for name, _ in module.named_parameters(remove_duplicate=False)]
     return names
 
 
-def _get(model: nn.Module, name: str) -> Any:
-    prefix, _, local = name.rpartition(".")
-    return getattr(model.get_submodule(prefix), local)
-
-
-def check_grad_mode(found: Cut) -> None:
+def _check_grad_mode(found: Cut) -> None:
+    """Raise JobRefused for a torch.no_grad() that reaches over a cut."""
     enabled, place = True, ""
     for segment in found.segments:
         if not enabled:

@@ -1,6 +1,6 @@
-"""Slices of a layer: leaves of their own, computed jointly for the rows of a join set.
+"""Slices of a layer: parameters of their own, computed jointly for the rows of several shards.
 
-A layer is cut along its outputs into K slices; K is part of the numbers, who computes a slice is not:
+A layer is cut along its outputs into K slices. K is part of the numbers; who computes a slice is not:
 
     column   x (rows, in)           W = [W_0; W_1; ...]       y = [x W_0ᵀ + b_0 | x W_1ᵀ + b_1 | ...]
     row      y_k (rows, cut of in)  W = [W_0 | W_1 | ...]     z = Σ_k y_k W_kᵀ + b, in the tree's order
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from samestep.numerics import random_streams
-from samestep.parallel.cutting import attention
 from samestep.parallel.cutting.cut import Region
 from samestep.parallel.cutting.recording import perform
 from samestep.parallel.gradients.linear import Place, linear_into
@@ -31,11 +30,11 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
-def why_whole(module: nn.Module, shared: bool) -> str | None:
-    """Why a layer cannot be sliced; None when it can. `shared`: its weight has a second name."""
+def why_not_sliced(module: nn.Module, shared: bool) -> str | None:
+    """Reason why a layer cannot be sliced; None if it can. `shared`: its weight has a second name."""
     kind = type(module)
     if any(map(parametrize.is_parametrized, module.modules())):
-        return "it is parametrized: its weight is computed anew in every forward"
+        return "it is parametrized: its weight is computed again in every forward"
     if kind not in (nn.Linear, *CONVOLUTIONS, *EMBEDDINGS, nn.MultiheadAttention):
         return f"a {kind.__name__} is none of Linear, Conv1d, Conv2d, Embedding, EmbeddingBag, MultiheadAttention"
     if "forward" in vars(module) and kind is not nn.Linear:
@@ -52,11 +51,16 @@ def why_whole(module: nn.Module, shared: bool) -> str | None:
         return "max_norm and scale_grad_by_freq need the whole row"
     if not all(param.requires_grad for param in module.parameters()):
         return "it is frozen"
-    return attention.why_whole(module) if isinstance(module, nn.MultiheadAttention) else None
+    if isinstance(module, nn.MultiheadAttention):
+        if module.in_proj_weight is None:
+            return "its keys or values have another width than its queries (kdim, vdim)"
+        if module.bias_k is not None or module.add_zero_attn:
+            return "add_bias_kv and add_zero_attn add a position that no row brings"
+    return None
 
 
 def outputs_of(module: nn.Module) -> int:
-    """Into how many outputs a layer could be cut at most."""
+    """Number of outputs (or heads) of a layer, which is the most slices that it can have."""
     for name in ("out_features", "out_channels", "embedding_dim", "num_heads"):
         if hasattr(module, name):
             return int(getattr(module, name))
@@ -97,11 +101,11 @@ class SlicedLayer:
 
     @property
     def channel_dim(self) -> int:
-        """Of the output: the one that the slices cut."""
+        """Dimension of the output that the slices cut."""
         return 1 if isinstance(self.module, CONVOLUTIONS) else -1
 
     def wholes(self) -> list[tuple[nn.Parameter, int, list[nn.Parameter]]]:
-        """Every parameter that is cut, along which dim, and its slices in order."""
+        """(parameter, dim, slices in order) of every parameter that is cut along `dim`."""
         found: dict[int, tuple[nn.Parameter, int, list[nn.Parameter]]] = {}
         for part, leaf in zip(self.parts.values(), self.leaves, strict=True):
             found.setdefault(id(part.whole), (part.whole, part.dim, []))[2].append(leaf)
@@ -132,7 +136,7 @@ class SlicedLayer:
         return x.contiguous()
 
     def rows_of_output(self, grad: Tensor) -> Tensor:
-        """The same of an output's gradient."""
+        """An output's gradient, in the same form."""
         flat = isinstance(self.module, nn.Linear | nn.Embedding)
         return (grad.reshape(-1, grad.shape[-1]) if flat else grad).contiguous()
 
@@ -177,7 +181,7 @@ def slice_layer(
 
 
 def slice_sizes(module: nn.Module, num_slices: int) -> tuple[int, ...]:
-    """As equal as can be: 7 outputs in 2 slices are 4,3."""
+    """Sizes of slices, as equal as can be: 7 outputs in 2 slices are 4,3."""
     return equal_shares(outputs_of(module), num_slices)
 
 
@@ -200,14 +204,14 @@ class SlicedRegion:
     def forward(
         self, x: Tensor, stream: tuple[int | str, ...], *, needs_grad: bool
     ) -> tuple["RegionCell", list[Tensor]]:
-        """All own slices for joint rows x, and their outputs. `stream` names what is random in between, per slice."""
+        """Compute all own slices for joint rows x. `stream` keys the random numbers that they draw, per slice."""
         cell = RegionCell()
         outputs = []
         for k in self.own:
             random_streams.enter(*stream, self.column.name, k)
             x_k = x.detach().requires_grad_(needs_grad)
             y = self.column.column(k, x_k, self)
-            values = {self.region.joins: y}
+            values = {self.region.column_output: y}
             for call in self.region.between:
                 perform(call, values, self.model)
                 y = values[call.makes[0]]
@@ -222,7 +226,7 @@ class SlicedRegion:
 
 @dataclass
 class RegionCell:
-    """A set of shards in a region, between forward and backward; one entry per own slice."""
+    """State of a set of shards in a region between forward and backward; one entry per own slice."""
 
     inputs: list[Tensor] = field(default_factory=list)
     seeds: list[Seed] = field(default_factory=list)  # for the outputs' gradients

@@ -103,7 +103,7 @@ class _HeldByWorker:
         if (shard, stage) not in self._passing and (shard, stage - 1) in self._passing:
             self._pass(shard, stage, self._values(shard, self.cut.crossings[stage - 1]))
         saved = self._saved(shard, segment)
-        self.ledger.pass_by(max((part.rearranged for call in segment.calls for part in call.kept), default=0))
+        self.ledger.pass_by(max((part.rearranged for call in segment.calls for part in call.saved), default=0))
         stages = self.step.plan.stages
         if stages and stages[stage].recompute:
             before = self._before[shard, number] = dict(self._passing.get((shard, stage), {}))
@@ -116,7 +116,7 @@ class _HeldByWorker:
 
     def _backward(self, shard: int, segment: Segment, number: int) -> None:
         """Backward call by call, from the last; what a call saved is dropped when its backward is done."""
-        parts = [(call, part) for call in segment.calls for part in call.kept or (NOTHING,)]
+        parts = [(call, part) for call in segment.calls for part in call.saved or (NOTHING,)]
         kept = [self._held(shard, part.storages) for _, part in parts]
         for held in kept:
             self.ledger.hold(held)
@@ -133,8 +133,8 @@ class _HeldByWorker:
         self.ledger.drop(self._cells.pop((shard, number)))
         left = self._deferred[shard, number] = {}
         for call, held in zip(reversed(segment.calls), reversed(kept), strict=True):
-            new: Held = {(shard, storage.number): storage.nbytes for storage, _ in call.later}
-            new |= {("gradient", shard, number, len(left) + i): nbytes for i, (_, nbytes) in enumerate(call.later)}
+            new: Held = {(shard, storage.number): storage.nbytes for storage, _ in call.deferrable}
+            new |= {("gradient", shard, number, len(left) + i): nbytes for i, (_, nbytes) in enumerate(call.deferrable)}
             self.ledger.pass_by(self._around(call))
             self.ledger.hold({thing: nbytes for thing, nbytes in new.items() if thing not in left})
             self.ledger.pass_by(self._gradients(call.takes))
@@ -163,7 +163,7 @@ class _HeldByWorker:
         return {thing: nbytes for call in segment.calls for thing, nbytes in self._kept(shard, call).items()}
 
     def _kept(self, shard: int, call: Call) -> Held:
-        return self._held(shard, call.keeps)
+        return self._held(shard, call.saved_storages)
 
     def _held(self, shard: int, storages: Iterable[Storage]) -> Held:
         return {(shard, storage.number): storage.nbytes for storage in storages}
@@ -176,7 +176,7 @@ class _HeldByWorker:
     def _wanted(self, number: int) -> set[int]:
         """Values that exist after a segment and are needed later."""
         made = {value for segment in self.cut.segments[: number + 1] for value in segment.gives}
-        return made & self.cut.keeps(number)
+        return made & self.cut.needed_after(number)
 
     def _around(self, call: Call) -> int:
         """Bytes of the gradients of what a call makes and of what it takes."""
@@ -191,7 +191,7 @@ class _HeldByWorker:
         region, own, total = self._region(number)
         if not own:
             return {}
-        kept = {storage for part in region.kept for storage in part.storages}
+        kept = {storage for part in region.saved for storage in part.storages}
         between = kept - {self.cut.storages[region.takes]}
         sliced = sum(storage.nbytes for storage in between) * own // total
         return {("slices", shards.start, number): len(shards) * (self.cut.nbytes[region.takes] + sliced)}
@@ -215,9 +215,9 @@ class _HeldByWorker:
         """Bytes inside one slice, for a moment; a convolution rearranges the whole input."""
         if not own:
             return 0
-        inside = [0 if rearranged_only else part.gradients for part in region.kept[:-1]]
+        inside = [0 if rearranged_only else part.gradients for part in region.saved[:-1]]
         takes, makes = self.cut.nbytes[region.takes], self.cut.nbytes[region.makes]
-        rearranged = takes + makes // total if any(part.rearranged for part in region.kept) else 0
+        rearranged = takes + makes // total if any(part.rearranged for part in region.saved) else 0
         return max(inside, default=0) // total + rearranged
 
     def _region(self, number: int) -> tuple[Region, int, int]:

@@ -20,10 +20,9 @@ from torch import Tensor, nn, optim
 from samestep.parallel.demand.activation_memory import activations
 from samestep.parallel.demand.planned_step import PlannedStep
 from samestep.parallel.demand.workspace import workspace
+from samestep.parallel.gradients.job_optimizer import ELEMENTWISE, skip_dynamo_in_step
 from samestep.parallel.gradients.layout import Layout, Piece
 from samestep.parallel.gradients.ownership import Ownership
-from samestep.parallel.gradients.sharded_update import ELEMENTWISE
-from samestep.parallel.gradients.undecorated import skip_dynamo_in_step
 from samestep.schedule import actions
 from samestep.sync.staleness import steps_stale
 

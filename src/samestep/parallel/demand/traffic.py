@@ -20,7 +20,7 @@ from samestep.parallel.demand.planned_step import PlannedStep
 from samestep.parallel.execution.bundles import HEAD
 from samestep.parallel.execution.joint import JoinGroup
 from samestep.parallel.gradients.compressed_edges import CompressedEdges
-from samestep.parallel.gradients.host_exchange import joined
+from samestep.parallel.gradients.host_routes import host_partials
 from samestep.parallel.gradients.layout import Layout, Piece
 from samestep.parallel.gradients.ownership import Ownership
 from samestep.parallel.gradients.stretches import Stretch, Stretches
@@ -115,7 +115,7 @@ class _ParameterBytes:
 
     def _sums(self, s: Stretch) -> int:
         piece, total = Piece(s.entry, s.start, s.stop), 0
-        for node, _ in joined(self.homes[s.entry], self.hosts[s.sender], self.hosts, self.num_shards).left:
+        for node, _ in host_partials(self.homes[s.entry], self.hosts[s.sender], self.hosts, self.num_shards).left:
             if self.edges is not None and self.edges.applies_to(node, s.entry, self.num_shards):
                 total += sum(tensor.nbytes for tensor in self.edges.packed_like(piece))
             else:

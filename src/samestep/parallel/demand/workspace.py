@@ -9,7 +9,7 @@ from samestep.numerics.reduction_tree import local_plan
 from samestep.parallel.cutting.cut import Segment
 from samestep.parallel.demand.planned_step import PlannedStep
 from samestep.plan.plan import Plan
-from samestep.transport.shared_memory import SLOT, SLOTS
+from samestep.transport.shared_tensors import SLOT, SLOTS
 
 PROCESS = 24_000_000  # measured (benchmarks/memory_parts); it does not grow with the model
 PIPELINE_SLOTS = 16

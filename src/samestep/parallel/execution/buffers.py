@@ -1,4 +1,4 @@
-"""Buffers (BatchNorm statistics and the like) over the shards of a step.
+"""Buffers, such as BatchNorm statistics, over the shards of a step.
 
 Every shard starts from the step's buffers, on a copy of its own: rebound, not copied into, so that
 what backward saved stays as it was. After the step a buffer takes the shards' common value; where
@@ -6,7 +6,7 @@ they differ it takes their row-weighted mean, in the tree's order; integers that
 Run one after the other instead, eight shards would move a running mean eight times.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class Buffers:
         self._starts = buffer_starts(self.values)
         self._boards = boards
         self._fresh: set[int] = set()  # buffers that are bound to an unchanged copy
-        self._heard: dict[tuple[int, int], Tensor] = {}  # by shard and buffer: what other hosts told of this step
+        self._received: dict[tuple[int, int], Tensor] = {}  # of this step, from other hosts; by shard and buffer
 
     def begin_shard(self, only: Iterable[int] | None = None) -> None:
         """Bind a copy of the step's buffers; a copy that the last shard left unchanged serves again."""
@@ -47,11 +47,11 @@ class Buffers:
                 self._fresh.add(i)
 
     def forget(self, only: Iterable[int]) -> None:
-        """What is bound may have been changed, and that does not count."""
+        """Discard changes to the buffers that are bound now."""
         self._fresh.difference_update(only)
 
     def end_shard(self, shard: int, only: Iterable[int] | None = None) -> bytes:
-        """Write what the shard changed to its board; one byte per buffer says what that is.
+        """Write the buffers that the shard changed to its board. Returns one byte per buffer: whether it changed.
 
         Raises JobRefused where a buffer has another shape or type now.
         """
@@ -79,26 +79,28 @@ class Buffers:
             if any(shard[i] for shard in changed):
                 shards = [self._of_shard(s, i) if shard[i] else value for s, shard in enumerate(changed)]
                 self.set(i, merged(shards, rows, self.names[i]))
-        self._heard.clear()
+        self._received.clear()
 
-    def told(self, shard: int, changed: bytes) -> bytes:
-        """A shard's changed buffers, for hosts that do not see its board."""
+    def record(self, changed: Mapping[int, bytes], *, with_contents: bool) -> dict[int, tuple[bytes, bytes]]:
+        """By shard: what `end_shard` returned, and, for hosts that do not see its board, the changed buffers."""
+        return {shard: (own, self._contents(shard, own) if with_contents else b"") for shard, own in changed.items()}
+
+    def _contents(self, shard: int, changed: bytes) -> bytes:
         boards = (self._board(shard, i).view(-1).view(torch.uint8) for i in range(len(changed)) if changed[i])
         return b"".join(board.cpu().numpy().tobytes() for board in boards)
 
-    def hear(self, shard: int, changed: bytes, text: bytes, at: int, *, keep: bool) -> int:
-        """Take what was `told` from `text`; returns where it ends."""
+    def receive(self, shard: int, changed: bytes, contents: bytes) -> None:
+        """Keep the changed buffers of a shard of another host until they are merged."""
+        at = 0
         for i, value in enumerate(self.values):
             if changed[i]:
                 stop = at + value.numel() * value.element_size()
-                if keep:
-                    flat = torch.frombuffer(bytearray(text[at:stop]), dtype=value.dtype)
-                    self._heard[shard, i] = flat.to(value.device).view(value.shape)
+                flat = torch.frombuffer(bytearray(contents[at:stop]), dtype=value.dtype)
+                self._received[shard, i] = flat.to(value.device).view(value.shape)
                 at = stop
-        return at
 
     def _of_shard(self, shard: int, i: int) -> Tensor:
-        return self._heard[shard, i] if (shard, i) in self._heard else self._board(shard, i)
+        return self._received[shard, i] if (shard, i) in self._received else self._board(shard, i)
 
     def set(self, i: int, value: Tensor) -> None:
         """Make `value` the step's buffer i, and bind it."""
@@ -107,7 +109,7 @@ class Buffers:
         self._fresh.discard(i)
 
     def bound(self) -> list[Tensor]:
-        """What is bound now; `rebind` puts it back, when shards in lockstep take turns."""
+        """The buffers that are bound now; `rebind` puts them back, when shards in lockstep take turns."""
         self._fresh.clear()  # the next shard to begin must not take a copy that this one goes on with
         return [self._bound(i) for i in range(len(self.values))]
 
@@ -154,8 +156,8 @@ def merged(shards: Sequence[Tensor], rows: Sequence[int], name: str) -> Tensor:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Bitwise: NaN equals itself, 0.0 and -0.0 differ. Kernels change statistics without
-    telling the version counter, so contents are compared."""
+    """Whether two tensors are equal bit by bit: NaN equals itself, 0.0 and -0.0 differ. Kernels change statistics
+    without raising the version counter, so contents are compared."""
     if a is b:
         return True
     if a.shape != b.shape or a.dtype != b.dtype:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from samestep.errors import JobRefused
-from samestep.numerics.reduction_tree import join_sums, local_plan, partial_sums
+from samestep.numerics.reduction_tree import fold_plan, folded, local_plan
 from samestep.parallel.cutting.slices import RegionCell, SlicedRegion
 from samestep.transport.transport import Transport
 
@@ -171,3 +171,14 @@ class Joint:
         for peer, count in wants.items():
             found += gives[peer] if peer == rank else [next(arrived) for _ in range(count)]
         return found
+
+
+def partial_sums(values: Sequence[Tensor], own: range, total: int) -> list[Tensor]:
+    """The sums that the holder of `own` of `total` leaves can make by itself: one per node that remains."""
+    return folded(values, local_plan(own, total))
+
+
+def join_sums(values: Sequence[Tensor], holders: Sequence[range], total: int) -> Tensor:
+    """The root, from every holder's `partial_sums`, in order."""
+    nodes = tuple(node for own in holders for node in local_plan(own, total).left)
+    return folded(values, fold_plan(nodes, total))[0]

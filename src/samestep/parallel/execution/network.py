@@ -7,7 +7,7 @@ dropout draws the same masks wherever the cuts are.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,18 +19,15 @@ from samestep.errors import JobRefused
 from samestep.job.objective import Objective, ShardLoss
 from samestep.numerics import random_streams
 from samestep.parallel.cutting.cut import Cut, Segment, cut
-from samestep.parallel.cutting.recording import (
-    Value,
-    batch_tensors,
-    record,
-    signature,
-)
+from samestep.parallel.cutting.recorder import record
+from samestep.parallel.cutting.recording import Value, batch_tensors, signature
 from samestep.parallel.cutting.slices import SlicedRegion
 from samestep.parallel.execution.bundles import Bundles, Name
 from samestep.parallel.execution.cell import Cell, Gradients
 from samestep.parallel.execution.joint import JoinGroup, Joint, meeting_of
-from samestep.parallel.gradients.deferred import DeferredGradients, leaving
+from samestep.parallel.gradients.deferred import DeferredGradients, deferring
 from samestep.plan.plan import Plan
+from samestep.system.device import precision_of
 from samestep.transport.transport import Transport
 
 
@@ -52,7 +49,7 @@ class Passage:
 
     def keep(self, number: int) -> None:
         """Forget the values that nothing after segment `number` wants."""
-        keeps = self.cut.keeps(number)
+        keeps = self.cut.needed_after(number)
         self.values = {v: t for v, t in self.values.items() if v in keeps or v < self.cut.num_inputs}
 
 
@@ -77,18 +74,13 @@ class CutRecipe:
             random_streams.resume(here)
             found = cut(recording, self.model, 1 + len(self.starts), self.sliced)
             first = next(iter(self.known.values()), found)
-            if not found.same_way(first):
+            if not found.has_same_segments(first):
                 raise JobRefused(
                     f"forward takes another way through the layers for a batch of {name} than for the first batch: "
                     "a cut forward needs one way for all; use --plan data, or make forward the same for all shapes"
                 )
             self.known[name] = found
         return self.known[name]
-
-
-def precision_of(name: str, device: torch.device) -> AbstractContextManager[Any]:
-    """What forward runs in."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if name == "bfloat16" else nullcontext()
 
 
 @contextmanager
@@ -111,21 +103,19 @@ class Network:
     plan: Plan
     transport: Transport
     bundles: Bundles
-    way: CutRecipe
+    recipe: CutRecipe
     regions: Mapping[int, SlicedRegion]  # by segment
     entries: Sequence[Sequence[int]]  # per segment: the layout's entries that live there
     buffers: Sequence[Sequence[int]]  # per segment: the buffers that live there
     recompute_stages: Sequence[bool]
     passages: dict[tuple[int, int], Passage] = field(default_factory=dict)  # by shard and stage
-    later: dict[tuple[int, int], DeferredGradients] = field(
-        default_factory=dict
-    )  # weight gradients to be made, by shard and segment
+    deferred: dict[tuple[int, int], DeferredGradients] = field(default_factory=dict)  # by shard and segment
     joint: dict[tuple[int, int], Joint] = field(default_factory=dict)  # by first shard of a set and segment
 
     @property
     def structure(self) -> Cut:
-        """Of the first batch; all others go the same way."""
-        return next(iter(self.way.known.values()))
+        """The cut of the first batch; all others go the same way."""
+        return next(iter(self.recipe.known.values()))
 
     def segment(self, number: int) -> Segment:
         return self.structure.segments[number]
@@ -140,7 +130,7 @@ class Network:
         """The shard's passage through a stage; what comes from the stage before is taken over."""
         passage = self.passages.get((shard, stage))
         if passage is None:
-            found = self.way.of(batch)
+            found = self.recipe.of(batch)
             passage = Passage(batch, rows, found, dict(enumerate(batch_tensors(batch))))
             self.passages[shard, stage] = passage
             if stage == 0:
@@ -177,7 +167,7 @@ class Network:
         if passage.rng is not None:
             random_streams.resume(passage.rng)
         found, segment = passage.cut, passage.cut.segments[number]
-        cell = passage.cells[number] = Cell(segment, passage.values, passage.needs, self.way.model)
+        cell = passage.cells[number] = Cell(segment, passage.values, passage.needs, self.recipe.model)
         loss = None
         if self.is_last(number):
             made = pytree.tree_map(
@@ -191,19 +181,19 @@ class Network:
         stage = self.stage_of(number)
         self.hand_back(shard, stage)
         passage = self.passages[shard, stage]
-        later = DeferredGradients() if self.plan.splits_backward(stage) else None
-        with leaving(later):
+        deferred = DeferredGradients() if self.plan.splits_backward(stage) else None
+        with deferring(deferred):
             passage.cells.pop(number).backward(passage.grads, objective)
-        if later is not None:
-            self.later[shard, number] = later
+        if deferred is not None:
+            self.deferred[shard, number] = deferred
 
     def backward_weight(self, shard: int, number: int) -> None:
-        self.later.pop((shard, number)).make()
+        self.deferred.pop((shard, number)).compute()
 
     def clear(self) -> None:
         """At the end of a step."""
         self.passages.clear()
-        self.later.clear()
+        self.deferred.clear()
 
     def hand_back(self, shard: int, stage: int) -> None:
         """Take over the gradients from the same worker's passage through the next stage."""
@@ -268,8 +258,8 @@ class Network:
         passages = [self.passages[shard, stage] for shard in joint.meeting.own_shards]
         found = joint.backward([passage.grads.pop(region.makes, None) for passage in passages])
         for passage, grad in zip(passages, found, strict=False):
-            later = passage.grads.get(region.takes)
-            passage.grads[region.takes] = grad if later is None else later + grad
+            of_later_uses = passage.grads.get(region.takes)
+            passage.grads[region.takes] = grad if of_later_uses is None else of_later_uses + grad
 
     def _is_differentiable(self, value: int) -> bool:
         return value in self.structure.floats and value >= self.structure.num_inputs

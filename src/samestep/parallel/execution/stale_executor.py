@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from samestep.parallel.execution.executor import Executor, StepState
+from samestep.parallel.execution.owned_state import OwnedState, StatePiece, StoredPiece, fill
 from samestep.parallel.gradients.layout import Piece, storage_order
 from samestep.parallel.gradients.reduction import TreeReduction
 from samestep.schedule import actions
@@ -41,50 +42,54 @@ class UnderWay:
 
 @dataclass(kw_only=True)
 class StaleExecutor(Executor):
-    """reductions and views: one for each set of slots, the latter as `Gradients.views_in`."""
+    """One worker's parts where gradients are used some steps later.
+
+    reductions and views: one for each set of slots, the latter those of `GradientSlots.views_in`.
+    """
 
     stale: int
     bound: Bound
     reductions: Sequence[TreeReduction]
     views: Sequence[list[list[Tensor]]]
     coming: list[UnderWay] = field(default_factory=list)  # oldest first
-    now: UnderWay | None = None  # that this step's update is about
+    now: UnderWay | None = None  # used by this step's update
     _read: int = 0  # the version that this step's shards are computed on
 
     def is_filling(self, step: int) -> bool:
         return step < self.stale
 
-    def _schedule(self, num_shards: int, number: int, stale: int = 0) -> actions.Schedule:
-        return super()._schedule(num_shards, number, self.stale)
+    def _schedule(self, num_shards: int, number: int) -> actions.Schedule:
+        clips, filling = self.clip_grad_norm is not None, self.is_filling(number)
+        rank = self.transport.rank
+        grid = self.plan.grid(num_shards, [(False,)])
+        return self.plan.schedule(grid, rank, clip=clips, stale=self.stale, filling=filling)
 
     def load(self, action: actions.Load, state: StepState) -> None:
         here, self.now = set_of(state.number, self.stale), None
         assert all(set_of(other.step, self.stale) != here for other in self.coming), "their slots are still needed"
         self.reduction = self.reductions[here]
         self.gradients.publish_at(self.views[here])
-        self._read = self.bound.read(state.number, self._near())
+        self._read = self.bound.read(state.number, self._workers_here())
         self.bound.look([storage_order(entry.param.detach()) for _, entry in self.layout.owners()])
         super().load(action, state)
 
     def forward(self, action: actions.Forward, state: StepState) -> None:
-        self.bound.read(state.number, self._near())
+        self.bound.read(state.number, self._workers_here())
         super().forward(action, state)
 
     def post(self, action: actions.Post, state: StepState) -> None:
-        shards = len(state.rows)
-        sets = -(-shards // self.plan.set_size(shards))
+        shards, sets = len(state.rows), self._work(state).num_sets
         self.coming.append(UnderWay(state.number, shards, sets, state.scale, state.present, self._read))
-        if self.between is not None:
-            assert self.transport.links is not None
+        if self.transport.links is not None:
             self.transport.links.give_way()  # nobody waits for these bytes; who computes would be disturbed for each
-            self.between.post()
+        self.reduction.exchange.post()
 
     def wait_for(self, action: actions.Await, state: StepState) -> None:
         self.now = self.coming.pop(0)
         assert self.now.step == state.number - action.age, "gradients are used in their order"
         self.bound.use(self.now.step, self.now.version, self._read)
-        if not self.now.is_summed and (between := self._reduction_of(self.now.step).between) is not None:
-            between.arrive()
+        if not self.now.is_summed:
+            self._reduction_of(self.now.step).exchange.arrive()
 
     def reduce(self, action: actions.Reduce, state: StepState) -> None:
         assert self.now is not None
@@ -93,7 +98,7 @@ class StaleExecutor(Executor):
 
     def gradient(self, state: StepState, piece: Piece) -> Tensor | None:
         now = self.now
-        if now is None or not self._is_present(now, piece.entry):
+        if now is None or not self.is_present(now, piece.entry):
             return None
         return self._reduction_of(now.step).total(piece)
 
@@ -104,44 +109,69 @@ class StaleExecutor(Executor):
     def report(self) -> dict[str, float]:
         return self.bound.report()
 
-    def under_way(self) -> Iterator[tuple[str, Tensor, int, bool]]:
-        """Summed ahead of their turn, which changes no bit: what is kept must not depend on who has which shards."""
+    def state(self) -> "StaleState":
+        parts = self.layout, self.ownership, self.update, self.buffers, self.edges, self.transport
+        return StaleState(*parts, executor=self)
+
+    def sum_under_way(self) -> None:
+        """Sum gradients before their turn, which changes no bit: state must not depend on who has which shards."""
         for one in self.coming:
             if not one.is_summed:
-                if (between := self._reduction_of(one.step).between) is not None:
-                    between.arrive()
+                self._reduction_of(one.step).exchange.arrive()
                 self._sum(one)
-            for piece, _ in self.update.targets:
-                if self._is_present(one, piece.entry):
-                    name = self.layout.entries[piece.entry].name
-                    yield f"underway/{one.step}/{name}", self.total_of(one.step, piece), piece.start, False
-            yield f"present/{one.step}", torch.frombuffer(bytearray(one.present), dtype=torch.uint8), 0, True
 
     def total_of(self, step: int, piece: Piece) -> Tensor:
-        """Where the summed gradient of an owned piece lies."""
+        """Memory of the summed gradient of an owned piece."""
         return self._reduction_of(step).total(piece)
 
     def take_back(self, step: int, present: bytes) -> None:
-        """From a checkpoint; the totals are put back where `total_of` says."""
+        """Take gradients from a checkpoint; the totals are written to `total_of`."""
         self.coming = [one for one in self.coming if one.step != step]
         self.coming.append(UnderWay(step, 0, 0, 1.0, present, version_at(step, self.stale), is_summed=True))
         self.coming.sort(key=lambda one: one.step)
 
     def _sum(self, one: UnderWay) -> None:
         reduction = self._reduction_of(one.step)
-        reduction.sum_pieces(one.shards, one.scale, one.sets)
-        self.transport.counted.moved += reduction.read[one.shards]
+        self.transport.counted.moved += reduction.sum_pieces(one.shards, one.scale, one.sets)
         one.is_summed = True
 
     def _reduction_of(self, step: int) -> TreeReduction:
         return self.reductions[set_of(step, self.stale)]
 
-    def _is_present(self, one: UnderWay, entry: int) -> bool:
-        return any(one.present[i] for i in (entry, *self.layout.aliases(entry)))
+    def is_present(self, one: UnderWay, entry: int) -> bool:
+        """Whether some shard had a gradient for an entry."""
+        return any(one.present[i] for i in self.layout.names[entry])
 
-    def _near(self) -> range:
-        """The workers of this host, as they are numbered there."""
+    def _workers_here(self) -> range:
+        """The workers of this host, by their numbers on it."""
         return range(len(self.bound.versions))
+
+
+@dataclass(kw_only=True)
+class StaleState(OwnedState):
+    """The state of a worker, with the gradients under way."""
+
+    executor: StaleExecutor
+
+    def under_way(self) -> Iterator[StatePiece]:
+        self.executor.sum_under_way()
+        for one in self.executor.coming:
+            for name, piece in self._own.items():
+                if self.executor.is_present(one, piece.entry):
+                    total = self.executor.total_of(one.step, piece)
+                    yield StatePiece(f"underway/{one.step}/{name}", total, piece.start, whole=False)
+            present = torch.frombuffer(bytearray(one.present), dtype=torch.uint8)
+            yield StatePiece(f"present/{one.step}", present)
+
+    def restore(self, stored: StoredPiece) -> None:
+        kind, _, name = stored.label.partition("/")
+        step, _, entry = name.partition("/")
+        if kind == "underway" and (piece := self._own.get(entry)) is not None:
+            fill(self.executor.total_of(int(step), piece), piece.start, stored)
+        elif kind == "present":
+            self.executor.take_back(int(step), stored.read().numpy().tobytes())
+        else:
+            super().restore(stored)
 
 
 def number_on_host(transport: Transport) -> int:

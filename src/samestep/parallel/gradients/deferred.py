@@ -1,12 +1,12 @@
-"""Gradients of weights that are made later than the backward they belong to.
+"""Gradients of weights that are computed later than the backward they belong to.
 
-    with leaving(later):        autograd goes through; a function may leave what it knows how to make:
-        backward                    later.leave(weight, make)
-    later.make()                any time later: the gradients are made, and handed to autograd
+    with deferring(deferred):   autograd goes through; a function may defer a gradient that it can compute later:
+        backward                    deferred.defer(weight, compute)
+    deferred.compute()          any time later: the gradients are computed, and handed to autograd
 
 A weight that was used several times gets its gradients together and in the order in which they would have
-come: autograd adds them in that order. Whoever leaves a gradient keeps
-what it is made from: of a Linear its input and its output's gradient.
+come: autograd adds them in that order. A deferred gradient keeps what it is computed from: for a Linear, its input
+and its output's gradient.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,45 +20,41 @@ from samestep.parallel.gradients.seeds import backward_from
 
 
 class DeferredGradients:
-    """What one backward has left."""
+    """The gradients that one backward has deferred."""
 
     def __init__(self) -> None:
-        self._left: dict[int, tuple[Tensor, list[Callable[[], Tensor]]]] = {}  # by the weight's id
+        self._deferred: dict[int, tuple[Tensor, list[Callable[[], Tensor]]]] = {}  # by the weight's id
 
-    def leave(self, weight: Tensor, make: Callable[[], Tensor]) -> None:
+    def defer(self, weight: Tensor, compute: Callable[[], Tensor]) -> None:
         """weight: a leaf."""
-        self._left.setdefault(id(weight), (weight, []))[1].append(make)
+        self._deferred.setdefault(id(weight), (weight, []))[1].append(compute)
 
     def has(self, weight: Tensor) -> bool:
-        return id(weight) in self._left
+        return id(weight) in self._deferred
 
-    def make(self) -> None:
-        """Weight by weight, so that no more than one gradient waits to be taken."""
-        left, self._left = self._left, {}
-        for weight, makes in left.values():
+    def compute(self) -> None:
+        """Weight by weight, so that no more than one gradient waits to be used."""
+        deferred, self._deferred = self._deferred, {}
+        for weight, computations in deferred.values():
             with torch.no_grad():
-                found = [make() for make in makes]
+                found = [compute() for compute in computations]
             backward_from([weight] * len(found), found)
 
 
-_leaving: ContextVar[DeferredGradients | None] = ContextVar("leaving", default=None)
+DEFERRED: ContextVar[DeferredGradients | None] = ContextVar("deferred", default=None)
+"""Takes the gradients that the running backward may defer; None: it may defer none."""
 
 
 @contextmanager
-def leaving(later: DeferredGradients | None) -> Iterator[None]:
-    """Inside, backward may leave gradients; None: it makes all of them."""
-    token = _leaving.set(later)
+def deferring(deferred: DeferredGradients | None) -> Iterator[None]:
+    """Inside, backward may defer gradients; None: it computes all of them."""
+    token = DEFERRED.set(deferred)
     try:
         yield
     finally:
-        _leaving.reset(token)
+        DEFERRED.reset(token)
 
 
-def can_wait(weight: Tensor) -> bool:
+def can_defer(weight: Tensor) -> bool:
     """Whether nobody asks for a weight's gradient in backward itself. Hooks do: they would be called with None."""
     return weight.is_leaf and not weight._backward_hooks
-
-
-def later_here() -> DeferredGradients | None:
-    """Where the backward that runs may leave gradients, if it may."""
-    return _leaving.get()

@@ -1,4 +1,4 @@
-"""Where each parameter lies in flat memory, and who owns which piece of it.
+"""The layout of parameters in flat memory, and their division into pieces with one owner each.
 
     flat memory   | weight 0 ........ |pad| bias 0 |pad| weight 1 ............... | ...
                   ^0                  ^ multiples of 64 elements
@@ -27,7 +27,7 @@ class Entry:
 
     name: str
     param: nn.Parameter
-    start: int  # byte of flat memory at which its gradient lies
+    start: int  # byte of flat memory at which its gradient begins
     tied_to: int | None  # the entry that holds the values, when this name is not the first
     whole: nn.Parameter  # the model's parameter; another one than `param` for a slice of it
     along: tuple[int, int, int] | None = None  # of a slice: dim, start and stop in the whole
@@ -63,18 +63,18 @@ class Layout:
             self.entries.append(Entry(name, param, at, tied_to, *(slices or {}).get(id(param), (param, None))))
             at += self.entries[-1].nbytes
         self.nbytes = at
-        self._aliases: list[list[int]] = [[] for _ in self.entries]
+        self.names = [[i] for i in range(len(self.entries))]  # the entries of all names of an entry's parameter
         for i, other in enumerate(self.entries):
             if other.tied_to is not None:
-                self._aliases[other.tied_to].append(i)
+                self.names[other.tied_to].append(i)
 
     def owners(self) -> Iterator[tuple[int, Entry]]:
         """The entries that hold values."""
         return ((i, entry) for i, entry in enumerate(self.entries) if entry.tied_to is None)
 
     def aliases(self, entry: int) -> list[int]:
-        """Further registered names of an entry's parameter, in name order of registration."""
-        return self._aliases[entry]
+        """Further registered names of an entry's parameter, in order of registration."""
+        return self.names[entry][1:]
 
     def view(self, memory: Tensor, entry: int) -> Tensor:
         """The part of `memory` that belongs to an entry, shaped and strided as its parameter."""
@@ -85,6 +85,39 @@ class Layout:
         """The same part in storage order, 1-D."""
         e = self.entries[entry]
         return memory[e.start : e.start + e.nbytes].view(e.param.dtype)
+
+
+class ValueLayout(Layout):
+    """The layout of the values alone: a parameter under several names is summed once."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.entries, self.nbytes = layout.entries, layout.nbytes
+        self.names = [[i] for i in range(len(self.entries))]
+
+
+def untie(model: nn.Module, managed: Sequence[nn.Parameter]) -> list[tuple[str, nn.Parameter, int | None]]:
+    """Give every further registered name of a tied parameter a leaf of its own, with the same values.
+
+    A tied weight is reduced per name over the tree and then summed in name order, so that the sum
+    does not depend on which worker holds which of its uses. Returns (name, leaf, first entry) in
+    registration order, for the parameters in `managed`.
+    """
+    wanted = {id(param) for param in managed}
+    first: dict[int, int] = {}
+    names: list[tuple[str, nn.Parameter, int | None]] = []
+    for prefix, module in model.named_modules():
+        for local, param in list(module._parameters.items()):
+            if param is None or id(param) not in wanted:
+                continue
+            name = f"{prefix}.{local}" if prefix else local
+            if id(param) in first:
+                leaf = nn.Parameter(param.data)
+                setattr(module, local, leaf)  # not _parameters: an LSTM keeps a list of its own
+                names.append((name, leaf, first[id(param)]))
+            else:
+                first[id(param)] = len(names)
+                names.append((name, param, None))
+    return names
 
 
 def storage_order(tensor: Tensor) -> Tensor:
@@ -140,7 +173,7 @@ def _between(sizes: dict[int, int], low: tuple[int, int], high: tuple[int, int])
             yield Piece(entry, start, stop)
 
 
-def chunks(flat: Tensor, start: int = 0) -> list[Tensor]:
+def grid_chunks(flat: Tensor, start: int = 0) -> list[Tensor]:
     """Consecutive runs of at most 32,768 elements; `start` must lie on that grid."""
     assert start % CHUNK == 0, "pieces begin on the chunk grid"
     return list(torch.split(flat, CHUNK)) if flat.numel() else []

@@ -3,8 +3,8 @@
 Autograd makes the gradient in fresh memory and somebody then copies or adds it. A matrix product can
 write with `out=` instead: same kernel, same bits, a third of the memory traffic. What the
 kernel wrote is handed to autograd as the gradient, so hooks, tied uses and repeated calls keep their
-meaning; the slot recognises its own memory and does not copy. The product may also be left for later
-(`deferred.py`): it is the same one then.
+meaning; the slot recognises its own memory and does not copy. The product may also be deferred (`deferred.py`): it is
+the same one then.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samestep.parallel.gradients.deferred import can_wait, later_here
+from samestep.parallel.gradients.deferred import DEFERRED, can_defer
 
 LARGE = 1 << 23  # multiplications from which oneDNN pays
 Place = Callable[[], Tensor | None]
@@ -40,25 +40,25 @@ class _LinearInto(torch.autograd.Function):
         again = torch.is_grad_enabled()  # create_graph=True: all this is differentiated once more
         times = F.linear if again else product
         grad_x = times(rows, weight.t(), None).view(x.shape) if needs_x else None
-        later, inputs = None if again else later_here(), x.reshape(-1, weight.shape[1])
-        if later is not None and can_wait(weight) and (ctx.bias is None or can_wait(ctx.bias)):
+        deferred, inputs = None if again else DEFERRED.get(), x.reshape(-1, weight.shape[1])
+        if deferred is not None and can_defer(weight) and (ctx.bias is None or can_defer(ctx.bias)):
             if needs_weight:
-                later.leave(weight, partial(_of_weight, rows, inputs.detach(), ctx.place))
+                deferred.defer(weight, partial(_weight_gradient, rows, inputs.detach(), ctx.place))
             if needs_bias:
-                later.leave(ctx.bias, partial(rows.sum, 0))
+                deferred.defer(ctx.bias, partial(rows.sum, 0))
             return grad_x, None, None, None
-        grad_weight = _of_weight(rows, inputs, _nowhere if again else ctx.place) if needs_weight else None
+        grad_weight = _weight_gradient(rows, inputs, _no_place if again else ctx.place) if needs_weight else None
         return grad_x, grad_weight, rows.sum(0) if needs_bias else None, None
 
 
-def _of_weight(rows: Tensor, inputs: Tensor, place: Place) -> Tensor:
+def _weight_gradient(rows: Tensor, inputs: Tensor, place: Place) -> Tensor:
     """dW = gᵀ x; rows: g, (rows, out), inputs: x, (rows, in)."""
     out = place()
     return torch.mm(rows.t(), inputs) if out is None else torch.mm(rows.t(), inputs, out=out)
 
 
-def _nowhere() -> None:
-    """No place: the gradient itself will be differentiated."""
+def _no_place() -> None:
+    """The place of a gradient that will itself be differentiated."""
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,7 +75,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def write_weight_gradients_once(model: nn.Module, place_of: Callable[[nn.Parameter], Place | None]) -> None:
-    """Let every plain `nn.Linear` of `model` write its weight gradient to the place that is its own."""
+    """Let every plain `nn.Linear` of `model` write its weight gradient to its own place."""
     for module in model.modules():
         if type(module) is nn.Linear and "forward" not in vars(module):
             weight = module._parameters.get("weight")

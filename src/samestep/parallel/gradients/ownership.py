@@ -1,4 +1,4 @@
-"""The home of a parameter: whose shards bring its gradient, and who owns it.
+"""The ownership of a parameter: whose shards bring its gradient, and who updates it.
 
 whole layer of a stage     every shard once, from the stage's worker that computes it; the group's
                            workers share the sum and the update
@@ -25,7 +25,7 @@ class Ownership:
     on_every_host: bool = False  # each host sums and updates all of it, however many hosts there are
 
     def units_of(self, rank: int, num_units: int) -> range:
-        """The units whose gradients worker `rank` computes, of so many in a step."""
+        """The units of a step with `num_units` whose gradients worker `rank` computes."""
         if rank not in self.workers:
             return range(0)
         ends = list(accumulate(self.assign, initial=0))
@@ -59,30 +59,30 @@ class Ownership:
         return any(fold.into for fold in local_plan(self.units_of(rank, units), units).folds)
 
 
-def stage_home(plan: Plan, stage: int) -> Ownership:
-    """Of the whole layers of a stage."""
+def stage_ownership(plan: Plan, stage: int) -> Ownership:
+    """The ownership of the whole layers of a stage."""
     if not plan.stages:
         return Ownership(tuple(range(plan.workers)), plan.assign, on_every_host=steps_stale(plan) > 0)
     return Ownership(plan.stages[stage].workers, plan.stages[stage].assign)
 
 
-def slice_home(plan: Plan, owner: int) -> Ownership:
-    """Of a slice that worker `owner` computes."""
+def slice_ownership(plan: Plan, owner: int) -> Ownership:
+    """The ownership of a slice that worker `owner` computes."""
     shards = plan.numerics.shards
     return Ownership((owner,), (-(-shards // plan.set_size(shards)),), is_slice=True)
 
 
-def num_published(plan: Plan, homes: set[Ownership], rank: int) -> int:
+def num_published(plan: Plan, ownership: set[Ownership], rank: int) -> int:
     """Slots in fabric memory that worker `rank` needs for the gradients of a step.
 
     None when it works alone, unless they outlive the step.
     """
     if plan.workers == 1 and not steps_stale(plan):
         return 0
-    return max(1, *(home.slots_of(rank) for home in homes))
+    return max(1, *(one.slots_of(rank) for one in ownership))
 
 
 def most_published(plan: Plan) -> int:
-    """Slots that a worker of a plan without stages needs at most, however the shards are dealt: a run of leaves is two
+    """Slots that a worker of a plan without stages needs at most, for any assignment of shards: a run of leaves is two
     blocks per level of the tree at most."""
     return 2 * plan.numerics.shards.bit_length()

@@ -6,7 +6,6 @@ optimizers give the same bits either way, because cuts lie on the 32,768-element
 exists once over all workers (ZeRO stage 1, Rajbhandari et al. 2020).
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,50 +19,6 @@ from samestep.parallel.gradients.layout import (
     Piece,
     storage_order,
 )
-
-ELEMENTWISE = (
-    optim.SGD,
-    optim.Adam,
-    optim.AdamW,
-    optim.Adamax,
-    optim.NAdam,
-    optim.RAdam,
-    optim.Adagrad,
-    optim.Adadelta,
-    optim.RMSprop,
-    optim.Rprop,
-    optim.ASGD,
-)
-"""Classes whose update of an element depends on that element's own gradient and state only."""
-
-
-def check_optimizer(optimizer: object) -> optim.Optimizer:
-    """Refuse what cannot be sharded. Subclasses of the known classes count as unknown."""
-    if not isinstance(optimizer, optim.Optimizer):
-        raise JobRefused(
-            f"Job.optimizer returned a {type(optimizer).__name__}, not a torch.optim.Optimizer: "
-            "write optimizer=lambda params: SGD(params, lr=0.1)"
-        )
-    name = type(optimizer).__name__
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if isinstance(optimizer, optim.LBFGS) or (closure is not None and closure.default is inspect.Parameter.empty):
-        raise JobRefused(
-            f"the optimizer {name} evaluates the whole model several times per step and cannot be sharded: "
-            "use one that takes a step from one gradient, for example SGD or AdamW"
-        )
-    if isinstance(optimizer, optim.SparseAdam):
-        raise JobRefused("SparseAdam needs sparse gradients, samestep adds dense ones: use Adam")
-    return optimizer
-
-
-def is_elementwise(optimizer: optim.Optimizer) -> bool:
-    return type(optimizer) in ELEMENTWISE
-
-
-def implementation(optimizer: optim.Optimizer) -> str:
-    """Class and implementation, which is numerics: `SGD/fused`, `AdamW/foreach`, `Adam`."""
-    used = [flag for flag in ("fused", "foreach") if any(group.get(flag) for group in optimizer.param_groups)]
-    return "/".join([type(optimizer).__name__, *used])
 
 
 class ShardedUpdate:

@@ -10,8 +10,8 @@ tree's order says, at once, while it is in cache:
 
 Slots that a worker publishes lie in fabric memory, where the owners of the pieces read them; a
 gradient is written there once, by the kernel itself where it can (see `linear.py`). The other slots
-keep the tensors that autograd made. Where gradients of weights are left for later (`deferred.py`), a shard's
-gradients come in two parts; each parameter's are folded in shard order all the same.
+keep the tensors that autograd made. Where gradients of weights are deferred (`deferred.py`), a shard's gradients come
+in two parts; each parameter's are folded in shard order all the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from samestep.errors import JobRefused
 from samestep.numerics.reduction_tree import Fold
 from samestep.parallel.gradients.compressed_edges import CompressedFold
-from samestep.parallel.gradients.deferred import later_here
+from samestep.parallel.gradients.deferred import DEFERRED
 from samestep.parallel.gradients.layout import Layout
 from samestep.parallel.gradients.linear import Place
 
 
 @dataclass
 class _Arrivals:
-    """What one shard's backward has brought so far."""
+    """The gradients of one shard that have arrived so far."""
 
     shard: int
     fold: Fold
@@ -58,22 +58,18 @@ class GradientSlots:
         self._turn = [0] * len(layout.entries)  # the next shard expected, per entry
         self._ends = list(self._turn)  # one after the last
         self.when_folded: Callable[[int], None] | None = None  # called when an entry's last gradient is folded
-        self.when_arrived: Callable[[int, int, Tensor], None] | None = None  # with every gradient: shard, entry, which
+        self.when_arrived: Callable[[int, int, Tensor], None] | None = None  # called with shard, entry and gradient
         self.present = bytearray(len(layout.entries))  # which entries got a gradient from any shard
         self.publish_at(self.views_in(published))
         for i, entry in enumerate(layout.entries):
             entry.param.register_post_accumulate_grad_hook(partial(self._hook, i))  # type: ignore[no-untyped-call]
 
-    def publish_in(self, published: Sequence[Tensor]) -> None:
-        """Between steps: other slots than those of before."""
-        self.publish_at(self.views_in(published))
-
     def views_in(self, published: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Of every slot, the place of each entry."""
+        """The place of each entry in each slot."""
         return [[self._layout.view(memory, i) for i in range(len(self._turn))] for memory in published]
 
     def publish_at(self, views: list[list[Tensor]]) -> None:
-        """Between steps: what `views_in` gave."""
+        """Publish in other slots from the next step on; `views` are those of `views_in`."""
         self._fixed = views
 
     def begin_step(self, units: Sequence[range]) -> None:
@@ -85,31 +81,34 @@ class GradientSlots:
     def begin_shard(
         self, shard: int, fold: Fold, edges: CompressedFold | None = None, *, may_wait: bool = False
     ) -> None:
-        """From here on, gradients that arrive in this thread are those of `shard`. edges: that a codec applies to.
-        may_wait: the shard will be paused, and gradients of earlier ones may still be missing."""
+        """Take the gradients that arrive in this thread from now on as those of `shard`.
+
+        edges: that a codec applies to. may_wait: the shard will be paused, and gradients of earlier ones may still be
+        missing.
+        """
         self._current.set(_Arrivals(shard, fold, bytearray(len(self._turn)), edges, may_wait))
 
     def pause_shard(self, segment: int) -> None:
-        """The rest of the shard's gradients of a segment come later."""
+        """Stop taking gradients of the shard; its deferred ones of a segment are still to come."""
         arrivals = self._current.get()
         assert arrivals is not None, "a shard begins before it pauses"
         self._current.set(None)
         self._paused[arrivals.shard, segment] = arrivals
 
     def resume_shard(self, shard: int, segment: int) -> None:
-        """Those of earlier shards are all there."""
+        """Take the deferred gradients of a shard; those of earlier shards are all there."""
         arrivals = self._paused.pop((shard, segment))
         self._current.set(arrivals)
         for entry, grad in arrivals.waiting.items():
             self._fold(entry, grad, arrivals)
 
     def place_of(self, param: nn.Parameter) -> Place | None:
-        """`place` of a parameter's entry; None for a parameter that has none."""
+        """The function that calls `place` for a parameter's entry; None for a parameter that has none."""
         entry = self._entry_of.get(id(param))
         return None if entry is None else lambda: self.place(entry)
 
     def place(self, entry: int) -> Tensor | None:
-        """Where a kernel may write this entry's gradient of the current shard; once per shard."""
+        """Memory to which a kernel may write this entry's gradient of the current shard; once per shard."""
         arrivals = self._current.get()
         if arrivals is None or arrivals.fold.into or arrivals.fold.slot >= len(self._fixed) or entry in arrivals.asked:
             return None
@@ -119,7 +118,8 @@ class GradientSlots:
         return self._fixed[arrivals.fold.slot][entry].detach()
 
     def end_shard(self, entries: Sequence[int] | None = None) -> None:
-        """An entry (default: of all) without gradient counts as zero in the sums, and as absent for the optimizer."""
+        """End the current shard. An entry (default: of all) without gradient counts as zero in the sums, and as absent
+        for the optimizer."""
         arrivals = self._current.get()
         assert arrivals is not None, "a shard begins before it ends"
         self._current.set(None)
@@ -148,8 +148,8 @@ class GradientSlots:
                 f"the gradient of {self._layout.entries[entry].name} is sparse, samestep adds dense ones: "
                 "build its layer with sparse=False"
             )
-        later = later_here()
-        if later is not None and later.has(param):
+        deferred = DEFERRED.get()
+        if deferred is not None and deferred.has(param):
             raise JobRefused(
                 f"{self._layout.entries[entry].name} is used by its Linear and by other code of its stage, and its "
                 'gradient cannot be made in two parts: use order = "1f1b", or call the layer itself in both places'
@@ -194,28 +194,3 @@ class GradientSlots:
         if slot < len(self._fixed):
             return self._fixed[slot][entry]
         return cast(Tensor, self._loose[slot][entry])
-
-
-def untie(model: nn.Module, managed: Sequence[nn.Parameter]) -> list[tuple[str, nn.Parameter, int | None]]:
-    """Give every further registered name of a tied parameter a leaf of its own, with the same values.
-
-    A tied weight is reduced per name over the tree and then summed in name order, so that the sum
-    does not depend on which worker holds which of its uses. Returns (name, leaf, first entry) in
-    registration order, for the parameters in `managed`.
-    """
-    wanted = {id(param) for param in managed}
-    first: dict[int, int] = {}
-    names: list[tuple[str, nn.Parameter, int | None]] = []
-    for prefix, module in model.named_modules():
-        for local, param in list(module._parameters.items()):
-            if param is None or id(param) not in wanted:
-                continue
-            name = f"{prefix}.{local}" if prefix else local
-            if id(param) in first:
-                leaf = nn.Parameter(param.data)
-                setattr(module, local, leaf)  # not _parameters: an LSTM keeps a list of its own
-                names.append((name, leaf, first[id(param)]))
-            else:
-                first[id(param)] = len(names)
-                names.append((name, param, None))
-    return names

@@ -1,7 +1,7 @@
-"""Which stretch of which parameter goes from whom to whom, when workers are on several hosts.
+"""The stretches of parameters that one worker sends to another, when workers are on several hosts.
 
-Partial sums are brought together within a host first, in the tree's order; between hosts each node of
-the tree that a host holds goes once to everyone who updates that stretch:
+Partial sums are joined within a host first, in the tree's order; between hosts each node of the tree
+that a host holds goes once to every worker that updates that stretch:
 
     up to two hosts   every host updates every stretch: each gives its sums to the other
     three and more    one worker of all owns a stretch: the other hosts give it their sums, and get
@@ -43,28 +43,28 @@ def by_host(workers: Iterable[int], hosts: Sequence[int]) -> dict[int, list[int]
     return found
 
 
-def owners(layout: Layout, homes: Sequence[Ownership], hosts: Sequence[int], *, whole: bool) -> list[list[Piece]]:
-    """What each worker updates, in the layout's order. `whole`: only whole parameters."""
+def owners(layout: Layout, ownership: Sequence[Ownership], hosts: Sequence[int], *, whole: bool) -> list[list[Piece]]:
+    """The pieces that each worker updates, in the layout's order. `whole`: only whole parameters."""
     found: list[list[Piece]] = [[] for _ in hosts]
-    for home in dict.fromkeys(homes):
-        entries = [i for i, other in enumerate(homes) if other == home]
-        groups = list(by_host(home.workers, hosts).values())
-        for group in groups if len(groups) <= 2 or home.on_every_host else [list(home.workers)]:
-            shares = share_pieces(layout, len(group), whole=home.is_slice or whole, entries=entries)
+    for one in dict.fromkeys(ownership):
+        entries = [i for i, other in enumerate(ownership) if other == one]
+        groups = list(by_host(one.workers, hosts).values())
+        for group in groups if len(groups) <= 2 or one.on_every_host else [list(one.workers)]:
+            shares = share_pieces(layout, len(group), whole=one.is_slice or whole, entries=entries)
             for rank, share in zip(group, shares, strict=True):
                 found[rank] += share
     return [sorted(pieces, key=lambda piece: piece.entry) for pieces in found]
 
 
-def is_swapped(home: Ownership, hosts: Sequence[int]) -> bool:
+def is_swapped(ownership: Ownership, hosts: Sequence[int]) -> bool:
     """Whether each of several hosts updates all of an entry; else one host does, or each of several a part."""
-    groups = by_host(home.workers, hosts)
-    return len(groups) == 2 or (len(groups) > 2 and home.on_every_host)
+    groups = by_host(ownership.workers, hosts)
+    return len(groups) == 2 or (len(groups) > 2 and ownership.on_every_host)
 
 
-def is_first(home: Ownership, hosts: Sequence[int], rank: int) -> bool:
+def is_first(one: Ownership, hosts: Sequence[int], rank: int) -> bool:
     """Whether worker `rank`'s host is the first of those that update the same, or the only one."""
-    return not is_swapped(home, hosts) or hosts[rank] == next(iter(by_host(home.workers, hosts)))
+    return not is_swapped(one, hosts) or hosts[rank] == next(iter(by_host(one.workers, hosts)))
 
 
 class Stretches:
@@ -72,9 +72,9 @@ class Stretches:
     everywhere: values to the hosts that do not, which evaluation and saving need."""
 
     def __init__(
-        self, layout: Layout, homes: Sequence[Ownership], hosts: Sequence[int], pieces: Sequence[Sequence[Piece]]
+        self, layout: Layout, ownership: Sequence[Ownership], hosts: Sequence[int], pieces: Sequence[Sequence[Piece]]
     ) -> None:
-        self._layout, self._homes, self._hosts = layout, homes, hosts
+        self._layout, self._ownership, self._hosts = layout, ownership, hosts
         self._of_entry: dict[int, dict[int, list[tuple[int, Piece]]]] = {}  # by entry, then host
         for rank, owned in enumerate(pieces):
             for piece in owned:
@@ -83,18 +83,18 @@ class Stretches:
         self.gradients = [s for entry, _ in layout.owners() for s in self._gradients(entry)]
         self.values, self.everywhere = list[Stretch](), list[Stretch]()
         for entry, _ in layout.owners():
-            users = {hosts[rank] for name in (entry, *layout.aliases(entry)) for rank in homes[name].workers}
+            users = {hosts[rank] for name in (entry, *layout.aliases(entry)) for rank in ownership[name].workers}
             for host in self._workers:
                 if host not in self._of_entry.get(entry, {}) or not self._swapped(entry):
                     (self.values if host in users else self.everywhere).extend(self._values(entry, host))
 
     def _swapped(self, entry: int) -> bool:
-        return is_swapped(self._homes[entry], self._hosts)
+        return is_swapped(self._ownership[entry], self._hosts)
 
     def _gradients(self, entry: int) -> Iterable[Stretch]:
         owned, swapped = self._of_entry.get(entry, {}), self._swapped(entry)
         for name in (entry, *self._layout.aliases(entry)):
-            for host, workers in by_host(self._homes[name].workers, self._hosts).items():
+            for host, workers in by_host(self._ownership[name].workers, self._hosts).items():
                 foreign = [own for other, pieces in owned.items() if other != host for own in pieces]
                 for i, (owner, piece) in enumerate(foreign):
                     # Two hosts that want the same sums get them from the same worker, which adds them up once.
@@ -103,7 +103,7 @@ class Stretches:
                         yield Stretch(sender, owner, name, start, stop)
 
     def _spoken(self, host: int, speaker: int, piece: Piece) -> Iterable[tuple[int, int, int]]:
-        """Who of `host` brings its sums of a piece together and sends them: its own owners, else the speaker."""
+        """The workers of `host` that join its sums of a piece and send them: its own owners, else the speaker."""
         own = self._of_entry.get(piece.entry, {}).get(host)
         if own is None or not self._swapped(piece.entry):
             yield speaker, piece.start, piece.stop
@@ -114,7 +114,7 @@ class Stretches:
                 yield sender, start, stop
 
     def _values(self, entry: int, host: int) -> Iterable[Stretch]:
-        """New values for a host that does not make them itself: of two that make the same, from the first one."""
+        """New values for a host that does not compute them itself; if two others do, the first one sends them."""
         owned = list(self._of_entry.get(entry, {}).items())
         makers = [pieces for other, pieces in (owned[:1] if self._swapped(entry) else owned) if other != host]
         workers = self._workers[host]

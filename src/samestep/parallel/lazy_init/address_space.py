@@ -13,6 +13,6 @@ def memory_of(nbytes: int) -> torch.UntypedStorage:
 
 
 def reserve(nbytes: int) -> torch.UntypedStorage:
-    """Address space. Memory comes only to pages that somebody touches."""
+    """Reserve address space. The system gives memory only to pages that somebody touches."""
     flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | NORESERVE
     return torch.frombuffer(mmap.mmap(-1, nbytes, flags=flags), dtype=torch.uint8, count=nbytes).untyped_storage()

@@ -1,18 +1,16 @@
-"""Tensors with addresses and no memory; operations on them are written down as they are called.
+"""Tensors with addresses and no memory; operations on them are recorded as they are called.
 
-What becomes of an operation:
+An operation is one or more of these:
 
     recorded          shape and strides from the meta device, address space from `reserve`
-    known             small, and computed from known values only: computed at once as well
+    known             small, and of known values only: computed at once as well
     random            never run; the generator is moved to a mark, so that a later draw shows whether
-                      somebody seeded it or brought back an earlier state in between
+                      somebody seeded it or restored an earlier state in between
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,16 +23,16 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from samestep.errors import JobRefused
 from samestep.parallel.lazy_init.address_space import SMALL, memory_of, reserve
-from samestep.parallel.lazy_init.draws import Draws, Marks
-from samestep.parallel.lazy_init.operations import TensorView, Written
+from samestep.parallel.lazy_init.draws import Draw, Marks
+from samestep.parallel.lazy_init.operations import Operation, TensorView
 from samestep.parallel.lazy_init.shape_inference import WITHOUT_VALUES, inferred
+from samestep.parallel.user_code import user_place
 
-PACKAGES = tuple(str(Path(module.__file__ or "").parent) for module in (torch, sys.modules["samestep"]))
-OVERWRITING = {  # in place, without a look at what was there
+OVERWRITING = {  # in place, without reading the previous values
     "zero_", "fill_", "copy_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_",
     "geometric_", "eye_",
 }  # fmt: skip
-UNDECLARED = {"native_batch_norm"}  # writes its running statistics, and its schema does not say so
+UNDECLARED = {"native_batch_norm"}  # writes its running statistics, which its schema does not declare
 
 
 @dataclass
@@ -44,42 +42,42 @@ class _Storage:
     known: bool
     reserved: bool = False
     changed: bool = False
-    initial: torch.UntypedStorage | None = None  # what it held when the factory brought it
+    initial: torch.UntypedStorage | None = None  # its content, if the factory did not make it
 
 
 class LazyRecorder:
-    """Inside, torch operations are written down. Outside, what was written."""
+    """Context in which torch operations are recorded; afterwards it holds the list of them."""
 
     def __init__(self, compute: Callable[[dict[int, torch.UntypedStorage]], None]) -> None:
-        """compute: fills storages, by number, with what the list so far makes of them."""
-        self.written: list[Written] = []
+        """compute: fills storages, by number, with the values that the list so far gives them."""
+        self.operations: list[Operation] = []
         self._compute = compute
         self._storages: list[_Storage] = []
         self._numbers: dict[int, int] = {}
-        self._draws: list[Draws] = []
+        self._draws: list[Draw] = []
         self._marks: dict[torch.Generator, Marks] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         self._marks[torch.default_generator] = Marks(torch.default_generator, torch.default_generator.get_state())
-        self._stack.enter_context(_Functions(self))
-        self._stack.enter_context(_Operations(self))
-        self._stack.enter_context(_whole_truncated_normal(self))
+        self._stack.enter_context(_FunctionRecorder(self))
+        self._stack.enter_context(_DispatchRecorder(self))
+        self._stack.enter_context(_truncated_normal_as_one(self))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
-        self._ends = [marks.place(-1) for marks in self._marks.values()]
+        self._ends = [marks.find(-1) for marks in self._marks.values()]
         start = self._marks[torch.default_generator].start
         torch.default_generator.set_state(start)
 
-    # What the list and its storages are.
+    # The list and its storages.
 
-    def part(self, tensor: Tensor) -> TensorView:
+    def view(self, tensor: Tensor) -> TensorView:
         storage = tensor.untyped_storage()
         number = self._numbers.get(storage._cdata)
         if number is None:
-            number = self._bring(storage)
+            number = self._add_foreign(storage)
         return TensorView(number, tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     def nbytes(self, number: int) -> int:
@@ -95,7 +93,7 @@ class LazyRecorder:
         return self._storages[number].reserved
 
     def is_known(self, tensor: Tensor) -> bool:
-        return self._storages[self.part(tensor).storage].known
+        return self._storages[self.view(tensor).storage].known
 
     def alive(self) -> Iterator[tuple[int, torch.UntypedStorage]]:
         for number, storage in enumerate(self._storages):
@@ -104,18 +102,18 @@ class LazyRecorder:
                 yield number, torch.UntypedStorage._new_with_weak_ptr(storage.alive.cdata)
 
     def adopt(self, number: int, storage: torch.UntypedStorage) -> None:
-        """From here on `storage` stands for one that was recorded."""
+        """Let `storage` stand for a recorded one from here on."""
         self._numbers[storage._cdata] = number
         self._storages[number].alive = _weak(storage)
         self._storages[number].reserved = False
 
-    def ends(self) -> list[Draws]:
+    def ends(self) -> list[Draw]:
         return self._ends
 
-    # What the modes below call.
+    # Called by the modes below.
 
     def new(self, shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype, *, known: bool) -> Tensor:
-        """A CPU tensor; a large one has an address only."""
+        """A new CPU tensor; a large one has an address only."""
         span = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if shape.numel() else 0
         nbytes = span * dtype.itemsize
         storage = reserve(nbytes) if nbytes > SMALL else memory_of(nbytes)
@@ -128,8 +126,8 @@ class LazyRecorder:
         self._storages.append(entry)
         return len(self._storages) - 1
 
-    def _bring(self, storage: torch.UntypedStorage) -> int:
-        """A storage that the factory has from elsewhere: loaded, or made of Python's numbers."""
+    def _add_foreign(self, storage: torch.UntypedStorage) -> int:
+        """Number a storage that no operation made: loaded, or made of Python's numbers."""
         with _disable_current_modes():
             initial = storage.clone() if storage.nbytes() <= SMALL else storage  # type: ignore[no-untyped-call]
         return self._add(
@@ -148,41 +146,42 @@ class LazyRecorder:
         outputs: Sequence[Tensor | None] = (),
         generator: torch.Generator | None = None,
     ) -> None:
-        def part(value: object) -> object:
-            return self.part(value) if isinstance(value, Tensor) else value
+        def viewed(value: object) -> object:
+            return self.view(value) if isinstance(value, Tensor) else value
 
-        parts = [self.part(tensor) for tensor in writes]
+        parts = [self.view(tensor) for tensor in writes]
         for p in parts:
             self._storages[p.storage].changed = True
         covered = {p.storage for p in parts if p.is_dense and p.numel * p.dtype.itemsize == self.nbytes(p.storage)}
-        args, kwargs = pytree.tree_map(part, (args, kwargs))
-        self.written.append(
-            Written(
+        args, kwargs = pytree.tree_map(viewed, (args, kwargs))
+        self.operations.append(
+            Operation(
                 function,
                 args,
                 kwargs,
-                [self.part(tensor) for tensor in reads],
+                [self.view(tensor) for tensor in reads],
                 parts,
                 parts if overwrites else [],
                 covered if overwrites else set(),
-                [None if tensor is None else self.part(tensor) for tensor in outputs],
+                [None if tensor is None else self.view(tensor) for tensor in outputs],
                 None if generator is None else self._draw(generator),
             )
         )
 
     def set_known(self, tensor: Tensor, known: bool) -> None:
-        self._storages[self.part(tensor).storage].known = known
+        self._storages[self.view(tensor).storage].known = known
 
-    def learn(self, tensors: Sequence[Tensor]) -> None:
-        """Values that the factory wants to see, and that were not computed."""
-        parts = {self.part(tensor).storage: tensor for tensor in tensors if not self.is_known(tensor)}
+    def compute_values(self, tensors: Sequence[Tensor]) -> None:
+        """Compute values that the factory reads and that are not known."""
+        parts = {self.view(tensor).storage: tensor for tensor in tensors if not self.is_known(tensor)}
         if not parts:
             return
         for number in parts:
             if self.initial(number) is not None and self.nbytes(number) > SMALL and self.is_changed(number):
                 raise JobRefused(
                     "the model's factory changes a tensor that it has from elsewhere (a file, NumPy) and then reads "
-                    f"its values at {_place()}: change a clone of it, or give the job a model instead of a factory"
+                    f"its values at {user_place(whole_path=True)}: change a clone of it, or give the job a model "
+                    "instead of a factory"
                 )
         with _disable_current_modes():
             self._compute({number: tensor.untyped_storage() for number, tensor in parts.items()})
@@ -191,7 +190,7 @@ class LazyRecorder:
 
     @contextmanager
     def from_the_start(self) -> Iterator[None]:
-        """Inside, generators are where they were before the recording; then, where they are now."""
+        """Context with the generators' states of before the recording; restores the present ones."""
         states = {generator: generator.get_state() for generator in self._marks}
         torch.default_generator.set_state(self._marks[torch.default_generator].start)
         try:
@@ -201,26 +200,26 @@ class LazyRecorder:
                 generator.set_state(state)
 
     def is_small(self, tensor: Tensor) -> bool:
-        return self.nbytes(self.part(tensor).storage) <= SMALL
+        return self.nbytes(self.view(tensor).storage) <= SMALL
 
     def covers(self, tensor: Tensor) -> bool:
-        part = self.part(tensor)
+        part = self.view(tensor)
         return part.is_dense and part.numel * part.dtype.itemsize == self.nbytes(part.storage)
 
-    def _draw(self, generator: torch.Generator) -> Draws:
+    def _draw(self, generator: torch.Generator) -> Draw:
         if generator not in self._marks:
             self._marks[generator] = Marks(generator, None)
-        draws = self._marks[generator].place(len(self._draws))
-        self._marks[generator].mark(draws)
-        self._draws.append(draws)
-        return draws
+        draw = self._marks[generator].find(len(self._draws))
+        self._marks[generator].mark(draw)
+        self._draws.append(draw)
+        return draw
 
 
 def _weak(storage: torch.UntypedStorage) -> StorageWeakRef:
     return StorageWeakRef(storage)  # type: ignore[no-untyped-call]
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _DispatchRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # torch would import its compiler, for a second, to keep it out of the method below
@@ -244,7 +243,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         returned = [value.type.kind() for value in schema.returns]
         if any(kind not in ("TensorType", "ListType", "OptionalType") for kind in returned):
-            return self._read(func, args, kwargs, inputs)
+            self._recorder.compute_values(inputs)
+            return func(*args, **kwargs)
         mutated = _mutated(schema, args, kwargs)
         writes = [leaf for leaf in pytree.tree_leaves(list(mutated.values())) if isinstance(leaf, Tensor)]
         if name in UNDECLARED and args[5]:
@@ -271,7 +271,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _update(
         self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], writes: Sequence[Tensor], known: bool
     ) -> None:
-        """Compute in place what can be known."""
+        """Compute in place if all values are known; note for each tensor written whether it is."""
         recorder = self._recorder
         # Part of an unknown tensor does not make it known.
         fits = all(recorder.is_small(t) and (recorder.covers(t) or recorder.is_known(t)) for t in writes)
@@ -283,18 +283,18 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _outputs(
         self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], writes: Sequence[Tensor], known: bool
     ) -> tuple[Any, list[Tensor | None]]:
-        """New tensors, with values if they are small and known."""
+        """New tensors like those returned, with values if they are small and known."""
         recorder = self._recorder
         if torch.Tag.dynamic_output_shape in func.tags:
-            recorder.learn([leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)])
+            recorder.compute_values([leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)])
             shapes = func(*args, **kwargs)
         else:
             shapes = inferred(func, args, kwargs)
         leaves, spec = pytree.tree_flatten(shapes)
         if any(leaf.layout != torch.strided for leaf in leaves if isinstance(leaf, Tensor)):
             raise JobRefused(
-                f"the model's factory makes a sparse tensor at {_place()}, and --memory-limit follows dense ones only: "
-                "make it in forward, from its indices and values"
+                f"the model's factory makes a sparse tensor at {user_place(whole_path=True)}, and --memory-limit "
+                "follows dense ones only: make it in forward, from its indices and values"
             )
         small = all(leaf.untyped_storage().nbytes() <= SMALL for leaf in leaves if isinstance(leaf, Tensor))
         known = known and small and not writes
@@ -310,13 +310,9 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             recorder.set_known(tensor, False)
         return pytree.tree_unflatten(made, spec), [leaf for leaf in made if isinstance(leaf, Tensor)]
 
-    def _read(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], inputs: Sequence[Tensor]) -> Any:
-        self._recorder.learn(inputs)
-        return func(*args, **kwargs)
 
-
-class _Functions(TorchFunctionMode):
-    """What reaches a tensor's memory without an operation."""
+class _FunctionRecorder(TorchFunctionMode):
+    """Mode that catches reading of a tensor's memory without an operation."""
 
     READERS = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__reduce_ex__, Tensor.__dlpack__)
 
@@ -328,10 +324,10 @@ class _Functions(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in self.READERS and not args[0].is_meta:
-            self._recorder.learn(args[:1])
+            self._recorder.compute_values(args[:1])
             if func is Tensor.numpy:
                 array = func(*args, **(kwargs or {}))
-                array.flags.writeable = False  # what is written there could not be written down
+                array.flags.writeable = False  # writing there could not be recorded
                 return array
         if func is Tensor.__deepcopy__ and not args[0].is_meta and args[0].is_leaf:
             tensor, memo = args
@@ -341,42 +337,32 @@ class _Functions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _whole_truncated_normal:  # noqa: N801 - a context, used as a function
-    """torch draws again what falls outside, and reads whether anything did: one operation of the list."""
+@contextmanager
+def _truncated_normal_as_one(recorder: LazyRecorder) -> Iterator[None]:
+    """Context in which trunc_normal_ is one operation; torch's own reads its values, to draw some of them again."""
+    original = torch.nn.init._no_grad_trunc_normal_
 
-    def __init__(self, recorder: LazyRecorder) -> None:
-        self._recorder = recorder
-
-    def __enter__(self) -> None:
-        self._original = original = torch.nn.init._no_grad_trunc_normal_
-        recorder = self._recorder
-
-        def draw(
-            tensor: Tensor, mean: float, std: float, a: float, b: float, generator: torch.Generator | None = None
-        ) -> Tensor:
-            if tensor.is_meta:
-                return tensor
-            values = tensor.detach()
-            recorder.write(
-                original,
-                (values, mean, std, a, b, generator),
-                {},
-                reads=(),
-                writes=[values],
-                overwrites=True,
-                generator=generator or torch.default_generator,
-            )
-            recorder.set_known(values, False)
+    def draw(
+        tensor: Tensor, mean: float, std: float, a: float, b: float, generator: torch.Generator | None = None
+    ) -> Tensor:
+        if tensor.is_meta:
             return tensor
+        values = tensor.detach()
+        arguments = (values, mean, std, a, b, generator)
+        source = generator or torch.default_generator
+        recorder.write(original, arguments, {}, reads=(), writes=[values], overwrites=True, generator=source)
+        recorder.set_known(values, False)
+        return tensor
 
-        torch.nn.init._no_grad_trunc_normal_ = draw
-
-    def __exit__(self, *error: object) -> None:
-        torch.nn.init._no_grad_trunc_normal_ = self._original
+    torch.nn.init._no_grad_trunc_normal_ = draw
+    try:
+        yield
+    finally:
+        torch.nn.init._no_grad_trunc_normal_ = original
 
 
 def _mutated(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """By alias set: the arguments that an operation writes to."""
+    """The arguments that an operation writes to, by alias set."""
     given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | dict(kwargs)
     return {
         _alias(argument): given[argument.name]
@@ -390,11 +376,4 @@ def _alias(value: Any) -> str:
 
 
 def _separate(recorder: LazyRecorder, reads: Sequence[Tensor], writes: Sequence[Tensor]) -> bool:
-    return {recorder.part(t).storage for t in reads}.isdisjoint(recorder.part(t).storage for t in writes)
-
-
-def _place() -> str:
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGES):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return {recorder.view(t).storage for t in reads}.isdisjoint(recorder.view(t).storage for t in writes)

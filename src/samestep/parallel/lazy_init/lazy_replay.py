@@ -1,16 +1,16 @@
-"""A worker's parts of the initial model, from exactly the values that one worker has, in the memory of its parts.
+"""Lazy initialization: a worker's parts of the initial model, with the values that they have on one worker.
 
-The model's factory runs once and computes nothing large: tensors get addresses that no memory stands
-behind, and every operation on them is written down. The list is then run for real, in its order:
+The model's factory runs once and computes nothing large: tensors get addresses without memory, and
+every operation on them is recorded. The list is then run for real, in its order:
 
     weight = empty(8, 8)          owned: written in its destination
-    uniform_(weight)              random, overwritten below: drawn into a temporary, for the generator's sake
+    uniform_(weight)              random, overwritten below: drawn into a temporary, to advance the generator
     normal_(weight)               random: drawn into the destination, or a temporary when not owned
     zero_(bias)                   when not owned: skipped
 
-What depends on values that can be known at once, in small tensors (`linspace(0, 0.1, 12).tolist()`), is
-computed while recording too. When the factory reads a value that comes from the generator, or a large
-tensor's, the list so far is run for it: every draw once, however many values are read.
+Small tensors of known values (`linspace(0, 0.1, 12).tolist()`) are computed while recording too. When the
+factory reads a value that comes from the generator, or one of a large tensor, the list so far is run for
+it: every draw once, however many values are read.
 """
 
 import gc
@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from samestep.parallel.lazy_init.address_space import memory_of
-from samestep.parallel.lazy_init.draws import Draws
+from samestep.parallel.lazy_init.draws import Draw
 from samestep.parallel.lazy_init.lazy_record import LazyRecorder
-from samestep.parallel.lazy_init.operations import TensorView, Written
+from samestep.parallel.lazy_init.operations import Operation, TensorView
 from samestep.system import heap
 
 ELEMENT_BY_ELEMENT = {torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default}
-"""Drawn in pieces they leave the generator as they do drawn at once."""
+"""Random operations that leave the generator in the same state if they are drawn in pieces."""
 PIECE = 1 << 18  # elements
 
 Window = tuple[int, int, int]  # dim, start, stop
@@ -38,13 +38,13 @@ Wanted = Callable[[str], Tensor | Sequence[tuple[Window, Tensor]] | None]
 
 @dataclass
 class Target:
-    """Where a parameter's values go."""
+    """Memory that the values of a parameter, or of a slice of one, are written to."""
 
     part: TensorView
     place: Tensor
 
     def is_whole_storage(self, nbytes: int) -> bool:
-        """The parameter's storage can be the destination itself."""
+        """True if the destination can stand for the parameter's storage."""
         place, part = self.place, self.part
         same = (place.dtype, place.shape, place.stride()) == (part.dtype, part.shape, part.stride)
         return same and part.offset == 0 and part.is_dense and part.numel * part.dtype.itemsize == nbytes
@@ -52,7 +52,7 @@ class Target:
 
 @dataclass
 class LazyModel:
-    """A model without memory for its parameters, and the list that computes them."""
+    """A model without memory for its parameters, and the list of operations that computes them."""
 
     model: nn.Module
     _recorder: LazyRecorder
@@ -60,10 +60,10 @@ class LazyModel:
     _kept: dict[int, torch.UntypedStorage] = field(default_factory=dict)
 
     def replay(self, wanted: Wanted) -> None:
-        """Compute the parameters that `wanted` has memory for, under the generators that `record` began with.
+        """Compute the parameters that `wanted` has memory for, with the generators as `record_factory` found them.
 
-        wanted: by the first registered name of a parameter; memory for the whole of it, or for some
-        slices of it. Buffers are computed too, and whatever other tensors the model keeps.
+        wanted: memory for the whole of a parameter or for slices of it, by its first registered name.
+        Buffers and other tensors that the model keeps are computed too.
         """
         targets: dict[int, list[Target]] = {}
         for name, part in self._parts.items():
@@ -93,11 +93,8 @@ def _places(
     return [(None, found)] if isinstance(found, Tensor) else found
 
 
-def record(build: Callable[[], nn.Module]) -> LazyModel:
-    """Run a model's factory without memory for its parameters.
-
-    Raises JobRefused for what cannot be written down.
-    """
+def record_factory(build: Callable[[], nn.Module]) -> LazyModel:
+    """Run a model's factory without memory for its parameters. Raises JobRefused if it cannot be recorded."""
     states = _States()
 
     def learn(kept: dict[int, torch.UntypedStorage]) -> None:
@@ -108,25 +105,25 @@ def record(build: Callable[[], nn.Module]) -> LazyModel:
     with recorder:
         model = build()
     gc.collect()
-    parts = {name: recorder.part(param) for name, param in model.named_parameters()}
+    parts = {name: recorder.view(param) for name, param in model.named_parameters()}
     params = {part.storage for part in parts.values()}
     for buffer in model.buffers():
-        recorder.part(buffer)
-    # Also tensors that are no buffers: tables of cosines and the like, kept in plain attributes.
+        recorder.view(buffer)
+    # Also tensors that are no buffers, for example tables of cosines in plain attributes.
     kept = {number: storage for number, storage in recorder.alive() if number not in params}
     return LazyModel(model, recorder, parts, kept)
 
 
 def _own_memory(model: nn.Module, recorder: LazyRecorder, kept: dict[int, torch.UntypedStorage]) -> None:
-    """Large buffers get private memory: the addresses they have are shared by processes that fork."""
+    """Give large buffers private memory: the addresses that they have are shared by processes that fork."""
     buffers = list(model.buffers())
     fresh: dict[int, torch.UntypedStorage] = {}
     for buffer in buffers:
-        number = recorder.part(buffer).storage
+        number = recorder.view(buffer).storage
         if number in kept and recorder.is_reserved(number):
             fresh[number] = memory_of(kept[number].nbytes())
     for buffer in buffers:
-        part = recorder.part(buffer)
+        part = recorder.view(buffer)
         if part.storage in fresh:
             buffer.data = part.of(fresh[part.storage])
             recorder.adopt(part.storage, fresh[part.storage])
@@ -144,14 +141,14 @@ def _default_dtype() -> Iterator[None]:
 
 @dataclass
 class _States:
-    """Where draws began and ended, when they may have to be repeated."""
+    """States of the generators before and after draws that may have to be repeated."""
 
     starts: dict[int, Tensor] = field(default_factory=dict)
     ends: dict[int, Tensor] = field(default_factory=dict)
 
 
 class _Replay:
-    """One run of the list, for some wanted storages."""
+    """One run of the list, for the storages that are needed."""
 
     def __init__(
         self,
@@ -164,7 +161,7 @@ class _Replay:
         self._recorder = recorder
         self._targets, self._kept = targets, kept
         self._memory: dict[int, tuple[torch.UntypedStorage, int]] = {}  # with the byte at which it begins
-        self._needed, self._last = _needs(recorder.written, {*targets, *kept})
+        self._needed, self._last = _needs(recorder.operations, {*targets, *kept})
         self._keeps_states, self._states = known is not None, known or _States()
         self._latest: dict[torch.Generator, int] = {}  # draw
         self._unread: torch.UntypedStorage | None = None
@@ -173,8 +170,8 @@ class _Replay:
         ending: dict[int, list[int]] = {}
         for number, last in self._last.items():
             ending.setdefault(last, []).append(number)
-        for at, op in enumerate(self._recorder.written):
-            if self._needed[at] or (op.draws is not None and op.draws.number not in self._states.starts):
+        for at, op in enumerate(self._recorder.operations):
+            if self._needed[at] or (op.draw is not None and op.draw.number not in self._states.starts):
                 self._run(op, is_needed=self._needed[at])
             for number in ending.get(at, ()):
                 self._end(number)
@@ -183,12 +180,12 @@ class _Replay:
                 self._end(number)
 
     def leave_generators(self) -> None:
-        for draws in self._recorder.ends():
-            self._enter(draws)
+        for draw in self._recorder.ends():
+            self._enter(draw)
 
-    def _run(self, op: Written, is_needed: bool) -> None:
-        if op.draws is not None:
-            self._enter(op.draws)
+    def _run(self, op: Operation, is_needed: bool) -> None:
+        if op.draw is not None:
+            self._enter(op.draw)
         torch.set_default_dtype(op.default_dtype)
         if not is_needed and op.function in ELEMENT_BY_ELEMENT and op.args[0].is_contiguous:
             self._draw_in_pieces(op)
@@ -209,8 +206,8 @@ class _Replay:
                 if part is not None and part.storage in self._last:
                     self._take(part, output)
 
-    def _draw_in_pieces(self, op: Written) -> None:
-        """What nobody reads, for the generator's sake: as many numbers, in little memory."""
+    def _draw_in_pieces(self, op: Operation) -> None:
+        """Draw numbers that nobody reads, to advance the generator, in little memory."""
         part, *args = op.args
         left = part.numel
         while left:
@@ -220,12 +217,12 @@ class _Replay:
             left -= length
         self._note_end(op)
 
-    def _note_end(self, op: Written) -> None:
-        if op.draws is not None and (op.draws.is_returned_to or self._keeps_states):
-            self._states.ends[op.draws.number] = op.draws.generator.get_state()
+    def _note_end(self, op: Operation) -> None:
+        if op.draw is not None and (op.draw.is_returned_to or self._keeps_states):
+            self._states.ends[op.draw.number] = op.draw.generator.get_state()
 
     def _take(self, part: TensorView, output: Tensor) -> None:
-        """A new tensor becomes what its storage is in this run."""
+        """Put a new tensor into its storage's place, or let it stand for the storage."""
         fits = (output.shape, output.stride(), output.storage_offset()) == (part.shape, part.stride, part.offset)
         if self._has_place(part.storage) or not fits:
             part.of(*self._at(part.storage)).copy_(output)
@@ -233,7 +230,7 @@ class _Replay:
             self._memory[part.storage] = output.untyped_storage(), 0
 
     def _scratch(self, part: TensorView) -> tuple[torch.UntypedStorage, int]:
-        """Memory for values that nobody reads; all of them in the same place."""
+        """Memory for values that nobody reads; the same for all of them."""
         if self._unread is None or self._unread.nbytes() < part.end:
             self._unread = None  # before there is a larger one
             self._unread = memory_of(part.end)
@@ -243,7 +240,7 @@ class _Replay:
         return number in self._kept or self._direct(number) is not None
 
     def _direct(self, number: int) -> Tensor | None:
-        """The destination that can stand for a storage."""
+        """The destination that can stand for a storage, if there is one."""
         targets = self._targets.get(number, [])
         if len(targets) != 1 or number in self._kept:
             return None
@@ -271,7 +268,7 @@ class _Replay:
         return memory
 
     def _end(self, number: int) -> None:
-        """Nothing below touches the storage."""
+        """Finish a storage: no later operation touches it."""
         for target in self._targets.get(number, ()):
             if self._direct(number) is None:
                 target.place.copy_(target.part.of(*self._at(number)))
@@ -281,35 +278,35 @@ class _Replay:
             self._at(number)
         self._memory.pop(number, None)
 
-    def _enter(self, draws: Draws) -> None:
-        """Bring the generator to where it was when the factory drew."""
-        generator = draws.generator
-        if draws.number in self._states.starts:
-            generator.set_state(self._states.starts[draws.number])
-        elif draws.state is not None:
-            generator.set_state(draws.state)
-        elif draws.follows is not None and draws.follows != self._latest.get(generator):
-            generator.set_state(self._states.ends[draws.follows])
+    def _enter(self, draw: Draw) -> None:
+        """Bring the generator into its state of when the factory drew."""
+        generator = draw.generator
+        if draw.number in self._states.starts:
+            generator.set_state(self._states.starts[draw.number])
+        elif draw.state is not None:
+            generator.set_state(draw.state)
+        elif draw.follows is not None and draw.follows != self._latest.get(generator):
+            generator.set_state(self._states.ends[draw.follows])
         if self._keeps_states:
-            self._states.starts[draws.number] = generator.get_state()
-        self._latest[generator] = draws.number
+            self._states.starts[draw.number] = generator.get_state()
+        self._latest[generator] = draw.number
 
 
-def _needs(written: Sequence[Written], wanted: set[int]) -> tuple[list[bool], dict[int, int]]:
-    """Which operations the wanted storages need, and the last operation that touches each storage in use.
+def _needs(operations: Sequence[Operation], wanted: set[int]) -> tuple[list[bool], dict[int, int]]:
+    """Operations that the wanted storages need, and the last operation that touches each storage in use.
 
-    From the end to the beginning: a storage lives from its first write up to its last use, and an
-    operation that overwrites all of it ends, seen from below, what it held before.
+    Found backwards, as liveness is: a storage is live from its first write to its last use, and an
+    operation that overwrites all of it ends the life of its previous content.
     """
     live, last = set(wanted), dict[int, int]()
-    needed = [False] * len(written)
-    for at in range(len(written) - 1, -1, -1):
-        op = written[at]
+    needed = [False] * len(operations)
+    for at in range(len(operations) - 1, -1, -1):
+        op = operations[at]
         writes = {part.storage for part in (*op.writes, *op.outputs) if part is not None}
         needed[at] = not live.isdisjoint(writes)
         if needed[at]:
             live -= {part.storage for part in op.outputs if part is not None} | op.overwritten
-        if needed[at] or op.draws is not None:
+        if needed[at] or op.draw is not None:
             live |= {part.storage for part in op.reads}
             touched = writes | {part.storage for part in op.reads} if needed[at] else {p.storage for p in op.reads}
             for number in touched:

@@ -1,7 +1,7 @@
-"""The list of operations that make a model: `lazy_record.py` writes it, `lazy_replay.py` runs it.
+"""List of operations that make a model: `lazy_record.py` records it, `lazy_replay.py` runs it.
 
-The list speaks of storages, not of tensors: an argument is written down as (storage, dtype, shape,
-strides, offset), so views, `.data`, `detach` and tied parameters need no bookkeeping of their own.
+The list names storages, not tensors: an argument is recorded as (storage, dtype, shape, strides,
+offset), so views, `.data`, `detach` and tied parameters need no bookkeeping of their own.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samestep.parallel.lazy_init.draws import Draws
+from samestep.parallel.lazy_init.draws import Draw
 
 
 @dataclass(frozen=True)
 class TensorView:
-    """A tensor of the list: which elements of which storage."""
+    """A tensor of the list: elements of a numbered storage."""
 
     storage: int
     dtype: torch.dtype
@@ -39,24 +39,24 @@ class TensorView:
 
     @property
     def is_contiguous(self) -> bool:
-        """Row by row."""
+        """True if its elements are in memory row by row."""
         return self.is_dense and self.stride == torch.empty(self.shape, device="meta").stride()
 
     def of(self, storage: torch.UntypedStorage, start: int = 0) -> Tensor:
-        """These elements of a storage whose first byte counts as `start`."""
+        """The tensor of these elements, in a storage that begins at byte `start` of the memory given."""
         begin, rest = divmod(start, self.dtype.itemsize)
         assert rest == 0, "a tensor's memory begins at a multiple of its element"
         return torch.empty(0, dtype=self.dtype).set_(storage, begin + self.offset, self.shape, self.stride)
 
     @property
     def end(self) -> int:
-        """The byte of the storage behind the last element."""
+        """The first byte of the storage after the last element."""
         last = sum((n - 1) * stride for n, stride in zip(self.shape, self.stride, strict=True))
         return (self.offset + last + 1) * self.dtype.itemsize if self.numel else 0
 
 
 @dataclass
-class Written:
+class Operation:
     """One operation of the list."""
 
     function: Callable[..., Any]
@@ -64,8 +64,8 @@ class Written:
     kwargs: Any
     reads: Sequence[TensorView]
     writes: Sequence[TensorView]
-    overwrites: Sequence[TensorView]  # those of `writes` whose earlier elements it does not read
-    overwritten: set[int]  # the storages of which nothing earlier is left
+    overwrites: Sequence[TensorView]  # those of `writes` whose previous elements it does not read
+    overwritten: set[int]  # the storages that it overwrites completely
     outputs: Sequence[TensorView | None]
-    draws: Draws | None
+    draw: Draw | None  # if it is random
     default_dtype: torch.dtype = field(default_factory=torch.get_default_dtype)

@@ -15,7 +15,7 @@ WITHOUT_VALUES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empt
 
 
 def inferred(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Tensors like those that `func` returns, whatever their values."""
+    """Tensors of the shapes and types that `func` returns, without its values."""
     found = _shape_at_once(func, args, kwargs)
     if found is not None:
         return found
@@ -27,7 +27,7 @@ def inferred(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _shape_at_once(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """For common operations: the meta device has them in Python, behind imports of more than a second."""
+    """The result of a common operation; the meta device has these in Python, behind imports of more than a second."""
     name, names = func._schema.name.split("::")[-1], [argument.name for argument in func._schema.arguments]
     inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if "size" in names and not inputs and name not in WITHOUT_VALUES:
@@ -46,7 +46,7 @@ def _shape_at_once(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 
 def _tiny(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """What `func` returns for tensors of one element, or none where it would draw."""
+    """The result of `func` for tensors of one element, or of none if it would draw."""
     n = 0 if torch.Tag.nondeterministic_seeded in func.tags else 1
 
     def tiny(value: object) -> object:

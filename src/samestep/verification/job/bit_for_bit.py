@@ -1,7 +1,7 @@
-"""Bit for bit: what a run noted against what one worker noted of the same numerics.
+"""Comparison bit for bit: the record of a run against that of one worker with the same numerics.
 
 The first difference, in the order in which a step makes its values, is the place. For a gradient the shards' own
-gradients tell why: the sum should be 1 l_0 + 1 l_1 + ... + 1 l_(S-1), and the factors that fit best say what it was:
+gradients show the cause: the sum should be 1 l_0 + 1 l_1 + ... + 1 l_(S-1), and the factors that fit best are one of
 
     1 1 0 1    the gradient of shard 2 was left out          missing reduction
     1 1 2 1    it was added twice                            double counting
@@ -10,32 +10,23 @@ gradients tell why: the sum should be 1 l_0 + 1 l_1 + ... + 1 l_(S-1), and the f
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samestep.verification.causes import Cause, Finding
-from samestep.verification.record import (
-    AS,
-    KINDS,
-    Key,
-    Noted,
-    Record,
-    folded,
-    relative_distance,
-)
+from samestep.verification.record import AS, KINDS, Key, Noted, Record, Step, best_factor, folded, relative_distance
 
-Step = Mapping[Key, Sequence[Noted]]
 FITS = 1e-3  # relative distance of a sum that factors explain
-ROUNDING = 1e-5  # relative distance below which a difference is one of rounding
+ROUNDING = 1e-5  # relative distances below it are rounding
 BATCHNORM = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
-class Exact:
-    """How many values were held against one another, by kind, and the first that differs."""
+class BitComparison:
+    """Number of values compared, by kind, and the first that differs."""
 
     compared: Mapping[str, int]
     finding: Finding | None
@@ -43,6 +34,8 @@ class Exact:
 
 @dataclass(frozen=True)
 class ValueDifference:
+    """A value whose bits differ from one worker's."""
+
     key: Key
     found: Noted
     wanted: Noted
@@ -54,31 +47,31 @@ class ValueDifference:
         return relative_distance([self.found.values], [self.wanted.values])
 
 
-def exactly(found: Record, wanted: Record) -> Exact:
-    """wanted: of one worker. A value that only one of the two noted is not compared, as the loss of a part of them."""
+def compare_bits(found: Record, wanted: Record) -> BitComparison:
+    """Compare with one worker's record, `wanted`. Values that only one of the two noted are left out."""
     compared: Counter[str] = Counter()
     before: tuple[Step, Step] = ({}, {})
     for step in wanted.steps():
         ours, theirs = found.of(step), wanted.of(step)
         compared.update(key.kind for key in theirs if key in ours)
-        differences = list(differing(ours, theirs))
+        differences = list(differences_of(ours, theirs))
         if differences:
             first = min(differences, key=lambda d: KINDS.index(d.key.kind))
-            return Exact(dict(compared), explained(step, first, (ours, theirs), before))
+            return BitComparison(dict(compared), explain(step, first, (ours, theirs), before))
         before = (ours, theirs)
-    return Exact(dict(compared), None)
+    return BitComparison(dict(compared), None)
 
 
-def differing(found: Step, wanted: Step) -> Iterator[ValueDifference]:
-    """In the order in which one worker noted them."""
+def differences_of(found: Step, wanted: Step) -> Iterator[ValueDifference]:
+    """Differences in the order in which one worker noted the values."""
     for key, (one, *_) in wanted.items():
         for other in found.get(key, ()):
             if other.digest != one.digest:
                 yield ValueDifference(key, other, one)
 
 
-def explained(step: int, first: ValueDifference, now: tuple[Step, Step], before: tuple[Step, Step]) -> Finding:
-    cause, why = CLASSES[first.key.kind](first, now, before)
+def explain(step: int, first: ValueDifference, now: tuple[Step, Step], before: tuple[Step, Step]) -> Finding:
+    cause, why = MEANINGS.get(first.key.kind) or EXPLANATIONS[first.key.kind](first, now, before)
     return Finding(
         cause=cause,
         step=step,
@@ -94,23 +87,19 @@ def explained(step: int, first: ValueDifference, now: tuple[Step, Step], before:
 Pair = tuple[Step, Step]  # found, wanted
 
 
-def _rows(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
-    return Cause.DATA_ORDER, "the shard has other rows than with one worker"
-
-
-def _stream(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
-    return Cause.RANDOM_STREAM, "the generators stand elsewhere after the shard's forward than with one worker"
-
-
-def _weights(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
-    return Cause.STALE_WEIGHTS, "the shard was computed with other values than the last update left"
+MEANINGS = {  # of kinds whose differences have one cause
+    "rows": (Cause.DATA_ORDER, "the shard has other rows than with one worker"),
+    "random stream": (
+        Cause.RANDOM_STREAM,
+        "after the shard's forward the generators are in another state than with one worker",
+    ),
+    "weights": (Cause.STALE_WEIGHTS, "the shard was computed with other values than the last update produced"),
+}
 
 
 def _activation(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
-    off = _off(first)
-    if first.distance < ROUNDING:
-        return Cause.ROUNDING, f"rows, weights and random numbers are the same, and the output is {off}"
-    return Cause.HIDDEN_STATE, f"rows, weights and random numbers are the same, and the output is {off}"
+    cause = Cause.ROUNDING if first.distance < ROUNDING else Cause.HIDDEN_STATE
+    return cause, f"rows, weights and random numbers are the same, and the output is {_offset(first)}"
 
 
 def _loss(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
@@ -122,7 +111,7 @@ def _loss(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
 
 def _local(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
     cause = Cause.ROUNDING if first.distance < ROUNDING else Cause.HIDDEN_STATE
-    return cause, f"the same forward, and the gradient is {_off(first)}"
+    return cause, f"the same forward, and the gradient is {_offset(first)}"
 
 
 def _gradient(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
@@ -135,21 +124,21 @@ def _gradient(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, s
         return Cause.STALE_WEIGHTS, "it is the gradient of the step before"
     shards = {label: noted.values for label, noted in _locals(now[1], name).items()}
     holders = {label: noted.rank for label, noted in _locals(now[0], name).items()}
-    cause, why = sum_judged(found, wanted, shards, holders)
+    cause, why = explain_sum(found, wanted, shards, holders)
     others = {key.name for key in now[1] if key.kind == "local gradient" and AS not in key.name} - {name}
     for other in sorted(others if cause in (Cause.UNKNOWN, Cause.MISSING_REDUCTION) else ()):
         strange = {label: noted.values for label, noted in _locals(now[1], other).items()}
-        lost = swapped(found, wanted, shards, strange)
+        lost = swapped_shards(found, wanted, shards, strange)
         if lost:
             where = sorted({holders[label] for label in lost if label in holders})
             return Cause.COLLECTIVE_ORDER, (
-                f"in the place of the gradients of shards [{', '.join(lost)}], of workers {where}, are those of {other}"
+                f"instead of the gradients of shards [{', '.join(lost)}], of workers {where}, it has those of {other}"
             )
     return cause, why
 
 
 def _locals(step: Step, name: str) -> dict[str, Noted]:
-    """A parameter's gradients by shard, and for a tied one by the name too under which it was used."""
+    """A parameter's gradients by shard, for a tied one also by the name under which it was used."""
     found = {}
     for key, (noted, *_) in step.items():
         if key.kind == "local gradient" and key.name.split(AS)[0] == name:
@@ -157,52 +146,57 @@ def _locals(step: Step, name: str) -> dict[str, Noted]:
     return found
 
 
-def sum_judged(
+def explain_sum(
     found: Tensor, wanted: Tensor, shards: Mapping[str, Tensor], holders: Mapping[str, int]
 ) -> tuple[Cause, str]:
-    """Why a sum of shards' gradients is not the one wanted. All tensors 1-D, folded alike; holders: the workers."""
-    apart = relative_distance([found], [wanted])
-    if apart < ROUNDING:
-        return Cause.ROUNDING, f"it is {apart:.1e} off, as of another order of additions"
-    k = float(found @ wanted / (wanted @ wanted)) if float(wanted @ wanted) else 0.0
+    """The cause for which a sum of shards' gradients is wrong.
+
+    All tensors are 1-D and folded alike. holders: the worker of each shard.
+    """
+    distance = relative_distance([found], [wanted])
+    if distance < ROUNDING:
+        return Cause.ROUNDING, f"it is {distance:.1e} off, as another order of additions makes it"
+    k = best_factor(found, wanted)
     if k and relative_distance([found], [wanted * k]) < ROUNDING:
         return Cause.LOSS_WEIGHTING, f"it is {k:.6g} times what one worker has"
     factors = factors_of(found, wanted, shards)
     if factors is None:
-        return Cause.UNKNOWN, f"it is {apart:.1e} off, and no factors of the shards' gradients explain it"
-    said = ", ".join(f"{factor:.3g}" for factor in factors.values())
+        return Cause.UNKNOWN, f"it is {distance:.1e} off, and no factors of the shards' gradients explain it"
+    listed = ", ".join(f"{factor:.3g}" for factor in factors.values())
     lost = [label for label, factor in factors.items() if abs(factor) < 0.05]
     if lost:
         where = sorted({holders[label] for label in lost if label in holders})
         return Cause.MISSING_REDUCTION, (
-            f"the gradients of shards [{', '.join(lost)}], of workers {where}, are not in it: factors {said}"
+            f"the gradients of shards [{', '.join(lost)}], of workers {where}, are not in it: factors {listed}"
         )
     if max(factors.values()) > 1.5:
-        return Cause.DOUBLE_COUNTING, f"the shards' gradients enter with the factors {said}"
-    return Cause.LOSS_WEIGHTING, f"the shards' gradients enter with the factors {said}"
+        return Cause.DOUBLE_COUNTING, f"the shards' gradients enter with the factors {listed}"
+    return Cause.LOSS_WEIGHTING, f"the shards' gradients enter with the factors {listed}"
 
 
 def factors_of(
     found: Tensor, wanted: Tensor, shards: Mapping[str, Tensor], parts: int | None = None
 ) -> dict[str, float] | None:
-    """With which factors the shards' gradients enter, where all of them are 1 in what is wanted; None: with none.
+    """Factors with which the shards' gradients enter `found`, all 1 in `wanted`; None when no factors fit.
 
-    parts: how many of them, the first ones, what is wanted consists of; default all.
+    parts: number of the first shards that `wanted` consists of; default all.
     """
     columns = [shard for shard in shards.values() if shard.shape == found.shape]
     if len(columns) < len(shards) or len(columns) < 2:
         return None
     basis = torch.stack(columns, 1)
     whole = basis[:, :parts].sum(1)
-    unit = float(whole @ wanted / (whole @ whole)) if float(whole @ whole) else 0.0  # what the loss still lacked
+    unit = best_factor(wanted, whole)  # the factor of the loss
     solution = torch.linalg.lstsq(basis, found[:, None]).solution[:, 0]
     if not unit or relative_distance([basis @ solution], [found]) > FITS:
         return None
     return dict(zip(shards, (solution / unit).tolist(), strict=True))
 
 
-def swapped(found: Tensor, wanted: Tensor, shards: Mapping[str, Tensor], strange: Mapping[str, Tensor]) -> list[str]:
-    """The shards whose gradients of another parameter are in a sum instead of their own; none where that fits not."""
+def swapped_shards(
+    found: Tensor, wanted: Tensor, shards: Mapping[str, Tensor], strange: Mapping[str, Tensor]
+) -> list[str]:
+    """Shards that entered a sum with the gradients of another parameter; none where that does not fit."""
     if set(strange) != set(shards) or any(shard.shape != found.shape for shard in strange.values()):
         return []
     factors = factors_of(found, wanted, {**shards, **{f"{label} of the other": one for label, one in strange.items()}},
@@ -222,7 +216,7 @@ def _norm(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
 
 
 def _optimizer(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
-    return Cause.OPTIMIZER_STATE, f"the gradient is the same, and it is {_off(first)}"
+    return Cause.OPTIMIZER_STATE, f"the gradient is the same, and it is {_offset(first)}"
 
 
 def _parameter(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
@@ -233,16 +227,16 @@ def _parameter(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, 
         if torch.equal(found, old):
             return Cause.STALE_WEIGHTS, "the update did not change it"
         step, should = found - old, wanted - old
-        k = float(step @ should / (should @ should)) if float(should @ should) else 0.0
+        k = best_factor(step, should)
         if k and abs(k - 1) > ROUNDING and relative_distance([step], [should * k]) < 1e-3:
             is_clipped = any(key.kind == "clip norm" for key in now[1])
             return (Cause.CLIPPING if is_clipped else Cause.OPTIMIZER_STATE), f"it moved {k:.6g} times as far"
-    return Cause.STALE_WEIGHTS, f"gradient and optimizer state are the same, and it is {_off(first)}"
+    return Cause.STALE_WEIGHTS, f"gradient and optimizer state are the same, and it is {_offset(first)}"
 
 
 def _buffer(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
     cause = Cause.BATCHNORM if first.key.name.rpartition(".")[2] in BATCHNORM else Cause.BUFFERS
-    return cause, f"after the step it is {_off(first)}"
+    return cause, f"after the step it is {_offset(first)}"
 
 
 def _evaluation(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
@@ -250,11 +244,8 @@ def _evaluation(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause,
     return Cause.LOSS_WEIGHTING, f"{found:g} instead of {wanted:g}, of the same held-out rows by the same parameters"
 
 
-CLASSES = {
+EXPLANATIONS = {
     "evaluation": _evaluation,
-    "rows": _rows,
-    "random stream": _stream,
-    "weights": _weights,
     "activation": _activation,
     "loss": _loss,
     "loss weight": _loss,
@@ -268,12 +259,12 @@ CLASSES = {
 }
 
 
-def _off(first: ValueDifference) -> str:
+def _offset(first: ValueDifference) -> str:
     return f"{first.distance:.1e} off" if first.distance < float("inf") else "another one"
 
 
 def joined(step: Step, kind: str, name: str) -> Tensor | None:
-    """All stretches of a parameter's value, folded as the whole would be; None where there is none."""
+    """All stretches of a parameter's value, folded as the whole would be; None when there are none."""
     parts = {key.part: noted[0] for key, noted in step.items() if key.kind == kind and key.name == name}
     if not parts or any(noted.text for noted in parts.values()):
         return None

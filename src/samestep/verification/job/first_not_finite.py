@@ -1,24 +1,20 @@
-"""The first number of a run that is not finite, before a reduction spreads it to everybody.
+"""The first number of a run that is not finite, before a reduction spreads it to all workers.
 
-A NaN that is looked for after the gradients are combined is on every worker, and nobody knows whose rows made it
-[Megatron-LM d668077]. What is noted before tells.
+After the gradients are combined a NaN is on every worker, and the rows that made it are unknown
+[Megatron-LM d668077]. The values noted before the reduction name them.
 """
 
 from samestep.verification.causes import Cause, Finding
-from samestep.verification.record import KINDS, Record
+from samestep.verification.record import KINDS, Record, not_finite_values
 
 LOOKED_AT = ("loss", "local gradient", "gradient", "optimizer state", "parameter", "buffer", "evaluation")
-"""Where a NaN or an infinity is never meant; a layer's output may well have one, in a mask."""
+"""Kinds in which a NaN or an infinity is never meant; a layer's output may have one, in a mask."""
 
 
 def not_finite(run: Record) -> Finding | None:
+    """The earliest value in the order of a step, with its worker and shard."""
     for step in run.steps():
-        bad = [
-            (key, noted)
-            for key, each in run.of(step).items()
-            for noted in each
-            if key.kind in LOOKED_AT and not bool(noted.values.isfinite().all())
-        ]
+        bad = not_finite_values(run.of(step), LOOKED_AT)
         if bad:
             key, noted = min(bad, key=lambda one: KINDS.index(one[0].kind))
             return Finding(

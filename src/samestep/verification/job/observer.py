@@ -1,8 +1,8 @@
-"""What one worker notes of its steps, for `samestep verify`. It looks on and changes nothing.
+"""The observer that notes a worker's steps for `samestep verify`, without changing them.
 
 Load         rows              of every shard
 Forward      weights           that the shard is computed with, again before its backward
-             random stream     where the generators stand after a shard
+             random stream     states of the generators after a shard
              activation        of every layer without layers of its own
 Backward     local gradient    of every parameter, as autograd hands it over
 Agree        loss, loss weight of every shard
@@ -24,22 +24,14 @@ from torch import Tensor, nn
 
 from samestep.data.batches import tensors_in
 from samestep.numerics import random_streams
-from samestep.parallel.cutting.cut import Cut
 from samestep.parallel.execution.attendant import Attendant
 from samestep.parallel.execution.executor import Executor, StepState
 from samestep.parallel.gradients.layout import CHUNK, Piece, storage_order
 from samestep.schedule import actions
-from samestep.verification.record import (
-    AS,
-    Key,
-    RecordWriter,
-    tensor_digest,
-)
+from samestep.verification.record import AS, Key, RecordWriter, tensor_digest
 
 MANY = 64 * CHUNK  # elements of a parameter above which its stretches are folded
-
-
-EVALUATED = 4  # batches of held-out rows at most
+EVALUATED = 4  # batches of held-out rows, at most
 
 
 class Observer(Attendant):
@@ -62,9 +54,7 @@ class Observer(Attendant):
         self._forward, self._backward = executor.forward, executor.backward
         executor.forward = self._watched_forward  # type: ignore[method-assign]
         executor.backward = self._watched_backward  # type: ignore[method-assign]
-        if executor.network is not None:
-            self._record = executor.network.way.of
-            executor.network.way.of = self._unwatched  # type: ignore[method-assign]
+        executor.wrap_recording(self._unwatched)
         for name, module in executor.model.named_modules():
             if any(param is not None for param in module._parameters.values()):
                 module.register_forward_pre_hook(partial(self._weights_read, name))
@@ -85,7 +75,7 @@ class Observer(Attendant):
                 self._note("rows", name, tensor, shard)
 
     def _weights_read(self, name: str, module: nn.Module, inputs: Any) -> None:
-        """A fingerprint, since shards see them many times."""
+        """Note a fingerprint of a module's parameters; the values would be noted once per shard."""
         shard = self._shard.get()
         if shard is not None:
             for local, param in module._parameters.items():
@@ -94,8 +84,8 @@ class Observer(Attendant):
                     self._note("weights", f"{place} in forward", tensor_digest(param), shard)
 
     def _watched_backward(self, action: actions.Backward, state: StepState) -> None:
-        network, layout = self._executor.network, self._executor.layout
-        for i in range(len(layout.entries)) if network is None else network.entries[action.segment]:
+        layout = self._executor.layout
+        for i in self._executor.entries_in(action.segment):
             bits = tensor_digest(layout.entries[i].param)
             self._note("weights", f"{layout.entries[i].name} in backward", bits, action.shard)
         self._backward(action, state)
@@ -106,14 +96,14 @@ class Observer(Attendant):
             self._forward(action, state)
         finally:
             self._shard.reset(token)
-        if self._executor.network is None or self._executor.network.is_last(action.segment):
+        if self._executor.is_last(action.segment):
             self._note("random stream", "after forward", random_streams.pack(random_streams.leave()), action.shard)
 
-    def _unwatched(self, batch: Any) -> Cut:
-        """A batch of a new shape has its forward recorded first, which is no shard's."""
+    def _unwatched(self, record: Callable[[Any], Any], batch: Any) -> Any:
+        """Record the forward of a new shape without notes: it belongs to no shard."""
         token = self._shard.set(None)
         try:
-            return self._record(batch)
+            return record(batch)
         finally:
             self._shard.reset(token)
 
@@ -133,7 +123,7 @@ class Observer(Attendant):
         for shard, (total, weight, is_mean) in state.facts.items():
             self._note("loss", "of a mean" if is_mean else "", total, shard)
             self._note("loss weight", "", weight, shard)
-        if state.facts or not math.isnan(state.loss):  # logical workers that are apart do not know it yet
+        if state.facts or not math.isnan(state.loss):  # logical workers between meetings do not know it yet
             self._note("loss", "of the batch", state.loss)
 
     def _gradients(self, state: StepState) -> None:
@@ -173,16 +163,16 @@ class Observer(Attendant):
         self._recorder.end_step(state.number)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """After `step` steps. It goes into the record with the next step, or by `finish`."""
+        """Note an evaluation after `step` steps; it is written with the next step, or by `finish`."""
         for name, value in metrics.items():
             self._note("evaluation", name, value)
 
     def finish(self, step: int) -> None:
-        """After the last step."""
+        """Write what was noted after the last step."""
         self._recorder.end_step(step)
 
     def _wholes(self, kind: str, value_of: Callable[[int], Tensor]) -> None:
-        """Of sliced parameters, where one worker has all slices: a plain loop knows no slices."""
+        """Note sliced parameters as wholes, where one worker has all slices: a plain loop knows no slices."""
         if self._executor.transport.size > 1:
             return
         layout = self._executor.layout
@@ -204,8 +194,10 @@ class Observer(Attendant):
 
 
 def stretches(flat: Tensor, start: int = 0, numel: int = 0) -> Iterator[tuple[int, Tensor, int]]:
-    """A parameter's elements from `start` on, cut where any worker's piece may end: number, elements, and how many of
-    them are folded into one, for the record of a parameter of `numel` elements."""
+    """A parameter's elements from `start` on, cut where any worker's piece may end.
+
+    Yields number, elements, and how many of them are folded into one for a parameter of `numel` elements.
+    """
     width = 1 if numel <= MANY else 16
     for at, part in enumerate(torch.split(flat, CHUNK)):
         yield start // CHUNK + at, part, width

@@ -1,4 +1,4 @@
-"""What `samestep verify` found, as a value and as text."""
+"""The verdict of `samestep verify`, as a value and as text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,11 +10,11 @@ from samestep.verification.job.up_to_rounding import RoundingDistance
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one job and plan."""
+    """Findings for one job and plan."""
 
     plan: str  # in a few words
     steps: int
-    repeats: Finding | None  # where two runs on one worker differ already
+    repeats: Finding | None  # where two runs on one worker differ
     same_bits: Finding | None  # where the plan differs from one worker
     same_step: Finding | None  # where one worker differs from the plain step on the whole batch, by more than rounding
     compared: Mapping[str, int]  # values held against one another bit for bit, by kind

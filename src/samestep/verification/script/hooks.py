@@ -1,82 +1,57 @@
-"""What is put into torch before a user's script runs: hooks that write a record of every optimizer step.
+"""Hooks in torch that write a record of every optimizer step of a user's script.
 
     forward of the outermost module     rows, one hash each                 micro-batch 0, 1, ...
     backward                            loss; gradients of this process's own rows, by parameter
     clip_grad_norm_                     gradients before it, and the norm
     GradScaler.step                     forgets what was noted, where it leaves the step out
     Optimizer.step                      gradients, if no clip noted them; afterwards parameters, buffers, moments
-    torch.distributed.*                 a line per collective, written before it is entered
+    torch.distributed.*                 a line per collective: collective_log.py
+    loaders and samplers                batch sizes and passes: data_hooks.py
 
-A hook never changes a number, with two exceptions that are said in the verdict: dropout is left out (its masks cannot
+A hook changes no number, with two exceptions that the verdict names: dropout is left out (its masks cannot
 be the same on another number of processes), and a loader with a DistributedSampler gets, on one process, the batch
 size that the workers' loaders have together.
 """
 
 import hashlib
 import json
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.optim import optimizer as optimizers
-from torch.utils.data import DataLoader, DistributedSampler
 
 from samestep.verification.record import Key, RecordWriter, digest_of
+from samestep.verification.script.collective_log import CollectiveLog
+from samestep.verification.script.data_hooks import DataHooks
 
-COLLECTIVES = (
-    "all_reduce",
-    "broadcast",
-    "reduce",
-    "all_gather",
-    "all_gather_into_tensor",
-    "gather",
-    "scatter",
-    "reduce_scatter",
-    "reduce_scatter_tensor",
-    "all_to_all",
-    "all_to_all_single",
-    "all_gather_object",
-    "broadcast_object_list",
-    "barrier",
-    "send",
-    "recv",
-    "isend",
-    "irecv",
-)
-BEYOND = 200  # steps that are run without a record, to see a second pass over the data
+BEYOND = 200  # steps that run without a record, to observe a second pass over the data
 
 
 class ScriptHooks:
+    """The hooks of one process, and the record that they write."""
+
     def __init__(
         self, folder: Path, rank: int, script: Path, steps: int, sizes: Sequence[int] | None, perturbed: bool
     ) -> None:
         self._folder, self._rank, self._script, self._steps = folder, rank, script, steps
-        self._sizes, self._perturbed = sizes, perturbed
+        self._perturbed = perturbed
         self._recorder = RecordWriter(folder, rank)
-        self._log = (folder / f"collectives-{rank}.jsonl").open("w", buffering=1)
         self._step = 0
         self._depth = 0
         self._micro = -1
         self._roots: list[nn.Module] = []
         self._names: dict[int, str] = {}
-        self._kept: list[Tensor] = []  # so that no id is used again
+        self._kept: list[Tensor] = []  # keeps parameters alive, so that no id is used again
         self._gradients_noted = False
         self._before: dict[str, Tensor] = {}
         self._optimizers: list[Any] = []
-        self._in_collective = False
-        self._facts: dict[str, Any] = {
-            "loaders": [],
-            "passes": [],
-            "dropout": False,
-            "batchnorm": [],
-            "rows": 0,
-            "left out": 0,
-        }
+        self._facts: dict[str, Any] = {"dropout": False, "batchnorm": [], "left out": 0}
+        self._data = DataHooks(sizes, steps, lambda: self._step)
+        self._collectives = CollectiveLog(folder, rank, script, lambda: self._step, self._named)
 
     def install(self) -> None:
         global_hooks.register_module_forward_pre_hook(self._enter_module)
@@ -87,13 +62,12 @@ class ScriptHooks:
         self._watch_clipping()
         self._watch_scaling()
         self._watch_dropout()
-        self._watch_data()
-        for name in COLLECTIVES:
-            self._watch_collective(name)
+        self._data.install()
+        self._collectives.install()
 
     def finish(self) -> None:
         path = self._folder / f"facts-{self._rank}.json"
-        path.write_text(json.dumps({**self._facts, "steps": self._step}))
+        path.write_text(json.dumps({**self._facts, **self._data.facts, "steps": self._step}))
 
     # the forward
 
@@ -151,7 +125,7 @@ class ScriptHooks:
 
         nn.functional.dropout = no_dropout
 
-    # the backward, and what is done to gradients
+    # the backward, and changes to gradients
 
     def _watch_backward(self) -> None:
         inner = Tensor.backward
@@ -177,7 +151,7 @@ class ScriptHooks:
         nn.utils.clip_grad.clip_grad_norm_ = clip_grad_norm_
 
     def _watch_scaling(self) -> None:
-        """A step that a GradScaler leaves out, for an overflow that it looks for, is none of the training's."""
+        """Forget a step that a GradScaler leaves out for an overflow: it is no step of the training."""
         inner = torch.amp.GradScaler.step
 
         def step(scaler: Any, optimizer: Any, *arguments: Any, **options: Any) -> Any:
@@ -192,7 +166,7 @@ class ScriptHooks:
         torch.amp.GradScaler.step = step  # type: ignore[method-assign, assignment]
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
-        """The parameters of what was run forward last, by the model's names."""
+        """The parameters of all models that ran forward, with their names there."""
         seen: set[int] = set()
         for root in self._roots:
             for name, parameter in root.named_parameters():
@@ -224,9 +198,9 @@ class ScriptHooks:
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     self._recorder.note(Key("setting", f"{setting} of group {number}"), float(value))
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        apart = [name for name, p in self._named() if p.requires_grad and id(p) not in held]
+        missing = [name for name, p in self._named() if p.requires_grad and id(p) not in held]
         known = {id(p) for _, p in self._named()}
-        self._recorder.note(Key("setting", "not in the optimizer"), "\n".join(apart))
+        self._recorder.note(Key("setting", "not in the optimizer"), "\n".join(missing))
         self._recorder.note(Key("setting", "not in the model"), str(len(held - known)))
 
     def _after_step(self, optimizer: Any, arguments: Any, options: Any) -> None:
@@ -235,8 +209,7 @@ class ScriptHooks:
             self._recorder.end_step(self._step)
         self._step += 1
         self._micro, self._gradients_noted = -1, False
-        several = any(loader["shuffled"] for loader in self._facts["loaders"])
-        if self._step >= self._steps + (BEYOND if several else 0):
+        if self._step >= self._steps + (BEYOND if self._data.shuffles else 0):
             raise SystemExit(0)
 
     def _note_update(self, optimizer: Any) -> None:
@@ -252,83 +225,6 @@ class ScriptHooks:
         for root in self._roots:
             for name, buffer in root.named_buffers():
                 self._recorder.note(Key("buffer", plain(name)), whole(buffer))
-
-    # the data
-
-    def _watch_data(self) -> None:
-        build, walk = DataLoader.__init__, DistributedSampler.__iter__
-        watcher = self
-
-        def build_loader(loader: Any, dataset: Any, batch_size: int | None = 1, *more: Any, **options: Any) -> None:
-            found = [value for value in (*more, *options.values()) if isinstance(value, DistributedSampler)]
-            if found and batch_size is not None:
-                batch_size = watcher._batch_size(batch_size, found[0])
-            build(loader, dataset, batch_size, *more, **options)
-
-        def walk_sampler(sampler: Any) -> Iterator[int]:
-            order = list(walk(sampler))
-            watcher._see_pass(sampler, order)
-            return iter(order)
-
-        DataLoader.__init__ = build_loader  # type: ignore[method-assign, assignment]
-        DistributedSampler.__iter__ = walk_sampler  # type: ignore[method-assign, assignment]
-
-    def _batch_size(self, size: int, sampler: Any) -> int:
-        number = len(self._facts["loaders"])
-        if self._sizes is not None and number < len(self._sizes):
-            size = self._sizes[number]
-        self._facts["loaders"].append({"batch": size, "shuffled": bool(sampler.shuffle)})
-        self._facts["rows"] = max(self._facts["rows"], len(sampler.dataset))
-        return size
-
-    def _see_pass(self, sampler: Any, order: list[int]) -> None:
-        digest = digest_of(json.dumps(order).encode())
-        at = self._step
-        self._facts["passes"].append([at, digest, bool(sampler.shuffle), int(sampler.epoch), len(order)])
-        beyond = [one for one in self._facts["passes"] if one[0] > 0 and one[2]]
-        if self._step >= self._steps and beyond:
-            raise SystemExit(0)
-
-    # collectives
-
-    def _watch_collective(self, name: str) -> None:
-        inner = getattr(dist, name)
-
-        def entered(*arguments: Any, **options: Any) -> Any:
-            site = self._site()
-            if self._in_collective or site is None:  # torch's own call, or one inside another
-                return inner(*arguments, **options)
-            self._in_collective = True
-            try:
-                line = [self._step, name, *self._what((*arguments, *options.values())), site]
-                self._log.write(json.dumps(line) + "\n")
-                found = inner(*arguments, **options)
-                self._log.write('"done"\n')
-                return found
-            finally:
-                self._in_collective = False
-
-        setattr(dist, name, entered)
-
-    def _what(self, arguments: Sequence[Any]) -> tuple[str, list[int]]:
-        tensor = next((value for value in arguments if isinstance(value, Tensor)), None)
-        if tensor is None:
-            return "", []
-        for name, parameter in self._named():
-            if tensor is parameter or tensor.data_ptr() == parameter.data_ptr() != 0:
-                return name, list(tensor.shape)
-            gradient = parameter.grad
-            if gradient is not None and not is_sharded(gradient) and tensor.data_ptr() == gradient.data_ptr() != 0:
-                return f"gradient of {name}", list(tensor.shape)
-        return "", list(tensor.shape)
-
-    def _site(self) -> str | None:
-        for frame in reversed(traceback.extract_stack(limit=12)[:-2]):
-            if "/torch/" in frame.filename:
-                return None
-            if Path(frame.filename).parent == self._script.parent:
-                return f"{Path(frame.filename).name}:{frame.lineno}"
-        return None
 
 
 def row_hashes(tensors: Sequence[Tensor]) -> list[str]:
@@ -359,5 +255,5 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def plain(name: str) -> str:
-    """The model's own name of a parameter, without what wrappers put in front."""
+    """The model's own name of a parameter, without the prefixes of wrappers."""
     return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))

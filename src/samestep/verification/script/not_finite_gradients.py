@@ -1,17 +1,17 @@
-"""A NaN or an infinity among the gradients, and whose it was before a reduction gave it to all workers.
+"""A NaN or an infinity among the gradients, and its worker before a reduction gave it to all.
 
 worker 0    l_0 = 1.5  ┐
-                       ├  c_0 = c_1 = NaN: from here on nobody knows whose rows made it
+                       ├  c_0 = c_1 = NaN: from here on the rows that made it are unknown
 worker 1    l_1 = NaN  ┘
 """
 
 from samestep.verification.causes import Cause, Finding
-from samestep.verification.record import Key, Noted
-from samestep.verification.script.step_view import Step, View
+from samestep.verification.record import Key, Noted, Step, not_finite_values
+from samestep.verification.script.step_records import StepRecords
 
 
-def judge_finite(view: View) -> Finding | None:
-    """Whether or not one process has it as well: where the rows are the same, it has."""
+def judge_finite(view: StepRecords) -> Finding | None:
+    """The first value that is not finite, whether or not one process has one as well; with the same rows, it has."""
     local = first_not_finite(view.workers, "local gradient")
     if local is not None:
         return local_finding(view, *local)
@@ -19,39 +19,32 @@ def judge_finite(view: View) -> Finding | None:
     loss = None if has_local else first_not_finite(view.workers, "loss")
     if loss is not None:
         key, noted = loss
-        why = f"the loss is {float(noted.values[0]):g}{alone(view, key.kind)}"
+        why = f"the loss is {float(noted.values[0]):g}{on_one_process(view, key.kind)}"
         return Finding(Cause.NOT_FINITE, view.step, key.kind, key.name, why, key.shard, noted.rank)
     combined = first_not_finite(view.workers, "gradient")
     if combined is None:
         return None
     key, noted = combined
     before = "each worker's own is finite" if has_local else "whose rows made it is not known"
-    why = f"the optimizer gets {what(noted)}; {before}{alone(view, key.kind)}"
+    why = f"the optimizer gets {value_name(noted)}; {before}{on_one_process(view, key.kind)}"
     return Finding(Cause.NOT_FINITE, view.step, key.kind, key.name, why)
 
 
 def first_not_finite(run: Step, kind: str) -> tuple[Key, Noted] | None:
-    """The earliest micro-batch's, of it the first worker's; of several tensors the one that was noted first."""
-    found = [
-        (key, noted)
-        for key, each in run.items()
-        if key.kind == kind
-        for noted in each
-        if not bool(noted.values.isfinite().all())
-    ]
-    return min(found, key=lambda one: (one[0].shard, one[1].rank), default=None)
+    """The value of the earliest micro-batch, there of the first worker, there the one noted first."""
+    return min(not_finite_values(run, [kind]), key=lambda one: (one[0].shard, one[1].rank), default=None)
 
 
-def local_finding(view: View, key: Key, noted: Noted) -> Finding:
+def local_finding(view: StepRecords, key: Key, noted: Noted) -> Finding:
     losses = view.workers.get(Key("loss", "loss", key.shard), ())
     loss = "".join(f", from a loss of {float(one.values[0]):.4g}" for one in losses if one.rank == noted.rank)
-    why = f"the gradient of its own rows has {what(noted)}{loss}{alone(view, key.kind)}"
+    why = f"the gradient of its own rows has {value_name(noted)}{loss}{on_one_process(view, key.kind)}"
     return Finding(Cause.NOT_FINITE, view.step, key.kind, key.name, why, key.shard, noted.rank)
 
 
-def what(noted: Noted) -> str:
+def value_name(noted: Noted) -> str:
     return "a NaN" if bool(noted.values.isnan().any()) else "an infinity"
 
 
-def alone(view: View, kind: str) -> str:
+def on_one_process(view: StepRecords, kind: str) -> str:
     return "; one process has one too" if first_not_finite(view.reference, kind) else "; one process has none"

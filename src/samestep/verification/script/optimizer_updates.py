@@ -1,4 +1,4 @@
-"""What the optimizer made of gradients that are right: the clip norm, settings, moments, parameters and buffers.
+"""The optimizer's update from gradients that are right: the clip norm, settings, moments, parameters and buffers.
 
 Moments and parameters count as different above 1e-4 at least, a bound that is chosen: an optimizer that divides by the
 root of a second moment makes more of rounding than the perturbed run shows.
@@ -9,20 +9,20 @@ from collections.abc import Sequence
 import torch
 
 from samestep.verification.causes import Cause, Finding
-from samestep.verification.record import Key, Noted, relative_distance
-from samestep.verification.script.step_view import Step, View
+from samestep.verification.record import Key, Noted, Step, relative_distance
+from samestep.verification.script.step_records import StepRecords
 
-CHOSEN = {"optimizer state": 1e-4, "parameter": 1e-4, "buffer": 0.0}  # below it a relative distance never counts
-TINY = 1e-7  # below it an element never does
+CHOSEN = {"optimizer state": 1e-4, "parameter": 1e-4, "buffer": 0.0}  # relative distances below it never count
+TINY = 1e-7  # nor do elements below it
 UNCHANGED = "unchanged "  # before the name of a parameter that a step left as it was
 CAUSES = {"optimizer state": Cause.OPTIMIZER_STATE, "parameter": Cause.STALE_WEIGHTS, "buffer": Cause.BUFFERS}
 
 
-def judge_membership(view: View) -> Finding | None:
+def judge_membership(view: StepRecords) -> Finding | None:
     """Parameters that the optimizer does not hold, while it holds others that no module has."""
-    apart = view.workers.get(Key("setting", "not in the optimizer"), ())
+    missing = view.workers.get(Key("setting", "not in the optimizer"), ())
     strange = view.workers.get(Key("setting", "not in the model"), ())
-    for one, other in zip(apart, strange, strict=False):
+    for one, other in zip(missing, strange, strict=False):
         if one.text and other.text != "0":
             names = one.text.split("\n")
             why = f"the optimizer holds {other.text} parameters that the model has not, and not {len(names)} of its own"
@@ -30,7 +30,7 @@ def judge_membership(view: View) -> Finding | None:
     return None
 
 
-def judge_clip(view: View) -> Finding | None:
+def judge_clip(view: StepRecords) -> Finding | None:
     key = Key("clip norm", "norm")
     if key not in view.workers or key not in view.reference:
         return None
@@ -44,8 +44,8 @@ def judge_clip(view: View) -> Finding | None:
     return None
 
 
-def judge_settings(view: View, earlier: Sequence[tuple[int, Step]]) -> Finding | None:
-    """Learning rate and the like: on one process, and before another optimizer object took over."""
+def judge_settings(view: StepRecords, earlier: Sequence[tuple[int, Step]]) -> Finding | None:
+    """Compare the optimizer's settings with one process's, and with those before another optimizer object took over."""
     found = fresh_optimizer(view, earlier) if earlier else None
     if found is not None:
         return found
@@ -60,39 +60,39 @@ def judge_settings(view: View, earlier: Sequence[tuple[int, Step]]) -> Finding |
     return None
 
 
-def fresh_optimizer(view: View, earlier: Sequence[tuple[int, Step]]) -> Finding | None:
+def fresh_optimizer(view: StepRecords, earlier: Sequence[tuple[int, Step]]) -> Finding | None:
     """Another optimizer object took over, without the moments or the settings of the last."""
     before, now, first = earlier[-1][1], view.workers, earlier[0][1]
-    if number(now, "optimizer") in {number(step, "optimizer") for _, step in earlier}:
+    if setting_value(now, "optimizer") in {setting_value(step, "optimizer") for _, step in earlier}:
         return None
     had = [key for key in before if key.kind == "optimizer state"]
-    if had and number(now, "states before") == 0:
+    if had and setting_value(now, "states before") == 0:
         why = f"a new optimizer begins without the state that the one of step {earlier[-1][0]} had"
         return Finding(Cause.OPTIMIZER_STATE, view.step, "optimizer state", had[0].name, why)
     for name in (key.name for key in now if is_of_group(key)):
-        if number(before, name) != number(now, name) == number(first, name):
-            then = f"as at the start, not on from {number(before, name):g}"
-            why = f"a new optimizer begins with {number(now, name):g} {then}"
+        if setting_value(before, name) != setting_value(now, name) == setting_value(first, name):
+            then = f"as at the start, not on from {setting_value(before, name):g}"
+            why = f"a new optimizer begins with {setting_value(now, name):g} {then}"
             return Finding(Cause.OPTIMIZER_STATE, view.step, "setting", name, why)
     return None
 
 
 def is_of_group(key: Key) -> bool:
-    """Whether it is a number in one of the optimizer's groups of parameters, such as "lr of group 0"."""
+    """Whether a key is a number in one of the optimizer's groups of parameters, such as "lr of group 0"."""
     return key.kind == "setting" and " of group " in key.name
 
 
-def number(step: Step, setting: str) -> float | None:
+def setting_value(step: Step, setting: str) -> float | None:
     noted = step.get(Key("setting", setting))
     return float(noted[0].values[0]) if noted and noted[0].values.numel() else None
 
 
-def judge_unchanged(view: View) -> Finding | None:
+def judge_unchanged(view: StepRecords) -> Finding | None:
     """A step that leaves every parameter as it was, though it has a learning rate and gradients."""
     parameters = {key.name: each for key, each in view.workers.items() if key.kind == "parameter"}
     unchanged = {name.removeprefix(UNCHANGED): parameters[name] for name in parameters if name.startswith(UNCHANGED)}
     count = len(parameters) - len(unchanged)
-    if len(unchanged) != count or not number(view.workers, "lr of group 0"):
+    if len(unchanged) != count or not setting_value(view.workers, "lr of group 0"):
         return None
     gradients = view.per_rank("gradient")
     for name, each in unchanged.items():
@@ -103,22 +103,22 @@ def judge_unchanged(view: View) -> Finding | None:
     return None
 
 
-def judge_state(view: View) -> Finding | None:
-    """Moments, parameters and buffers after the step, in this order."""
+def judge_state(view: StepRecords) -> Finding | None:
+    """Compare moments, parameters and buffers after the step, in this order."""
     for kind, cause in CAUSES.items():
-        wanted, bounds = view.alone(kind), view.bounds(kind)
+        wanted, bounds = view.on_one_process(kind), view.bounds(kind)
         for key, each in view.workers.items():
             if key.kind != kind or key.name not in wanted or wanted[key.name].shape != each[0].values.shape:
                 continue
             for noted in each:
-                apart = relative_distance([noted.values], [wanted[key.name]])
-                largest = float((noted.values - wanted[key.name]).abs().max()) if apart else 0.0
-                if apart > max(bounds[key.name], CHOSEN[kind]) and not largest < TINY:
+                distance = relative_distance([noted.values], [wanted[key.name]])
+                largest = float((noted.values - wanted[key.name]).abs().max()) if distance else 0.0
+                if distance > max(bounds[key.name], CHOSEN[kind]) and not largest < TINY:
                     of_norm = key.name.rsplit(".", 1)[0] in view.batchnorms()
-                    return state_finding(view.step, key, noted, Cause.BATCHNORM if of_norm else cause, apart)
+                    return state_finding(view.step, key, noted, Cause.BATCHNORM if of_norm else cause, distance)
     return None
 
 
-def state_finding(step: int, key: Key, noted: Noted, cause: Cause, apart: float) -> Finding:
-    why = f"worker {noted.rank}'s is {apart:.2g} from one process's, from gradients that are right"
-    return Finding(cause, step, key.kind, key.name, why, worker=noted.rank, distance=apart)
+def state_finding(step: int, key: Key, noted: Noted, cause: Cause, distance: float) -> Finding:
+    why = f"worker {noted.rank}'s is {distance:.2g} from one process's, from gradients that are right"
+    return Finding(cause, step, key.kind, key.name, why, worker=noted.rank, distance=distance)

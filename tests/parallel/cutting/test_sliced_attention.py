@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from samestep.errors import JobRefused
 from samestep.parallel.cutting.cut import Region, cut
-from samestep.parallel.cutting.heads import slice_attention
-from samestep.parallel.cutting.recording import record
-from samestep.parallel.cutting.slices import SlicedRegion, why_whole
+from samestep.parallel.cutting.recorder import record
+from samestep.parallel.cutting.sliced_attention import slice_attention
+from samestep.parallel.cutting.slices import SlicedRegion, why_not_sliced
 from samestep.parallel.execution.joint import Joint, meeting_of
 from samestep.transport.threads import ThreadFabric
 
@@ -72,7 +72,7 @@ def test_slices_of_heads_are_the_whole_layer(case: str) -> None:
         assert torch.equal(torch.cat([leaf.detach() for leaf in leaves], dim), whole)
 
 
-def test_heads_are_dealt_out_as_evenly_as_can_be() -> None:
+def test_sliced_attention_are_dealt_out_as_evenly_as_can_be() -> None:
     layer = slice_attention("a", nn.MultiheadAttention(20, 5), 3)
     assert [leaf.shape[0] for leaf in layer.weights] == [8, 8, 4]
     assert list(layer.parts)[:4] == ["a.in_proj_weight[0:8]", "a.in_proj_weight[8:16]", "a.in_proj_weight[16:20]",
@@ -88,7 +88,7 @@ def test_heads_are_dealt_out_as_evenly_as_can_be() -> None:
     ],
 )
 def test_layers_that_stay_whole(module: nn.Module, said: str) -> None:
-    assert said in str(why_whole(module, shared=False))
+    assert said in str(why_not_sliced(module, shared=False))
 
 
 def crossed(m: Model, x: Tensor) -> Any:
@@ -127,6 +127,7 @@ def test_calls_that_cannot_be_cut_by_heads_say_why(forward: Any, said: str) -> N
     model = Model()
     recording = record(model, lambda m, b: forward(m, b[0]).sum(), (torch.randn(3, 3, 20),), [], ["attention"])
     with pytest.raises(
-        JobRefused, match=rf"layer attention cannot be cut by heads \(called at test_heads.py:\d+\): .*{said}"
+        JobRefused,
+        match=rf"layer attention cannot be cut by heads \(called at test_sliced_attention.py:\d+\): .*{said}",
     ):
         cut(recording, model, 1, {"attention": (3,)})

@@ -1,4 +1,4 @@
-"""The process in which runs of a script begin: torch is imported once, and every run is a fork of it.
+"""The process that forks the runs of a script, so that torch is imported once.
 
 First the workers, as torchrun would start them; then three runs on one process: the reference, the reference again,
 and one whose parameters are moved by one unit in the last place. Reads request.json, writes result.json.
@@ -24,11 +24,13 @@ import torch.nn.parallel
 
 from samestep.verification.script.hooks import ScriptHooks
 
-GRACE = 3.0  # seconds that workers have to end after one of them failed
+GRACE = 3.0  # seconds for workers to end after one of them failed
 
 
 @dataclass
 class ScriptRun:
+    """One process of a script, and how it ended."""
+
     folder: Path
     pid: int
     rank: int
@@ -38,7 +40,7 @@ class ScriptRun:
 
 def main(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text())
-    signal.alarm(int(4 * request["timeout"]) + 60)  # whoever started this may be gone
+    signal.alarm(int(4 * request["timeout"]) + 60)  # in case whoever started this is gone
     workers = request["workers"]
     port = free_port()
     runs = [fork(folder / "workers", rank, workers, port, request) for rank in range(workers)]
@@ -54,7 +56,7 @@ def main(folder: Path) -> None:
 
 
 def batch_sizes(folder: Path, workers: int) -> list[int] | None:
-    """Of the nth loader with a DistributedSampler: what the workers' nth loaders have together."""
+    """Sum of the workers' batch sizes, per loader with a DistributedSampler; None where a worker did not finish."""
     facts = [folder / f"facts-{rank}.json" for rank in range(workers)]
     if not all(path.exists() for path in facts):
         return None
@@ -107,8 +109,8 @@ def run_script(
     output: TextIO,
 ) -> int:
     torch.set_num_threads(1)
-    watcher = ScriptHooks(folder, rank, script, steps, sizes, name == "perturbed")
-    watcher.install()
+    hooks = ScriptHooks(folder, rank, script, steps, sizes, name == "perturbed")
+    hooks.install()
     sys.argv = [str(script), *arguments]
     sys.path.insert(0, str(script.parent))
     code = 0
@@ -116,16 +118,16 @@ def run_script(
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # noqa: BLE001  whatever a user's script raises is what its run came to
+    except BaseException:  # noqa: BLE001  whatever a user's script raises is the result of its run
         traceback.print_exc(file=output)
         code = 1
-    watcher.finish()
+    hooks.finish()
     sys.stdout.flush()
     return code
 
 
 def wait(runs: list[ScriptRun], seconds: float, together: bool = True) -> None:
-    """Until all have ended; those that have not by then are asked for their stacks and killed."""
+    """Wait until all have ended; those that are late are asked for their stacks and killed."""
     deadline = time.monotonic() + seconds
     while any(run.status is None for run in runs):
         for run in runs:
@@ -157,20 +159,5 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def serve() -> None:
-    """One request after another, each in a fork: a line names its folder, a line answers."""
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                main(Path(line.strip()))
-                code = 0
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-
-
 if __name__ == "__main__":
-    serve() if sys.argv[1] == "--serve" else main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

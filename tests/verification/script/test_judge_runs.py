@@ -12,8 +12,8 @@ from made_steps import NAMES, Made, Process, made, seen, together
 from samestep.verification.causes import Cause
 from samestep.verification.record import Key, Record, RecordWriter
 from samestep.verification.script.collective_order import Call, judge_collectives, order_differs
-from samestep.verification.script.drawn_rows import judge_passes
-from samestep.verification.script.judging import (
+from samestep.verification.script.data_order import judge_passes
+from samestep.verification.script.judge_runs import (
     ScriptRecords,
     judge,
     judge_step,
@@ -217,7 +217,7 @@ def test_an_order_that_differs_explains_why_they_stopped() -> None:
 def test_who_crashed_is_named_with_its_last_words() -> None:
     workers = [
         seen(0, A, status=-9, killed=True),
-        seen(1, A, status=3, said=("Traceback", "in main", "ValueError: no")),
+        seen(1, A, status=3, last_lines=("Traceback", "in main", "ValueError: no")),
     ]
     found = judge_stopped(workers, 60)
     assert (found.cause, found.worker) == (Cause.UNKNOWN, 1)
@@ -226,7 +226,7 @@ def test_who_crashed_is_named_with_its_last_words() -> None:
 
 def test_who_hangs_outside_of_collectives_is_named_with_its_line() -> None:
     barrier = call("barrier", step=3)
-    inside = seen(0, barrier, status=-9, killed=True, inside=True)
+    inside = seen(0, barrier, status=-9, killed=True, in_collective=True)
     late = seen(1, barrier, status=-9, killed=True, stack=STACK)
     found = judge_stopped([inside, late, seen(2, barrier)], 60)
     assert (found.cause, found.step, found.worker) == (Cause.HANG, 3, 1)
@@ -262,7 +262,7 @@ def runs(folder: Path, trainings: list[Made], again: list[Process] | None = None
         again=write(folder / "again", reference if again is None else [[one] for one in again]),
         perturbed=write(folder / "perturbed", [[training.perturbed] for training in trainings]),
         facts=tuple(trainings[0].facts),
-        seen=tuple(seen(rank) for rank in range(len(trainings[0].workers))),
+        observed=tuple(seen(rank) for rank in range(len(trainings[0].workers))),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the workers draw: which rows of the data, and random numbers from which state.
+"""Rows of the data that workers draw, and the random state that they draw dropout from.
 
 All workers' rows of a step, as a multiset, must be one process's; none comes again before every row had its turn; and
 two passes over the data have two orders.
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from samestep.verification.causes import Cause, Finding
-from samestep.verification.script.step_view import Facts, Step, View
+from samestep.verification.record import Step
+from samestep.verification.script.step_records import Facts, StepRecords
 
 
 def rows_by_rank(step: Step) -> dict[int, list[str]]:
@@ -21,7 +22,7 @@ def rows_by_rank(step: Step) -> dict[int, list[str]]:
     return found
 
 
-def judge_rows(view: View, earlier: Sequence[tuple[int, Step]]) -> Finding | None:
+def judge_rows(view: StepRecords, earlier: Sequence[tuple[int, Step]]) -> Finding | None:
     mine = rows_by_rank(view.workers)
     union = Counter(row for rows in mine.values() for row in rows)
     wanted = Counter(row for rows in rows_by_rank(view.reference).values() for row in rows)
@@ -51,8 +52,8 @@ def judge_rows(view: View, earlier: Sequence[tuple[int, Step]]) -> Finding | Non
     return finding(f"{strangers} of the workers' {union.total()} rows are not among those of one process", worker)
 
 
-def judge_repeats(view: View, union: Counter[str], earlier: Sequence[tuple[int, Step]]) -> Finding | None:
-    """Rows of an earlier step, within the first pass over the data."""
+def judge_repeats(view: StepRecords, union: Counter[str], earlier: Sequence[tuple[int, Step]]) -> Finding | None:
+    """A step that uses rows of an earlier one, within the first pass over the data."""
     past = [(step, Counter(row for rows in rows_by_rank(noted).values() for row in rows)) for step, noted in earlier]
     used = union.total() + sum(rows.total() for _, rows in past)
     total = max((fact.get("rows", 0) for fact in view.facts), default=0)
@@ -67,7 +68,7 @@ def judge_repeats(view: View, union: Counter[str], earlier: Sequence[tuple[int, 
 
 
 def judge_passes(facts: Sequence[Facts]) -> Finding | None:
-    """Of the whole run: shuffled passes over the data that begin at different steps and have one order."""
+    """Shuffled passes over the data that begin at different steps of the run and have one order."""
     for fact in facts[:1]:
         passes = [one for one in fact.get("passes", []) if one[2]]
         for one, other in pairwise(passes):
@@ -77,7 +78,7 @@ def judge_passes(facts: Sequence[Facts]) -> Finding | None:
     return None
 
 
-def judge_stream(view: View) -> Finding | None:
+def judge_stream(view: StepRecords) -> Finding | None:
     streams = [fact.get("stream") for fact in view.facts]
     if view.step == 0 and len(streams) > 1 and streams[0] is not None and len(set(streams)) == 1:
         why = "all workers draw dropout from generators in one state: different rows get one mask; seed by rank"

@@ -12,7 +12,8 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from samestep.errors import JobRefused
-from samestep.parallel.cutting.recording import Recording, Value, batch_tensors, perform, record, signature
+from samestep.parallel.cutting.recorder import record
+from samestep.parallel.cutting.recording import Recording, Value, batch_tensors, perform, signature
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -84,7 +85,7 @@ def test_a_decision_on_a_value_is_checked_every_time() -> None:
     model = nn.Linear(2, 1)
     recording = record(model, branching, (torch.ones(3, 2),), [], [])
     run(recording, model, (torch.full((3, 2), 5.0),))
-    with pytest.raises(JobRefused, match=r"value at test_recording.py:\d+ and found True when it was cut, False now"):
+    with pytest.raises(JobRefused, match=r"value at test_recorder.py:\d+ and found True when it was cut, False now"):
         run(recording, model, (-torch.ones(3, 2),))
 
 
@@ -100,7 +101,7 @@ class Passes(nn.Module):
 def test_what_is_no_tensor_does_not_cross_a_cut() -> None:
     model = nn.Sequential(nn.Linear(2, 2), Passes())
     forward: Forward = lambda m, b: m[1](m[0](b[0]), Baton())  # noqa: E731
-    with pytest.raises(JobRefused, match=r"1 \(called at test_recording.py:\d+\) is given a Baton, and only tensors"):
+    with pytest.raises(JobRefused, match=r"1 \(called at test_recorder.py:\d+\) is given a Baton, and only tensors"):
         record(model, forward, (torch.ones(3, 2),), [], ["1"])
 
 
@@ -150,7 +151,7 @@ def test_a_later_stage_reached_first_is_refused() -> None:
 def test_a_stage_that_begins_twice_is_refused() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     forward: Forward = lambda m, b: m[0](m[1](m[0](b[0])))  # noqa: E731
-    with pytest.raises(JobRefused, match=r"the stage that begins at 0 would begin twice.*test_recording.py:\d+"):
+    with pytest.raises(JobRefused, match=r"the stage that begins at 0 would begin twice.*test_recorder.py:\d+"):
         record(model, forward, (torch.ones(3, 2),), ["0"], [])
 
 
@@ -163,8 +164,8 @@ def test_shapes_types_and_plain_values_are_the_signature() -> None:
 def test_what_is_kept_for_backward_is_counted() -> None:
     model = nn.Sequential(nn.Linear(8, 100), nn.ReLU(), nn.Linear(100, 1))
     recording = record(model, lambda m, b: m(b[0]), (torch.randn(10, 8),), [], ["0"])
-    assert [[kept.nbytes for kept in call.keeps] for call in recording.calls] == [[320], [4000], [4000]]
-    assert recording.calls[2].keeps == recording.calls[1].keeps, "the same memory"
+    assert [[kept.nbytes for kept in call.saved_storages] for call in recording.calls] == [[320], [4000], [4000]]
+    assert recording.calls[2].saved_storages == recording.calls[1].saved_storages, "the same memory"
 
 
 def test_a_nested_result_keeps_its_form() -> None:
@@ -193,7 +194,7 @@ def test_a_size_that_depends_on_the_data_is_checked_every_time(divisor: Callable
     recording = record(model, lambda m, b: m(b[0]).sum() / divisor(b), (torch.ones(3, 2),), [], [])
     run(recording, model, (torch.full((3, 2), 5.0),))
     with pytest.raises(
-        JobRefused, match=r"called at test_recording.py:\d+\) gives .*, and gave .* when forward was cut"
+        JobRefused, match=r"called at test_recorder.py:\d+\) gives .*, and gave .* when forward was cut"
     ):
         run(recording, model, (torch.tensor([[1.0, -1.0], [2.0, 3.0], [-4.0, 5.0]]),))
 
@@ -223,19 +224,19 @@ def checkpointed(model: Any, batch: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("forward", "said"),
     [
-        (lambda m, b: m(b[0]) * random.random(), r"moves a random generator before mul \(at test_recording.py:\d+"),
+        (lambda m, b: m(b[0]) * random.random(), r"moves a random generator before mul \(at test_recorder.py:\d+"),
         (lambda m, b: m(b[0]) * np.random.rand(), "moves a random generator before mul"),
         (lambda m, b: (m(b[0]), torch.manual_seed(3))[0], "moves a random generator before the end"),
-        (in_bfloat16, r"switches autocast before 0 \(at test_recording.py:\d+\).*precision"),
-        (lambda m, b: m(b[0]) * float(b[0].numpy().sum()), r"hands a tensor to NumPy at test_recording.py:\d+"),
+        (in_bfloat16, r"switches autocast before 0 \(at test_recorder.py:\d+\).*precision"),
+        (lambda m, b: m(b[0]) * float(b[0].numpy().sum()), r"hands a tensor to NumPy at test_recorder.py:\d+"),
         (lambda m, b: m(b[0]) * float(np.asarray(b[0]).sum()), "hands a tensor to NumPy"),
         (lambda m, b: m(b[0]) * torch.from_numpy(b[1]), "from_numpy .* is given a ndarray"),
         (lambda m, b: m(b[0]) * torch.tensor(b[1]), "tensor .* is given a ndarray"),
-        (hooked, r"hooks into the gradient of a tensor at test_recording.py:\d+"),
-        (checkpointed, r"calls 0 inside an autograd Function at test_recording.py:\d+.*use_reentrant=True"),
+        (hooked, r"hooks into the gradient of a tensor at test_recorder.py:\d+"),
+        (checkpointed, r"calls 0 inside an autograd Function at test_recorder.py:\d+.*use_reentrant=True"),
         (
             lambda m, b: functional_call(m[1], dict(m[0].named_parameters()), (m[0](b[0]),)),
-            "calls 1 at .* with another tensor in the place of its parameter weight",
+            "calls 1 at .* with another tensor in place of its parameter weight",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from samestep.plan.plan import equal_shares
 
 @dataclass(frozen=True)
 class SlicedAttention(SlicedLayer):
-    """One layer, its heads in K slices. leaves: of q, k, v (weights, then biases, if any) and of the output."""
+    """One layer, its heads in K slices. leaves: those of q, k, v (weights, then biases, if any), then of the output."""
 
     def rows_of(self, x: Tensor) -> Tensor:
         return self._turned(x).contiguous()
@@ -51,7 +51,7 @@ class SlicedAttention(SlicedLayer):
         return linear_into(y.transpose(1, 2).flatten(2), out, None, place_of(out))
 
     def _turned(self, x: Tensor) -> Tensor:
-        """Between the layer's own order of dimensions and rows first."""
+        """Swap the layer's own order of dimensions and rows first, if they differ."""
         return x if self.module.batch_first else x.transpose(0, 1)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from samestep.errors import PlanRefused
 from samestep.numerics.numerics import Numerics, parse_line
-from samestep.sync.policy import (
+from samestep.numerics.policy import (
     Local,
     Nesterov,
     Policy,

@@ -1,4 +1,4 @@
-"""`verify_script`: start the runs, wait, and judge what they left."""
+"""`samestep verify --script`: start a script's runs, wait, and judge their records."""
 
 import json
 import signal
@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import killpg
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,22 @@ from samestep.errors import Refused
 from samestep.verification.causes import Finding
 from samestep.verification.record import Record
 from samestep.verification.script.collective_order import ObservedWorker
-from samestep.verification.script.judging import ScriptRecords, judge, judge_stopped
+from samestep.verification.script.judge_runs import ScriptRecords, judge, judge_stopped
 
-LINES = 8  # of a failed script's output
+LINES = 8  # last ones of a failed script's output
 
 
 @dataclass(frozen=True)
 class ScriptVerdict:
+    """Findings of one script, and how much was compared."""
+
     findings: tuple[Finding, ...]
     steps: int
     compared: int  # tensors
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        found = [
-            {"cause": str(f.cause), "step": f.step, "kind": f.kind, "name": f.name, "why": f.why,
-             "shard": f.shard, "worker": f.worker, "distance": f.distance}
-            for f in self.findings
-        ]  # fmt: skip
+        found = [asdict(finding) for finding in self.findings]
         return {"findings": found, "steps": self.steps, "compared": self.compared, "notes": list(self.notes)}
 
     def __str__(self) -> str:
@@ -51,7 +49,7 @@ def verify_script(
     reference_arguments: Sequence[str] | None = None,
     start: Callable[[Path, float], None] | None = None,
 ) -> ScriptVerdict:
-    """Run a plain PyTorch script with `workers` processes and with one, and say where and why they differ.
+    """Run a plain PyTorch script with `workers` processes and with one, and find where and why they differ.
 
     Raises Refused for a script that is not there, fails on one process, or never steps an optimizer.
     """
@@ -68,11 +66,11 @@ def verify_script(
         folder = Path(name)
         (folder / "request.json").write_text(json.dumps(request))
         (start or start_process)(folder, timeout)
-        return verdict(folder, script, workers, timeout)
+        return judge_results(folder, script, workers, timeout)
 
 
 def start_process(folder: Path, timeout: float) -> None:
-    command = [sys.executable, "-m", "samestep.verification.script.enter", str(folder)]
+    command = [sys.executable, "-m", "samestep.verification.script.forked_runs", str(folder)]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         output, _ = process.communicate(timeout=4 * timeout + 60)
@@ -83,36 +81,17 @@ def start_process(folder: Path, timeout: float) -> None:
     assert process.returncode == 0, output.decode(errors="replace")
 
 
-class Warm:
-    """A process that has imported torch already, for many scripts one after the other."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "samestep.verification.script.enter", "--serve"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def start(self, folder: Path, timeout: float) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{folder}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline().strip()
-        assert answer == "0", f"the runs' process ended with {answer}"
-
-    def close(self) -> None:
-        self._process.communicate()
-
-
-def verdict(folder: Path, script: Path, workers: int, timeout: float) -> ScriptVerdict:
+def judge_results(folder: Path, script: Path, workers: int, timeout: float) -> ScriptVerdict:
     result = json.loads((folder / "result.json").read_text())
-    seen = tuple(see(folder, one) for one in result if one["run"] == "workers")
+    observed = tuple(observe_worker(folder, one) for one in result if one["run"] == "workers")
     reference = next(one for one in result if one["run"] == "reference")
-    if not any(one.failed for one in seen):
+    if not any(one.failed for one in observed):
         check_reference(folder, script, reference, timeout)
     facts = [facts_of(folder / "workers", rank) for rank in range(workers)]
-    if any(one.failed for one in seen):
-        if reference["status"] and all(one.failed and not one.killed for one in seen):
+    if any(one.failed for one in observed):
+        if reference["status"] and all(one.failed and not one.killed for one in observed):
             check_reference(folder, script, reference, timeout)
-        return ScriptVerdict((judge_stopped(seen, timeout),), 0, 0, ())
+        return ScriptVerdict((judge_stopped(observed, timeout),), 0, 0, ())
     if not any(fact.get("steps") for fact in facts):
         raise Refused(f"{script} trains nothing: no optimizer took a step; verify compares training steps")
     runs = ScriptRecords(
@@ -121,7 +100,7 @@ def verdict(folder: Path, script: Path, workers: int, timeout: float) -> ScriptV
         again=Record(folder / "again"),
         perturbed=Record(folder / "perturbed"),
         facts=tuple(facts),
-        seen=seen,
+        observed=observed,
     )
     findings, compared = judge(runs)
     notes = []
@@ -137,27 +116,27 @@ def check_reference(folder: Path, script: Path, reference: dict[str, Any], timeo
     if reference["killed"]:
         raise Refused(f"{script} did not end on one process within {timeout:g} s: allow it more with --timeout")
     if reference["status"]:
-        said = (folder / "reference" / "output-0.txt").read_text().splitlines()[-LINES:]
+        output = (folder / "reference" / "output-0.txt").read_text().splitlines()[-LINES:]
         raise Refused(
             f"{script} fails on one process (exit {reference['status']}); give what it needs there with "
-            "--reference-arguments; its last lines:\n" + "\n".join(said)
+            "--reference-arguments; its last lines:\n" + "\n".join(output)
         )
 
 
-def see(folder: Path, one: dict[str, Any]) -> ObservedWorker:
+def observe_worker(folder: Path, one: dict[str, Any]) -> ObservedWorker:
     rank = one["rank"]
     log = folder / "workers" / f"collectives-{rank}.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     entered = [line for line in lines if line != "done"]
-    said = (folder / "workers" / f"output-{rank}.txt").read_text().splitlines()
+    output = (folder / "workers" / f"output-{rank}.txt").read_text().splitlines()
     stacks = folder / "workers" / f"stacks-{rank}.txt"
     return ObservedWorker(
         rank=rank,
         status=one["status"],
         killed=one["killed"],
         collectives=tuple((line[0], line[1], line[2], tuple(line[3]), line[4]) for line in entered),
-        inside=bool(lines) and lines[-1] != "done",
-        said=tuple(said[-LINES:]),
+        in_collective=bool(lines) and lines[-1] != "done",
+        last_lines=tuple(output[-LINES:]),
         stack=stacks.read_text() if stacks.exists() else "",
     )
 

@@ -1,8 +1,8 @@
-"""What the records of a script's runs say: the first difference, and the pattern it follows.
+"""Judgement of a script's runs by their records: the first difference, and the pattern that it follows.
 
-In the order in which a step makes its values, because of two differences the earlier one is the cause:
+Checks run in the order in which a step makes its values, since of two differences the earlier one is the cause:
 
-    rows, random stream     drawn_rows.py
+    rows, random stream     data_order.py
     collectives             collective_order.py
     no NaN, no infinity     not_finite_gradients.py
     gradients               gradient_sums.py
@@ -15,14 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from samestep.verification.causes import Cause, Finding
-from samestep.verification.record import KINDS, Key, Record
-from samestep.verification.script.collective_order import (
-    ObservedWorker,
-    judge_collectives,
-    order_differs,
-    said,
-)
-from samestep.verification.script.drawn_rows import judge_passes, judge_rows, judge_stream
+from samestep.verification.record import KINDS, Key, Record, Step
+from samestep.verification.script.collective_order import ObservedWorker, describe, judge_collectives, order_differs
+from samestep.verification.script.data_order import judge_passes, judge_rows, judge_stream
 from samestep.verification.script.gradient_sums import judge_accumulation, judge_gradients
 from samestep.verification.script.not_finite_gradients import judge_finite
 from samestep.verification.script.optimizer_updates import (
@@ -32,17 +27,19 @@ from samestep.verification.script.optimizer_updates import (
     judge_state,
     judge_unchanged,
 )
-from samestep.verification.script.step_view import Facts, Step, View
+from samestep.verification.script.step_records import Facts, StepRecords
 
 
 @dataclass(frozen=True)
 class ScriptRecords:
+    """Records of all runs of a script, and what was observed of its workers."""
+
     workers: Record
     reference: Record
     again: Record
     perturbed: Record
     facts: tuple[Facts, ...]
-    seen: tuple[ObservedWorker, ...]
+    observed: tuple[ObservedWorker, ...]
 
 
 def judge(runs: ScriptRecords) -> tuple[list[Finding], int]:
@@ -56,11 +53,11 @@ def judge(runs: ScriptRecords) -> tuple[list[Finding], int]:
     findings: list[Finding] = []
     earlier: list[tuple[int, Step]] = []
     for step in runs.reference.steps():
-        view = View(step, runs.workers.of(step), runs.reference.of(step), runs.perturbed.of(step), runs.facts)
+        view = StepRecords(step, runs.workers.of(step), runs.reference.of(step), runs.perturbed.of(step), runs.facts)
         if not view.workers:
             break
         compared += sum(len(each) for each in view.workers.values())
-        findings = judge_step(view, earlier, runs.seen)
+        findings = judge_step(view, earlier, runs.observed)
         if findings:
             break
         earlier.append((step, view.workers))
@@ -71,7 +68,7 @@ def judge(runs: ScriptRecords) -> tuple[list[Finding], int]:
 
 
 def not_deterministic(step: int, one: Step, other: Step) -> Finding | None:
-    """Two runs on one process that have other bits: nothing can be held against either."""
+    """The first bits in which two runs on one process differ: no other run can be compared with either."""
     for key in sorted(one, key=causal_order):
         digests = [[noted.digest for noted in run.get(key, [])] for run in (one, other)]
         if digests[0] != digests[1]:
@@ -84,12 +81,14 @@ def causal_order(key: Key) -> int:
     return KINDS.index(key.kind)
 
 
-def judge_step(view: View, earlier: Sequence[tuple[int, Step]], seen: Sequence[ObservedWorker]) -> list[Finding]:
-    """In causal order; the first check that finds something ends it."""
+def judge_step(
+    view: StepRecords, earlier: Sequence[tuple[int, Step]], observed: Sequence[ObservedWorker]
+) -> list[Finding]:
+    """The finding of the first check that has one, in causal order."""
     found = (
         judge_rows(view, earlier)
         or judge_stream(view)
-        or judge_collectives(view.step, seen)
+        or judge_collectives(view.step, observed)
         or judge_finite(view)
         or judge_membership(view)
         or judge_accumulation(view)
@@ -102,25 +101,27 @@ def judge_step(view: View, earlier: Sequence[tuple[int, Step]], seen: Sequence[O
     return [found] if found else []
 
 
-def judge_stopped(seen: Sequence[ObservedWorker], timeout: float) -> Finding:
-    """Workers that failed, or did not end."""
-    found = order_differs({one.rank: one.collectives for one in seen})
+def judge_stopped(observed: Sequence[ObservedWorker], timeout: float) -> Finding:
+    """The reason why workers failed, or did not end."""
+    found = order_differs({one.rank: one.collectives for one in observed})
     if found is not None:
         return found
-    crashed = next((one for one in seen if one.failed and not one.killed), None)
-    step = max((call[0] for one in seen for call in one.collectives), default=0)
+    crashed = next((one for one in observed if one.failed and not one.killed), None)
+    step = max((call[0] for one in observed for call in one.collectives), default=0)
     if crashed is not None:
-        why = f"worker {crashed.rank} ended with {crashed.status}: " + " / ".join(crashed.said[-2:])
+        why = f"worker {crashed.rank} ended with {crashed.status}: " + " / ".join(crashed.last_lines[-2:])
         return Finding(Cause.UNKNOWN, step, "collective", "", why, worker=crashed.rank)
-    where = "; ".join(f"worker {one.rank} {'ended' if not one.failed else 'is in ' + standing(one)}" for one in seen)
-    stuck = next((one.rank for one in seen if one.failed and not one.inside), None)
+    where = "; ".join(
+        f"worker {one.rank} {'ended' if not one.failed else 'is in ' + location(one)}" for one in observed
+    )
+    stuck = next((one.rank for one in observed if one.failed and not one.in_collective), None)
     return Finding(Cause.HANG, step, "collective", "", f"after {timeout:g} s {where}", worker=stuck)
 
 
-def standing(one: ObservedWorker) -> str:
-    """Where a worker is: in a collective, or at the innermost line that is neither torch's nor ours."""
-    if one.inside and one.collectives:
-        return said(one.collectives[-1])
+def location(one: ObservedWorker) -> str:
+    """The place of a worker: a collective, or the innermost line that is neither torch's nor ours."""
+    if one.in_collective and one.collectives:
+        return describe(one.collectives[-1])
     lines = [line.strip() for line in one.stack.splitlines() if line.strip().startswith("File")]
     own = [
         line
