@@ -61,7 +61,7 @@ def profile_for(request: Request, job: Job, model: nn.Module, chosen: dict[str, 
         return None
     numerics = dataclasses.replace(numerics_for(request, job, chosen), sync=EXACT)  # which changes no action's cost
     most = max_workers(request, numerics)
-    # layers with fewer outputs have fewer slices
+    # the largest: layers with few outputs have fewer slices
     slices = max(numerics.slice_counts.values(), default=None) or request.numerics.slices
     return profiled(job, model, numerics, most, slices, request.planning.profile, request.source.function)
 
