@@ -1,4 +1,4 @@
-"""The models that are measured, with random data: the same for every contender."""
+"""Models for measurements, with random data: the same for every contender."""
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +94,7 @@ def wide_gpt() -> nn.Module:
 
 
 class TiedGPT(GPT):
-    """The head's weight is the embedding's."""
+    """A model whose head shares the embedding's weight."""
 
     def __init__(self, **sizes: int) -> None:
         super().__init__(**sizes)
@@ -176,7 +176,7 @@ MODELS = {
     "bag": (bag, bags, nn.CrossEntropyLoss(), 128),
     "cnn-wide": (wide_cnn, lambda: images(3, 32, 32), nn.CrossEntropyLoss(), 64),
 }
-"""name: model, data, loss, batch size."""
+"""Model, data, loss and batch size by name."""
 
 
 def optimizer(params: list[nn.Parameter]) -> torch.optim.Optimizer:

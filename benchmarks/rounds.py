@@ -1,8 +1,8 @@
 """Contenders that take turns: each keeps its processes, steps when asked, and sleeps in between.
 
 A contender is a command. It says `ready` on the file it writes to, then answers every `N` it reads
-with the seconds of N steps (or what else it measured in each) as one JSON list. Rounds interleave them,
-so that what else the machine does hits all alike.
+with the seconds of N steps (or its other measurements of each) as one JSON list. Rounds interleave them,
+so that other load on the machine affects all of them equally.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Turns:
         self._wait()
 
     def step(self, measured: Any = None) -> None:
-        """measured: what to answer instead of the seconds since the last step."""
+        """Answer with `measured`, or with the seconds since the last step."""
         now = time.perf_counter()
         self._seconds.append(now - self._mark if measured is None else measured)
         self._mark = now
@@ -59,7 +59,7 @@ class Turns:
 
 @contextlib.contextmanager
 def until_peer_leaves() -> Iterator[None]:
-    """For the other ranks: rank 0 leaves without a word when there are no more rounds."""
+    """Let the other ranks end quietly: rank 0 closes its connections when there are no more rounds."""
     try:
         yield
     except RuntimeError as error:
@@ -87,7 +87,7 @@ class Contender:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
     def meet(self) -> None:
-        """Wait until it is ready, as long as it lives. Opening a pipe by one end only would wait for ever."""
+        """Wait until it is ready, as long as it lives. Opening only one end of a pipe would block forever."""
         answers = os.open(self.folder / "answer", os.O_RDONLY | os.O_NONBLOCK)
         self._asks = os.fdopen(os.open(self.folder / "ask", os.O_RDWR), "w", buffering=1)
         while not select.select([answers], [], [], 1)[0]:
@@ -100,7 +100,7 @@ class Contender:
         self.medians.append(statistics.median(self.answer(steps)))
 
     def answer(self, steps: int) -> list[Any]:
-        """What it measured in each of so many steps."""
+        """Measurements of each of the next steps."""
         print(steps + WARM, file=self._asks)
         return json.loads(self._answers.readline())[WARM:]
 
@@ -136,14 +136,14 @@ def race(contenders: list[Contender], rounds: int, steps: int, warm_rounds: int 
 
 
 def contender(name: str, model: str) -> Contender:
-    """The one of `step_time/contender.py` that is named "KIND OPTION"."""
+    """Contender of `step_time/contender.py` with the name "KIND OPTION"."""
     script = Path(__file__).resolve().parent / "step_time" / "contender.py"
     return Contender(name, [sys.executable, str(script), *name.split()[:1], model, *name.split()[1:]])
 
 
 @dataclass
 class Question:
-    """Who takes turns at which model, and whose steps are compared."""
+    """Contenders that take turns on a model, and the pairs whose steps are compared."""
 
     model: str
     contenders: list[str]
@@ -155,7 +155,7 @@ class Question:
 def ask(
     questions: Mapping[str, Question], make: Callable[[str, str], Contender] = contender
 ) -> Iterable[tuple[str, dict[str, Contender]]]:
-    """Answer the questions that the command line names, all if none, one Markdown table after the other."""
+    """Answer the questions of the command line, or all questions, each by a Markdown table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("questions", nargs="*", help=f"of {', '.join(questions)}; default: all")
     parser.add_argument("--rounds", type=int, help="default: the question's own")
@@ -194,7 +194,7 @@ def ratios(a: Contender, b: Contender) -> list[float]:
 
 
 def machine() -> str:
-    """The line that says where a table comes from."""
+    """Line with date, machine and versions of a table."""
     import platform
 
     import torch

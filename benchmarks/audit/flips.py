@@ -1,12 +1,13 @@
 """Are flipped bits found, and is the right worker named? `python benchmarks/audit/flips.py [--hosts 200]`, as root.
 
 In each run one worker of two hosts flips one bit of its own memory, between an update and the next one: a random tensor
-of the parameters, the optimizer state, the buffers or what is frozen; a random element, bit, step and worker. Audits
-are held every 32 steps. Found: the run ends with a Disagreement. Right: it names the tensor, and the worker as culprit.
+of the parameters, the optimizer state, the buffers or the frozen parameters; a random element, bit, step and worker.
+Audits take place every 32 steps. Found: the run ends with a Disagreement. Right: it names the tensor, and the worker as
+culprit.
 
-`--hosts N`: so many runs on two network namespaces, with real processes. `--threads N`: with threads that pretend to be
-two hosts. `--processes N`: with processes of one host; there the parameters are one copy that both workers write to,
-and right is then to name that memory. One JSON line each.
+`--hosts N`: N runs on two network namespaces, with real processes. `--threads N`: with threads that emulate two hosts.
+`--processes N`: with processes of one host; there both workers write to one copy of the parameters, and naming that
+memory counts as right. One JSON line each.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from samestep.launch.run.launcher import Launcher
 
 JOB = f"{Path(__file__).resolve().parents[2] / 'tests' / 'jobs' / 'flipping.py'}:job"
 KINDS = ("parameter", "state", "buffer", "frozen")
-STEPS, SIZE = 32, 128  # SIZE: of the pictures
+STEPS, SIZE = 32, 128  # SIZE: height and width of the images
 
 
 PORTS = count(29_900)

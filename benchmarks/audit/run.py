@@ -32,7 +32,7 @@ SHARDS, EVER, EVERY = 4, 10**9, 32
 
 
 class NoLedger:
-    """Takes what a ledger takes, and keeps nothing."""
+    """A ledger that keeps nothing."""
 
     def note(self, rows: Any) -> None:
         pass
@@ -105,7 +105,7 @@ def seconds_per_mb(width: int, mb: int = 64) -> float:
 
 
 def start(workers: int, arguments: list[str]) -> int:
-    """As many processes as workers, that find one another as under torchrun."""
+    """Start one process per worker, with the variables that torchrun sets."""
     with socket.socket() as end:
         end.bind(("127.0.0.1", 0))
         port = end.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A small model over rows of 1,024 floats, which lie in .npy files."""
+"""A small model over rows of 1,024 floats, stored in .npy files."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ WIDTH = 1024
 
 
 def middle(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
-    """The model learns to tell a row's mean from its first half."""
+    """A model that learns the mean of a row from its first half."""
     (x,) = batch
     return nn.functional.mse_loss(model(x[:, : WIDTH // 2]).squeeze(1), x.mean(1))
 

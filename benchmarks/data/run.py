@@ -1,9 +1,9 @@
-"""How much memory does a worker need for data that are larger? `python benchmarks/data/run.py [GIGABYTES]`.
+"""How much memory does a worker need for data larger than memory? `python benchmarks/data/run.py [GIGABYTES]`.
 
 Two workers train one epoch, shuffled, over a file of 4 GB (2**30 bytes each), so that every row is read
 once, in random order. Meanwhile /proc/PID/smaps_rollup of every worker and its loader workers is read,
-every 20 ms. Memory of its own is what is anonymous plus its share (Pss) of what is shared without
-a file: weights, gradients, batches of loader workers. Pages of the file are the page cache's: the
+every 20 ms. A worker's own memory is its anonymous memory plus its share (Pss) of memory shared without
+a file: weights, gradients, batches of loader workers. Pages of the file belong to the page cache: the
 system drops them when it needs the memory.
 """
 
@@ -52,7 +52,7 @@ def workers_of(command: psutil.Process) -> list[psutil.Process]:
 
 
 def peaks(folder: str, form: str, loaders: int) -> list[dict[str, int]]:
-    """Of every worker with its loader workers: the largest values of each kind."""
+    """The largest values of each kind, for every worker with its loader workers."""
     settings = ["--set", f"folder={folder}", "--set", f"form={form}", "--set", f"loaders={loaders}"]
     command = [sys.executable, "-m", "samestep", "train", str(HERE / "job.py"), "--workers", "2", "--quiet"]
     found: dict[int, dict[str, int]] = {}

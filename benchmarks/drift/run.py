@@ -1,7 +1,7 @@
-"""Is a worker that gets slower noticed, and what is its help still worth? `python run.py [GROUP ...]`, as root.
+"""Is a worker that gets slower noticed, and how much does it still contribute? `python run.py [GROUP ...]`, as root.
 
 Two workers of one host, or (GROUP "cnn, hosts") of two hosts, network namespaces with 10 Gbit/s between them; before
-step 50 the second one gets a third of a core (control group). Each round runs, in turn: with shards dealt anew, with
+step 50 the second one gets a third of a core (control group). Each round runs, in turn: with rebalanced shards, with
 `--rebalance off`, and one worker alone, which is slowed at step 50 too: its rate before and after gives the ideal one,
 the sum of what the two workers have alone. Digests must be one worker's.
 
@@ -32,13 +32,13 @@ from samestep.launch.run.launcher import Launcher
 
 PORTS = count(29_700)
 JOB = f"{Path(__file__).resolve().parent / 'job.py'}:job"
-SHARE, PERIOD = 1 / 3, 20_000  # of a core; us
+SHARE, PERIOD = 1 / 3, 20_000  # share of a core; period in us
 AT, STEPS = 50, 150
-SETTLED = 20  # steps after the change from which on the rate counts
+SETTLED = 20  # steps after the change before the rate counts
 
 
 def run(launcher: Launcher, model: str, group: Path, folder: Path, **options: Any) -> tuple[Any, list[float]]:
-    """The report as JSON has it, and the seconds of every step but the first."""
+    """The report's JSON object, with the seconds of every step except the first."""
     times = folder / "times.json"
     settings = {"model": model, "times": str(times), "group": str(group), "at": AT, "steps": STEPS}
     if options.pop("hosts", False):
@@ -63,31 +63,33 @@ def on_hosts(settings: dict[str, Any], other: Path, rebalance: str | None) -> An
         if other.exists():
             slow_down(workers[1].pid, Path(settings["group"]))
             other.unlink()
-        told = [worker.communicate(timeout=900)[0] for worker in workers]
-        return json.loads(told[0].splitlines()[-1])
+        outputs = [worker.communicate(timeout=900)[0] for worker in workers]
+        return json.loads(outputs[0].splitlines()[-1])
 
 
 def measured(launcher: Launcher, name: str, group: Path, rounds: int) -> dict[str, Any]:
     model, *where = name.split(", ")
-    found: dict[str, list[Any]] = {"anew": [], "off": [], "dealt": [], "assign": [], "same": []}
+    found: dict[str, list[Any]] = {"rebalanced": [], "off": [], "dealt": [], "assign": [], "same": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder, two = Path(temporary), {"hosts": True} if where else {"workers": 2}
         for _ in range(rounds):
             one, alone = run(launcher, model, group, folder, workers=1)
             fast, slow = statistics.mean(alone[3 : AT - 1]), statistics.mean(alone[AT + SETTLED :])
             ideal = 1 / (1 / fast + 1 / slow)
-            for what, asked in (("anew", None), ("off", "off")):
+            for what, asked in (("rebalanced", None), ("off", "off")):
                 report, steps = run(launcher, model, group, folder, rebalance=asked, **two)
                 found[what].append(ideal / statistics.mean(steps[AT + SETTLED :]))
                 found["same"].append(report["digest"] == one["digest"])
-                if what == "anew":
+                if what == "rebalanced":
                     after = [deal for deal in report["deals"] if deal["step"] > AT]
                     found["dealt"].append(after[0]["step"] if after else None)
                     found["assign"].append(after[-1]["assign"] if after else None)
             print(name, {key: values[-1] for key, values in found.items()}, file=sys.stderr)
     return {
-        "group": name, "of_ideal": statistics.median(found["anew"]), "off_of_ideal": statistics.median(found["off"]),
-        "spread": [min(found["anew"]), max(found["anew"])], "dealt_at": found["dealt"], "assign": found["assign"],
+        "group": name, "of_ideal": statistics.median(found["rebalanced"]),
+        "off_of_ideal": statistics.median(found["off"]),
+        "spread": [min(found["rebalanced"]), max(found["rebalanced"])],
+        "dealt_at": found["dealt"], "assign": found["assign"],
         "same_bits": all(found["same"]),
     }  # fmt: skip
 

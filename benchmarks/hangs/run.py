@@ -1,10 +1,10 @@
-"""Does a run that stands still name who holds it up? `python run.py [KIND ...] [--runs N] [--limit SECONDS]`.
+"""Does a run that hangs name who holds it up? `python run.py [KIND ...] [--runs N] [--limit SECONDS]`.
 
 Every run is real: the command, or a script as several processes, or workers on two hosts (network namespaces, root);
 real signals, sleeping, locks, control groups, a link that is taken down. One worker goes wrong at one step. A run is
 right when the first sentence names kind, worker and place within the limit, counted from where it went wrong.
 
-`python run.py --quiet MINUTES`: jobs that move, with four workers per core, and how often a stall was told.
+`python run.py --quiet MINUTES`: jobs that make progress, with four workers per core, and how many stalls were reported.
 
 One JSON line in the end.
 """
@@ -34,14 +34,14 @@ ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "tests" / "jobs_bad" / "hanging.py"
 GRIDS = ROOT / "tests" / "jobs" / "grids.py"
 LOOP = ROOT / "tests" / "scripts" / "own_calls.py"
-START = 60.0  # seconds for a run to come to where it goes wrong
+START = 60.0  # seconds until a run must have reached its fault
 NOT_ENTERED = r"worker 2 has not entered action \d+, Agree\(\) of step 3; it is in hanging\.py:\d+ "
 MEMORY = 1000 << 20  # bytes of the control group
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How to start a run, what to do to it, and the sentence that is right."""
+    """A kind of fault: how to start a run, what to do to it, and the right sentence."""
 
     start: Callable[["Run"], None]
     right: str
@@ -54,7 +54,7 @@ class Run:
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit
         self.note = folder / "note"
-        self.misleading = ""  # what was said of somebody before the sentence that is right
+        self.misleading = ""  # the first sentence that blamed another worker
         self.processes: list[subprocess.Popen[Any]] = []
         self.cleanup = contextlib.ExitStack()
 
@@ -64,11 +64,11 @@ class Run:
         self.processes.append(subprocess.Popen(command, env=env, cwd=self.folder, **pipes, **options))
 
     def began(self) -> float:
-        """When it went wrong."""
+        """Time of the fault."""
         return float(self.note.read_text()) if self.note.exists() else float("nan")
 
     def first(self, right: str) -> tuple[str, float]:
-        """The line of any worker that is right, else the first line that is about somebody; and when it came."""
+        """The first right line of any worker, else the first line that names a worker; and its time."""
         end, found, at = time.monotonic() + START + 3 * self.limit, "", float("nan")
         with selectors.DefaultSelector() as waiting:
             for process in self.processes:
@@ -111,7 +111,7 @@ def fault(name: str, *more: str) -> Callable[[Run], None]:
 
 
 def loop(what: str) -> Callable[[Run], None]:
-    """The script as three processes."""
+    """Start the script as three processes."""
 
     def start(run: Run) -> None:
         world = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -123,7 +123,7 @@ def loop(what: str) -> Callable[[Run], None]:
 
 
 def exhausted(run: Run) -> None:
-    """In a control group that is too small."""
+    """Start the run in a control group that is too small."""
     group = Path("/sys/fs/cgroup/memory") / f"samestep-{os.getpid()}"
     group.mkdir()
     (group / "memory.limit_in_bytes").write_text(str(MEMORY))
@@ -140,7 +140,7 @@ def remove_group(group: Path) -> None:
 
 
 def on_hosts(break_it: Callable[[Run, Any], None]) -> Callable[[Run], None]:
-    """Workers 0 on one host, 1 and 2 on another; broken when they are well on their way."""
+    """Start worker 0 on one host, 1 and 2 on another; the link breaks after some steps."""
 
     def start(run: Run) -> None:
         hosts = run.cleanup.enter_context(Hosts(2))
@@ -221,7 +221,7 @@ MOVING = (
 
 
 def quiet(minutes: float, limit: float) -> dict[str, Any]:
-    """Four workers per core, jobs in turn, for so long."""
+    """Run jobs in turn with four workers per core, and count alarms."""
     end, alarms, runs = time.monotonic() + 60 * minutes, list[str](), 0
     workers = 4 * len(os.sched_getaffinity(0))
     for job, options in turns(end):

@@ -34,7 +34,7 @@ class Row:
     stages: int
     chunks: int
     batch: int
-    rows: int  # of a microbatch
+    rows: int  # rows of a microbatch
     slicing: Slicing
     seconds: float
 
@@ -55,7 +55,7 @@ PUBLISHED = [
 
 
 def predict(efficiencies: Sequence[float], row: Row) -> float:
-    """Seconds; `efficiencies` of arithmetic and memory, of the data sheet's rates."""
+    """Seconds of an iteration; `efficiencies` of arithmetic and memory are fractions of the data sheet's rates."""
     arithmetic, memory = (min(1.0, float(e)) for e in efficiencies)
     device, link = Device(PEAK, memory * MEMORY, arithmetic), Link(0.0, NVLINK)
     spread = Spread(row.rows, row.batch // row.rows, row.slicing, 1, row.stages, row.chunks)
@@ -68,7 +68,7 @@ def calibrated(rows: Sequence[Row]) -> tuple[float, float]:
 
 
 def left_out(rows: Sequence[Row]) -> list[float]:
-    """Seconds of each row, predicted by what the others teach."""
+    """Predicted seconds of each row, by a fit to the other rows."""
     return [predict(calibrated([other for other in rows if other is not row]), row) for row in rows]
 
 

@@ -26,7 +26,7 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def race(contenders: list[Callable[[], object]]) -> list[float]:
-    """Median seconds of each."""
+    """Median seconds of each contender."""
     seconds: list[list[float]] = [[] for _ in contenders]
     for _ in range(ROUNDS):
         for own, contender in zip(seconds, contenders, strict=True):

@@ -1,7 +1,7 @@
 """What does a worker need for its part of a model? `python benchmarks/memory_parts/run.py [CASE ...]`.
 
-Read from the kernel for each worker, sampled while it trains, less the same of the idle worker, which is forked and
-knows its part and has allocated nothing:
+Measured by the kernel for each worker, sampled while it trains, less the same of the idle worker, which is forked and
+has its part of the plan but has allocated nothing:
 
     PSS      a page shared by n processes counts 1/n for each
     own      pages that no other process has. A worker inherits freed memory from the process that forked it; such
@@ -11,7 +11,7 @@ knows its part and has allocated nothing:
 Counted from the plan: parameters, gradients, optimizer state and activations of what the worker owns, and its
 process; `samestep plan` shows the same numbers.
 
-The run is one with a memory limit (a far one): each worker makes its own parts of the model, and no other
+Runs have a memory limit that is never reached: each worker makes its own parts of the model, and no other
 process has touched them.
 """
 
@@ -37,7 +37,7 @@ from samestep.launch.run import worker
 from samestep.launch.run.launcher import Launcher
 
 STEPS = 4
-FAR = 1 << 50  # bytes
+UNREACHED = 1 << 50  # bytes
 PAUSE = 0.01  # seconds between samples
 
 CASES = {
@@ -47,7 +47,7 @@ CASES = {
                           ("resnet", {"pipeline": 4, "data": 4}))
     for plan, shards in shards.items()
 }  # fmt: skip
-"""model, plan, shards."""
+"""Model, plan and number of shards by name."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def usage(pid: int) -> Usage:
 
 
 class Hold:
-    """After the last step that counts, worker 0 waits until everybody's memory was read; the others wait for it."""
+    """After the last step that counts, worker 0 waits until the memory of all was read; the others wait for it."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -108,7 +108,7 @@ def job(model: str, shards: int, folder: str) -> samestep.Job:
 
 
 def work_after_telling(work, folder: str, run, rank: int, prepared, shared, transport) -> int:
-    """A worker's life, after it has said how large it is while nobody has begun."""
+    """Run a worker, after it has reported its size before any worker has begun."""
     transport.fence()
     idle = usage(os.getpid())
     transport.fence()
@@ -120,7 +120,7 @@ def work_after_telling(work, folder: str, run, rank: int, prepared, shared, tran
 
 
 def highest(a: Usage, b: Usage) -> Usage:
-    """PSS by itself, the parts where their sum is largest."""
+    """The largest PSS, and the parts at the time when their sum is largest."""
     most = max(a, b, key=lambda one: one.taken)
     return Usage(max(a.pss, b.pss), most.own, most.mapped)
 
@@ -150,23 +150,23 @@ class Watch:
 
 
 def measured(model: str, plan: str, shards: int) -> list[Usage]:
-    """The most that each worker had at a time."""
+    """The most memory that each worker had at one time."""
     with tempfile.TemporaryDirectory() as folder:
         watch = Watch(Path(folder), 2)
         thread = threading.Thread(target=watch.run, daemon=True)
         thread.start()
         settings = {"model": model, "shards": shards, "folder": folder}
-        samestep.train(job, settings=settings, workers=2, plan=plan, memory_limit=FAR)
+        samestep.train(job, settings=settings, workers=2, plan=plan, memory_limit=UNREACHED)
         thread.join()
     return watch.peaks
 
 
 def counted(model: str, plan: str, shards: int) -> list[dict[str, int]]:
-    """Bytes per worker, by what for."""
+    """Bytes per worker, by purpose."""
     request = Request.of(
         run=uuid.uuid4().hex[:12], file=__file__, function="job",
         settings={"model": model, "shards": shards, "folder": ""}, workers=2, default_workers=2, plan=plan,
-        memory_limit=FAR, folder=str(Path.cwd()), path=tuple(sys.path),
+        memory_limit=UNREACHED, folder=str(Path.cwd()), path=tuple(sys.path),
     )  # fmt: skip
     with Launcher() as launcher:
         return launcher.outline(request)["memory"]
@@ -191,7 +191,7 @@ def main(cases: list[str]) -> None:
 
 
 def seen_twice(model: str, needs: list[dict[str, int]]) -> int:
-    """Bytes of parameters that both workers compute with: the host has them once."""
+    """Bytes of parameters that both workers use: the host has one copy."""
     once = sum(param.nbytes for param in MODELS[model][0]().parameters())
     return sum(need["parameters"] for need in needs) - once
 

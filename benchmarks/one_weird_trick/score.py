@@ -18,10 +18,10 @@ from published.whole_or_sliced import (
     exchange_seconds,
 )
 
-FLOAT, ROWS, STEP = 4, 128, 0.3918  # bytes, images of a worker, seconds of one worker's step (Krizhevsky 2014, table 1)
+FLOAT, ROWS, STEP = 4, 128, 0.3918  # bytes, images per worker, seconds of one worker's step (Krizhevsky 2014, table 1)
 WITHIN, ACROSS, SLOW = 3e9, 1.5e9, 1e9 / 8  # bytes/s: 4 GPUs of a socket, across sockets, a network of 1 Gbit/s
-GROUP = 4  # GPUs that reach one another within a socket
-HOURS = {1: 98.05, 2: 50.24, 4: 26.20, 8: 15.68}  # of 90 epochs, hybrid, batch 128 per GPU (the same table)
+GROUP = 4  # GPUs of a socket
+HOURS = {1: 98.05, 2: 50.24, 4: 26.20, 8: 15.68}  # for 90 epochs, hybrid, batch 128 per GPU (the same table)
 SLOW_DATA = {2: 0.33, 4: 0.47, 8: 0.82}  # times one worker's rate at 1 Gbit/s
 SLOW_HYBRID = {2: 1.28, 4: 1.67, 8: 2.05}
 
@@ -51,13 +51,13 @@ ALEXNET = [
 @dataclass(frozen=True)
 class Prediction:
     workers: int
-    sliced: tuple[str, ...]  # the layers, as they were chosen
+    sliced: tuple[str, ...]  # names of the sliced layers
     hybrid: float  # times the rate of one worker
     data: float
 
 
 def predict(workers: int, bandwidth: float, layers: list[LayerSizes] = ALEXNET) -> Prediction:
-    """With 128 rows on each of the workers; exchanges hide behind nothing."""
+    """Prediction with 128 rows on each worker; no exchange is hidden."""
     link = Link(0.0, bandwidth)
     chosen: Choice = choose(layers, link, workers, ROWS)
     data = exchange_seconds(layers, [False] * len(layers), link, workers, ROWS)
@@ -66,12 +66,12 @@ def predict(workers: int, bandwidth: float, layers: list[LayerSizes] = ALEXNET) 
 
 
 def fast(workers: int) -> Prediction:
-    """On the eight K20s: beyond a socket all go at the pace of the slower links, as a ring does."""
+    """Prediction for the eight K20s: beyond a socket a ring is as fast as its slowest link."""
     return predict(workers, WITHIN if workers <= GROUP else ACROSS)
 
 
 def errors() -> dict[int, float]:
-    """Of the predicted time at 2, 4 and 8 workers, as a fraction of the published one."""
+    """Errors of the predicted times at 2, 4 and 8 workers, as fractions of the published ones."""
     return {n: (HOURS[1] / fast(n).hybrid) / HOURS[n] - 1 for n in (2, 4, 8)}
 
 

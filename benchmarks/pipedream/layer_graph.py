@@ -4,9 +4,9 @@ A node is a line `node4 -- MaxPool2d(...) -- forward_compute_time=0.8, backward_
 activation_size=47775744.0, parameter_size=0.0`, times in milliseconds, sizes in bytes (`[a; b]`: their sum); an edge is
 a tab and `node3 -- node4`.
 
-A cut divides the nodes in those before and those behind, no edge leading back. In a chain of L nodes there are L+1 of
-them; branches make more. Cuts and the antichains of PipeDream's optimizer are the same thing seen twice: a cut's
-antichain is the last nodes before it.
+A cut divides the nodes into those before it and those after it; no edge leads back. In a chain of L nodes there are L+1
+of them; branches make more. Cuts correspond to the antichains of PipeDream's optimizer: a cut's antichain is the last
+nodes before it.
 """
 
 import math
@@ -40,7 +40,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in topological order, and of each the names of the nodes that read what it makes."""
+    """Nodes in topological order, and for each the names of the nodes that read its output."""
 
     nodes: tuple[Node, ...]
     readers: dict[str, frozenset[str]]
@@ -48,7 +48,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Cuts:
-    """`before[c, n]`: node n lies before cut c. The first cut has none before it, the last one all.
+    """`before[c, n]`: node n is before cut c. No node is before the first cut, all are before the last.
 
     A smaller cut comes earlier. `one_order`: there were more than MOST_CUTS, and these are those of one topological
     order only.
@@ -59,7 +59,7 @@ class Cuts:
 
 
 def read(path: Path) -> Graph:
-    """Without the inputs, and without `__getitem__` nodes that nobody reads, as PipeDream's optimizer has it."""
+    """The graph without inputs and unread `__getitem__` nodes, as in PipeDream's optimizer."""
     nodes: dict[str, Node] = {}
     readers: dict[str, set[str]] = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -116,7 +116,7 @@ def _natural(name: str) -> tuple[str, int]:
 
 
 def cuts(graph: Graph) -> Cuts:
-    """All cuts of the graph, grown node by node; those of its topological order when they are too many."""
+    """All cuts of the graph, found node by node; if they are too many, those of its topological order."""
     place = {node.name: index for index, node in enumerate(graph.nodes)}
     needs = [0] * len(graph.nodes)
     for name, readers in graph.readers.items():

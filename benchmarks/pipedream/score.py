@@ -4,7 +4,7 @@
     cut      2 activation bytes / b                                each tensor once
     b        1.25e9 bytes/s
 
-Narayanan et al., SOSP 2019, section 3.1. The search is the library's; here are a reader and a cost.
+Narayanan et al., SOSP 2019, section 3.1. The search is the library's; this file has a reader and a cost.
 Prints one JSON line. `step_seconds` is of the largest stage, as in PipeDream's published plans; `with_transfers` is the
 best plan when the largest cut counts too.
 """
@@ -35,12 +35,12 @@ BANDWIDTH = 1.25e9  # bytes/s
 
 @dataclass(frozen=True)
 class PipeDreamCosts:
-    """`Costs` between the cuts of a graph."""
+    """Costs of stages between the cuts of a graph."""
 
     compute: Floats  # (cuts,) seconds of all nodes before each cut
     parameters: Floats  # (cuts,) bytes
     crossing_bytes: Floats  # (cuts,)
-    no_stage: Floats  # (cuts, cuts) 0 where the second cut lies behind the first, else inf
+    no_stage: Floats  # (cuts, cuts) 0 where the second cut is after the first, else inf
     num_workers: int
     transfers: bool
     identical: bool = True
@@ -80,7 +80,7 @@ def costs_of(graph: Graph, where: Cuts, workers: int, transfers: bool = False) -
     for node in graph.nodes:
         unread = [of[node.name] * (1 - of[reader]) for reader in graph.readers[node.name]]
         crossing += node.activation_bytes * np.maximum.reduce(unread) if unread else 0.0
-    missing = before @ (1 - before).T  # nodes before the first cut and behind the second
+    missing = before @ (1 - before).T  # nodes before the first cut and after the second
     is_stage = (missing == 0) & ~np.eye(len(before), dtype=bool)
     return PipeDreamCosts(
         before @ np.array([node.seconds for node in graph.nodes]),
@@ -103,11 +103,11 @@ def stage_seconds(costs: PipeDreamCosts, span: StageSpan) -> float:
 
 
 def transfer_seconds(costs: PipeDreamCosts, split: Split) -> float:
-    """The largest cut's."""
+    """Seconds of the largest cut."""
     return max((2 * float(costs.crossing_bytes[span.first]) / BANDWIDTH for span in split.stages[1:]), default=0.0)
 
 
-def told(graph: Graph, where: Cuts, split: Split) -> list[dict[str, Any]]:
+def stages_of(graph: Graph, where: Cuts, split: Split) -> list[dict[str, Any]]:
     """The stages: `layers` [a, b] are the a-th to the (b-1)-th node in the order in which they are reached."""
     stages = []
     for span in split.stages:
@@ -123,12 +123,12 @@ def score(path: Path, workers: int) -> dict[str, Any]:
     costs = costs_of(graph, where, workers)
     chosen, bounded = best(costs), best(costs_of(graph, where, workers, transfers=True))
     return {
-        "plan": told(graph, where, chosen),
+        "plan": stages_of(graph, where, chosen),
         "step_seconds": chosen.bottleneck,
         "data_parallel_seconds": float(costs.seconds(range(workers))[0, -1]),
         "one_worker_seconds": float(costs.seconds(range(1))[0, -1]),
         "largest_transfer_seconds": transfer_seconds(costs, chosen),
-        "with_transfers": {"plan": told(graph, where, bounded), "step_seconds": bounded.bottleneck},
+        "with_transfers": {"plan": stages_of(graph, where, bounded), "step_seconds": bounded.bottleneck},
         "cuts": len(where.before),
         "one_order_only": where.one_order,
     }

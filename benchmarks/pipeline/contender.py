@@ -61,7 +61,7 @@ def turns_of(rank: int, folder: str) -> Turns | None:
 
 
 def batches(model_name: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same for both ranks."""
+    """Model and data, the same for both ranks."""
     _, data, _, batch_size = MODELS[model_name]
     torch.manual_seed(1)
     x, y = data()
@@ -102,7 +102,9 @@ def stage_rank(rank: int, model_name: str, microbatches: int, folder: str) -> No
     opt = optimizer(list(module.parameters()))
     turns = turns_of(rank, folder)
     for x, y in batches(model_name):
-        crossing = torch.randn(rows, x.shape[1], model.tokens.embedding_dim)  # what would arrive, and its gradient
+        crossing = torch.randn(
+            rows, x.shape[1], model.tokens.embedding_dim
+        )  # stands for the received activation and its gradient
         opt.zero_grad()
         dist.barrier()
         seconds = torch.zeros(3, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Two stages of a GPT: `python benchmarks/pipeline/run.py [QUESTION ...]` prints tables in Markdown.
 
-The bound is what the schedule leaves: both stages' times for a microbatch, measured with both workers busy,
-put into the schedule that samestep runs. Nothing but waiting for the other stage is added.
+The bound follows from the schedule: both stages' times for a microbatch, measured with both workers busy, are
+put into the schedule that samestep runs. Only waiting for the other stage is added.
 """
 
 import statistics
@@ -27,7 +27,7 @@ StageTimes = list[list[float]]  # per stage: forward, backward, update
 
 
 def length(times: StageTimes, order: str) -> float:
-    """Seconds of a step that lasts as long as its forwards and backwards and the waiting for them."""
+    """Seconds of a step that consists of forwards, backwards and waiting for them."""
     stages = [Stage(f"stage {p}", (p,), (MICROBATCHES,)) for p in range(STAGES)]
     plan = Plan.staged(Numerics(shards=MICROBATCHES), stages, order=order)
     grid = plan.grid(MICROBATCHES, [(False,)] * STAGES)
@@ -48,7 +48,7 @@ def formula(times: StageTimes) -> float:
 
 @dataclass
 class Bound(Contender):
-    """`medians` are those of a step of stages that are never late for any other reason than one another."""
+    """Bound of a pipeline: `medians` are step times of stages that wait only for one another."""
 
     stages: list[StageTimes] = field(default_factory=list)  # per round
 
@@ -69,7 +69,7 @@ def make(name: str, model: str) -> Contender:
 
 
 def print_stages(bound: Bound) -> None:
-    """What the bound is made of."""
+    """Parts of the bound."""
     rounds = bound.stages[-len(bound.medians) :]
     print("| stage | forward, ms | backward, ms | update, ms |\n|---|--:|--:|--:|")
     for p in range(STAGES):

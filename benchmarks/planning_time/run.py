@@ -1,6 +1,6 @@
 """How long does it take to cut a chain of layers into stages? `python benchmarks/planning_time/run.py`.
 
-A line per size as it is done, one JSON line at the end.
+Prints a line after each size, and one JSON line at the end.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def row(workers: int, memory: float, even: bool) -> WorkerRow:
 
 
 def timed(layers: int, workers: int, memory: float, even: bool, rounds: int) -> tuple[float, Partition | NothingFits]:
-    """Median seconds, and what was found."""
+    """Median seconds, and the partition found."""
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()

@@ -1,6 +1,6 @@
 """How long does planning take after the profile? `python benchmarks/planning_time/search.py [--most WORKERS]`.
 
-The whole search: candidates of every kind, each simulated. A line per size as it is done, one JSON line at the end.
+The whole search: candidates of every kind, each simulated. Prints a line after each size, and one JSON line at the end.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from samestep.plan.cluster import Cluster, Link
 from samestep.plan.machine import Host
 from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
 from samestep.planner.cost.roofline import roofline_costs
-from samestep.planner.search.search import SearchSpace, search
+from samestep.planner.search.search import PlanningProblem, SearchSpace, search
 
 PER_HOST = 8
 SIZES = [  # layers, workers, shards, different pairs of layers that may be sliced
@@ -31,8 +31,11 @@ SIZES = [  # layers, workers, shards, different pairs of layers that may be slic
 
 
 def chain(layers: int, shards: int, pairs: int) -> Chain:
-    """Layers of very different sizes, the same at every call; each two of them can be sliced, and of those `pairs`
-    are different. 0: all are, and none is sliced."""
+    """Layers of very different sizes, the same at every call.
+
+    Every two layers form a pair that can be sliced, and `pairs` of the pairs are different; 0 means that all are, and
+    none is sliced.
+    """
 
     def unit(number: int) -> Unit:
         draw = random.Random(number % (2 * pairs) if pairs else number)
@@ -57,14 +60,14 @@ def cluster(workers: int) -> Cluster:
 
 
 def measured(layers: int, workers: int, shards: int, pairs: int) -> dict[str, object]:
-    """Up to 8 workers also every smaller number is searched, as `--plan auto` does; above, the one."""
+    """Search every number up to 8 workers, as `--plan auto` does; above 8, search this number alone."""
     net, there = chain(layers, shards, pairs), cluster(workers)
     costs, numerics = roofline_costs(net, there), Numerics(shards=shards)
     freedom = SearchSpace(tuple(range(1, workers + 1)) if workers <= PER_HOST else (workers,), may_slice=pairs > 0)
     laps = []
     for _ in range(3 if workers <= PER_HOST else 1):
         began = time.perf_counter()
-        found = search(net, costs, there, numerics, freedom)
+        found = search(PlanningProblem(net, costs, there, numerics), freedom)
         laps.append(time.perf_counter() - began)
     seconds = round(statistics.median(laps), 3)
     row: dict[str, object] = {"layers": layers, "workers": workers, "shards": shards, "pairs": pairs}

@@ -1,9 +1,9 @@
-"""How long a described device computes, and how long a pipeline of stages takes: a few physical numbers.
+"""Seconds of computing on a described device, and of a pipeline of stages, from a few physical numbers.
 
     seconds
        |               /          FLOPs: (work + half) / (efficiency peak), what grows with the work
        |             /            bytes: nbytes / bandwidth, where memory is slower than arithmetic
-       |___________/              launch: the device waits for whoever gives it kernels
+       |___________/              launch: the device waits for kernels to be launched
        |
        +----------------- work
 
@@ -19,7 +19,7 @@ from samestep.errors import PlanRefused
 
 @dataclass(frozen=True)
 class Device:
-    """What a described device reaches, for work of any size.
+    """Speed of a described device, for work of any size.
 
     flops: peak, FLOP/s. bandwidth: of its memory, bytes/s. efficiency: of the peak that large work reaches, at most
     1. half: FLOPs of a piece of work that reaches half of that. launch: seconds that a piece takes however small.
@@ -42,7 +42,7 @@ class Device:
             raise PlanRefused(f"a device with half = {self.half} and launch = {self.launch}: both are 0 or more")
 
     def seconds(self, flops: float, nbytes: float = 0.0) -> float:
-        """Of one piece of work that does `flops` and moves `nbytes` through the device's memory. No work: zero."""
+        """Seconds of work that does `flops` and moves `nbytes` through the device's memory. No work: zero."""
         if flops <= 0 and nbytes <= 0:
             return 0.0
         return max(self.arithmetic(flops), self.moving(nbytes), self.launch)
@@ -52,7 +52,7 @@ class Device:
         return (flops + self.half) / (self.efficiency * self.flops) if flops > 0 else 0.0
 
     def moving(self, nbytes: float) -> float:
-        """Seconds that the memory alone takes for `nbytes`."""
+        """Seconds of memory traffic alone for `nbytes`."""
         return nbytes / self.bandwidth
 
 
@@ -106,6 +106,6 @@ def _fill(stage: StageTime, order: str) -> float:
 
 
 def _waiting(stages: int, microbatches: int, order: str, latency: float) -> float:
-    """Seconds of latency that nothing hides."""
+    """Seconds of latency that are not hidden."""
     there_and_back = 2 * latency * (stages - 1)
     return there_and_back * max(1.0, microbatches / stages) if order == "1f1b" else there_and_back

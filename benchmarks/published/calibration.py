@@ -1,9 +1,9 @@
-"""A few parameters of a model from a few measured times: least squares over the logarithms, both of times and of
+"""Fit of a few parameters of a model to a few measured times: least squares over the logarithms, both of times and of
 parameters, so that an error of 5 % counts the same in a short and in a long step, and no parameter turns negative.
 
-Levenberg 1944, Marquardt 1963: a Gauss-Newton step, shortened until it helps. A parameter that the measurements say
-nothing about stays where it started: `pull` holds every one there, as one more measurement of weight pull^2 does.
-That makes more parameters than measurements no contradiction.
+Levenberg 1944, Marquardt 1963: a Gauss-Newton step, shortened until it helps. A parameter that the measurements do
+not determine stays at its start: `pull` holds every parameter there, like one more measurement of weight pull^2.
+So there may be more parameters than measurements.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 Case = TypeVar("Case")
 Vector = NDArray[np.float64]
 
-STEP = 1e-5  # of a logarithm, for the derivative
+STEP = 1e-5  # step of a logarithm, for the derivative
 STEPS = 60
-ENOUGH = 1e-8  # of the sum of squares: a smaller gain ends the search
+ENOUGH = 1e-8  # relative gain of the sum of squares below which the search ends
 
 
 def fit(
@@ -44,7 +44,7 @@ def fit(
 
 
 def _least(residuals: Callable[[Vector], Vector], at: Vector) -> Vector:
-    """Where the sum of squares is least, downhill from `at`."""
+    """Local minimum of the sum of squares, downhill from `at`."""
     found, damping = residuals(at), 1e-2
     for _ in range(STEPS):
         slope = _slope(residuals, at, found)

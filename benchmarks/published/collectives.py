@@ -1,4 +1,4 @@
-"""Seconds that an exchange between n workers takes on a described link.
+"""Seconds of an exchange between n workers on a described link.
 
     a  latency of a message, seconds         S  bytes of the whole tensor
     b  bandwidth of a worker, bytes/s        n  workers
@@ -19,7 +19,7 @@ from samestep.errors import PlanRefused
 
 @dataclass(frozen=True)
 class Link:
-    """How a worker reaches the others: seconds per message, and bytes per second each way.
+    """Link from a worker to the others: seconds per message, and bytes per second each way.
 
     Raises PlanRefused when the latency is negative or the bandwidth is not above zero.
     """
@@ -56,5 +56,5 @@ def all_reduce(link: Link, workers: int, nbytes: float) -> float:
 
 
 def _rest(workers: int) -> float:
-    """The part of a tensor that a worker must hear of from others: (n-1)/n."""
+    """Part of a tensor that a worker must receive from others: (n-1)/n."""
     return (workers - 1) / workers

@@ -1,4 +1,4 @@
-"""What a GPT-like transformer costs: parameters, FLOPs, bytes kept and bytes exchanged, by its sizes alone.
+"""Costs of a GPT-like transformer, from its sizes alone: parameters, FLOPs, bytes kept and bytes exchanged.
 
     s  sequence       h  hidden        t  tensor-parallel ways
     b  microbatch     l  layers        a  attention heads        V  vocabulary
@@ -7,7 +7,7 @@ Narayanan et al. 2021, "Efficient large-scale language model training on GPU clu
 3 and appendix; Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models", tables 1
 and 2 and appendix A. A multiplication and an addition are two FLOPs; values have two bytes.
 
-What is recomputed in backward:
+Recomputation in backward:
 
     none         nothing
     selective    the attention core, Q K^T, softmax, dropout and its product with V: 4 b s^2 h FLOPs a layer
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from samestep.errors import PlanRefused
 
 RECOMPUTE = ("none", "selective", "full")
-HALF = 2  # bytes of a value
+HALF = 2  # bytes per value
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Transformer:
 
 @dataclass(frozen=True)
 class Slicing:
-    """How one layer is spread over workers, and what its backward computes again.
+    """Distribution of one layer over workers, and its recomputation in backward.
 
     ways: of tensor parallelism. sequence: whether dropout and LayerNorm are cut along the sequence between the sliced
     parts. Raises PlanRefused for an unknown `recompute`.

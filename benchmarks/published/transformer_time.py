@@ -1,12 +1,12 @@
-"""How long a GPT-like transformer trains per step on a described cluster: Megatron's ways to spread it.
+"""Seconds of a training step of a GPT-like transformer on a described cluster, distributed as by Megatron.
 
-    step    =  pipeline of stages  +  all-reduce of the gradients  +  update  +  what a step costs however small
+    step    =  pipeline of stages  +  all-reduce of the gradients  +  update  +  a fixed time per step
     stage   =  layers / p of them; the last one computes the logits and the loss too
     layer   =  forward + backward, each  max(launch, arithmetic + memory + exchanges)
 
-Arithmetic is that of the products; memory that of everything between them: dropout, LayerNorm, GELU, softmax. They
-follow one another on the device, and so do the exchanges of a sliced layer, which hide behind nothing. The launches
-hide behind all of it, or it behind them.
+Arithmetic covers the products; memory covers everything between them: dropout, LayerNorm, GELU, softmax. They follow
+one another on the device, and so do the exchanges of a sliced layer, which are not hidden. Launches overlap with all
+of these.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from published.transformer import (
 )
 
 # Passes over the device's memory, estimated by counting kernels. A fitted bandwidth takes the error of all three.
-PASSES = 4 / 3  # of each byte that forward keeps: written once, read in part by what follows; backward twice as often
+PASSES = 4 / 3  # accesses of each byte that forward keeps: written once, read in part later; twice as many in backward
 LOGIT_BYTES = 30  # per logit: two bytes there and back; the loss in four bytes: copy, maximum, exponential, gradient
 UPDATE_BYTES = 30  # per parameter, Adam in mixed precision: gradient 2 + 2, master copy and moments 12 + 12, value 2
 
@@ -37,7 +37,7 @@ WHOLE = Slicing()
 
 @dataclass(frozen=True)
 class Spread:
-    """How a step is spread over workers: slices of each layer, stages (several chunks on each worker), and copies.
+    """Distribution of a step over workers: slices of each layer, stages (several chunks on each worker), and copies.
 
     rows: sequences of a microbatch. microbatches: of one copy, per step.
     """
@@ -51,7 +51,7 @@ class Spread:
 
 
 def layer_time(model: Transformer, spread: Spread, device: Device, link: Link) -> StageTime:
-    """Seconds of one layer for one microbatch; `inputs` is the whole backward, with what it computes again."""
+    """Seconds of one layer for one microbatch; `inputs` is the whole backward, recomputation included."""
     slicing, rows = spread.slicing, spread.rows
     flops = layer_flops(model, rows) / slicing.ways
     nbytes = PASSES * kept_bytes(model, rows, replace(slicing, recompute="none"))

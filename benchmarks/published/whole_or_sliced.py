@@ -1,12 +1,12 @@
-"""Whole or sliced, layer by layer: which of them moves its bytes in less time (Krizhevsky 2014, "One weird trick for
+"""Choice of whole or sliced for each layer, by the time to move its bytes (Krizhevsky 2014, "One weird trick for
 parallelizing convolutional neural networks").
 
-A whole layer is on every worker and reduces its gradient: its weight's bytes are moved. Of a sliced layer every
-worker has a part, and needs the inputs of everybody's rows: activations are moved.
+A whole layer is on every worker and reduces its gradient: the bytes of its weight are moved. A sliced layer has a part
+on every worker, which needs the inputs of all workers' rows: activations are moved.
 
     whole          all-reduce of the weight
     sliced         all-gather of the inputs of all rows, reduce-scatter of their gradients
-    sliced, whole  the outputs go home to their rows, their gradients come back
+    sliced, whole  the outputs return to the workers of their rows, their gradients come back
 
 Sizes decide: convolutions have small weights and large activations, fully connected layers the opposite. The best
 choice of all layers together is found by going through the chain once, with the layer before whole or sliced.
@@ -45,21 +45,21 @@ def whole_seconds(layer: LayerSizes, link: Link, workers: int) -> float:
 
 
 def sliced_seconds(layer: LayerSizes, link: Link, workers: int, rows: int) -> float:
-    """`rows`: of each worker."""
+    """Seconds of gathering a sliced layer's inputs; `rows` is per worker."""
     inputs = workers * rows * layer.input
     back = 0.0 if layer.first else reduce_scatter(link, workers, inputs)
     return all_gather(link, workers, inputs) + back
 
 
-def home_seconds(layer: LayerSizes, link: Link, workers: int, rows: int) -> float:
-    """From slices back to rows and the gradients the other way: of a worker's rows it has an n-th already."""
+def return_seconds(layer: LayerSizes, link: Link, workers: int, rows: int) -> float:
+    """Seconds from slices to rows, and back for gradients: a worker has an n-th of its rows already."""
     return 2 * reduce_scatter(link, workers, rows * layer.output)
 
 
 def exchange_seconds(
     layers: Sequence[LayerSizes], sliced: Sequence[bool], link: Link, workers: int, rows: int
 ) -> float:
-    """Of one step with the given choice. The last layer's outputs go home to the loss."""
+    """Seconds of the exchanges of a step with the given choice, including the last layer's outputs for the loss."""
     costs = _costs(link, workers, rows)
     following = [*sliced[1:], False]
     return sum(costs(*case) for case in zip(layers, sliced, following, strict=True))
@@ -68,7 +68,7 @@ def exchange_seconds(
 def choose(layers: Sequence[LayerSizes], link: Link, workers: int, rows: int) -> Choice:
     """The choice whose exchanges take the least time; whole where both take the same."""
     costs = _costs(link, workers, rows)
-    best = {False: Choice((), 0.0)}  # of the layers that follow, by whether the next of them is sliced
+    best = {False: Choice((), 0.0)}  # best choice for the following layers, by whether the next one is sliced
     for layer in reversed(layers):
         best = {
             own: min(
@@ -87,7 +87,7 @@ def _costs(link: Link, workers: int, rows: int) -> Callable[[LayerSizes, bool, b
     def seconds(layer: LayerSizes, sliced: bool, following: bool) -> float:
         if not sliced:
             return whole_seconds(layer, link, workers)
-        home = 0.0 if following else home_seconds(layer, link, workers, rows)
+        home = 0.0 if following else return_seconds(layer, link, workers, rows)
         return sliced_seconds(layer, link, workers, rows) + home
 
     return seconds

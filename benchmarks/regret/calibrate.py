@@ -1,9 +1,9 @@
-"""How wide must intervals be, and how much do they hold? `python calibrate.py [RESULTS]`, after `run.py`.
+"""How wide must intervals be, and how many runs are inside? `python calibrate.py [RESULTS]`, after `run.py`.
 
-Half of an interval is the root of m^2 + u^2: u is the unrest that the profile saw, m belongs to the kind of plan. m is
-fitted so that nine of ten runs are inside; what it holds is counted on what it was not fitted to: one model, one
-place (number of workers and link) or one kind of plan left out in turn. A kind that was left out gets the widest of
-the others.
+Half of an interval is the root of m^2 + u^2: u is the variation in the profile, m belongs to the kind of plan. m is
+fitted so that nine of ten runs are inside. The share inside is counted on runs that it was not fitted to: one model,
+one place (number of workers and link) or one kind of plan is left out in turn. A kind that was left out gets the widest
+of the others.
 
 One JSON line in the end: `model` goes into `planner/cost/confidence.py`.
 """
@@ -37,7 +37,7 @@ class Seen:
 
     @property
     def off(self) -> float:
-        """How far the measured time is from the predicted one, relative to that."""
+        """Error of the prediction, relative to the predicted time."""
         return abs(self.measured / self.predicted - 1)
 
 
@@ -55,7 +55,7 @@ def seen(path: Path) -> list[Seen]:
 
 
 def fitted(rows: Iterable[Seen]) -> dict[str, float]:
-    """m by kind: the quantile of what the unrest does not explain."""
+    """m by kind: the quantile of the error that the variation does not explain."""
     needed: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         needed[row.kind].append(max(0.0, row.off**2 - row.unrest**2) ** 0.5)
@@ -68,7 +68,7 @@ def inside(row: Seen, model: dict[str, float]) -> bool:
 
 
 def left_out(rows: list[Seen], of: Callable[[Seen], str]) -> dict[str, float]:
-    """By what was left out: the share inside."""
+    """Share of runs inside, by the group that was left out."""
     found = {}
     for name in sorted({of(row) for row in rows}):
         model = fitted(row for row in rows if of(row) != name)

@@ -1,6 +1,6 @@
 """One plan that takes its turns: `python contender.py MODEL SHARDS PLANFILE FOLDER`.
 
-Alone it starts the plan's workers itself; with RANK and so on set it is one of them.
+Without RANK in the environment it starts the plan's workers itself; with RANK it is one of them.
 """
 
 import contextlib

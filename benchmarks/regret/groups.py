@@ -1,16 +1,16 @@
 """The groups: a model and batch, its numerics, and where it runs. In each, every plan that the planner considers
-competes, and the numerics are the same for all but for which layers are cut into K slices."""
+competes, and the numerics are the same for all, except which layers are cut into K slices."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Group:
-    model: str  # of benchmarks/models.py
+    model: str  # name in benchmarks/models.py
     shards: int = 4
     threads: int = 1
-    slices: int | None = None  # K, where layers may be sliced
-    rate: str | None = None  # of the link between two hosts with a worker each; None: one host, up to two workers
+    slices: int | None = None  # K, if layers may be sliced
+    rate: str | None = None  # rate of the link between two hosts with a worker each; None: one host, up to two workers
     cpu: float | None = None  # the share of a core that the second host's worker gets
 
 

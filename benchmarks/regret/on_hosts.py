@@ -39,7 +39,7 @@ def start_on(hosts: Hosts, command: list[str], cpu: float | None) -> list["subpr
 
 
 def candidates_on(hosts: Hosts, group: Group, folder: Path) -> list[dict[str, Any]]:
-    """What the planner considers there, its pick first."""
+    """Candidates of the planner on the hosts, its pick first."""
     file, script = folder / "candidates.json", Path(__file__).with_name("predict_on_hosts.py")
     command = [sys.executable, str(script), group.model, str(group.shards), str(group.slices or 0), str(file)]
     for worker in start_on(hosts, command, group.cpu):

@@ -1,6 +1,6 @@
-"""What the planner considers on the hosts of a run: `python predict_on_hosts.py MODEL SHARDS K FILE`, as every worker.
+"""Candidates of the planner on the hosts of a run: `python predict_on_hosts.py MODEL SHARDS K FILE`, as every worker.
 
-Worker 0 writes the candidates to FILE. K is 0 where layers stay whole.
+Worker 0 writes the candidates to FILE. K is 0 if layers stay whole.
 """
 
 import json

@@ -37,7 +37,7 @@ TURN = 0.6  # seconds of a turn, about
 
 
 def predict(group: Group, hosts: Hosts | None, folder: Path) -> list[dict[str, Any]]:
-    """What the planner considers, its pick first."""
+    """Candidates of the planner, its pick first."""
     if hosts is not None:
         return candidates_on(hosts, group, folder)
     with Launcher() as launcher:
@@ -51,14 +51,14 @@ def predict(group: Group, hosts: Hosts | None, folder: Path) -> list[dict[str, A
 
 
 def cores(group: Group) -> int:
-    """Plans of several threads may have as many workers, too: they are to lose."""
+    """Plans with several threads may use as many workers, too; they are expected to lose."""
     return physical_cores() * group.threads
 
 
 def measure(
     group: Group, found: list[dict[str, Any]], hosts: Hosts | None, folder: Path, rounds: int
 ) -> dict[str, list[float]]:
-    """Medians per round of every plan, and of the pick once more under "again"."""
+    """Medians per round of every plan, and of the second copy of the pick under "again"."""
     contenders = []
     for number, one in enumerate([*found, found[0]]):
         plan = folder / f"plan-{number}.toml"
@@ -106,8 +106,8 @@ def run(name: str, group: Group, rounds: int, commit: str) -> dict[str, Any]:
         try:
             found = [dict(one) for one in sensible(predict(group, hosts, folder))]
             with (HERE / "predictions.jsonl").open("a") as log:
-                told = [{k: one[k] for k in ("name", "kind", "seconds", "low", "high", "parts")} for one in found]
-                print(json.dumps({"commit": commit, "group": name, "candidates": told}), file=log)
+                candidates = [{k: one[k] for k in ("name", "kind", "seconds", "low", "high", "parts")} for one in found]
+                print(json.dumps({"commit": commit, "group": name, "candidates": candidates}), file=log)
             return judged(name, found, measure(group, found, hosts, folder, rounds)) | {
                 "commit": commit, "model_error": dict(MODEL)
             }  # fmt: skip

@@ -19,7 +19,7 @@ from models import GPT, token_loss
 import samestep
 
 TEXT = Path(__file__).resolve().parents[2] / "examples" / "data" / "moby-dick.txt.gz"
-LENGTH = 128  # bytes of a row
+LENGTH = 128  # bytes per row
 HELD_OUT = 512  # rows
 
 
@@ -33,7 +33,7 @@ def rows() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 class Log:
-    """One line of JSON for every step whose loss has become known: number, loss, seconds since the first one began."""
+    """Writer of one JSON line per step whose loss has become known: number, loss, seconds since the start."""
 
     def __init__(self, file: str) -> None:
         self._file = Path(file).open("w")  # noqa: SIM115 - closed with the run
@@ -47,7 +47,7 @@ class Log:
 
 
 def schedule(steps: int, warm: int) -> Any:
-    """Up for `warm` steps, then down to a tenth along a cosine."""
+    """Learning-rate factor: up for `warm` steps, then down to a tenth along a cosine."""
 
     def share(step: int) -> float:
         if step < warm:

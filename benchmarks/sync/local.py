@@ -4,8 +4,8 @@
     python benchmarks/sync/local.py --steps 160 --rate 1gbit --policies "exact local(16,workers=2)"
     python benchmarks/sync/local.py --one-host               # no network: the losses alone, which are the same bits
 
-Two test hosts (tests/hosts.py) with one worker each train the same GPT once under every policy. Bytes are what the
-transports counted, and beside them what left the hosts' interfaces, start and end of the run included.
+Two test hosts (tests/hosts.py) with one worker each train the same GPT once under every policy. The table has the
+bytes that the transports counted, and those that left the hosts' interfaces, start and end of the run included.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from samestep.bench.policy_comparison import Course, compare_courses
 
 HERE = Path(__file__).resolve().parent
 POLICIES = "exact local(16,workers=2) local(16) local(16,workers=2,outer=nesterov:1:0.4)"
-WINDOW = 50  # steps whose mean is a training loss
+WINDOW = 50  # steps over which a training loss is averaged
 PORTS = itertools.count(29_800)
 
 
@@ -37,16 +37,16 @@ def command(policy: str, steps: int, log: Path, settings: Sequence[str]) -> list
 
 
 def measured(policy: str, steps: int, hosts: Hosts | None, settings: Sequence[str] = ()) -> tuple[Course, int]:
-    """The course, and the bytes that left the interfaces."""
+    """Losses over time, and the bytes that left the interfaces."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "steps.jsonl"
-        told = command(policy, steps, log, settings)
+        arguments = command(policy, steps, log, settings)
         before = 0 if hosts is None else sum(host.sent() for host in hosts)
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
         if hosts is None:
-            workers = [subprocess.Popen([*told, "--workers", "2"], **options)]
+            workers = [subprocess.Popen([*arguments, "--workers", "2"], **options)]
         else:
-            workers = hosts.start_workers([1, 1], told, next(PORTS), env={"GLOO_SOCKET_IFNAME": "eth"}, **options)
+            workers = hosts.start_workers([1, 1], arguments, next(PORTS), env={"GLOO_SOCKET_IFNAME": "eth"}, **options)
         out = [worker.communicate()[0] for worker in workers]
         if any(worker.returncode for worker in workers):
             raise RuntimeError(f"{policy}: workers ended with {[worker.returncode for worker in workers]}")

@@ -4,16 +4,15 @@ Three contenders take turns, with one worker on each of two test hosts (tests/ho
 
     exact       a step waits for its own gradients
     stale(1)    it waits for those of the step before
-    nothing     exact, and no gradient moves: what is left is computing, sums and update included (wrong numbers)
+    nothing     exact without moving gradients: computing, sums and update only (wrong numbers)
 
-Two shares, round by round. Of the exchange: 1 - (stale - nothing) / wire, where wire is what the bytes of one host take
-at the link's rate; and of what exact leaves of it, since exact sends while it computes too: 1 - (stale - nothing) /
-(exact - nothing).
+Two hidden shares, round by round: of the exchange, 1 - (stale - nothing) / wire, where wire is the time of one host's
+bytes at the link's rate; and of the part that exact does not hide, since exact sends while it computes too,
+1 - (stale - nothing) / (exact - nothing).
 
-What the kernel does for packets it does on the cores that compute; with --frames 9000 it has less to do, at the same
-rate.
+The kernel handles packets on the cores that compute; with --frames 9000 it has fewer to handle, at the same rate.
 --assign 3,1: the second host has time to spare for the bytes.
-While it runs, what else is busy on the machine is counted: such a table is worth nothing.
+Other load on the machine is measured during the run: with load, the table is worthless.
 """
 
 import argparse
@@ -43,7 +42,7 @@ BITS = {"100mbit": 1e8, "1gbit": 1e9, "10gbit": 1e10}  # per second
 
 
 class Again:
-    """As many rows as one likes, of a few."""
+    """A data set of any number of rows that repeats a few."""
 
     def __init__(self, columns: Sequence[Any], length: int) -> None:
         self.columns, self.length = columns, length
@@ -105,12 +104,12 @@ def contend(kind: str, model: str, batch: int, shards: int, assign: str, folder:
             if trainer.rank == 0:
                 turns.step()
     except samestep.TrainingFailed:
-        if trainer.rank == 0:  # who leaves without a word when there are no more rounds
+        if trainer.rank == 0:  # rank 0 ends without a message when there are no more rounds
             raise
 
 
 def move_nothing() -> None:
-    """What should come from the other host stays zero, so that the numbers stay ordinary ones."""
+    """Receive zeros instead of the other host's sums, so that the numbers stay in an ordinary range."""
     from samestep.parallel.gradients.parcels import Parcel
 
     cleared: set[int] = set()
@@ -133,13 +132,13 @@ def set_frames(hosts: Hosts, nbytes: int) -> None:
 
 
 def user_seconds() -> float:
-    """Of processor time outside of the kernel, of everybody on this machine."""
+    """User-mode processor time of all processes on this machine."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     return (int(fields[1]) + int(fields[2])) / os.sysconf("SC_CLK_TCK")
 
 
 def own_user_seconds() -> float:
-    """The same of this process and of its children that have ended."""
+    """User-mode processor time of this process and of its children that have ended."""
     both = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return sum(used.ru_utime for used in both)
 
@@ -149,7 +148,7 @@ def hidden(stale: float, nothing: float, all_of_it: float) -> float:
 
 
 def wire_seconds(model: str, rate: str) -> float:
-    """What one host's gradients take at the rate of the link."""
+    """Seconds of one host's gradients at the rate of the link."""
     import torch
     from models import MODELS
 

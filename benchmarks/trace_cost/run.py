@@ -1,4 +1,4 @@
-"""What does it cost to keep every action with its times? `python benchmarks/trace_cost/run.py [--workers 2]`.
+"""What does it cost to record every action with its times? `python benchmarks/trace_cost/run.py [--workers 2]`.
 
 Rounds come in pairs, one with the ring and one with a ring that keeps nothing, in the same processes and in turns
 (with-without, without-with, ...). Prints one JSON line at the end.
@@ -28,7 +28,7 @@ SHARDS, ROWS_PER_SHARD, EVER = 4, 2, 10**9  # rows: as few as a shard of an MLP 
 
 
 class NoRing:
-    """Takes what a ring takes, and keeps nothing."""
+    """A ring that keeps nothing."""
 
     def add(self, step: int, action: Any, start: float, stop: float, waited: float) -> None:
         pass
@@ -95,7 +95,7 @@ def seconds_to_add(action: Any, count: int = 200_000) -> float:
 
 
 def start(workers: int, rounds: int, steps: int) -> None:
-    """As many processes as workers, that find one another as under torchrun."""
+    """Start one process per worker, with the variables that torchrun sets."""
     with socket.socket() as end:
         end.bind(("127.0.0.1", 0))
         port = end.getsockname()[1]

@@ -3,11 +3,11 @@
 plain THREADS          a bare PyTorch loop in one process
 ddp THREADS            DistributedDataParallel over gloo, one process per host
 samestep PLAN:S[:CODEC]    one worker per host, S shards; PLAN is a preset, or
-    data/A,B     with so many shards on each host
-    U@A,B        a pipeline: before A and from B on on host 0, between them on host 1 (U@A: A and what follows there)
+    data/A,B     A and B shards on the two hosts
+    U@A,B        a pipeline: layers before A and from B on host 0, those between on host 1 (U@A: A and all later ones)
     sliced@A,B   layers A and B in two slices, everything else data-parallel
-    serial       data, and no gradient leaves before backward is done
-    apart        data, and nothing is sent at all (wrong numbers: what a step would take without a network)
+    serial       data, and no gradient is sent before backward is done
+    unsent       data, and nothing is sent at all (wrong numbers: the time of a step without a network)
 """
 
 import contextlib
@@ -55,12 +55,12 @@ def train(model: str, option: str, folder: str, *, predicts: bool = False) -> No
     kind, _, layers = plan.partition("@")
     if kind == "serial":
         HostExchange.ready = lambda self, entry: None
-    if kind == "apart":
+    if kind == "unsent":
         for name in ("begin", "ready", "finish"):
             setattr(HostExchange, name, lambda self, *_: None)
         TreeReduction.sum_pieces = lambda self, *_: 0
     build, data, loss, batch_size = MODELS[model]
-    torch.manual_seed(0)  # of the data
+    torch.manual_seed(0)  # seed of the data
     job = samestep.Job(
         model=build, data=data(), loss=loss, optimizer=optimizer, batch_size=batch_size, shards=int(shards),
         steps=EVER, codec=codec[0] if codec else "none",
@@ -70,7 +70,7 @@ def train(model: str, option: str, folder: str, *, predicts: bool = False) -> No
         if kind in ("U", "sliced"):
             file.write((stages if kind == "U" else slices)(layers.split(","), int(shards)))
             file.flush()
-        named = {"U": file.name, "sliced": file.name, "serial": "data", "apart": "data"}.get(kind, plan)
+        named = {"U": file.name, "sliced": file.name, "serial": "data", "unsent": "data"}.get(kind, plan)
         trainer = samestep.Trainer(job, plan=named, assign=shares, timeout=3600)
     turns = Turns(folder)
     if predicts and RANK == 0:
@@ -81,7 +81,7 @@ def train(model: str, option: str, folder: str, *, predicts: bool = False) -> No
     next(steps)
     if RANK == 0:
         turns.begin()
-    with contextlib.suppress(samestep.TrainingFailed):  # rank 0 leaves without a word
+    with contextlib.suppress(samestep.TrainingFailed):  # rank 0 ends without a message
         for _ in steps:
             if RANK == 0:
                 turns.step()

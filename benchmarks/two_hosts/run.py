@@ -57,7 +57,7 @@ QUESTIONS = {
     ),
     "hidden": Question(
         "cnn-wide",
-        ["samestep data:2", "samestep serial:2", "samestep apart:2"],
+        ["samestep data:2", "samestep serial:2", "samestep unsent:2"],
         [("samestep data:2", "samestep serial:2")],
         9,
         6,

@@ -1,8 +1,8 @@
 """Does `auto` use unequal workers? `python run.py [GROUP ...]`, as root.
 
 Two hosts of a worker each, the second one with a share of a core (control groups); `auto` measures both and picks.
-Then take turns: the pick, equal shares, and one worker alone on either host. Workers that are perfectly used have
-the sum of the two alone's rates. A short run of the pick has to give one worker's digest.
+Then the pick, equal shares, and one worker alone on either host take turns. Perfectly used workers have the sum of the
+two single rates. A short run of the pick must have one worker's digest.
 
 One JSON line in the end.
 """
@@ -36,7 +36,7 @@ GROUPS = {
     "gpt 2:1": Group("gpt", shards=6, rate="10gbit", cpu=0.5),
     "gpt 3:1": Group("gpt", shards=8, rate="10gbit", cpu=0.34),
 }
-STEPS = 6  # of the runs whose digests are compared
+STEPS = 6  # steps of the runs whose digests are compared
 
 
 class Alone(Contender):
@@ -51,7 +51,7 @@ class Alone(Contender):
 
 
 def digest(group: Group, hosts: Hosts, plan: Path, workers: int) -> str:
-    """Of a few steps, on both hosts or by one worker."""
+    """Digest of a few steps, on both hosts or by one worker."""
     command = [str(Path(sys.executable).with_name("samestep")), "train", str(REGRET / "job.py"), "--quiet"]
     command += ["--set", f"model={group.model}", "--set", f"shards={group.shards}", "--steps", str(STEPS), "--json"]
     if workers == 1:
@@ -61,8 +61,8 @@ def digest(group: Group, hosts: Hosts, plan: Path, workers: int) -> str:
         [1, 1], [*command, "--plan", str(plan)], 29_599, env={"GLOO_SOCKET_IFNAME": "eth"}, cpu=[None, group.cpu],
         stdout=subprocess.PIPE,
     )  # fmt: skip
-    told = [one.communicate(timeout=300)[0] for one in both]
-    return json.loads(told[0])["digest"]
+    outputs = [one.communicate(timeout=300)[0] for one in both]
+    return json.loads(outputs[0])["digest"]
 
 
 def run(name: str, group: Group, rounds: int, steps: int) -> dict[str, Any]:

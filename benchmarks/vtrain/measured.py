@@ -26,8 +26,8 @@ COLUMNS = {
 }
 TIME = "iteration time (ms)"
 
-Shape = tuple[int, ...]  # what a layer's kernels see of a plan
-Group = tuple[int, ...]  # one question: the same model and batch on as many GPUs
+Shape = tuple[int, ...]  # the part of a plan that a layer's kernels depend on
+Group = tuple[int, ...]  # a question: one model and batch on one number of GPUs
 
 
 @dataclass(frozen=True, order=True)
@@ -63,7 +63,7 @@ class Row:
 
 
 def read(file: Path) -> list[Row]:
-    """The rows in order of their configurations. Raises Refused when the file is none of this form."""
+    """The rows in order of their configurations. Raises Refused if the file has another form."""
     if not file.is_file():
         raise Refused(f"{file} is missing: the measured steps are vtrain-single-node.csv, or a file of its columns")
     with file.open(encoding="utf-8-sig", newline="") as lines:
@@ -89,7 +89,7 @@ def _row(fields: dict[str, str], place: str) -> Row:
 
 
 def groups(rows: Sequence[Row], least: int = 5) -> list[list[Row]]:
-    """Rows by group, those with `least` plans and more."""
+    """Rows by group, for groups of at least `least` plans."""
     found: dict[Group, list[Row]] = defaultdict(list)
     for row in rows:
         found[row.group].append(row)
@@ -115,5 +115,5 @@ def _common_shapes(rows: Sequence[Row]) -> list[Shape]:
 
 
 def anyhow(rows: Sequence[Row], count: int, random: Random) -> list[Row]:
-    """Any rows, each as likely as the other."""
+    """Random rows, all equally likely."""
     return random.sample(rows, min(count, len(rows)))

@@ -15,7 +15,7 @@ PEAK, MEMORY, NVLINK = 312e12, 2.039e12, 300e9  # A100-80GB's data sheet: FLOP/s
 
 @dataclass(frozen=True)
 class Machine:
-    """Fractions of the data sheet's rates, and what comes on top of them."""
+    """Fractions of the data sheet's rates, and fixed times."""
 
     arithmetic: float = 0.6
     half: float = 1e10  # FLOPs
@@ -24,7 +24,7 @@ class Machine:
     launch_sliced: float = 0.5e-3  # more of them in a sliced layer
     link: float = 0.6
     latency: float = 3e-5  # seconds
-    step: float = 5e-3  # seconds of a step however small
+    step: float = 5e-3  # fixed seconds per step
 
     def device(self, ways: int) -> Device:
         launch = self.launch + (self.launch_sliced if ways > 1 else 0.0)
@@ -42,7 +42,7 @@ PULL, SHAPE_PULL = 0.05, 0.1
 @dataclass(frozen=True)
 class Fitted:
     machine: Machine
-    shapes: dict[Shape, float]  # seconds of a layer over what the machine's numbers say; 1 where nothing was measured
+    shapes: dict[Shape, float]  # measured over predicted seconds of a layer; 1 if not measured
 
     def seconds(self, row: Row) -> float:
         """Predicted seconds of a step."""
@@ -56,7 +56,7 @@ class Fitted:
 
 
 def calibrated(rows: Sequence[Row], per_shape: bool = True) -> Fitted:
-    """From measured rows alone."""
+    """Calibration from measured rows alone."""
     shapes = sorted({row.shape for row in rows}) if per_shape else []
 
     def fitted(values: Sequence[float]) -> Fitted:

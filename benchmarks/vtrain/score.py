@@ -1,6 +1,6 @@
 """How good are the plans picked among vTrain's measured ones? `python benchmarks/vtrain/score.py FILE`
 
-Calibrates on at most 30 rows, predicts all others, and prints one JSON line. What is for people goes to stderr.
+Calibrates on at most 30 rows, predicts all others, and prints one JSON line. Readable text goes to stderr.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def score(rows: Sequence[Row], used: Sequence[Row], per_shape: bool = True) -> d
     scored = groups(rows)
     touched = {row.group for row in used}
     regrets = [regret(plans, fitted) for plans in scored]
-    apart = [r for r, plans in zip(regrets, scored, strict=True) if plans[0].group not in touched]
+    untouched = [r for r, plans in zip(regrets, scored, strict=True) if plans[0].group not in touched]
     errors = [abs(fitted.seconds(row) / row.seconds - 1) for row in rows if row not in set(used)]
     return {
         "groups": len(scored),
@@ -43,8 +43,8 @@ def score(rows: Sequence[Row], used: Sequence[Row], per_shape: bool = True) -> d
         "p90_regret": round(float(np.percentile(regrets, 90)), 4),
         "mape": _mean(errors),
         "calibration_rows": len(used),
-        "groups_apart": len(apart),
-        "mean_regret_apart": _mean(apart),
+        "groups_apart": len(untouched),
+        "mean_regret_apart": _mean(untouched),
     }
 
 

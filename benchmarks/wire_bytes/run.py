@@ -32,7 +32,7 @@ COUNTED = [
 
 
 def counted(hosts: Hosts, model: str, option: str) -> tuple[float, dict[str, int]]:
-    """Bytes per step that both hosts sent, and what the plan says, by cause."""
+    """Bytes per step that both hosts sent, and the plan's prediction, by cause."""
     contender = OnHosts(f"counted {option}", model, hosts)
     contender.start()
     try:

@@ -105,6 +105,18 @@ def test_every_python_file_that_is_named_exists(document: Path) -> None:
     assert not gone
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_inner_name_exists(document: Path) -> None:
+    """`samestep.room.module` or a name inside. The log and the changelog name what has moved."""
+    if document.name in ("lab-log.md", "CHANGELOG.md", "0019-rooms.md"):
+        return
+    modules = {".".join(path.relative_to(SRC.parent).with_suffix("").parts) for path in SRC.rglob("*.py")}
+    rooms = {".".join(path.parent.relative_to(SRC.parent).parts) for path in SRC.rglob("*.py")}
+    known = modules | rooms | {f"samestep.{name}" for name in samestep.__all__}
+    named = set(re.findall(r"`(samestep(?:\.\w+)+)", document.read_text()))
+    assert not [name for name in sorted(named) if name not in known and name.rpartition(".")[0] not in modules]
+
+
 def test_every_file_of_the_journey_exists() -> None:
     text = (ROOT / "docs" / "journey.md").read_text()
     named = set(re.findall(r"`([\w/]+\.py)`", text))

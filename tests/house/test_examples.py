@@ -1,4 +1,4 @@
-"""Every example trains, and alike on one worker and on two."""
+"""Every example trains, with the same bits on one worker and on two."""
 
 import importlib
 import math
@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def jobs() -> list[str]:
-    """Files with a job function; the others are helpers."""
+    """Names of the examples that have a job function."""
     return sorted(path.stem for path in EXAMPLES.glob("*.py") if "def job(" in path.read_text())
 
 

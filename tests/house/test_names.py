@@ -8,14 +8,6 @@ import samestep
 
 SRC = Path(samestep.__file__).parent
 
-ONE_IDEA_IN_TWO_ROOMS = {
-    "plan.py": {
-        "commands/plan.py": "the command that prints what the other defines: `samestep plan` is its name for users",
-        "plan/plan.py": "the plan itself",
-    },
-}
-"""Files that may share a base name, each with its reason."""
-
 SAY_NOTHING = ("utils.py", "helpers.py", "manager.py", "common.py", "misc.py")
 
 
@@ -34,15 +26,6 @@ def test_no_two_classes_share_a_name() -> None:
             if isinstance(node, ast.ClassDef):
                 defined[node.name].append(f"{place(file)}:{node.lineno}")
     assert not {name: places for name, places in defined.items() if len(places) > 1}
-
-
-def test_no_two_files_share_a_base_name_unless_they_are_one_idea() -> None:
-    named = defaultdict[str, set[str]](set)
-    for file in sources():
-        if file.name != "__init__.py":
-            named[file.name].add(place(file))
-    shared = {name: places for name, places in named.items() if len(places) > 1}
-    assert shared == {name: set(reasons) for name, reasons in ONE_IDEA_IN_TWO_ROOMS.items()}
 
 
 def test_no_file_is_named_for_what_did_not_fit_elsewhere() -> None:

@@ -65,9 +65,12 @@ def main(words: list[str]) -> int:
     for mutation in chosen:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="samestep-mutation-") as folder:
-            caught = failed_test(mutated(mutation, Path(folder)), mutation.tests)
-        missed += caught is None
-        print(f"{mutation.name}: {caught or 'MISSED'} ({time.monotonic() - began:.0f} s)", flush=True)
+            try:
+                caught = failed_test(mutated(mutation, Path(folder)), mutation.tests) or "MISSED"
+            except (LookupError, RuntimeError) as error:
+                caught = f"MISSED, for it could not be tried: {error}"
+        missed += caught.startswith("MISSED")
+        print(f"{mutation.name}: {caught} ({time.monotonic() - began:.0f} s)", flush=True)
     print(f"{len(chosen) - missed} of {len(chosen)} caught")
     return int(missed > 0)
 

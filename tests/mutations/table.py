@@ -117,8 +117,8 @@ MUTATIONS = [
     Mutation(
         "exchange: three hosts all update all, and nobody sends the sums for it",
         "parallel/gradients/stretches.py",
-        "len(groups) <= 2 or home.on_every_host",
-        "len(groups) <= 3 or home.on_every_host",
+        "len(groups) <= 2 or ",
+        "len(groups) <= 3 or ",
         ("tests/parallel/gradients/test_stretches.py", "tests/transparency/test_many_hosts.py"),
     ),
     Mutation(

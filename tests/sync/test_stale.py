@@ -407,10 +407,10 @@ def instead(old: Action, new: Action) -> Callable[[Schedule], Schedule]:
             changed(2, without(Await(1))),
             r"step 2: Reduce\(\) comes before any gradient is awaited: begin with Await\(1\)",
         ),
-        (changed(2, instead(Await(1), Await(2))), "step 2: .* is about step 0, of which nothing is under way"),
-        (changed(2, instead(Await(1), Await(0))), "step 2: .* is about step 2, of which nothing is under way"),
-        (changed(1, without(Post())), "step 2: .* is about step 1, of which nothing is under way"),
-        (steps_of(PAIR, 1, 1) * 3, "step 2: its gradients are written to set 0 of 2, where those of step 0 still lie"),
+        (changed(2, instead(Await(1), Await(2))), "step 2: .* awaits step 0, which has no gradients in flight"),
+        (changed(2, instead(Await(1), Await(0))), "step 2: .* awaits step 2, which has no gradients in flight"),
+        (changed(1, without(Post())), "step 2: .* awaits step 1, which has no gradients in flight"),
+        (steps_of(PAIR, 1, 1) * 3, "step 2: its gradients are written to set 0 of 2, which still has those of step 0"),
     ],
 )
 def test_wrong_steps_are_named(steps: list[list[Schedule]], words: str) -> None:

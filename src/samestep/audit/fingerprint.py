@@ -14,8 +14,11 @@ The sum over a block is a product of a matrix with a vector, which torch compute
 import hashlib
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from samestep.numerics.mixing import mixed_bits
 
 WIDE, NARROW = 1024, 32  # words per block: 8 KiB for large memory, 256 bytes to tell small tensors apart
 WORD = 8  # bytes
@@ -49,15 +52,9 @@ def as_words(flat: Tensor, width: int) -> Tensor:
 
 @cache
 def _odd(count: int) -> Tensor:
-    """Well mixed odd numbers (splitmix64, Steele et al. 2014), the same on every machine."""
-    found = []
-    for number in range(1, count + 1):
-        mixed = number * 0x9E3779B97F4A7C15 % ROUND
-        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 % ROUND
-        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB % ROUND
-        mixed = (mixed ^ mixed >> 31) | 1
-        found.append(mixed - ROUND if mixed >= ROUND // 2 else mixed)
-    return torch.tensor(found, dtype=torch.int64)
+    """Well mixed odd numbers, the same on every machine."""
+    mixed = mixed_bits(np.arange(1, count + 1)) | np.uint64(1)
+    return torch.from_numpy(mixed.view(np.int64))
 
 
 def odd(count: int, device: torch.device) -> Tensor:

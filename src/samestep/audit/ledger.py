@@ -15,6 +15,7 @@ from torch import Tensor
 
 from samestep.data.row_order import RowNumbers, RowOrder
 from samestep.errors import Disagreement
+from samestep.numerics.mixing import mixed_bits
 from samestep.numerics.numerics import key
 from samestep.parallel.execution.attendant import Attendant
 from samestep.parallel.execution.step import StepResult
@@ -24,14 +25,6 @@ Rows = NDArray[np.int64]
 AT_ONCE = 1 << 18  # rows
 WORD = 8  # bytes
 FEW = 5  # rows that an error names
-
-
-def hashes(rows: Rows, key: int) -> NDArray[np.uint64]:
-    """64 well mixed bits for every row (splitmix64's last steps)."""
-    mixed = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
-    mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ mixed >> np.uint64(31)
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class Balance:
 def balance(rows: Rows, key: int) -> Balance:
     """The balance of `rows`, summed in parts, since hashing takes several times the memory of its rows."""
     parts = (rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE))
-    return Balance(len(rows), sum(int(hashes(part, key).sum(dtype=np.uint64)) for part in parts) % 2**64)
+    return Balance(len(rows), sum(int(mixed_bits(part, key).sum(dtype=np.uint64)) for part in parts) % 2**64)
 
 
 def demanded(num_rows: int, left_out: Rows, key: int) -> Balance:

@@ -12,7 +12,7 @@ from samestep.codec.codec import State
 
 @dataclass(frozen=True)
 class BFloat16:
-    """Each value rounded to the nearest bfloat16, of two equally near ones to the even one.
+    """Rounds each value to the nearest bfloat16, and a tie to the even one.
 
     Error: at most 2^-8 of the value, for values that bfloat16 can hold as normal numbers. float64
     passes through float32 on its way, and becomes infinite beyond 3.4e38. Infinities stay, nan stays.

@@ -12,14 +12,14 @@ and who computes does not. Codecs and transports know nothing of one another.
 **Grain.** Parameters are cut between workers at multiples of 32,768 elements, so an element may depend
 on those of its own grain only: blocks of `grain` elements, counted from the parameter's first one. Then
 the packed tensors of consecutive pieces, laid end to end, are the packed tensors of the whole. A codec
-without a grain (None) needs the whole parameter, and whoever applies it needs that too.
+without a grain (None) needs the whole parameter, and so does the worker that applies it.
 
 **State.** A dict of plain tensors, empty before the first step, changed in place by `encode` only. One
 per edge and parameter. A codec with a grain keeps tensors of the values' shape there, which are cut as
 the values are; so a cut may move between two steps.
 
 **Bits.** Packed tensors, state and decoded values depend on the values and the state alone, for one set
-of numerics: not on strides, nor on where in memory the arguments lie.
+of numerics: not on strides, nor on the addresses of the arguments.
 
 **Failures stay visible.** When `values` has an infinity or a nan, so has what is decoded.
 """
@@ -73,6 +73,6 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def require(fits: bool, what: str, wanted: str) -> None:
-    """Refuse a setting, saying what it is and what it may be."""
+    """Refuse a setting that does not fit, with the settings that do."""
     if not fits:
         raise PlanRefused(f"the codec has {what}; it takes {wanted}")

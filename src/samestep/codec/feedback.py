@@ -25,8 +25,8 @@ class Feedback:
     these two additions in the values' own type.
 
     packed: the inner codec's. state: "residual", of the values' shape and type, and the inner codec's.
-    The residual is changed in place where it lies, and may lie in memory that the caller made: no
-    residual and one of zeros are the same.
+    The residual is changed in place, and may be memory of the caller's: no residual and one of zeros
+    are the same.
     """
 
     inner: Codec

@@ -75,7 +75,7 @@ class PowerSGD:
         return len(shape) >= 2 and sum(_sides(shape)) * self.rank < prod(shape)
 
     def _start(self, matrix: Tensor) -> Tensor:
-        """The same for all matrices of one shape, on whichever device."""
+        """The first Q: the same for all matrices of one shape, on every device."""
         generator = torch.Generator().manual_seed(key("powersgd", *matrix.shape, self.rank))
         start = torch.randn(matrix.shape[1], self.rank, generator=generator, dtype=matrix.dtype)
         return start.to(matrix.device)

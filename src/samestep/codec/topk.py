@@ -18,7 +18,7 @@ INDEX = torch.int16  # within a chunk: 0 .. 32,767
 
 @dataclass(frozen=True)
 class TopK:
-    """Of each chunk of 32,768 elements the k largest by magnitude, as they are; of equal ones the first.
+    """The k largest by magnitude of each chunk of 32,768 elements, as they are; of equal ones the first.
 
     k is `fraction` of the chunk's elements to the nearest whole number, and at least one; the last
     chunk may be shorter. nan counts as infinity, and both are kept before all else.

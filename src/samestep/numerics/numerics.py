@@ -1,4 +1,4 @@
-"""What fixes the numbers: seed, shards, threads per shard and the numeric environment.
+"""The choices that fix the numbers: seed, shards, threads per shard and the numeric environment.
 
 Nothing here is ever derived from the number of workers. The assignment (who computes what) may
 change at any step; a change of the numerics is a different computation.

@@ -1,7 +1,7 @@
 """When workers must agree, as text: part of the numbers.
 
     exact                             every step; the default
-    stale(1)                          updates use gradients that are at most so many steps old
+    stale(1)                          updates use gradients of that many steps ago
     local(16)                         parameters are averaged every 16 steps, and differ in between
     local(16,workers=8)               of 8 logical workers, who share the shards of a batch evenly
     local(16,outer=nesterov:0.7:0.9)  an outer optimizer (learning rate, momentum) steps instead (DiLoCo)

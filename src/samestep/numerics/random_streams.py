@@ -30,7 +30,7 @@ def enter(*parts: int | str) -> None:
 
 
 class State(NamedTuple):
-    """Where the generators stand, as they say it themselves."""
+    """States of the random generators."""
 
     torch: Tensor
     gpu: Tensor | None
@@ -39,13 +39,13 @@ class State(NamedTuple):
 
 
 def leave() -> State:
-    """Where the generators stand: what `resume` needs."""
+    """States of the random generators, for `resume`."""
     gpu = torch.cuda.get_rng_state() if uses_gpu() else None
     return State(torch.get_rng_state(), gpu, random.getstate(), tuple(np.random.get_state(legacy=True)))
 
 
 def resume(state: State) -> None:
-    """Go on where `leave` was called; as often as one likes."""
+    """Continue the stream from where `leave` was called; may be repeated."""
     torch.set_rng_state(state.torch)
     if state.gpu is not None:
         torch.cuda.set_rng_state(state.gpu)
@@ -69,7 +69,7 @@ def pack(state: State) -> Tensor:
 
 
 def unpack(packed: Tensor) -> State:
-    """What `pack` was given."""
+    """The state that was packed."""
     size = torch.get_rng_state().numel()
     own = packed[size : size + OTHERS].numpy().tobytes()
     *words, position, has_gauss, has_own = WORDS.unpack_from(own)

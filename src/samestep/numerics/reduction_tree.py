@@ -1,4 +1,4 @@
-"""The reduction tree: in which order shard gradients are added, whoever computed them.
+"""The reduction tree: the order in which shard gradients are added, no matter who computed them.
 
 Node (level, index) covers shards [index * 2**level, (index + 1) * 2**level) below S; a child that
 covers no shard is missing, and its sibling passes through. For S = 5:

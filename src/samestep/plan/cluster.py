@@ -8,8 +8,8 @@
     memory = "16 GB"              latency = "50 us"
                                   bandwidth = "1 Gbit/s"
 
-`samestep doctor --cluster` writes the file for this machine, a person edits it; a cluster that nobody has
-is the same file. Nothing here measures, and nothing needs torch.
+`samestep doctor --cluster` writes the file for this machine, a person edits it; a cluster that does not
+exist is described by the same kind of file. Nothing here measures, and nothing needs torch.
 """
 
 import hashlib
@@ -40,11 +40,11 @@ HEAD = "# a samestep cluster: hosts, their workers, and the links between them. 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Frozen, and stable as text: `Cluster.parse(str(cluster)) == cluster`.
+    """Hosts and links; frozen, and stable as text: `Cluster.parse(str(cluster)) == cluster`.
 
-    Workers are numbered host by host. within: between workers of one host; between: of two hosts; links: by the
-    names of two hosts, before those two. A link holds for both directions unless the other one has its own;
-    that of a host with itself is between its workers.
+    Workers are numbered host by host. within: the link between workers of one host; between: of two hosts; links: by
+    the names of two hosts, with precedence over both. A link holds for both directions unless the other one has its
+    own; that of a host with itself is between its workers.
     """
 
     hosts: tuple[Host, ...]
@@ -87,6 +87,12 @@ class Cluster:
         assert found is not None, "checked when the cluster was made"
         return found
 
+    def slowest_between_hosts(self, workers: Sequence[int]) -> Link | None:
+        """The highest latency and the lowest bandwidth between two hosts of a group; None where it is on one host."""
+        first = {self._hosts_of_workers[worker]: worker for worker in reversed(workers)}
+        links = [self.link(a, b) for a in first.values() for b in first.values() if a != b]
+        return Link(max(k.latency for k in links), min(k.bandwidth for k in links)) if links else None
+
     def first(self, n: int) -> "Cluster":
         """The first n workers, on the hosts where they are. Raises ClusterRefused when there are fewer."""
         if not 1 <= n <= self.workers:
@@ -101,7 +107,7 @@ class Cluster:
         return replace(self, hosts=hosts, links=tuple(link for link in self.links if {*link[:2]} <= names))
 
     def fingerprint(self) -> str:
-        """Twelve letters that tell clusters apart."""
+        """Twelve hexadecimal digits that identify the cluster."""
         return hashlib.sha256(str(self).encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
@@ -113,7 +119,7 @@ class Cluster:
 
     @staticmethod
     def parse(text: str, source: str = "cluster") -> "Cluster":
-        """Read a cluster's text. Raises ClusterRefused with the place of what is wrong."""
+        """Read a cluster's text. Raises ClusterRefused with the place of the error."""
         try:
             fields = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
@@ -171,7 +177,7 @@ class Cluster:
 
 
 def _alike(hosts: Sequence[Host]) -> Iterator[tuple[Host, int]]:
-    """Hosts that differ by the number at the end of their names only, 0, 1, 2, ..., as one and their count."""
+    """Hosts grouped: those whose names differ only by a final number 0, 1, 2, ... become one host and their count."""
     at = 0
     while at < len(hosts):
         first, count = hosts[at], 1

@@ -1,4 +1,4 @@
-"""What the verbs of a transport take between two workers, as data; `transport/timing.py` measures it."""
+"""Times of a transport's verbs between two workers, as data; `transport/timing.py` measures them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,16 +16,16 @@ class Curve:
 
     @property
     def link(self) -> Link:
-        """The line a + n/b that is nearest to the points, by relative error."""
+        """The line a + n/b that fits the points best, by relative error."""
         return fitted(self.points)
 
 
 @dataclass(frozen=True)
 class LinkTimes:
-    """exchange and fence: seconds until all workers have met; of a record of 64 bytes.
+    """Times of the verbs. exchange and fence: seconds until all workers have met; for a record of 64 bytes.
 
-    send: from the call to its arrival as a tensor. move: two workers give each other so many bytes; what they get
-    lies in shared memory and is yet to be read.
+    send: from the call to the arrival as a tensor. move: two workers exchange bytes, which are then in shared memory
+    and not yet read.
     """
 
     exchange: float

@@ -1,6 +1,6 @@
 """One host and one link as data: frozen values, each with its table in a cluster's file.
 
-What is wrong is refused with the key, what it says and what it should.
+Refusals name the key, its value and the values that are allowed.
 """
 
 import re
@@ -12,12 +12,12 @@ from typing import Any
 from samestep.errors import ClusterRefused
 from samestep.system import units
 
-MAX_WORKERS = 1_000_000  # workers; more is a slip of the finger
+MAX_WORKERS = 1_000_000  # more is a typing error
 
 
 @dataclass(frozen=True)
 class Link:
-    """n bytes take latency + n / bandwidth seconds; latency in seconds, bandwidth in bytes/s."""
+    """A link over which n bytes take latency + n / bandwidth seconds; in seconds and bytes/s."""
 
     latency: float
     bandwidth: float
@@ -29,10 +29,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Host:
-    """One machine. Workers that are not equally fast have `speeds`, 1.0 being the machine that was profiled.
+    """One machine. Workers of different speeds have `speeds`, 1.0 being a worker of the profiled machine.
 
-    memory: bytes, of all workers together. flops: FLOP/s of one core, memory_bandwidth: bytes/s that all cores
-    together copy; both are for machines that are only described, where nothing can be profiled.
+    memory: bytes of all workers together. flops: FLOP/s of one core. memory_bandwidth: bytes/s that all cores
+    together copy. Both are for machines that are only described, where nothing can be profiled.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Host:
 
 
 def rounded(value: float, digits: int = 3) -> float:
-    """What was measured, with as many digits as can mean something."""
+    """A measured value with as many digits as are significant."""
     return float(f"{value:.{digits}g}")
 
 
@@ -116,7 +116,7 @@ LINK_FIELDS: Mapping[str, type] = {"latency": object, "bandwidth": object}
 
 @contextmanager
 def refusing_at(place: str) -> Iterator[None]:
-    """What is refused inside is refused with its place."""
+    """Prefix refusals raised inside with their place."""
     try:
         yield
     except (ClusterRefused, ValueError) as error:
@@ -124,7 +124,7 @@ def refusing_at(place: str) -> Iterator[None]:
 
 
 def check_names(table: object, known: Mapping[str, type], needed: set[str]) -> None:
-    """The keys of a table, and the types of what they hold where those are plain. Raises ClusterRefused."""
+    """Check the keys of a table, and the types of values other than quantities. Raises ClusterRefused."""
     if not isinstance(table, dict):
         raise ClusterRefused(f"{table!r} is no table: write one with {', '.join(known)}")
     if unknown := [name for name in table if name not in known]:

@@ -1,7 +1,7 @@
 """A plan says who computes and keeps what: numerics, and an assignment of the grid to workers.
 
-The plain plan has the whole model on every worker and deals out shards. One with stages cuts the
-model: each stage has its group of workers, deals out the shards among them anew, and may slice layers.
+A data-parallel plan has the whole model on every worker and assigns shards. A plan with stages cuts the model: each
+stage has its group of workers, assigns all shards to them, and may slice layers.
 """
 
 import tomllib
@@ -12,8 +12,10 @@ from typing import Any
 
 from samestep.errors import PlanRefused
 from samestep.numerics.numerics import Numerics, parse_line
-from samestep.schedule.grid import Grid, StageGrid
-from samestep.schedule.orders.written import stages_split
+from samestep.schedule.actions import Schedule
+from samestep.schedule.grid import Grid, StageGrid, consecutive_ranges
+from samestep.schedule.orders.written import stages_split, written_order
+from samestep.schedule.passes import schedule_of
 
 TRANSPORTS = ("processes", "threads")
 
@@ -32,13 +34,17 @@ class Stage:
     slices: tuple[tuple[str, tuple[int, ...]], ...] = ()  # layer, and its slices on each of them
     recompute: bool = False
 
+    def shards_by_worker(self, num_shards: int) -> dict[int, range]:
+        """The shards that each worker of the stage computes, in a step that has `num_shards`."""
+        return dict(zip(self.workers, consecutive_ranges(self.assign, num_shards), strict=True))
+
 
 @dataclass(frozen=True)
 class Plan:
     """Frozen, and stable as text: `Plan.parse(str(plan)) == plan`.
 
     `assign[w]` is the number of consecutive shards that worker w computes; in a plan with stages, in
-    the first stage that it belongs to. Use `staged` for those.
+    the first stage that it belongs to. `staged` makes a plan with stages.
     """
 
     numerics: Numerics
@@ -69,12 +75,12 @@ class Plan:
         if self.stages and self.numerics.sync_batchnorm:
             raise PlanRefused(
                 "sync_batchnorm needs all shards of a step at once in every layer, and a plan with stages or slices "
-                "computes them apart: use --plan data, or leave the statistics per shard"
+                "computes them separately: use --plan data, or leave the statistics per shard"
             )
 
     @staticmethod
     def staged(numerics: Numerics, stages: Sequence[Stage], transport: str = "processes", **options: Any) -> "Plan":
-        """A plan whose workers are those that its stages name. Raises PlanRefused when a rank is missing."""
+        """A plan with stages, on the workers that they name. Raises PlanRefused when a rank is missing."""
         ranks = sorted({rank for stage in stages for rank in stage.workers})
         if not ranks or ranks != list(range(len(ranks))):
             raise PlanRefused(f"the stages name the workers {ranks}: number them 0, 1, ... without a gap")
@@ -89,7 +95,7 @@ class Plan:
         return len(self.assign)
 
     def on_one_worker(self) -> "Plan":
-        """The same numerics, all of it computed by one worker."""
+        """A plan with the same numerics, computed by one worker."""
         if not self.stages:
             return replace(self, assign=(self.numerics.shards,))
         stages = [
@@ -100,16 +106,19 @@ class Plan:
 
     def shards_of(self, rank: int, num_shards: int, stage: int = 0) -> range:
         """The shards that worker `rank` computes of a stage, in a step that has `num_shards` shards."""
-        asked = rank, num_shards, stage
-        if asked not in self._dealt:  # every step asks
-            whole = Stage("", tuple(range(self.workers)), self.assign)
-            chosen = self.stages[stage] if self.stages else whole
-            self._dealt[asked] = StageGrid(chosen.workers, chosen.assign, (False,)).shards_of(rank, num_shards)
-        return self._dealt[asked]
+        asked = num_shards, stage
+        if asked not in self._shards:  # every step asks
+            self._shards[asked] = self.stages_or_whole[stage].shards_by_worker(num_shards)
+        return self._shards[asked].get(rank, range(0))
 
     @cached_property
-    def _dealt(self) -> dict[tuple[int, int, int], range]:
+    def _shards(self) -> dict[tuple[int, int], dict[int, range]]:
         return {}
+
+    @property
+    def stages_or_whole(self) -> tuple[Stage, ...]:
+        """The stages; of a plan without them one that has the whole model on every worker."""
+        return self.stages or (Stage("", tuple(range(self.workers)), self.assign),)
 
     def touched(self, rank: int, num_shards: int) -> list[int]:
         """The shards of which worker `rank` computes some stage, in order."""
@@ -117,16 +126,23 @@ class Plan:
         return sorted({shard for stage in stages for shard in self.shards_of(rank, num_shards, stage)})
 
     def grid(self, num_shards: int, sliced: Sequence[tuple[bool, ...]]) -> Grid:
-        """The step as schedules see it; `sliced[p]` tells which segments of stage p are."""
-        stages = self.stages or (Stage("", tuple(range(self.workers)), self.assign),)
+        """The step as schedules see it; `sliced[p]` says of each segment of stage p whether it is sliced."""
         grids = [
             StageGrid(s.workers, s.assign, kinds, s.recompute, self.splits_backward(number))
-            for number, (s, kinds) in enumerate(zip(stages, sliced, strict=True))
+            for number, (s, kinds) in enumerate(zip(self.stages_or_whole, sliced, strict=True))
         ]
         return Grid(num_shards, self.set_size(num_shards), tuple(grids))
 
+    def schedule(self, grid: Grid, rank: int, *, clip: bool, stale: int = 0, filling: bool = False) -> Schedule:
+        """One step of worker `rank`. clip, stale, filling: as in `passes.schedule_of`. Raises PlanRefused."""
+        order = self.order if isinstance(self.order, str) else written_order(self.order, grid, self.numerics.shards)
+        lockstep = self.numerics.sync_batchnorm
+        return schedule_of(
+            grid, order, rank, depth=self.depth, clip=clip, lockstep=lockstep, stale=stale, filling=filling
+        )
+
     def splits_backward(self, stage: int) -> bool:
-        """Whether the gradients of a stage's weights come later than that of its input."""
+        """Whether a stage makes the gradients of its weights later than that of its input."""
         if isinstance(self.order, str):
             return self.order == "zero-bubble" and bool(self.stages)
         return stage in stages_split(self.order)
@@ -154,7 +170,7 @@ class Plan:
 
     @staticmethod
     def parse(text: str, source: str = "plan") -> "Plan":
-        """Read a plan's text. Raises PlanRefused with the place of what is wrong."""
+        """Read a plan's text. Raises PlanRefused with the place of the error."""
         fields = parse_fields(text, source)
         numerics = Numerics(**parse_line(fields["numerics"], source))  # type: ignore[arg-type]
         if "stage" not in fields:
@@ -210,7 +226,7 @@ STAGE_FIELDS: Mapping[str, type] = {
 
 
 def parse_fields(text: str, source: str) -> dict[str, Any]:
-    """The fields of a plan's text, checked for presence and type, not yet for sense. Raises PlanRefused."""
+    """The fields of a plan's text, checked for presence and type but not for meaning. Raises PlanRefused."""
     try:
         fields = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -264,12 +280,12 @@ def parse_stages(tables: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
 
 
 def slices_text(stages: Sequence[Stage]) -> str:
-    """What the numerics say about slices."""
+    """The slices as the numerics spell them."""
     return ",".join(f"{layer}:{sum(counts)}" for stage in stages for layer, counts in stage.slices) or "none"
 
 
 def equal_shares(shards: int, workers: int) -> tuple[int, ...]:
-    """As equal as can be, the larger shares first."""
+    """Shares that differ by at most one, the larger ones first."""
     return tuple(shards // workers + (w < shards % workers) for w in range(workers))
 
 

@@ -1,4 +1,4 @@
-"""A plan in words: what every worker computes and keeps, what moves, and the schedule drawn.
+"""A plan in words: what every worker computes and keeps, the bytes that move, and the schedule drawn.
 
 Free of torch: the command prints it.
 """
@@ -10,19 +10,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What `samestep plan` shows."""
+    """The text and the numbers that `samestep plan` shows."""
 
     plan: str
-    whole: Mapping[str, str]  # layers that a preset could not slice, and why
+    whole: Mapping[str, str]  # layers that a named plan could not slice, and why
     parameters: Sequence[int]  # bytes of parameters that each worker computes with
     updated: Sequence[int]  # bytes of parameters that each worker updates
     moved: Mapping[str, int]  # bytes of tensors per step with a full batch, by cause
-    wired: Mapping[str, int]  # those of them that go from host to host
-    memory: Sequence[Mapping[str, int]]  # bytes that each worker needs, by what for
+    wired: Mapping[str, int]  # the part of them between hosts
+    memory: Sequence[Mapping[str, int]]  # bytes that each worker needs, by purpose
     drawing: str
     svg: str
-    grounds: Mapping[str, Any] | None = None  # on which the planner decided, as JSON; None where the plan was given
-    uncounted: str = ""  # why the memory is not known, where it is not
+    grounds: Mapping[str, Any] | None = None  # of the planner's decision, as JSON; None where the plan was given
+    uncounted: str = ""  # why the memory is not known; empty where it is
 
     def text(self, *, draw: bool) -> str:
         lines = [self.plan]

@@ -1,16 +1,16 @@
-"""What the planner says a plan will do, before it is run; a run is graded by it. Free of torch."""
+"""Prediction of a plan's step, made before it is run and compared with the run. Free of torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 PARTS = ("compute", "communication", "bubble", "overhead", "update", "resharding")
-"""Into what a step's time is split:
+"""The parts of a step's time:
 
     compute        forward and backward of the worker that bounds the step
-    communication  what it waits for bytes that nothing hides, and what moving them costs it
-    bubble         what it waits for other workers
-    overhead       what a step costs whatever is in it: messages, agreement, Python between actions
+    communication  its waiting for bytes that nothing hides, and the time of moving them
+    bubble         its waiting for other workers
+    overhead       fixed costs of a step: messages, agreement, Python between actions
     update         the optimizer
     resharding     bringing rows to slices and back
 """
@@ -18,20 +18,20 @@ PARTS = ("compute", "communication", "bubble", "overhead", "update", "resharding
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one plan on one cluster."""
+    """The prediction for one plan on one cluster."""
 
     seconds: float  # per step
     low: float  # nominal 90 % interval
     high: float
     parts: Mapping[str, float]  # seconds by name of PARTS; their sum is `seconds`
     actions: Sequence[Mapping[str, float]]  # per worker: busy seconds per step, by name of the action's class
-    wired: int = 0  # bytes per step that go from host to host
+    wired: int = 0  # bytes per step between hosts
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def text(self) -> str:
-        """The line that a run and `samestep plan` begin with."""
+        """The first line of a run and of `samestep plan`."""
         return f"{in_ms(self.seconds)} ms per step ({in_ms(self.low)} to {in_ms(self.high)} in nine of ten runs)"
 
     def split_text(self) -> str:

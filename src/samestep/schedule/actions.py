@@ -1,4 +1,4 @@
-"""Actions: what a worker does in a step, as plain values. A schedule is a list of them.
+"""Actions of a worker in a step, as plain values. A schedule is a list of them.
 
 A *stage* is a run of consecutive *segments*. A dense segment is computed shard by shard, by the worker
 that holds the shard; a sliced one jointly for a *set* of consecutive shards, every worker of the stage
@@ -15,7 +15,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Forward:
-    """A shard through a dense segment."""
+    """Forward of a shard through a dense segment."""
 
     shard: int
     segment: int = 0
@@ -23,7 +23,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Recompute:
-    """The same forward once more, because what backward needs was not kept."""
+    """A second forward of a shard through a dense segment that kept nothing for backward."""
 
     shard: int
     segment: int = 0
@@ -31,7 +31,7 @@ class Recompute:
 
 @dataclass(frozen=True)
 class Backward:
-    """In a stage that splits its backwards, the gradients of weights that can come later are left for later."""
+    """Backward of a shard through a dense segment; a stage that splits its backwards defers gradients of weights."""
 
     shard: int
     segment: int = 0
@@ -39,7 +39,7 @@ class Backward:
 
 @dataclass(frozen=True)
 class BackwardWeight:
-    """The gradients of weights that the backward of a shard through a dense segment left for later."""
+    """The gradients of weights that the backward of a shard through a dense segment deferred."""
 
     shard: int
     segment: int = 0
@@ -47,7 +47,7 @@ class BackwardWeight:
 
 @dataclass(frozen=True)
 class SliceForward:
-    """A set of shards through this worker's slices of a sliced segment. The whole stage meets."""
+    """Forward of a set of shards through this worker's slices of a sliced segment. The whole stage meets."""
 
     shards: range
     segment: int
@@ -55,13 +55,15 @@ class SliceForward:
 
 @dataclass(frozen=True)
 class SliceBackward:
+    """Backward of a set of shards through this worker's slices. The whole stage meets."""
+
     shards: range
     segment: int
 
 
 @dataclass(frozen=True)
 class Send:
-    """What a shard carries over the cut after `stage`, to the worker that goes on with it."""
+    """Send a shard's activations over the cut after `stage`, to the worker that continues with it."""
 
     shard: int
     stage: int
@@ -70,7 +72,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Receive:
-    """What a shard carries over the cut after `stage`, from the worker that computed it."""
+    """Receive a shard's activations over the cut after `stage`, from the worker that computed them."""
 
     shard: int
     stage: int
@@ -79,7 +81,7 @@ class Receive:
 
 @dataclass(frozen=True)
 class SendGradient:
-    """The gradient of what a shard carried over the cut after `stage`, back to where it came from."""
+    """Send the gradient of a shard's activations back over the cut after `stage`."""
 
     shard: int
     stage: int
@@ -88,6 +90,8 @@ class SendGradient:
 
 @dataclass(frozen=True)
 class ReceiveGradient:
+    """Receive the gradient of a shard's activations over the cut after `stage`."""
+
     shard: int
     stage: int
     peer: int
@@ -95,14 +99,14 @@ class ReceiveGradient:
 
 @dataclass(frozen=True)
 class Lockstep:
-    """Forward and backward of several shards at once, which stop where they must meet."""
+    """Forward and backward of several shards at once, which wait for one another where they must meet."""
 
     shards: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Agree:
-    """Exchange losses, weights and what got a gradient; every partial gradient is then readable."""
+    """Exchange losses, weights and which parameters have a gradient; every partial gradient is then readable."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,12 @@ class Reduce:
 
 @dataclass(frozen=True)
 class MergeBuffers:
-    """Form the step's buffers from those of the shards."""
+    """Merge the shards' buffers into the step's."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Scale the gradient down to the largest norm allowed."""
+    """Scale the gradient down to the largest allowed norm."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +131,12 @@ class Update:
 
 @dataclass(frozen=True)
 class Post:
-    """Let this step's partial gradients go to the workers that will sum them, in a later step."""
+    """Start sending this step's partial gradients to the workers that will sum them in a later step."""
 
 
 @dataclass(frozen=True)
 class Await:
-    """Wait for all partial gradients of the step `age` steps ago; Reduce, Clip and Update are then about those."""
+    """Wait for all partial gradients of the step `age` steps ago, which Reduce, Clip and Update then use."""
 
     age: int
 
@@ -151,7 +155,7 @@ class LocalStep:
 
 @dataclass(frozen=True)
 class Average:
-    """The mean of the logical workers' parameters, of the owned pieces, summed in the tree's order."""
+    """Average the logical workers' parameters over the owned pieces, summed in the tree's order."""
 
 
 Action = (

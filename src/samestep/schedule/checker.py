@@ -1,11 +1,11 @@
-"""The checker: proves that the lists of all workers make a correct step, or says what is wrong, and where.
+"""The checker: proves that the schedules of all workers make a correct step, or names the fault and its place.
 
-    1. every worker does what the grid asks of it, once, and nothing else            `duties.duties`
-    2. nothing comes before what it needs; gradients are added in shard order        `duties.needs`
-    3. all forwards and backwards use the same weights: the step's end comes last, for all alike
-    4. with bounded channels all come to their end: else the circle of those who wait    `simulate`
+    1. every worker does its duties once, and nothing else                           `duties.duties`
+    2. every action comes after those it needs; gradients are added in shard order   `duties.needs`
+    3. all forwards and backwards use the same weights: the step's end comes last, on all workers alike
+    4. with bounded channels no worker waits for ever: else the circle of waits is named    `simulate`
 
-From 1 and 4 follows that every message is sent and taken once; from 2, that it is what the peer needs.
+From 1 and 4 follows that every message is sent and received once; from 2, that it has what the peer needs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,10 +38,10 @@ from samestep.schedule.simulator import MEETINGS, TAIL, BlockedWorker, Simulatio
 
 @dataclass(frozen=True)
 class Peak:
-    """The most that was kept at once, in shards times segments; a sliced segment keeps its whole set.
+    """The most kept at once, in shards times segments; a sliced segment keeps its whole set.
 
-    Where weights' gradients come later, a segment is kept until then. Of a stage that recomputes, `activations`
-    are those being recomputed and `inputs` what that starts from.
+    A segment with deferred gradients of weights is kept until these are made. In a stage that recomputes,
+    `activations` counts those being recomputed and `inputs` the inputs that recomputing starts from.
     """
 
     activations: int = 0
@@ -50,15 +50,15 @@ class Peak:
 
 @dataclass(frozen=True)
 class StepPeaks:
-    """What the checker measured on the way."""
+    """Peaks of a step, as the checker measured them."""
 
     peaks: tuple[Peak, ...]  # per worker
     stage_peaks: Mapping[tuple[int, int], Peak]  # per worker and stage
-    in_flight: Mapping[tuple[int, int], int]  # per channel (from, to): the most messages untaken at once, as simulated
+    in_flight: Mapping[tuple[int, int], int]  # per channel (from, to): the most messages not yet received, as simulated
 
 
 def check(grid: Grid, schedules: Sequence[Schedule], capacity: int) -> StepPeaks:
-    """Raises PlanRefused, naming worker, position and action, unless the schedules make a correct step.
+    """Check a step. Raises PlanRefused, naming worker, position and action, unless the schedules are correct.
 
     `capacity` is the number of messages that a worker can send to another one ahead of its receives.
     """
@@ -85,7 +85,7 @@ def check(grid: Grid, schedules: Sequence[Schedule], capacity: int) -> StepPeaks
 
 
 def least_capacity(grid: Grid, schedules: Sequence[Schedule]) -> int | None:
-    """The capacity with which the schedules come to their end; None if they never do."""
+    """The least capacity with which the schedules do not deadlock; None if they always do."""
     free = simulate(grid, schedules)
     if free.waits:
         return None
@@ -97,7 +97,7 @@ def least_capacity(grid: Grid, schedules: Sequence[Schedule]) -> int | None:
 
 
 def refuse_foreign_actions(rank: int, schedule: Schedule, where: Places, owed: Sequence[Mapping[Action, None]]) -> None:
-    """Refuse what is not this worker's, and what comes twice."""
+    """Refuse actions that are not this worker's, and actions that come twice."""
     first: dict[Action, int] = {}
     for position, action in single_actions(schedule, where):
         if action in first:
@@ -112,7 +112,7 @@ def refuse_foreign_actions(rank: int, schedule: Schedule, where: Places, owed: S
 
 
 def correction(rank: int, action: Action, owed: Sequence[Mapping[Action, None]]) -> str:
-    """What a foreign action should have been."""
+    """The correction of an action that is not this worker's, in words."""
     others = [other for other, theirs in enumerate(owed) if action in theirs]
     if others:
         return f"it is worker {', '.join(map(str, others))}'s; move it there"
@@ -162,7 +162,7 @@ def purpose(action: Action) -> str:
 
 
 def refuse_unmet_needs(rank: int, schedule: Schedule, where: Places) -> None:
-    """Refuse what comes before something it needs, and backwards that are not in shard order."""
+    """Refuse actions that come before one they need, and backwards that are not in shard order."""
     position_of = {action: position for position, action in single_actions(schedule, where)}
     order = {action: number for number, (_, action) in enumerate(single_actions(schedule, where))}
     last: dict[tuple[type, int], tuple[int, Action]] = {}  # per kind and segment: the last backward
@@ -185,14 +185,14 @@ def refuse_unmet_needs(rank: int, schedule: Schedule, where: Places) -> None:
 
 
 def expected_end(first: Schedule) -> Schedule:
-    """The end that a step has where worker 0's list is `first`: whether it clips, and how old its gradients are."""
+    """The end of a step that clips, and uses gradients of the age, as worker 0's schedule `first` does."""
     age = next((action.age for action in first if isinstance(action, Await)), 0)
     filling = Post() in first and not age
     return tuple(tail(Clip() in first, age or int(filling), filling=filling))
 
 
 def refuse_other_end(rank: int, schedule: Schedule, first: Schedule) -> None:
-    """Refuse an end that is not the one of worker 0."""
+    """Refuse an end that differs from worker 0's."""
     end, wanted = tuple(action for action in schedule if isinstance(action, TAIL)), expected_end(first)
     if end == wanted:
         return
@@ -233,10 +233,10 @@ def wait_reason(wait: BlockedWorker, capacity: int) -> str:
 
 
 def circle_of(waits: Mapping[int, BlockedWorker]) -> list[tuple[int, int]]:
-    """Pairs (worker, the one it waits for) that end where they begin.
+    """A circle of pairs (worker, the one it waits for).
 
-    Everyone who waits does so for somebody who waits: who has come to its end has sent, taken and met all
-    that others could want of it.
+    Every waiting worker waits for a waiting one: a worker that has finished its list has done all its sends,
+    receives and meetings.
     """
     seen: list[int] = []
     rank = min(waits)
@@ -248,7 +248,7 @@ def circle_of(waits: Mapping[int, BlockedWorker]) -> list[tuple[int, int]]:
 
 
 def peak_of(where: Places, schedule: Schedule, stages: Sequence[int]) -> Peak:
-    """What a worker keeps at most, of some stages."""
+    """The most that a worker keeps of some stages."""
     kept, inputs, most, most_inputs = 0, 0, 0, 0
     for _, action in single_actions(schedule, where):
         segment: int = getattr(action, "segment", -1)
@@ -271,7 +271,7 @@ def peak_of(where: Places, schedule: Schedule, stages: Sequence[int]) -> Peak:
 
 
 def single_actions(schedule: Schedule, where: Places) -> Iterator[tuple[int, Action]]:
-    """Positions and actions; shards in lockstep are forwards and backwards like all others."""
+    """Actions with their positions; a Lockstep is unrolled into forwards and backwards."""
     for position, action in enumerate(schedule):
         if not isinstance(action, Lockstep):
             yield position, action

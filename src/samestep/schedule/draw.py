@@ -1,9 +1,9 @@
-"""Drawings of a step: who computes what when. The lists that are run are simulated, and shown as text or SVG.
+"""Drawings of a step as text or SVG: the schedules that are run, simulated.
 
     worker 0   F0 F1 .  .  B0 B0 B1 B1         F forward, B backward, R recomputation, of a shard
     worker 1   .  F0 B0 B0 F1 B1 B1 .          F1.0 where workers hold several stages: stage 1, shard 0
 
-W where a backward comes in two parts: B for the input's gradient, W for the weights'.
+W where a backward is split in two: B for the input's gradient, W for the weights'.
 
 A cell of the text is one unit of time. The end of the step takes no time here.
 """
@@ -34,22 +34,22 @@ COMPUTING = (Forward, Backward, BackwardWeight, Recompute, SliceForward, SliceBa
 UNIT, ROW, LEFT, TOP, GAP = 30, 30, 84, 40, 4  # pixels: a unit of time, a worker, margins, between workers
 
 LIGHTNESS = {"B": 0.28, "FB": 0.28, "W": 0.91}
-GREYS = {"C": "#8a8a8a", "U": "#5c5c5c", "O": "#c9c9c9"}  # what is no computing, where times are real
+GREYS = {"C": "#8a8a8a", "U": "#5c5c5c", "O": "#c9c9c9"}  # time that is no computing, in drawings of measured costs
 LEGEND = (("F", "forward"), ("B", "backward"), ("W", "weight gradient"), ("R", "recomputation"))
 REST = (("C", "communication"), ("U", "update"), ("O", "overhead"))
 
 
 @dataclass(frozen=True)
 class Times:
-    """How long things take, in units: a shard through a dense segment, a set through a sliced one, a message."""
+    """Durations in units: a shard through a dense segment, a set through a sliced one, a message."""
 
     forward: float = 1
     backward: float = 2
     latency: float = 0
-    weight: float = 1  # the part of a dense backward that may come later
+    weight: float = 1  # the part of a dense backward that may be deferred
 
     def of(self, action: Action, split: bool = False) -> float:
-        """split: of a stage that splits its backwards."""
+        """Duration of an action. split: in a stage that splits its backwards."""
         if isinstance(action, Forward | Recompute | SliceForward):
             return self.forward
         if isinstance(action, Backward | SliceBackward):
@@ -61,7 +61,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Clock:
-    """How the units of a drawing are spoken of."""
+    """Conversion of a drawing's units to those shown in words."""
 
     per_unit: float = 1.0
     words: str = "units of time"
@@ -72,7 +72,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Bar:
-    """A stretch of computing, or of what else takes time."""
+    """An interval in which a worker computes, or spends time otherwise."""
 
     worker: int
     kind: str  # F, B, W, R; FB where shards go in lockstep; C, U, O of REST
@@ -83,7 +83,7 @@ class Bar:
 
 
 def scheduled_bars(grid: Grid, schedules: Sequence[Schedule], times: Times = Times()) -> tuple[Bar, ...]:
-    """What all workers compute, when: as soon as its inputs are there."""
+    """Bars of all workers' computing, each action starting as soon as its inputs are there."""
     stage_of = places(grid).stage_of
     split = {segment for segment, stage in enumerate(stage_of) if grid.stages[stage].split}
 
@@ -94,14 +94,16 @@ def scheduled_bars(grid: Grid, schedules: Sequence[Schedule], times: Times = Tim
 
 
 def simulated_bars(grid: Grid, schedules: Sequence[Schedule], outcome: Simulation) -> tuple[Bar, ...]:
-    """The computing in what was simulated."""
+    """Bars of the computing in a simulation."""
     stage_of = places(grid).stage_of
     return tuple(
         Bar(
             rank, bar_kind(action), stage_of[getattr(action, "segment", 0)], shards_label(action), span.start, span.stop
         )
         for rank, schedule in enumerate(schedules)
-        for action, span in zip(schedule, outcome.spans[rank], strict=False)  # one that deadlocks is drawn so far
+        for action, span in zip(
+            schedule, outcome.spans[rank], strict=False
+        )  # a deadlocked step is drawn as far as it came
         if isinstance(action, COMPUTING)
     )
 
@@ -124,12 +126,12 @@ def shards_label(action: Action) -> str:
 
 
 def total_length(bars: Sequence[Bar]) -> float:
-    """The units of time from the first to the last."""
+    """Units of time until the last bar ends."""
     return max((bar.stop for bar in bars), default=0)
 
 
 def labels_of(grid: Grid) -> Callable[[Bar], str]:
-    """How bars are named: with their stage where the worker does not tell it."""
+    """Labels of bars: with the stage where some worker holds several."""
     several = any(sum(rank in stage.workers for stage in grid.stages) > 1 for rank in range(grid.num_workers))
     return lambda bar: f"{bar.kind}{bar.stage}.{bar.shards}" if several and bar.shards else f"{bar.kind}{bar.shards}"
 
@@ -157,7 +159,7 @@ def staircase(grid: Grid, bars: Sequence[Bar], workers: int) -> str:
 def schedule_svg(
     grid: Grid, schedules: Sequence[Schedule], times: Times = Times(), title: str = "Schedule of a step"
 ) -> str:
-    """The same as a picture: a colour per stage, dark for backwards, pale for their W, hatched for recomputations."""
+    """The drawing as SVG: a colour per stage, dark for backwards, pale for their W, hatched for recomputations."""
     return picture(grid, scheduled_bars(grid, schedules, times), len(schedules), title)
 
 
@@ -189,7 +191,7 @@ def picture(grid: Grid, bars: Sequence[Bar], workers: int, title: str, clock: Cl
 
 
 def picture_summary(grid: Grid, bars: Sequence[Bar], workers: int, clock: Clock) -> str:
-    """The drawing in one sentence, for those who do not see it."""
+    """The drawing in one sentence, for screen readers."""
     length = total_length(bars)
     busy = sum(bar.stop - bar.start for bar in bars)
     idle = 1 - busy / (length * workers) if length else 0
@@ -207,7 +209,7 @@ def worker_rows(workers: int, right: int) -> Iterator[str]:
 
 
 def box(grid: Grid, bar: Bar, clock: Clock) -> Iterator[str]:
-    """A bar with its name, which also shows when the pointer rests on it."""
+    """A bar with its label, and with a title for the pointer."""
     x, y, width = LEFT + UNIT * bar.start, TOP + ROW * bar.worker, UNIT * (bar.stop - bar.start)
     what = (
         f"{bar.kind} of shard {bar.shards} at stage {bar.stage}" if bar.shards else dict(REST).get(bar.kind, bar.kind)
@@ -247,7 +249,7 @@ def swatch(grid: Grid, kind: str, stage: int, words: str, x: float, y: float) ->
 
 
 def colour(stage: int, num_stages: int, kind: str) -> str:
-    """A hue per stage, far from one another; light enough for dark ink, or dark enough for white."""
+    """A hue per stage, well apart; light enough for dark ink, or dark enough for white."""
     if kind in GREYS:
         return GREYS[kind]
     red, green, blue = hls_to_rgb(0.58 + stage / num_stages, LIGHTNESS.get(kind, 0.78), 0.62)

@@ -1,12 +1,12 @@
-"""What a grid asks of every worker, and what must come before what: said apart from any order.
+"""Duties of each worker of a grid, and the actions that each action needs; independent of any order.
 
             Receive | Forward ... SliceForward ... Forward | Send
                          |               |            |                  each needs what is to its left and,
     SendGradient | Backward ... SliceBackward ... Backward | Receive-    backwards, to its right and above
                                                              Gradient
 
-Of a stage that splits its backwards, a dense Backward also has its BackwardWeight, which nothing needs.
-All of it is among the actions of one worker; what another one must have done comes with a message or a meeting.
+In a stage that splits its backwards every dense Backward also has a BackwardWeight, which nothing needs.
+Needs are among the actions of one worker; dependencies on other workers come with a message or a meeting.
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def exchange_duties(where: Places, stage: int, own: tuple[int, ...], rank: int) 
 
 
 def needs(where: Places, rank: int, action: Action) -> Iterator[Action]:
-    """The actions of the same worker that must come before a duty of it."""
+    """The actions of the same worker that must come before one of its duties."""
     if isinstance(action, Forward):
         yield input_of(where, rank, action.shard, action.segment)
     elif isinstance(action, SliceForward):
@@ -93,7 +93,7 @@ def needs(where: Places, rank: int, action: Action) -> Iterator[Action]:
 
 
 def input_of(where: Places, rank: int, shard: int, segment: int) -> Action:
-    """Where the input of a segment comes from."""
+    """The action that provides the input of a segment."""
     stage = where.stage_of[segment]
     if segment == 0:
         return Load()
@@ -105,7 +105,7 @@ def input_of(where: Places, rank: int, shard: int, segment: int) -> Action:
 
 
 def gradient_of(where: Places, rank: int, shard: int, segment: int) -> Iterator[Action]:
-    """Where the gradient of a segment's output comes from; the last one's is the loss, which it has itself."""
+    """The action that provides the gradient of a segment's output; none for the last segment, which has the loss."""
     stage = where.stage_of[segment]
     if segment == len(where.sliced) - 1:
         return

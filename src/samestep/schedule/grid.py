@@ -1,4 +1,4 @@
-"""The grid of a step as a schedule sees it: shards and sets of shards, stages and their segments.
+"""The grid of a step, as schedules see it: shards and sets of shards, stages and their segments.
 
 segments     0    1    2 |  3  |  4    5    6          d dense, s sliced
              d    s    d |  d  |  d    s    d
@@ -7,13 +7,20 @@ workers      0, 1        |  2  |  0, 1                 a worker may hold several
 assign       2,2         |  4  |  1,3                  shards per worker, consecutive
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
+
+
+def consecutive_ranges(counts: Sequence[int], stop: int | None = None) -> list[range]:
+    """Ranges of these lengths, one after the other from 0 on; numbers from `stop` on are left out."""
+    ends = [end if stop is None else min(end, stop) for end in accumulate(counts, initial=0)]
+    return [range(a, b) for a, b in pairwise(ends)]
 
 
 @dataclass(frozen=True)
 class StageGrid:
-    """One stage: who computes it, and what it consists of."""
+    """One stage: its workers, their shards, and its segments."""
 
     workers: tuple[int, ...]  # ranks of the group
     assign: tuple[int, ...]  # consecutive shards of each worker of the group
@@ -21,18 +28,13 @@ class StageGrid:
     recompute: bool = False
     split: bool = False  # whether weight gradients come later than input gradients
 
-    def shards_of(self, rank: int, num_shards: int) -> range:
-        """The shards that worker `rank` computes here, of a step that has `num_shards`; empty for strangers."""
-        if rank not in self.workers:
-            return range(0)
-        ends = list(accumulate(self.assign, initial=0))
-        i = self.workers.index(rank)
-        return range(min(ends[i], num_shards), min(ends[i + 1], num_shards))
+    def shards_by_worker(self, num_shards: int) -> dict[int, range]:
+        """The shards that each worker of the group computes, in a step that has `num_shards`."""
+        return dict(zip(self.workers, consecutive_ranges(self.assign, num_shards), strict=True))
 
-    def worker_of(self, shard: int) -> int:
-        """The worker that computes `shard` here."""
-        ends = list(accumulate(self.assign))
-        return next(worker for worker, end in zip(self.workers, ends, strict=True) if shard < end)
+    def shards_of(self, rank: int, num_shards: int) -> range:
+        """The shards that worker `rank` computes in this stage; empty for workers of other stages."""
+        return self.shards_by_worker(num_shards).get(rank, range(0))
 
 
 @dataclass(frozen=True)

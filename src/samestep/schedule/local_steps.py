@@ -1,9 +1,9 @@
-"""Steps of logical workers that go apart for a while (local SGD), and the proof that a list is one.
+"""Local steps (local SGD): schedules of logical workers that update by themselves, and the check of such schedules.
 
-Each takes its own step after its own shards; every so many steps they meet:
+Each logical worker takes its own step after its own shards; after a number of steps they meet:
 
     two logical workers of one worker     F0 B0 F1 B1 LocalStep(0)  F2 B2 F3 B3 LocalStep(1)
-    and where they meet                   ... Agree Average Publish
+    in a step in which they meet          ... Agree Average Publish
 
 Between meetings a worker waits for nobody.
 """
@@ -22,7 +22,7 @@ MEETING: Schedule = (Agree(), Average(), Publish())
 
 
 def local_step_schedule(workers: range, shards: Sequence[range], *, meets: bool) -> Schedule:
-    """One step of a worker that has the logical `workers`; `shards[i]` are those of logical worker i, maybe none."""
+    """One step of a worker that is the logical `workers`; `shards[i]` are those of logical worker i, perhaps none."""
     return (Load(), *_steps(workers, shards), *(MEETING if meets else ()))
 
 
@@ -37,9 +37,9 @@ def _steps(workers: range, shards: Sequence[range]) -> Iterator[Action]:
 def check_local_step(
     grid: Grid, schedules: Sequence[Schedule], workers: Sequence[range], shards: Sequence[range], *, meets: bool
 ) -> None:
-    """Raises PlanRefused, naming worker and action, unless the lists make a correct step.
+    """Check a local step. Raises PlanRefused, naming worker and action, unless the schedules are correct.
 
-    workers: the logical ones of each worker; shards: of each logical one.
+    workers: the logical workers of each worker; shards: those of each logical worker.
     """
     where = places(grid)
     owed = [duties(where, rank) for rank in range(grid.num_workers)]
@@ -62,7 +62,7 @@ def check_local_step(
 
 
 def _refuse_other_steps(rank: int, schedule: Schedule, workers: range, shards: Sequence[range]) -> None:
-    """Each logical worker steps once, when all its shards have gone backward, before another one's begin."""
+    """Refuse steps unless each logical worker steps once, after all its shards and before another's begin."""
     steps = [action.worker for action in schedule if isinstance(action, LocalStep)]
     if steps != list(workers):
         raise PlanRefused(

@@ -1,4 +1,4 @@
-"""Passes: from the order of a worker's sets to the full list of its actions.
+"""Passes: lower the order of a worker's sets to the full list of its actions.
 
     F1.0 of a set of shards 0, 1; segments dense, sliced, dense; the worker owns shard 1:
 
@@ -8,11 +8,11 @@
 
         ReceiveGradient(1) | [Recompute(1)] Backward(1) | SliceBackward(0..1) | ... | SendGradient(1)
 
-W1.0 of a stage that splits its backwards makes the gradients of weights that Backward left, as it went:
+W1.0 of a stage that splits its backwards makes the gradients of weights that Backward deferred:
 
         BackwardWeight(1) | BackwardWeight(1)        of the later dense segment, of the earlier one
 
-A stage that is followed by another one of the same worker sends nothing.
+A stage whose next stage is on the same worker sends nothing.
 
 The end of a step is that of the sync policy:
 
@@ -20,8 +20,7 @@ The end of a step is that of the sync policy:
     stale(s)     Agree MergeBuffers Await(s) Reduce [Clip] Post Update Publish
                  Agree MergeBuffers Post Publish                        in the first s steps
 
-Post comes after the last thing that hosts have to say to one another in a step: what is posted goes before what
-is said later.
+Post comes after the last exchange between hosts in a step: posted bytes occupy the wire before later messages.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -70,7 +69,7 @@ def schedule_of(
 ) -> Schedule:
     """One step of worker `rank`. `order` is a name of `pipeline.ORDERS`, or what `written.parse_order` read.
 
-    stale: an update uses the gradients of so many steps ago; filling: in this step there are none yet.
+    stale: the age in steps of the gradients that an update uses; filling: in this step there are none yet.
 
     Raises PlanRefused for a depth below 1, and for shards that cannot meet.
     """
@@ -86,7 +85,7 @@ def schedule_of(
 
 
 def in_lockstep(grid: Grid, rank: int) -> Iterator[Action]:
-    """All shards of the worker at once, because some layer makes shards meet. Raises PlanRefused where they cannot."""
+    """All shards of the worker at once, for layers in which shards meet. Raises PlanRefused where they cannot."""
     if len(grid.stages) > 1 or any(grid.stages[0].sliced):
         raise PlanRefused(
             "shards that meet in synchronized batch normalization need the whole model on every worker; this plan has "
@@ -172,7 +171,7 @@ PASSES: dict[Kind, Callable[[Places, Work, int], Iterator[Action]]] = {
 
 
 def shards_of_others(where: Places, own: Iterable[int], stage: int, rank: int) -> Iterator[tuple[int, int]]:
-    """Of a worker's `own` shards those that another worker computes at `stage`, with that worker."""
+    """Those of a worker's `own` shards that another worker computes at `stage`, with that worker."""
     if 0 <= stage < len(where.owner):
         for shard in own:
             if where.owner[stage][shard] != rank:

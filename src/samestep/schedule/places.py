@@ -1,16 +1,18 @@
-"""Where everything of a grid is: looked up, not searched."""
+"""Lookup tables of a grid: the worker of every shard, the stage of every segment, the set of every shard."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import chain, islice
+from itertools import chain
 
 from samestep.errors import PlanRefused
-from samestep.schedule.grid import Grid, StageGrid
+from samestep.schedule.grid import Grid
 
 
 @dataclass(frozen=True)
 class Places:
+    """The tables of one grid, made by `places`."""
+
     grid: Grid
     sets: tuple[range, ...]
     set_of: tuple[range, ...]  # per shard
@@ -24,7 +26,7 @@ class Places:
         return tuple(shard for shard in shards if self.owner[stage][shard] == rank)
 
     def takes_part(self, rank: int, stage: int, shards: range) -> bool:
-        """Whether worker `rank` has something to do when this set is at `stage`: its own shards, or its slices."""
+        """Whether worker `rank` computes shards of this set at `stage`, or slices."""
         here = self.grid.stages[stage]
         return bool(self.own(rank, stage, shards)) or (any(here.sliced) and rank in here.workers)
 
@@ -35,7 +37,7 @@ class Places:
         return tuple(dict.fromkeys(self.owner[stage][shard] for shard in shards))
 
     def sets_at(self, rank: int, stage: int) -> Collection[int]:
-        """The indices of the sets of which worker `rank` does something at `stage`."""
+        """Indices of the sets in which worker `rank` takes part at `stage`."""
         here = self.grid.stages[stage]
         if any(here.sliced):
             return range(len(self.sets)) if rank in here.workers else ()
@@ -53,7 +55,7 @@ class Places:
 
 @cache
 def places(grid: Grid) -> Places:
-    """Raises PlanRefused for a grid that leaves shards or segments to nobody."""
+    """The tables of a grid. Raises PlanRefused for a grid with shards or segments that no worker computes."""
     refuse_gaps(grid)
     segments = tuple(grid.segments_of(stage) for stage in range(len(grid.stages)))
     return Places(
@@ -63,14 +65,11 @@ def places(grid: Grid) -> Places:
         segments,
         tuple(stage for stage, numbers in enumerate(segments) for _ in numbers),
         tuple(chain.from_iterable(stage.sliced for stage in grid.stages)),
-        tuple(owners_of(stage, grid.num_shards) for stage in grid.stages),
+        tuple(
+            tuple(rank for rank, own in stage.shards_by_worker(grid.num_shards).items() for _ in own)
+            for stage in grid.stages
+        ),
     )
-
-
-def owners_of(stage: StageGrid, num_shards: int) -> tuple[int, ...]:
-    """The worker of every shard."""
-    dealt = (rank for rank, count in zip(stage.workers, stage.assign, strict=True) for _ in range(count))
-    return tuple(islice(dealt, num_shards))
 
 
 def refuse_gaps(grid: Grid) -> None:

@@ -1,22 +1,21 @@
-"""The workers of a step, simulated: who waits for whom, and when everything happens.
+"""The simulator: when every action of a step happens, and which worker waits for which.
 
-Every ordered pair of workers has a channel. A send puts its message in, and waits while `capacity`
-messages that the peer has not taken are there; a receive takes the message with its name, whichever came
-first. At a meeting (sliced segments; Agree to Publish) all who belong to it wait for the last.
+Every ordered pair of workers has a channel. A send puts its message in, and waits while `capacity` messages there
+have not been received; a receive takes the message with its name, in whatever order they came. At a meeting (sliced
+segments; Agree to Publish) all participants wait for the last one.
 
     worker 0   Send(0) ------\\            Receive(0) takes it `latency` after it was sent
     worker 1      .   .  Receive(0)
 
-What a worker does next depends on its own list alone, so the outcome does not depend on the order in which
-the simulation visits the workers; without a capacity, neither do the times. It takes time linear in the actions.
+A worker's next action depends on its own list alone, so the outcome does not depend on the order in which the
+simulation visits the workers; without a capacity, neither do the times. It takes time linear in the actions.
 
-Messages of a channel follow one another: each occupies it for its `transfer`. A meeting lasts as long as it
-takes its slowest member. Reduce, MergeBuffers and Update come after Agree and before Publish, and wait for nobody.
+Messages of a channel follow one another: each occupies it for its `transfer`. A meeting lasts as long as its slowest
+member. Reduce, MergeBuffers and Update come after Agree and before Publish, and wait for no other worker.
 
-With stale gradients steps overlap, so several are simulated as one list each: a worker's Post occupies its wire for
-its `transfer` while it goes on, one after the other, and Await(age) waits for everybody's. What workers say when they
-agree goes the same way, behind what was posted. One step by itself awaits what was posted before the simulation began,
-which is there.
+With stale gradients steps overlap, so several are simulated as one list per worker: a Post occupies the worker's wire
+for its `transfer` while the worker continues, and Await(age) waits for all workers' posts. Records of Agree use the
+same wire, behind earlier posts. A step by itself awaits posts from before the simulation, which have arrived.
 
     worker 0   F B Agree Post          F B Agree Await(1) Reduce Post ...
     its wire              |---- sums of step 0 ----|             |---- sums of step 1 ----|
@@ -50,7 +49,7 @@ from samestep.schedule.places import places
 TAIL = (Agree, Reduce, MergeBuffers, Clip, Update, Publish, Post, Await)
 MEETINGS = (SliceForward, SliceBackward, Agree, Clip, Publish)
 
-Name = tuple[type, int, int]  # what a receive asks for: activation or gradient, shard, stage
+Name = tuple[type, int, int]  # of a message: activation or gradient, shard, stage
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class ActionSpan:
 
 @dataclass(frozen=True)
 class BlockedWorker:
-    """Why a worker goes no further: it is at `position` of its list, and these would have to act first."""
+    """A worker that cannot continue: it is at `position` of its list, and `blockers` would have to act first."""
 
     position: int
     action: Action
@@ -72,12 +71,12 @@ class BlockedWorker:
 
 @dataclass(frozen=True)
 class Simulation:
-    spans: tuple[tuple[ActionSpan, ...], ...]  # per worker and action, as far as it came
-    waits: dict[int, BlockedWorker]  # the workers that did not come to their end
-    in_flight: dict[tuple[int, int], int]  # per channel (from, to), the most messages that were untaken
+    spans: tuple[tuple[ActionSpan, ...], ...]  # per worker and performed action
+    waits: dict[int, BlockedWorker]  # the workers that did not finish their lists
+    in_flight: dict[tuple[int, int], int]  # per channel (from, to), the most messages not yet received
 
 
-Cost = Callable[[int, Action], float]  # of a worker's action
+Cost = Callable[[int, Action], float]  # seconds of a worker's action
 
 
 def no_cost(rank: int, action: Action) -> float:
@@ -93,10 +92,10 @@ def simulate(
     latency: float = 0.0,
     transfer: Cost = no_cost,
 ) -> Simulation:
-    """Run the lists of all workers until none can go on.
+    """Run the lists of all workers until none can continue.
 
-    cost: seconds that a worker is busy with an action. transfer: seconds that a sent message takes from its
-    channel. latency: seconds after which it is there.
+    cost: seconds that a worker is busy with an action. transfer: seconds that a sent message occupies its
+    channel. latency: seconds until it arrives after that.
     """
     world = SimulatedWorkers(grid, schedules, capacity, cost, latency, transfer)
     while world.awake:
@@ -122,15 +121,15 @@ class SimulatedWorkers:
         self.everyone = tuple(range(len(schedules)))
         self.spans: list[list[ActionSpan]] = [[] for _ in schedules]
         self.clock = [0.0] * len(schedules)
-        self.channels: dict[tuple[int, int], dict[Name, float]] = {}  # untaken messages, when they arrive
-        self.occupied: dict[tuple[int, int], float] = {}  # until when a channel is busy with messages
+        self.channels: dict[tuple[int, int], dict[Name, float]] = {}  # arrival times of messages not yet received
+        self.occupied: dict[tuple[int, int], float] = {}  # the time until which a channel is busy with messages
         self.in_flight: dict[tuple[int, int], int] = {}
-        self.arrived: dict[Action, list[int]] = {}  # who is at a meeting already
+        self.arrived: dict[Action, list[int]] = {}  # workers that are at a meeting already
         self.posts: list[list[float]] = [[] for _ in schedules]  # when each worker's posts arrive, in order
         self.awake = deque(self.everyone)
 
     def action_of(self, rank: int) -> Action | None:
-        """What the worker is at; it has a span for every action it has done."""
+        """The worker's current action; it has a span for every performed one."""
         position = len(self.spans[rank])
         return self.schedules[rank][position] if position < len(self.schedules[rank]) else None
 
@@ -139,7 +138,7 @@ class SimulatedWorkers:
             pass
 
     def perform(self, rank: int, action: Action) -> bool:
-        """Do the action, or return False: something must happen first, and wakes the worker."""
+        """Perform the action, or return False: another worker must act first, and will wake this one."""
         if isinstance(action, Send | SendGradient):
             return self.send(rank, action)
         if isinstance(action, Receive | ReceiveGradient):
@@ -147,7 +146,7 @@ class SimulatedWorkers:
         if isinstance(action, MEETINGS):
             return self.meet(rank, action)
         if isinstance(action, Await):
-            return self.take(rank, action)
+            return self.await_posts(rank, action)
         if isinstance(action, Post):
             self.post(rank, action)
             return True
@@ -186,10 +185,10 @@ class SimulatedWorkers:
         self.awake.extend(member for member in self.everyone if member != rank)
 
     def posted(self, rank: int) -> float:
-        """When a worker's wire has carried all that it posted."""
+        """The time when a worker's wire has carried all its posts."""
         return self.posts[rank][-1] - self.latency if self.posts[rank] else 0.0
 
-    def take(self, rank: int, action: Await) -> bool:
+    def await_posts(self, rank: int, action: Await) -> bool:
         if self.late(rank, action):
             return False
         number = self.number_of(rank, action)
@@ -198,11 +197,11 @@ class SimulatedWorkers:
         return True
 
     def number_of(self, rank: int, action: Await) -> int:
-        """Which of everybody's posts a worker awaits; below 0: one from before the simulation. It posts once a step."""
+        """The number of the post that a worker awaits of each; below 0: one from before the simulation."""
         return len(self.posts[rank]) - action.age
 
     def late(self, rank: int, action: Await) -> tuple[int, ...]:
-        """The workers whose post is still to come."""
+        """The workers that have not posted yet."""
         number = self.number_of(rank, action)
         return tuple(member for member in self.everyone if len(self.posts[member]) <= number)
 
@@ -223,7 +222,7 @@ class SimulatedWorkers:
         return True
 
     def group_of(self, action: Action) -> tuple[int, ...]:
-        """Who belongs to a meeting."""
+        """The participants of a meeting."""
         return self.groups[action.segment] if isinstance(action, SliceForward | SliceBackward) else self.everyone
 
     def wait_of(self, rank: int) -> BlockedWorker:

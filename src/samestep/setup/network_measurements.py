@@ -55,7 +55,7 @@ def survey(job: Job, prepared: LaidOutModel, num_slices: int | None = None) -> C
             why_whole = {name: why for name, why in sliceable(job, model, shards).items() if why is not None}
             if elementwise:
                 regions = regions_of(job, model, shards, why_whole, [u.name for u in units], num_slices)
-        except Exception as error:  # noqa: BLE001 - it need not fail where nothing is recorded; if it does, probes tell
+        except Exception as error:  # noqa: BLE001 - it need not fail where nothing is recorded; if it does, probes find out
             why_uncut, units, regions = str(error) or type(error).__name__, (uncut(model),), ()
     state = state_per_element(prepared.optimizer)
     return Chain(units, regions, why_whole, why_uncut, shards, job.batch_size, state, elementwise)
@@ -82,7 +82,7 @@ def finest(job: Job, model: nn.Module, shards: int) -> tuple[Recording, Cut]:
 
 
 def candidates(job: Job, model: nn.Module, shards: int) -> Iterator[list[str]]:
-    """Where to cut, from fine to coarse."""
+    """Lists of places to cut at, from fine to coarse."""
     layers = [name for name, module in model.named_modules() if has_own_weights(model, name, module)]
     recording = recorded(job, model, shards, [], layers)
     yield cutting_points(recording, layers, model)
@@ -168,7 +168,7 @@ def heads(tensors: int) -> tuple[int, int]:
 def regions_of(
     job: Job, model: nn.Module, shards: int, why_whole: Mapping[str, str], names: Sequence[str], num_slices: int | None
 ) -> tuple[SliceableRegion, ...]:
-    """What can be sliced; a layer that is no unit of its own stays whole."""
+    """The regions that can be sliced; a layer that is no unit of its own stays whole."""
     able = [name for name, _ in model.named_modules() if name in names and name not in why_whole]
     slices = {
         n: (min(num_slices or DEFAULT_SLICES, outputs_of(module)),)

@@ -219,16 +219,11 @@ def take_part(
     counts = [num_published(plan, set(ownership), worker) if own else 0 for worker, own in enumerate(shared.slots)]
     sets = sets_of(shared.slots, counts, stale)
     exchanges = [between_hosts(layout, shared, transport, ownership, pieces, slots, edges) for slots in sets]
-    if plan.workers == 1 and not stale:
-        reductions: list[TreeReduction] = [OwnSum(layout, gradients)]
-    elif edges is None:
+    reductions: list[TreeReduction] = [OwnSum(layout, gradients)]
+    if plan.workers > 1 or stale:
+        kind = TreeReduction if edges is None else CompressedReduction
         reductions = [
-            TreeReduction(layout, ownership, rank, pieces[rank], slots, exchange)
-            for slots, exchange in zip(sets, exchanges, strict=True)
-        ]
-    else:
-        reductions = [
-            CompressedReduction(layout, ownership, rank, pieces[rank], slots, exchange, edges)
+            kind(layout, ownership, rank, pieces[rank], slots, exchange, edges)
             for slots, exchange in zip(sets, exchanges, strict=True)
         ]
     if not stale and exchanges[0] is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from samestep.errors import JobRefused, PlanRefused, Refused
 from samestep.job.job import Job
@@ -23,8 +22,6 @@ from samestep.schedule.checker import check
 from samestep.schedule.draw import schedule_svg, schedule_text
 from samestep.schedule.grid import Grid
 from samestep.schedule.local_steps import check_local_step, local_step_schedule
-from samestep.schedule.orders.written import parse_order
-from samestep.schedule.passes import schedule_of
 from samestep.schedule.stale_steps import check_overlapped
 from samestep.setup.laid_out_model import (
     LaidOutModel,
@@ -89,13 +86,10 @@ def checked(job: Job, plan: Plan, prepared: LaidOutModel) -> tuple[Grid, list[Sc
     if (logical := logical_of(plan)) is not None:
         return checked_apart(plan, logical, num_shards_of(job.batch_size, plan.numerics.shards))
     grid = plan.grid(num_shards_of(job.batch_size, plan.numerics.shards), structure.sliced if structure else [(False,)])
-    order = plan.order if isinstance(plan.order, str) else parse_order(plan.order, grid)
-    clip, lockstep = job.clip_grad_norm is not None, plan.numerics.sync_batchnorm
-    stale = steps_stale(plan)
+    clip, stale = job.clip_grad_norm is not None, steps_stale(plan)
 
     def of_all(*, filling: bool = False) -> list[Schedule]:
-        options: dict[str, Any] = {"clip": clip, "lockstep": lockstep, "stale": stale, "filling": filling}
-        return [schedule_of(grid, order, rank, depth=plan.depth, **options) for rank in range(plan.workers)]
+        return [plan.schedule(grid, r, clip=clip, stale=stale, filling=filling) for r in range(plan.workers)]
 
     schedules = of_all()
     if plan.stages or stale:
@@ -141,8 +135,10 @@ def footprints(
 
 
 def footprint_apart(one: Footprint, count: int, nbytes: int) -> Footprint:
-    """Of a worker that is `count` logical ones, from that of a worker which is one: each has parameters and optimizer
-    state, beside what they have in common and the sums that they publish."""
+    """The footprint of a worker that is `count` logical ones, from that of a worker which is one.
+
+    Each has parameters and optimizer state of its own, beside the common values and the sums that they publish.
+    """
     return replace(
         one, parameters=(count + 1) * nbytes, optimizer=count * one.optimizer, gradients=one.gradients + nbytes
     )

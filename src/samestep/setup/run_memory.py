@@ -31,14 +31,14 @@ def share(
     prepared: LaidOutModel,
     plan: Plan,
     fabric: Fabric,
-    near: Collection[int] | None = None,
+    workers: Collection[int] | None = None,
     *,
     fills: bool = True,
-    for_any_deal: bool = False,
+    for_any_assignment: bool = False,
 ) -> RunMemory:
-    """Memory for the workers `near` (default: all) of `plan`; who `fills` it writes the initial parameters there.
+    """Memory for `workers` (default: all) of `plan`. fills: write the initial parameters there.
 
-    for_any_deal: enough slots for any shares. What nobody touches takes no memory.
+    for_any_assignment: enough slots for any assignment of shards. Pages that no worker touches take no memory.
     """
     plan = at_meetings(plan)
     layout, ownership = prepared.layout, set(ownership_of(prepared, plan))
@@ -46,18 +46,18 @@ def share(
     for i, entry in layout.owners() if prepared.initial is None and fills else ():
         layout.view(parameters, i).copy_(entry.param.data)
     slots: list[list[Tensor]] = [[] for _ in range(plan.workers)]
-    for rank in range(plan.workers) if near is None else near:
-        count = most_published(plan) if for_any_deal else num_published(plan, ownership, rank)
+    for rank in range(plan.workers) if workers is None else workers:
+        count = most_published(plan) if for_any_assignment else num_published(plan, ownership, rank)
         slots[rank] = [fabric.memory(layout.nbytes) for _ in range(count * (steps_stale(plan) + 1))]
     board = buffer_starts(list(prepared.model.buffers()))[-1]
     boards = [fabric.memory(board) for _ in range(plan.numerics.shards)]
     folded = fabric.memory(plan.workers * len(layout.entries)).view(plan.workers, len(layout.entries))
-    versions = fabric.memory(8 * (plan.workers if near is None else len(near))).view(torch.int64)
+    versions = fabric.memory(8 * (plan.workers if workers is None else len(workers))).view(torch.int64)
     return RunMemory(parameters, slots, boards, folded, versions)
 
 
 def bind(prepared: LaidOutModel, shared: RunMemory) -> None:
-    """Let the model's parameters be views of the shared memory; what else the model has goes to the same device."""
+    """Let the model's parameters be views of the shared memory; its other tensors go to the same device."""
     layout = prepared.layout
     for i, entry in enumerate(layout.entries):
         entry.param.data = layout.view(shared.parameters, i if entry.tied_to is None else entry.tied_to)
@@ -66,7 +66,7 @@ def bind(prepared: LaidOutModel, shared: RunMemory) -> None:
 
 
 def groups_that_meet(prepared: LaidOutModel, plan: Plan) -> dict[tuple[int, ...], int]:
-    """The groups of workers that compute sliced layers, and the bytes that one gives away at a time at most."""
+    """The groups of workers that compute sliced layers, and the most bytes that one of a group sends at a time."""
     structure = prepared.structure
     groups: dict[tuple[int, ...], int] = {}
     for segment in structure.segments if structure else ():

@@ -49,7 +49,7 @@ def step_of(folder: Path) -> int:
 
 
 def temporary_of(root: Path, run: str) -> Path:
-    """One per run, so that whoever watches the run can remove it."""
+    """The folder that a run fills; one per run, so that its leader can remove it."""
     return root / f".unfinished-{run}"
 
 
@@ -59,7 +59,7 @@ def unfinished_file(path: Path, run: str) -> Path:
 
 
 def remove_unfinished(root: str | None, saved: str | None, run: str) -> None:
-    """Remove what a killed run left half-written under `root` and beside the weights it was to save."""
+    """Remove the half-written files of a killed run under `root` and beside the weights that it was to save."""
     if root is not None:
         shutil.rmtree(temporary_of(Path(root), run), ignore_errors=True)
     if saved is not None:
@@ -95,7 +95,7 @@ def file_hash(path: Path) -> str:
 
 
 def _fields_hash(fields: dict[str, Any]) -> str:
-    """Of checkpoint.json itself."""
+    """The hash of checkpoint.json itself."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

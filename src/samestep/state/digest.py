@@ -1,4 +1,4 @@
-"""The digest: SHA-256 over the whole state of a run, whoever holds which part of it.
+"""The digest: SHA-256 over the whole state of a run, independent of which worker holds which part.
 
 Every worker hashes what it owns in leaves that do not depend on the assignment (32,768 elements of a
 tensor's own index); the digest is the hash of all leaves in the order of their labels.

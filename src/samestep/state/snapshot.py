@@ -36,7 +36,7 @@ from samestep.system.json_values import as_before, plain
 
 
 def state_pieces(executor: Executor, *, once: bool = False) -> Iterator[StatePiece]:
-    """All that this worker owns; what several hosts own comes from each of them, or `once` from the first."""
+    """The pieces that this worker owns; those that several hosts own come from each, or `once` from the first."""
     yield from executor.state().pieces(once=once)
     for name, constant in constants(executor):
         yield StatePiece(f"constant/{name}", constant)
@@ -117,7 +117,7 @@ def _is_state(part: StatePiece) -> bool:
 
 
 def restore(executor: Executor, folder: Path, description: Description) -> None:
-    """Take this worker's pieces of a checkpoint, whichever workers wrote them. All workers must call it."""
+    """Take this worker's pieces of a checkpoint, no matter which workers wrote them. All workers must call it."""
     state, files = executor.state(), [folder / name for name in sorted(description.files)]
     for path in files:
         with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""What happens when logical workers meet, as arithmetic on flat tensors.
+"""The arithmetic of a meeting of logical workers, on flat tensors.
 
     mean      theta = (theta_0 + theta_1 + ...) / L, the sum in the tree's order   local SGD, Stich 2019
     outer     g = before - mean, v = m v + g, theta = before - lr (g + m v)        DiLoCo, Douillard et al. 2023

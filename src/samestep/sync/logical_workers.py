@@ -1,4 +1,4 @@
-"""Logical workers and the workers that do their work: who has whom, and what cannot be served.
+"""Logical workers, and the workers that compute for them; plans that they cannot serve are refused.
 
     8 shards, local(16,workers=4)      logical worker   0: shards 0 1   1: 2 3   2: 4 5   3: 6 7
     on two workers, 4 shards each      worker 0 is 0 and 1; worker 1 is 2 and 3
@@ -17,7 +17,7 @@ from samestep.plan.plan import Plan, spell
 
 @dataclass(frozen=True)
 class Logical:
-    """The logical workers of a plan. assign: how many of them each worker is, consecutive ones."""
+    """The logical workers of a plan. assign: the number of consecutive ones that each worker is."""
 
     policy: Local
     shards: int  # of a whole batch
@@ -33,7 +33,7 @@ class Logical:
         return range(first, first + self.assign[rank])
 
     def shards_of(self, worker: int, num_shards: int) -> range:
-        """Of a step with so many shards. A short batch may leave the last logical workers without any."""
+        """Its shards of a step with `num_shards`. A short batch may leave the last logical workers without any."""
         share = self.shards // self.workers
         return range(min(worker * share, num_shards), min((worker + 1) * share, num_shards))
 
@@ -96,7 +96,7 @@ def check_local(plan: Plan, device: str = "cpu", *, is_limited: bool = False) ->
 
 
 def at_meetings(plan: Plan) -> Plan:
-    """The plan as its meetings see it, with logical workers in the place of shards; else the plan itself."""
+    """The plan of the meetings, with logical workers in the place of shards; without any, the plan itself."""
     logical = logical_of(plan)
     if logical is None:
         return plan

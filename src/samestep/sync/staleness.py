@@ -1,4 +1,4 @@
-"""stale(s): the update at the end of step t uses the gradient of step t - s. What it can serve, and its bound.
+"""stale(s): the update at the end of step t uses the gradient of step t - s. The plans that it serves, and its bound.
 
     version k of the parameters: after k updates. Update k is of gradient g_k, that of batch k.
 
@@ -9,7 +9,7 @@
     applied to    -       0       1       2             so g_k, computed on version max(0, k - s), is applied to
                                                         version k: min(k, s) updates late, never more
 
-Every read of a parameter is held to this: whoever updates a piece counts its updates in memory of the host, and
+Every read of a parameter is held to this: the worker that updates a piece counts its updates in memory of the host, and
 before a shard's forward its worker looks at the counts of all whose pieces it will read.
 
 The order is that of exact steps: update k has the learning rate, the momentum and the clipping that it would have had.
@@ -28,7 +28,7 @@ from samestep.numerics.policy import Stale
 from samestep.plan.plan import Plan
 
 EVERY = 32_768  # elements of a tensor's own index, of which
-SAMPLE = 64  # are looked at to see how far parameters move
+SAMPLE = 64  # are compared to measure how far parameters move
 
 
 def steps_stale(plan: Plan) -> int:
@@ -54,18 +54,18 @@ def check_stale(plan: Plan, device: str = "cpu") -> None:
 
 
 def version_at(step: int, stale: int) -> int:
-    """Of the parameters that a step computes with."""
+    """The version of the parameters that a step computes with."""
     return max(0, step - stale)
 
 
 @dataclass
 class Bound:
-    """What a run has seen of its bound. versions: int64, the updates made by each worker, in memory of the host."""
+    """The bound as a run has observed it. versions: int64, the updates made by each worker, in memory of the host."""
 
     steps: int
     versions: Tensor
     staleness: int = 0  # the most updates that a gradient came late
-    divergence: float = 0.0  # the furthest that parameters were from those of so many updates before
+    divergence: float = 0.0  # the largest distance of parameters from those that many updates before
     updates: int = 0  # in this run
     _samples: list[Tensor] = field(default_factory=list)  # of the last versions, the newest last
 
@@ -99,7 +99,7 @@ class Bound:
             self.divergence = max(self.divergence, relative_distance(self._samples[0], self._samples[-1]))
 
     def look(self, parameters: Sequence[Tensor]) -> None:
-        """At the parameters that a step begins with; 1-D, in storage order, in the order of the layout."""
+        """Sample the parameters that a step begins with; 1-D, in storage order, in the order of the layout."""
         self._samples.append(sample(parameters))
         del self._samples[: -self.steps - 1]
 
@@ -113,7 +113,7 @@ class Bound:
 
 
 def sample(parameters: Sequence[Tensor]) -> Tensor:
-    """The first 64 of every 32,768 elements, of each tensor by itself: whoever owns what, the same ones."""
+    """The first 64 of every 32,768 elements of each tensor: the same ones, no matter who owns what."""
     found = []
     for flat in parameters:
         whole = flat.numel() // EVERY * EVERY

@@ -130,7 +130,7 @@ def test_a_profile_is_measured_once(tmp_path: Path) -> None:
     assert profile(dataclasses.replace(LONG, seed=9, batch_size=LONG.batch_size)) == once
     assert [file] == list(file.parent.iterdir())
     other = profile(dataclasses.replace(LONG, codec="int8:256@1"))
-    assert other.ground.codec == "int8:256@1"
+    assert other.conditions.codec == "int8:256@1"
     assert len(list(file.parent.iterdir())) == 2
 
 

@@ -90,7 +90,7 @@ def test_what_is_left_is_what_a_recording_counts() -> None:
     later = DeferredGradients()
     with deferring(later):
         model(x).sum().backward()
-    weights = [makes[0].args for weight, makes in later._left.values() if weight.dim() == 2]  # type: ignore[attr-defined]
+    weights = [makes[0].args for weight, makes in later._deferred.values() if weight.dim() == 2]  # type: ignore[attr-defined]
     assert sum(nbytes for _, nbytes in counted) == sum(rows.nbytes for rows, _, _ in weights)
     assert sum(storage.nbytes for storage, _ in counted) == sum(inputs.nbytes for _, inputs, _ in weights)
     assert len(counted) == 4

@@ -15,7 +15,7 @@ from samestep.planner.cost.estimate import estimate
 from samestep.planner.cost.host_traffic import HostTraffic
 from samestep.planner.cost.measured_costs import MeasuredCosts
 from samestep.planner.cost.plan_segments import segment_plan
-from samestep.planner.search.search import SearchSpace, candidate_plans
+from samestep.planner.search.search import PlanningProblem, SearchSpace, candidate_plans
 from samestep.setup.plan_check import checked
 
 
@@ -44,7 +44,7 @@ def test_stale_gradients_hide_what_computing_is_long_enough_for(hosts: tuple[int
         found = estimate(stale.plan, stale.chain, costs, cluster)
         assert (found.grid, list(found.schedules)) == (grid, schedules)
         busy = ActionCosts(segment_plan(stale.plan, stale.chain), costs, cluster, stale.plan.numerics.shards)
-        on_wire, _ = HostTraffic(busy.placed, cluster, stale.plan.numerics.shards, busy).posted
+        on_wire, _ = HostTraffic(busy.segments, cluster, stale.plan.numerics.shards, busy).posted
         assert found.seconds == pytest.approx(max(computing, on_wire), rel=0.05), bandwidth
         assert sum(found.parts.values()) == pytest.approx(found.seconds)
         assert min(found.parts.values()) >= 0
@@ -70,7 +70,7 @@ def test_the_parts_of_every_candidate_add_up(data: st.DataObject) -> None:
     hosts = data.draw(st.sampled_from([(2,), (3,), (1, 1), (2, 1)]))
     cluster = cluster_of(*hosts)
     freedom = SearchSpace(tuple(range(1, cluster.workers + 1)), may_slice=True)
-    for plan in candidate_plans(chain, costs, cluster, Numerics(shards=chain.shards), freedom):
+    for plan in candidate_plans(PlanningProblem(chain, costs, cluster, Numerics(shards=chain.shards)), freedom):
         found = estimate(plan, chain, costs, cluster)
         assert set(found.parts) == set(PARTS)
         assert min(found.parts.values()) >= 0

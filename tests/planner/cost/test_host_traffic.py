@@ -8,7 +8,7 @@ from planner.measured import FAMILIES, PLANS, chains, cluster_of, costs_of, laid
 from samestep.numerics.numerics import Numerics, shard_rows
 from samestep.parallel.demand.traffic import traffic
 from samestep.planner.cost.estimate import estimate
-from samestep.planner.search.search import SearchSpace, candidate_plans
+from samestep.planner.search.search import PlanningProblem, SearchSpace, candidate_plans
 from samestep.setup.laid_out_model import ownership_of, pieces_of
 
 KNOWN = {
@@ -38,7 +38,7 @@ def test_nothing_is_between_hosts_when_there_is_one(data: st.DataObject) -> None
     chain = data.draw(chains())
     costs = data.draw(costs_of(chain))
     freedom = SearchSpace((1, 2), may_slice=True)
-    for plan in candidate_plans(chain, costs, cluster_of(2), Numerics(shards=chain.shards), freedom):
+    for plan in candidate_plans(PlanningProblem(chain, costs, cluster_of(2), Numerics(shards=chain.shards)), freedom):
         found = estimate(plan, chain, costs, cluster_of(2))
         assert found.wired == 0
         assert found.parts["resharding"] == 0
@@ -50,7 +50,9 @@ def test_a_faster_link_makes_no_plan_slower(data: st.DataObject) -> None:
     chain = data.draw(chains(least=2))
     costs = data.draw(costs_of(chain))
     slow, fast = cluster_of(1, 1, bandwidth=1e3, latency=1e-3), cluster_of(1, 1, bandwidth=1e9, latency=1e-5)
-    for plan in candidate_plans(chain, costs, slow, Numerics(shards=chain.shards), SearchSpace((2,), may_slice=True)):
+    for plan in candidate_plans(
+        PlanningProblem(chain, costs, slow, Numerics(shards=chain.shards)), SearchSpace((2,), may_slice=True)
+    ):
         found = estimate(plan, chain, costs, slow)
         assert found.seconds >= estimate(plan, chain, costs, fast).seconds - 1e-12
         assert found.wired > 0

@@ -10,7 +10,7 @@ from samestep.numerics.numerics import Numerics
 from samestep.plan.plan import Plan, Stage
 from samestep.planner.cost.chain import Chain
 from samestep.planner.cost.plan_segments import segment_plan
-from samestep.planner.search.search import SearchSpace, candidate_plans
+from samestep.planner.search.search import PlanningProblem, SearchSpace, candidate_plans
 
 
 @pytest.mark.parametrize("preset", PLANS)
@@ -27,7 +27,10 @@ def plans(draw: st.DrawFn) -> tuple[Plan, Chain]:
     chain = draw(chains())
     costs = draw(costs_of(chain))
     every = list(
-        candidate_plans(chain, costs, cluster_of(2), Numerics(shards=chain.shards), SearchSpace((1, 2), may_slice=True))
+        candidate_plans(
+            PlanningProblem(chain, costs, cluster_of(2), Numerics(shards=chain.shards)),
+            SearchSpace((1, 2), may_slice=True),
+        )
     )
     return draw(st.sampled_from(every)), chain
 

@@ -19,7 +19,7 @@ from samestep.planner.cost.chain import Chain
 from samestep.planner.cost.estimate import Estimate, estimate
 from samestep.planner.cost.measured_costs import MeasuredCosts
 from samestep.planner.cost.roofline import is_described, roofline_costs, with_roofline_speeds
-from samestep.planner.search.search import SearchSpace, candidate_plans
+from samestep.planner.search.search import PlanningProblem, SearchSpace, candidate_plans
 
 NEVER = 1 + 1e-9  # slower only by rounding
 
@@ -28,7 +28,7 @@ def plans(chain: Chain, cluster: Cluster) -> Iterator[Plan]:
     """Some of every kind, for all workers of the cluster."""
     freedom = SearchSpace((cluster.workers,), may_slice=True)
     numerics = Numerics(shards=chain.shards)
-    yield from candidate_plans(chain, roofline_costs(chain, cluster), cluster, numerics, freedom)
+    yield from candidate_plans(PlanningProblem(chain, roofline_costs(chain, cluster), cluster, numerics), freedom)
 
 
 def seconds(plan: Plan, chain: Chain, cluster: Cluster) -> float:

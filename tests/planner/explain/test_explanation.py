@@ -15,7 +15,7 @@ from samestep.planner.explain.comparison import compare_to_pick, runners_up
 from samestep.planner.explain.explanation import explain
 from samestep.planner.explain.layer_choices import LayerChoice, layer_choices
 from samestep.planner.search.decision import Decision
-from samestep.planner.search.search import search
+from samestep.planner.search.search import PlanningProblem, search
 
 SLOW = cluster(hosts=2, workers=1)  # 1 Gbit/s
 
@@ -135,7 +135,7 @@ def test_where_the_pick_has_stages_or_one_worker_the_lines_say_so() -> None:
 def test_what_slices_would_gain_is_what_the_search_with_slices_finds() -> None:
     of = decision(on=SLOW)
     freedom = replace(of.freedom, may_slice=True)
-    best = search(of.profile.chain, of.profile.costs, of.cluster, of.numerics, freedom)[0]
+    best = search(PlanningProblem(of.profile.chain, of.profile.costs, of.cluster, of.numerics), freedom)[0]
     (said, _) = explain(of).numerics
     gain = of.pick.seconds - best.seconds
     assert gain > 0

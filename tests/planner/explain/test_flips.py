@@ -11,7 +11,6 @@ from samestep.planner.explain.comparison import shape
 from samestep.planner.explain.flips import (
     LARGE,
     Flip,
-    bandwidth_between,
     batch_flips,
     bits,
     duel,
@@ -31,7 +30,9 @@ def seconds_of_the_pick(of: Decision) -> float:
 
 
 def with_link(of: Decision, bandwidth: float) -> Decision:
-    return replace(of, cluster=with_bandwidth(of.cluster, bandwidth / (bandwidth_between(of.cluster) or 1.0)))
+    slowest = of.cluster.slowest_between_hosts(range(of.cluster.workers))
+    assert slowest is not None
+    return replace(of, cluster=with_bandwidth(of.cluster, bandwidth / slowest.bandwidth))
 
 
 SEEDS = (1, 4, 5, 7, 8, 10)
@@ -76,7 +77,7 @@ def test_a_links_flip_is_a_sentence_with_the_speed_and_the_winner() -> None:
 
 
 def test_on_one_host_no_link_flips_anything() -> None:
-    assert bandwidth_between(cluster()) is None
+    assert cluster().slowest_between_hosts(range(cluster().workers)) is None
     assert list(link_flips(decision())) == []
 
 

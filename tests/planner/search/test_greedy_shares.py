@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep.errors import PlanRefused
-from samestep.planner.search.greedy_shares import greedy_shares, state_shares, work_and_state
+from samestep.planner.search.greedy_shares import greedy_shares
 
 steps = st.lists(st.integers(0, 5).map(float), min_size=7, max_size=7)
 
@@ -40,27 +40,3 @@ def test_what_no_worker_can_take_is_refused() -> None:
         greedy_shares(3, [lambda n: n if n <= 1 else math.inf] * 2)
     with pytest.raises(PlanRefused, match="a worker"):
         greedy_shares(3, [])
-
-
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=5))
-def test_state_goes_by_speed_within_the_room(kinds: list[tuple[int, int]]) -> None:
-    speeds = [float(speed) for speed, _ in kinds]
-    rooms = [room / 8 for _, room in kinds]
-    if sum(rooms) < 1:
-        with pytest.raises(PlanRefused, match="room for"):
-            state_shares(speeds, rooms)
-        return
-    found = state_shares(speeds, rooms)
-    assert sum(found) == pytest.approx(1)
-    assert all(share <= room + 1e-9 for share, room in zip(found, rooms, strict=True))
-    end = max(share / speed for share, speed in zip(found, speeds, strict=True))
-    earlier = sum(min(room, 0.999 * end * speed) for room, speed in zip(rooms, speeds, strict=True))
-    assert earlier < 1, "a little earlier, and the pieces no longer cover the whole"
-
-
-def test_work_and_state_are_two_vectors() -> None:
-    found = work_and_state(6, [lambda n: n * 1.0, lambda n: n * 2.0], [2.0, 1.0], [0.25, 1.0])
-    assert found.work == (4, 2)
-    assert found.state == (0.25, 0.75)
-    with pytest.raises(PlanRefused, match="one of each"):
-        work_and_state(6, [float], [1.0, 1.0], [1.0])

@@ -16,25 +16,18 @@ from samestep.planner.cost.roofline import roofline_costs
 from samestep.planner.explain.scaling_text import svg, text
 from samestep.planner.search.scaling import doubling, scaling
 from samestep.planner.search.scaling_curve import Scaling
-from samestep.planner.search.search import SearchSpace, search
+from samestep.planner.search.search import PlanningProblem, SearchSpace, search
 
 
 def found_for(chain: Chain, cluster: Cluster, counts: tuple[int, ...]) -> Scaling:
-    return scaling(
-        chain,
-        roofline_costs(chain, cluster),
-        cluster,
-        Numerics(shards=chain.shards),
-        SearchSpace(()),
-        counts,
-        "made up",
-    )
+    problem = PlanningProblem(chain, roofline_costs(chain, cluster), cluster, Numerics(shards=chain.shards))
+    return scaling(problem, SearchSpace(()), counts, "made up")
 
 
 def test_the_search_takes_a_thousand_workers() -> None:
     chain, cluster = even_chain(8, 1024), uniform(1024, 8)
     freedom = SearchSpace((1024,), may_cut=False)
-    best = search(chain, roofline_costs(chain, cluster), cluster, Numerics(shards=1024), freedom)[0]
+    best = search(PlanningProblem(chain, roofline_costs(chain, cluster), cluster, Numerics(shards=1024)), freedom)[0]
     assert best.kind == "data"
     assert best.plan.workers == 1024
 
@@ -106,5 +99,7 @@ def test_workers_that_a_partition_leaves_idle_in_front_are_no_plan() -> None:
     hosts = (Host("a", 4, 2, 10**9, (), 1e9, 1e9), Host("b", 4, 1, 10**9, (), 1e9, 1e9))
     cluster = Cluster(hosts, within=Link(1e-3, 1e7), between=Link(0.0, 1e7))
     chain = even_chain(2, 1)
-    found = search(chain, roofline_costs(chain, cluster), cluster, Numerics(shards=1), SearchSpace((1, 2, 3)))
+    found = search(
+        PlanningProblem(chain, roofline_costs(chain, cluster), cluster, Numerics(shards=1)), SearchSpace((1, 2, 3))
+    )
     assert found[0].seconds > 0

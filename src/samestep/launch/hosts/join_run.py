@@ -246,7 +246,7 @@ def _meet(membership: Membership, run: WorkerRun, prepared: LaidOutModel) -> tup
     private = None if device.type == "cpu" else device
     visible = None if len(ranks) == membership.world.size == 1 else VisibleWorker.of(membership, run.request, meeting)
     fabric = SharedFabric(len(ranks), groups, mail_slots(run.plan), meeting, private)
-    shared = share(prepared, run.plan, fabric, ranks, fills=number == 0, for_any_deal=run.rebalances)
+    shared = share(prepared, run.plan, fabric, ranks, fills=number == 0, for_any_assignment=run.rebalances)
     transport = fabric.endpoint(number, timeout)
     transport.number_in_run(ranks)
     if visible is not None:

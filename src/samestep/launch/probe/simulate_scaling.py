@@ -17,7 +17,7 @@ from samestep.numerics import random_streams
 from samestep.parallel.lazy_init.lazy_replay import LazyModel, record_factory
 from samestep.planner.search.scaling import scaling
 from samestep.planner.search.scaling_curve import Scaling
-from samestep.planner.search.search import SearchSpace
+from samestep.planner.search.search import PlanningProblem, SearchSpace
 
 
 def simulated(request: Request, counts: Sequence[int]) -> Scaling:
@@ -35,7 +35,7 @@ def simulated(request: Request, counts: Sequence[int]) -> Scaling:
         may_cut=not numerics.sync_batchnorm and numerics.policy is None,
     )
     source = "described" if is_from_description(request, cluster) else "measured on this machine"
-    return scaling(profile.chain, profile.costs, cluster, numerics, freedom, counts, source)
+    return scaling(PlanningProblem(profile.chain, profile.costs, cluster, numerics), freedom, counts, source)
 
 
 def unmade(job: Job) -> LazyModel | None:

@@ -91,7 +91,7 @@ def fork_processes(run: WorkerRun, prepared: LaidOutModel) -> list[int]:
             "host (docs/hosts.md), or see with `samestep plan --hosts` what they would do"
         )
     fabric = SharedFabric(run.plan.workers, groups_that_meet(prepared, run.plan), mail_slots(run.plan))
-    shared = share(prepared, run.plan, fabric, for_any_deal=run.rebalances)
+    shared = share(prepared, run.plan, fabric, for_any_assignment=run.rebalances)
     bind(prepared, shared)
     if run.request.training.stall:
         run.whereabouts = mmap.mmap(-1, SIZE * run.plan.workers)
@@ -110,7 +110,7 @@ def fork_threads(run: WorkerRun, prepared: LaidOutModel, pristine: nn.Module) ->
     fabric = ThreadHosts(run.hosts)
     near = by_host(range(run.plan.workers), run.hosts)
     shared = [
-        share(prepared, run.plan, part, near[host], for_any_deal=run.rebalances)
+        share(prepared, run.plan, part, near[host], for_any_assignment=run.rebalances)
         for host, part in enumerate(fabric.fabrics)
     ]
     for model, host in zip(models, run.hosts, strict=True):

@@ -24,7 +24,7 @@ BUFFERS = struct.Struct("<IIQ")  # shard, number of buffers, bytes of the change
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """What one worker reports to all others."""
+    """The report of one worker to all others."""
 
     stop: bool = False  # whether it was asked to stop
     seconds: float = 0.0  # that it computed in this step

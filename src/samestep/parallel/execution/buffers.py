@@ -1,4 +1,4 @@
-"""Buffers (BatchNorm statistics and the like) over the shards of a step.
+"""Buffers, such as BatchNorm statistics, over the shards of a step.
 
 Every shard starts from the step's buffers, on a copy of its own: rebound, not copied into, so that
 what backward saved stays as it was. After the step a buffer takes the shards' common value; where
@@ -47,11 +47,11 @@ class Buffers:
                 self._fresh.add(i)
 
     def forget(self, only: Iterable[int]) -> None:
-        """What is bound may have been changed, and that does not count."""
+        """Discard changes to the buffers that are bound now."""
         self._fresh.difference_update(only)
 
     def end_shard(self, shard: int, only: Iterable[int] | None = None) -> bytes:
-        """Write what the shard changed to its board; one byte per buffer says what that is.
+        """Write the buffers that the shard changed to its board. Returns one byte per buffer: whether it changed.
 
         Raises JobRefused where a buffer has another shape or type now.
         """
@@ -109,7 +109,7 @@ class Buffers:
         self._fresh.discard(i)
 
     def bound(self) -> list[Tensor]:
-        """What is bound now; `rebind` puts it back, when shards in lockstep take turns."""
+        """The buffers that are bound now; `rebind` puts them back, when shards in lockstep take turns."""
         self._fresh.clear()  # the next shard to begin must not take a copy that this one goes on with
         return [self._bound(i) for i in range(len(self.values))]
 
@@ -156,8 +156,8 @@ def merged(shards: Sequence[Tensor], rows: Sequence[int], name: str) -> Tensor:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Bitwise: NaN equals itself, 0.0 and -0.0 differ. Kernels change statistics without
-    telling the version counter, so contents are compared."""
+    """Whether two tensors are equal bit by bit: NaN equals itself, 0.0 and -0.0 differ. Kernels change statistics
+    without raising the version counter, so contents are compared."""
     if a is b:
         return True
     if a.shape != b.shape or a.dtype != b.dtype:

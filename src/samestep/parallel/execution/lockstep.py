@@ -1,7 +1,7 @@
 """Shards that go through forward and backward together and stop where they must meet.
 
 Each shard of the worker runs in a thread of its own, one at a time, in shard order; at a meeting all
-shards of the step, on whichever worker, see what every shard brought:
+shards of the step, on all workers, see what every shard brought:
 
     shard 0   ---a0 |wait              | a0..a3 ---b0 |
     shard 1         ---a1 |exchange    |              ---b1 | ...
@@ -100,7 +100,7 @@ class LockstepRunner:
     def _exchange(self, what: str) -> list[Tensor]:
         rank = self._transport.rank
         if other_places := [place for place in self._places if place != what]:
-            raise _apart(f"one shard of worker {rank} stopped at {other_places[0]}, another at {what}")
+            raise _different_places(f"one shard of worker {rank} stopped at {other_places[0]}, another at {what}")
         label = what.encode()
         packed = torch.stack(self._brought).detach().contiguous()
         raw = packed.cpu().numpy()
@@ -109,13 +109,13 @@ class LockstepRunner:
         for peer, other in zip(self._ranks, self._transport.exchange(record, self._ranks), strict=True):
             end = 2 + int.from_bytes(other[:2], "little")
             if other[2:end] != label:
-                raise _apart(f"worker {rank} stopped at {what}, worker {peer} at {other[2:end].decode()}")
+                raise _different_places(f"worker {rank} stopped at {what}, worker {peer} at {other[2:end].decode()}")
             values = torch.from_numpy(np.frombuffer(other[end:], dtype=raw.dtype).copy())
             found += values.to(packed.device).view(-1, *packed.shape[1:])
         return found
 
 
-def _apart(what: str) -> Disagreement:
+def _different_places(what: str) -> Disagreement:
     return Disagreement(
         f"{what}: with sync_batchnorm=True every shard must go through the same layers in the same order"
     )

@@ -45,7 +45,7 @@ class WorkerState(Protocol):
     """One worker's part of a run's state."""
 
     def pieces(self, *, once: bool = False) -> Iterator[StatePiece]:
-        """All that this worker owns; what several hosts own comes from each of them, or `once` from the first."""
+        """The pieces that this worker owns; those that several hosts own come from each, or `once` from the first."""
         ...
 
     def restore(self, stored: StoredPiece) -> None:
@@ -57,40 +57,38 @@ class WorkerState(Protocol):
         ...
 
 
+@dataclass
 class OwnedState:
     """The state of a worker that owns pieces of one model."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        ownership: Sequence[Ownership],
-        update: ShardedUpdate,
-        buffers: Buffers,
-        edges: CompressedEdges | None,
-        transport: Transport,
-    ) -> None:
-        self._layout, self._ownership, self._update = layout, ownership, update
-        self._buffers, self._edges, self._transport = buffers, edges, transport
-        self._own = {layout.entries[piece.entry].name: piece for piece, _ in update.targets}
+    layout: Layout
+    ownership: Sequence[Ownership]
+    update: ShardedUpdate
+    buffers: Buffers
+    edges: CompressedEdges | None
+    transport: Transport
+
+    def __post_init__(self) -> None:
+        self._own = {self.layout.entries[piece.entry].name: piece for piece, _ in self.update.targets}
         self._collected: dict[tuple[str, str], Tensor] = {}  # of the optimizer's state, while it is restored
 
     def pieces(self, *, once: bool = False) -> Iterator[StatePiece]:
-        hosts, rank = self._transport.hosts, self._transport.rank
-        own = [p for p, _ in self._update.targets if not once or is_first(self._ownership[p.entry], hosts, rank)]
+        hosts, rank = self.transport.hosts, self.transport.rank
+        own = [p for p, _ in self.update.targets if not once or is_first(self.ownership[p.entry], hosts, rank)]
         for piece in own:
-            entry = self._layout.entries[piece.entry]
+            entry = self.layout.entries[piece.entry]
             flat = storage_order(entry.param.detach())[piece.start : piece.stop]
             yield StatePiece(f"parameter/{entry.name}", flat, piece.start, whole=False)
-        for piece, kind, key, value in self._update.state():
+        for piece, kind, key, value in self.update.state():
             if piece in own:
-                label, is_whole = f"{kind}/{self._layout.entries[piece.entry].name}/{key}", kind != "elementwise"
+                label, is_whole = f"{kind}/{self.layout.entries[piece.entry].name}/{key}", kind != "elementwise"
                 yield StatePiece(label, value, 0 if is_whole else piece.start, is_whole)
         for under_way in self.under_way():  # before the edges, which what is under way may cross
             if not once or hosts[rank] == hosts[0] or under_way.whole:  # all hosts have the same gradients under way
                 yield under_way
-        for label, value, start, is_whole in self._edges.parts() if self._edges is not None else ():
+        for label, value, start, is_whole in self.edges.parts() if self.edges is not None else ():
             yield StatePiece(label, value, start, is_whole)
-        for name, buffer in zip(self._buffers.names, self._buffers.values, strict=True):
+        for name, buffer in zip(self.buffers.names, self.buffers.values, strict=True):
             yield StatePiece(f"buffer/{name}", buffer)
 
     def under_way(self) -> Iterator[StatePiece]:
@@ -100,7 +98,7 @@ class OwnedState:
     def restore(self, stored: StoredPiece) -> None:
         kind, _, name = stored.label.partition("/")
         if kind == "parameter" and (piece := self._own.get(name)):
-            target = storage_order(self._layout.entries[piece.entry].param.data)
+            target = storage_order(self.layout.entries[piece.entry].param.data)
             fill(target[piece.start : piece.stop], piece.start, stored)
         elif kind == "elementwise" and (piece := self._own.get(name.rpartition("/")[0])):
             if (kind, name) not in self._collected:
@@ -109,15 +107,15 @@ class OwnedState:
         elif kind in ("tensor", "int", "float") and name.rpartition("/")[0] in self._own:
             self._collected[kind, name] = stored.read()
         elif kind == "buffer":
-            i = self._buffers.names.index(name)
-            self._buffers.set(i, stored.read().to(self._buffers.values[i].device))
+            i = self.buffers.names.index(name)
+            self.buffers.set(i, stored.read().to(self.buffers.values[i].device))
 
     def finish(self, edges: Stored) -> None:
         for (kind, name), value in self._collected.items():
             parameter, _, key = name.rpartition("/")
-            self._update.restore(self._own[parameter], kind, key, value)
-        if self._edges is not None:
-            self._edges.before = edges
+            self.update.restore(self._own[parameter], kind, key, value)
+        if self.edges is not None:
+            self.edges.before = edges
 
 
 def fill(target: Tensor, first: int, stored: StoredPiece) -> None:

@@ -110,7 +110,8 @@ class StaleExecutor(Executor):
         return self.bound.report()
 
     def state(self) -> "StaleState":
-        return StaleState(self)
+        parts = self.layout, self.ownership, self.update, self.buffers, self.edges, self.transport
+        return StaleState(*parts, executor=self)
 
     def sum_under_way(self) -> None:
         """Sum gradients before their turn, which changes no bit: state must not depend on who has which shards."""
@@ -146,26 +147,18 @@ class StaleExecutor(Executor):
         return range(len(self.bound.versions))
 
 
+@dataclass(kw_only=True)
 class StaleState(OwnedState):
     """The state of a worker, with the gradients under way."""
 
-    def __init__(self, executor: StaleExecutor) -> None:
-        super().__init__(
-            executor.layout,
-            executor.ownership,
-            executor.update,
-            executor.buffers,
-            executor.edges,
-            executor.transport,
-        )
-        self._executor = executor
+    executor: StaleExecutor
 
     def under_way(self) -> Iterator[StatePiece]:
-        self._executor.sum_under_way()
-        for one in self._executor.coming:
+        self.executor.sum_under_way()
+        for one in self.executor.coming:
             for name, piece in self._own.items():
-                if self._executor.is_present(one, piece.entry):
-                    total = self._executor.total_of(one.step, piece)
+                if self.executor.is_present(one, piece.entry):
+                    total = self.executor.total_of(one.step, piece)
                     yield StatePiece(f"underway/{one.step}/{name}", total, piece.start, whole=False)
             present = torch.frombuffer(bytearray(one.present), dtype=torch.uint8)
             yield StatePiece(f"present/{one.step}", present)
@@ -174,9 +167,9 @@ class StaleState(OwnedState):
         kind, _, name = stored.label.partition("/")
         step, _, entry = name.partition("/")
         if kind == "underway" and (piece := self._own.get(entry)) is not None:
-            fill(self._executor.total_of(int(step), piece), piece.start, stored)
+            fill(self.executor.total_of(int(step), piece), piece.start, stored)
         elif kind == "present":
-            self._executor.take_back(int(step), stored.read().numpy().tobytes())
+            self.executor.take_back(int(step), stored.read().numpy().tobytes())
         else:
             super().restore(stored)
 

@@ -1,8 +1,8 @@
 """A codec on the edges of the reduction tree, and the state of the edges that this worker crosses.
 
-A node's sum crosses the edge to its parent once, wherever that happens: in the fold of a worker that
-has both children, where a host brings its sums together, or where the last ones are added up. What is
-added there is what the codec leaves of it, sent or not. So the numbers do not depend on who crosses.
+A node's sum crosses the edge to its parent once: in the fold of a worker that has both children, when a
+host joins its sums, or when the last ones are added up. The sum that is added there is the decoded one,
+sent or not. So the numbers do not depend on who crosses.
 
 State is kept for steps with as many shards as the numerics say. A short last batch has another tree;
 its edges are crossed without memory, which leaves nothing behind that could depend on who did it.
@@ -25,11 +25,11 @@ class Stored(Protocol):
     """State in a checkpoint."""
 
     def read(self, name: str, start: int, stop: int, *, whole: bool) -> State:
-        """Of an edge: elements start..stop-1, or the whole."""
+        """The state of an edge: elements start..stop-1, or the whole."""
         ...
 
     def parts(self, *, whole: bool) -> Iterator[tuple[str, Tensor, int, bool]]:
-        """All of it, as `Edges.parts`."""
+        """All state, as `CompressedEdges.parts`."""
         ...
 
 
@@ -47,7 +47,10 @@ class Edge:
 
 
 class CompressedEdges:
-    """`num_shards`: of a step with a full batch."""
+    """The edges that a codec applies to, and the state of those that this worker has crossed.
+
+    num_shards: of a step with a full batch.
+    """
 
     def __init__(self, codec: EdgeCodec, layout: Layout, num_shards: int) -> None:
         self._codec, self._layout, self._num_shards = codec, layout, num_shards
@@ -56,7 +59,7 @@ class CompressedEdges:
         self._all_crossed = False
 
     def begin_step(self, num_shards: int) -> None:
-        """After a step with a full batch, every edge's state is with whoever has crossed it."""
+        """Begin a step. After one with a full batch, every edge's state is with the worker that has crossed it."""
         self._all_crossed |= num_shards == self._num_shards
 
     @property
@@ -71,7 +74,7 @@ class CompressedEdges:
         return not is_root and self._codec.applies_to(node.level) and dtype in TYPES
 
     def cross(self, node: Node, piece: Piece, flat: Tensor, num_shards: int) -> list[Tensor]:
-        """Leave in `flat`, a piece's sum in storage order, what the parent gets of it. Returns it packed."""
+        """Replace `flat`, a piece's sum in storage order, by the decoded one for the parent. Returns it packed."""
         state: State = {}
         if num_shards == self._num_shards:
             state = self._state_of(Edge(node, piece.entry, piece.start, piece.stop))
@@ -80,7 +83,7 @@ class CompressedEdges:
         return packed
 
     def unpack(self, packed: list[Tensor], piece: Piece, flat: Tensor) -> None:
-        """Fill `flat` with what was packed."""
+        """Fill `flat` with the decoded values."""
         shape = self._shaped(piece, flat).shape
         self._shaped(piece, flat).copy_(self._codec.codec.decode(packed, shape, flat.dtype))
 
@@ -110,7 +113,7 @@ class CompressedEdges:
                 yield f"{self._name(edge)}/{key}", value, 0 if self.wants_whole else edge.start, self.wants_whole
 
     def _shaped(self, piece: Piece, flat: Tensor) -> Tensor:
-        """As the codec wants it: 1-D, or in the parameter's shape."""
+        """A piece's values in the shape that the codec takes: 1-D, or that of the parameter."""
         if not self.wants_whole:
             return flat
         param = self._layout.entries[piece.entry].param

@@ -1,31 +1,14 @@
 """The reduction where a codec applies to some edges of the tree: piece by piece, each node crossing its edge."""
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from samestep.numerics.reduction_tree import Node, fold_plan, promoted
-from samestep.parallel.gradients.compressed_edges import CompressedEdges
-from samestep.parallel.gradients.layout import Layout, Piece
-from samestep.parallel.gradients.ownership import Ownership
-from samestep.parallel.gradients.reduction import OneHost, TreeReduction
+from samestep.parallel.gradients.layout import Piece
+from samestep.parallel.gradients.reduction import TreeReduction
 
 
 class CompressedReduction(TreeReduction):
     """A tree reduction whose sums cross compressed edges."""
-
-    def __init__(
-        self,
-        layout: Layout,
-        ownership: Sequence[Ownership],
-        rank: int,
-        pieces: Sequence[Piece],
-        slots: Sequence[Sequence[Tensor]],
-        exchange: OneHost | None,
-        edges: CompressedEdges,
-    ) -> None:
-        super().__init__(layout, ownership, rank, pieces, slots, exchange)
-        self._edges = edges
 
     def sum_pieces(self, num_shards: int, scale: float, num_sets: int = 1) -> int:
         self._read[num_shards] = 0
@@ -58,5 +41,6 @@ class CompressedReduction(TreeReduction):
         return slots[0]
 
     def _cross(self, node: Node, piece: Piece, tensor: Tensor, num_units: int) -> None:
+        assert self._edges is not None, "a codec applies to some edges"
         if not self._ownership[piece.entry].is_slice and self._edges.applies_to(node, piece.entry, num_units):
             self._edges.cross(node, piece, tensor, num_units)

@@ -1,4 +1,4 @@
-"""Where each parameter lies in flat memory, and who owns which piece of it.
+"""The layout of parameters in flat memory, and their division into pieces with one owner each.
 
     flat memory   | weight 0 ........ |pad| bias 0 |pad| weight 1 ............... | ...
                   ^0                  ^ multiples of 64 elements
@@ -27,7 +27,7 @@ class Entry:
 
     name: str
     param: nn.Parameter
-    start: int  # byte of flat memory at which its gradient lies
+    start: int  # byte of flat memory at which its gradient begins
     tied_to: int | None  # the entry that holds the values, when this name is not the first
     whole: nn.Parameter  # the model's parameter; another one than `param` for a slice of it
     along: tuple[int, int, int] | None = None  # of a slice: dim, start and stop in the whole

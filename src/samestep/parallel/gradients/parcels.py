@@ -1,7 +1,7 @@
 """Parcels: several stretches of memory as one message between two workers.
 
 Small ones share a message, since each costs about 0.1 ms however short it is; a parcel of one stretch
-is sent from where it lies and received where it belongs.
+is sent from its memory and received into that of its stretch, without a copy.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,13 +41,13 @@ class Parcel:
         self._pending = links.expect(self._whole(), self.peer, self.tag)
 
     def wait(self) -> None:
-        """Until it is sent."""
+        """Wait until it is sent."""
         assert self._pending is not None, "it was posted"
         self._pending.wait()
         self._pending = None
 
     def unpack(self) -> None:
-        """Wait until it is here, and put it where it belongs."""
+        """Wait until it has arrived, and copy it into the views."""
         self.wait()
         for part, view in zip(self._parts(self._whole()), self.views, strict=True):
             if part.data_ptr() != view.data_ptr():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from samestep.numerics.reduction_tree import Node, fold_plan
+from samestep.parallel.gradients.compressed_edges import CompressedEdges
 from samestep.parallel.gradients.layout import Layout, Piece
 from samestep.parallel.gradients.ownership import Ownership
 
@@ -67,8 +68,8 @@ class OneHost:
 class TreeReduction:
     """The reduction of one worker's pieces, for any number of shards a step may have.
 
-    `slots[w]` are worker w's published slots, each a flat memory; `ownership[i]` is entry i's. `exchange`
-    brings what workers of other hosts published.
+    `slots[w]` are worker w's published slots, each a flat memory; `ownership[i]` is entry i's. `exchange` brings the
+    sums of other hosts. edges: of the tree, that a codec applies to; see `compressed_reduction.py`.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class TreeReduction:
         pieces: Sequence[Piece],
         slots: Sequence[Sequence[Tensor]],
         exchange: OneHost | None = None,
+        edges: CompressedEdges | None = None,
     ) -> None:
         self._layout, self._ownership, self._rank = layout, ownership, rank
-        self._pieces, self._slots, self.exchange = pieces, slots, exchange or OneHost()
+        self._pieces, self._slots, self.exchange, self._edges = pieces, slots, exchange or OneHost(), edges
         self._chunks: dict[int, list[Chunk]] = {}
         self._read: dict[int, int] = {}  # bytes that others computed, per number of shards
         self._totals = {piece: self._part(rank, 0, piece) for piece in pieces}

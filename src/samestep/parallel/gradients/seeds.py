@@ -40,7 +40,7 @@ class _Seed(torch.autograd.Function):
 
 
 class Seed:
-    """Where the gradient of `tensor` will come in."""
+    """The place in a graph at which the gradient of `tensor` will come in."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._coming: list[Tensor] = []

@@ -33,7 +33,7 @@ from samestep.parallel.gradients.linear import Place
 
 @dataclass
 class _Arrivals:
-    """The gradients that one shard's backward has brought so far."""
+    """The gradients of one shard that have arrived so far."""
 
     shard: int
     fold: Fold

@@ -1,7 +1,7 @@
-"""Which stretch of which parameter goes from whom to whom, when workers are on several hosts.
+"""The stretches of parameters that one worker sends to another, when workers are on several hosts.
 
-Partial sums are brought together within a host first, in the tree's order; between hosts each node of
-the tree that a host holds goes once to everyone who updates that stretch:
+Partial sums are joined within a host first, in the tree's order; between hosts each node of the tree
+that a host holds goes once to every worker that updates that stretch:
 
     up to two hosts   every host updates every stretch: each gives its sums to the other
     three and more    one worker of all owns a stretch: the other hosts give it their sums, and get
@@ -44,7 +44,7 @@ def by_host(workers: Iterable[int], hosts: Sequence[int]) -> dict[int, list[int]
 
 
 def owners(layout: Layout, ownership: Sequence[Ownership], hosts: Sequence[int], *, whole: bool) -> list[list[Piece]]:
-    """What each worker updates, in the layout's order. `whole`: only whole parameters."""
+    """The pieces that each worker updates, in the layout's order. `whole`: only whole parameters."""
     found: list[list[Piece]] = [[] for _ in hosts]
     for one in dict.fromkeys(ownership):
         entries = [i for i, other in enumerate(ownership) if other == one]
@@ -103,7 +103,7 @@ class Stretches:
                         yield Stretch(sender, owner, name, start, stop)
 
     def _spoken(self, host: int, speaker: int, piece: Piece) -> Iterable[tuple[int, int, int]]:
-        """Who of `host` brings its sums of a piece together and sends them: its own owners, else the speaker."""
+        """The workers of `host` that join its sums of a piece and send them: its own owners, else the speaker."""
         own = self._of_entry.get(piece.entry, {}).get(host)
         if own is None or not self._swapped(piece.entry):
             yield speaker, piece.start, piece.stop
@@ -114,7 +114,7 @@ class Stretches:
                 yield sender, start, stop
 
     def _values(self, entry: int, host: int) -> Iterable[Stretch]:
-        """New values for a host that does not make them itself: of two that make the same, from the first one."""
+        """New values for a host that does not compute them itself; if two others do, the first one sends them."""
         owned = list(self._of_entry.get(entry, {}).items())
         makers = [pieces for other, pieces in (owned[:1] if self._swapped(entry) else owned) if other != host]
         workers = self._workers[host]

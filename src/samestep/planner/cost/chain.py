@@ -1,6 +1,6 @@
-"""A job's network as planning sees it: a chain of units with their sizes, and what of it may be sliced.
+"""A job's network as the planner sees it: a chain of units with their sizes, and the regions that may be sliced.
 
-    unit       conv1 pool | conv2 relu pool | fc1 relu | fc2 loss        a layer with weights, and what follows it
+    unit       conv1 pool | conv2 relu pool | fc1 relu | fc2 loss        a layer with weights, and the calls after it
     crossing              ^ bytes of a shard that cross a cut here
     region                                    fc1 .......fc2             layers that are sliced together: fc1 by
                                                                          columns, fc2 by rows
@@ -24,13 +24,13 @@ class Unit:
     crossing: int  # bytes that cross a cut before this unit, forward, heads and random streams too; 0 before the first
     crossing_back: int  # bytes of gradients that cross it backward, heads too
     keeps: int  # bytes kept for backward
-    makes: int  # bytes of what the layer itself gives: its activations
+    makes: int  # bytes of the layer's own output: its activations
     work: float  # multiplications of the forward
 
 
 @dataclass(frozen=True)
 class SliceableRegion:
-    """What is sliced together: one layer, or a column layer and the row layer that takes its slices."""
+    """Layers that are sliced together: one layer, or a column layer and the row layer that takes its slices."""
 
     layers: tuple[str, ...]
     units: tuple[int, ...]  # the layers' units
@@ -44,12 +44,12 @@ class SliceableRegion:
 
 @dataclass(frozen=True)
 class Chain:
-    """Everything about a job that planning wants to know, and nothing about a machine."""
+    """Everything that planning needs to know about a job, and nothing about a machine."""
 
     units: tuple[Unit, ...]
-    regions: tuple[SliceableRegion, ...]  # those that can be sliced, in order; disjoint
-    why_whole: Mapping[str, str]  # the layers that cannot, and why
-    why_uncut: str | None  # why the network cannot be cut at all; it is one unit then
+    regions: tuple[SliceableRegion, ...]  # in order; disjoint
+    why_whole: Mapping[str, str]  # layers that cannot be sliced, and why
+    why_uncut: str | None  # why the network cannot be cut at all; it then is one unit
     shards: int  # S, of a step with a full batch
     batch_size: int
     state: float  # elements of optimizer state per element of a parameter

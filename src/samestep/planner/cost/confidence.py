@@ -1,7 +1,7 @@
-"""How sure a prediction is: from what was found when predictions were held against runs (benchmarks/regret).
+"""Confidence intervals of predictions, fitted to the errors of predictions against runs (benchmarks/regret).
 
-The error of a prediction has three sources: the machine's own unrest, which the profile has seen; what the model
-leaves out, which differs by kind of plan; and drift between profile and run. The first is measured, the other two
+The error of a prediction has three sources: the machine's noise, which the profile measures; the effects that the
+model leaves out, which differ by kind of plan; and drift between profile and run. The first is measured, the other two
 are one number per kind, fitted so that nine of ten runs are inside (benchmarks/regret/calibrate.py, 2026-11-27, 154
 predictions on a shared machine, whose drift is most of it).
 """
@@ -17,10 +17,10 @@ MODEL: Mapping[str, float] = {
     "pipeline": 0.33,
     "mixed": 0.33,
 }
-"""Half the width of a nominal 90 % interval, relative, by kind of plan, on a machine without unrest."""
+"""Half the width of a nominal 90 % interval, relative, by kind of plan, on a machine without noise."""
 
 
 def interval(seconds: float, kind: str, spread: float) -> tuple[float, float]:
-    """Low and high. spread: half the distance of the quartiles of a step's time over the median, as profiled."""
+    """Low and high end. spread: half the distance of the quartiles of a step's time over the median, as profiled."""
     half = (MODEL[kind] ** 2 + (1.5 * spread) ** 2) ** 0.5
     return seconds * (1 - half), seconds * (1 + half)

@@ -1,10 +1,10 @@
-"""How long a step of a plan takes and why: the schedules that will be run, simulated with measured costs.
+"""Estimate of a plan's step: the schedules that will be run, simulated with measured costs, and the time explained.
 
-    plan --place--> segments --costs--> seconds of every action --simulate--> when everything happens
+    plan --segment--> segments --costs--> seconds of every action --simulate--> when everything happens
                                                                  --split--> compute, communication, bubble, ...
 
-The same lists of actions as the executor's are replayed. What a worker does is busy time; what it waits for
-comes out. Communication on one machine is busy time too: overlap hides waiting, never cycles.
+The simulated lists of actions are the executor's own. Costs are busy time; waiting comes out of the simulation.
+Communication on one machine is busy time too: overlap hides waiting, never cycles.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,6 @@ from samestep.planner.cost.plan_segments import segment_plan
 from samestep.schedule import actions
 from samestep.schedule.actions import Action, Schedule
 from samestep.schedule.grid import Grid
-from samestep.schedule.orders.written import parse_order
-from samestep.schedule.passes import schedule_of
 from samestep.schedule.simulator import ActionSpan, Cost, Simulation, no_cost, simulate
 from samestep.sync.staleness import steps_stale
 
@@ -41,12 +39,12 @@ KIND_OF_TIME: dict[type[Action], str] = {
     actions.Reduce: "communication",
     actions.Update: "update",
 }
-"""Into which of prediction.PARTS an action's busy time counts; what is not here is overhead."""
+"""The one of prediction.PARTS that an action's busy time counts as; other actions count as overhead."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one plan; `parts` adds up to `seconds`."""
+    """The estimate of one plan; `parts` adds up to `seconds`."""
 
     plan: Plan
     seconds: float
@@ -59,18 +57,14 @@ class Estimate:
 
 
 def estimate(plan: Plan, chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> Estimate:
-    """Raises PlanRefused for a plan that cannot be run or that does not fit the chain."""
-    placed = segment_plan(plan, chain)
+    """Estimate a plan. Raises PlanRefused for a plan that cannot be run or that does not fit the chain."""
+    segments = segment_plan(plan, chain)
     num_shards = num_shards_of(chain.batch_size, plan.numerics.shards)
-    grid = plan.grid(num_shards, placed.sliced)
-    order = plan.order if isinstance(plan.order, str) else parse_order(plan.order, grid)
-    clip, lockstep, stale = costs.alone.clip > 0, plan.numerics.sync_batchnorm, steps_stale(plan)
-    schedules = tuple(
-        schedule_of(grid, order, rank, depth=plan.depth, clip=clip, lockstep=lockstep, stale=stale)
-        for rank in range(plan.workers)
-    )
-    busy = ActionCosts(placed, costs, cluster, num_shards)
-    wires = HostTraffic(placed, cluster, num_shards, busy)
+    grid = plan.grid(num_shards, segments.sliced)
+    clip, stale = costs.alone.clip > 0, steps_stale(plan)
+    schedules = tuple(plan.schedule(grid, rank, clip=clip, stale=stale) for rank in range(plan.workers))
+    busy = ActionCosts(segments, costs, cluster, num_shards)
+    wires = HostTraffic(segments, cluster, num_shards, busy)
 
     def seconds(rank: int, action: Action) -> float:
         return busy.seconds(rank, action) + wires.exposed(action)
@@ -83,7 +77,7 @@ def estimate(plan: Plan, chain: Chain, costs: MeasuredCosts, cluster: Cluster) -
 
 
 def steady_state(grid: Grid, schedules: tuple[Schedule, ...], stale: int, cost: Cost, transfer: Cost) -> Simulation:
-    """A step among many: of stale gradients, the last one of as many as it takes until each is like the one before."""
+    """A step among many. With stale gradients: the last of as many as it takes until each is like the one before."""
     if not stale:
         return simulate(grid, schedules, cost=cost, transfer=transfer)
     steps = 2 * stale + 2
@@ -104,9 +98,9 @@ def split_into_parts(
     wires: HostTraffic,
     late: float = 0.0,
 ) -> Estimate:
-    """What the step's time consists of, seen by the worker that the others wait for.
+    """The parts of the step's time, as seen by the worker that the others wait for.
 
-    late: seconds by which gradients that were posted in earlier steps hold it up.
+    late: seconds that the step waits for gradients posted in earlier steps.
     """
     by_class = [busy_by_class(schedule, rank, busy) for rank, schedule in enumerate(schedules)]
     bounding = max(range(plan.workers), key=lambda rank: sum(by_class[rank].values()))

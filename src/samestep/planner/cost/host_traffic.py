@@ -1,6 +1,6 @@
-"""What goes from host to host, and how long a step waits for it.
+"""Bytes that a plan moves between hosts, and the seconds that a step waits for them.
 
-    gradients   leave while backward goes on, last layer first; what is left when it ends is waited for
+    gradients   leave while backward goes on, last layer first; the step waits for those still to be sent at its end
                 (unit ready: ^)       backward   |--fc2--^--fc1--^----conv----^|
                                       the wire           |fc2|   |.....fc1.....|..conv|
                                                                                |<---->| exposed
@@ -8,8 +8,9 @@
     values      to hosts that do not make them (three hosts and more): after the update
     cuts        a message occupies its channel; others go on meanwhile
 
-With stale gradients sums leave at a step's end and travel during the next ones: a step waits for what is longer, its
-computing or the wire, and that comes out of the simulation of several. Each host then gives its sums to all others.
+With stale gradients sums leave at a step's end and travel during the next ones: a step takes as long as its computing
+or its transfer, whichever is longer, and that comes out of the simulation of several. Each host then gives its sums to
+all others.
 
 Each host has one wire in each direction, as fast as its slowest link to a host that takes part.
 """
@@ -20,30 +21,34 @@ from functools import cached_property
 
 from samestep.numerics.reduction_tree import local_plan
 from samestep.plan.cluster import Cluster
+from samestep.plan.machine import Link
 from samestep.planner.cost.action_costs import BUSY_BYTE, ActionCosts
-from samestep.planner.cost.plan_segments import PlanSegment, PlanSegments
+from samestep.planner.cost.plan_segments import PlanSegments
 from samestep.schedule import actions
 from samestep.schedule.actions import Action
+from samestep.schedule.grid import consecutive_ranges
 from samestep.sync.staleness import steps_stale
+
+SliceAction = actions.SliceForward | actions.SliceBackward
 
 
 @dataclass(frozen=True)
 class UnitGradient:
-    """A unit's gradients on the busiest wire: when they are ready, in seconds before backward's end, and bytes."""
+    """A unit's gradient on its way to other hosts: seconds before backward's end when it is ready, and bytes."""
 
     before_end: float
     nbytes: float
 
 
 class HostTraffic:
-    """Of one plan on one cluster."""
+    """Traffic between hosts of one plan on one cluster."""
 
-    def __init__(self, placed: PlanSegments, cluster: Cluster, num_shards: int, busy: ActionCosts) -> None:
-        self.placed, self.chain, self.cluster = placed, placed.chain, cluster
-        self.num_shards, self.busy = num_shards, busy
-        self.hosts = cluster.hosts_of_workers()[: placed.plan.workers]
+    def __init__(self, segments: PlanSegments, cluster: Cluster, num_shards: int, costs: ActionCosts) -> None:
+        self.segments, self.chain, self.cluster = segments, segments.chain, cluster
+        self.num_shards, self.costs = num_shards, costs
+        self.hosts = cluster.hosts_of_workers()[: segments.plan.workers]
+        self.stale = steps_stale(segments.plan)
         self._spans: dict[int, dict[int, range]] = {}  # by stage and host
-        self.stale = steps_stale(placed.plan)
 
     def exposed(self, action: Action) -> float:
         """Seconds of an action in which its workers wait for bytes between hosts."""
@@ -55,39 +60,38 @@ class HostTraffic:
             return self.values
         if isinstance(action, actions.Agree | actions.Clip):
             return self.agreement
-        return self.meeting(action) if isinstance(action, actions.SliceForward | actions.SliceBackward) else 0.0
+        return self.meeting(action) if isinstance(action, SliceAction) else 0.0
 
     def transfer(self, rank: int, action: Action) -> float:
-        """Seconds that a message occupies its channel between hosts, or what a worker posts its host's wire."""
+        """Seconds that a message occupies its channel between hosts, or that posted sums occupy their host's wire."""
         if isinstance(action, actions.Post):
             return self.posted[0]
-        if not isinstance(action, actions.Send | actions.SendGradient) or self._near(rank, action.peer):
+        if not isinstance(action, actions.Send | actions.SendGradient) or self._on_one_host(rank, action.peer):
             return 0.0
         link = self.cluster.link(rank, action.peer)
-        return link.latency + self.placed.crossing(action) / link.bandwidth
+        return link.latency + self.segments.crossing(action) / link.bandwidth
 
     @cached_property
     def agreement(self) -> float:
-        """Seconds until the first workers of all hosts have swapped what they know, and told it to the others."""
-        return self._slowest(range(len(self.hosts)))[0] if len(set(self.hosts)) > 1 else 0.0
+        """Seconds until the first workers of all hosts have exchanged their records."""
+        return self._slowest_link(range(len(self.hosts))).latency if len(set(self.hosts)) > 1 else 0.0
 
     @cached_property
     def reduction(self) -> float:
         """Seconds that a step waits for gradients from other hosts, and spends on moving them."""
-        found = [self._reduction(stage) for stage in range(len(self.placed.stages))]
-        return max(found, default=0.0)
+        return max((self._reduction(stage) for stage in range(len(self.segments.stages))), default=0.0)
 
     @cached_property
     def posted(self) -> tuple[float, float]:
-        """Of stale gradients: seconds that a step's sums are on the wire, and that moving them takes from computing."""
-        workers = self.placed.stages[0].workers
+        """With stale gradients: seconds that a step's sums occupy the wire, and that moving them takes of computing."""
+        workers = self.segments.stages[0].workers
         hosts = self._hosts_of(workers)
         if len(hosts) < 2:
             return 0.0, 0.0
-        latency, bandwidth = self._slowest(workers)
-        nbytes = self._whole_bytes(0) * max(self._nodes(0, host) for host in hosts) * (len(hosts) - 1)
-        near = max(sum(self.hosts[w] == host for w in workers) for host in hosts)
-        return latency + nbytes / min(bandwidth, near / BUSY_BYTE), nbytes * BUSY_BYTE / near
+        link = self._slowest_link(workers)
+        nbytes = self._parameter_bytes(0) * max(self._partial_sums(0, host) for host in hosts) * (len(hosts) - 1)
+        senders = self._most_on_one_host(workers)
+        return link.latency + nbytes / min(link.bandwidth, senders / BUSY_BYTE), nbytes * BUSY_BYTE / senders
 
     @cached_property
     def values(self) -> float:
@@ -95,145 +99,141 @@ class HostTraffic:
         found = [0.0]
         if self.stale:
             return 0.0
-        for number, stage in enumerate(self.placed.stages):
+        for number, stage in enumerate(self.segments.stages):
             hosts = self._hosts_of(stage.workers)
             if len(hosts) > 2:
-                link = self._slowest(stage.workers)
-                whole = self._whole_bytes(number)
-                found.append(link[0] + whole * (len(hosts) - 1) / len(hosts) / link[1])
+                link, nbytes = self._slowest_link(stage.workers), self._parameter_bytes(number)
+                found.append(link.latency + nbytes * (len(hosts) - 1) / len(hosts) / link.bandwidth)
         return max(found)
 
     def wired(self) -> int:
         """Bytes between hosts in a step, over all hosts."""
         total = 0.0
-        for number, stage in enumerate(self.placed.stages):
+        for number, stage in enumerate(self.segments.stages):
             hosts = self._hosts_of(stage.workers)
             if len(hosts) > 1:
                 swapped = len(hosts) == 2 or self.stale > 0
                 others = len(hosts) - 1 if swapped else (len(hosts) - 1) / len(hosts)
-                nodes = sum(self._nodes(number, host) for host in hosts)
-                total += self._whole_bytes(number) * nodes * others
-                total += 0.0 if swapped else self._whole_bytes(number) * (len(hosts) - 1)
-        for segment, part in enumerate(self.placed.parts):
+                sums = sum(self._partial_sums(number, host) for host in hosts)
+                total += self._parameter_bytes(number) * sums * others
+                total += 0.0 if swapped else self._parameter_bytes(number) * (len(hosts) - 1)
+        everything = range(self.num_shards)
+        for segment, part in enumerate(self.segments.parts):
             if part.region is not None:
-                sets = [range(self.num_shards)]
-                for action in (actions.SliceForward, actions.SliceBackward):
-                    total += sum(sum(step.values()) for s in sets for step in self._exchanges(action(s, segment)))
+                for action in (actions.SliceForward(everything, segment), actions.SliceBackward(everything, segment)):
+                    total += sum(sum(leaving.values()) for leaving in self._exchanges(action))
         return int(total + self._crossed())
 
-    def meeting(self, action: actions.SliceForward | actions.SliceBackward) -> float:
-        """Seconds of a meeting that its workers wait for the wires."""
-        stage = self.placed.stages[self.placed.parts[action.segment].stage]
+    def meeting(self, action: SliceAction) -> float:
+        """Seconds that the workers of a sliced segment wait for the wires."""
+        stage = self.segments.stages[self.segments.parts[action.segment].stage]
         if len(self._hosts_of(stage.workers)) < 2:
             return 0.0
-        latency, bandwidth = self._slowest(stage.workers)
-        return sum(latency + max(out.values()) / bandwidth for out in self._exchanges(action))
+        link = self._slowest_link(stage.workers)
+        return sum(link.latency + max(leaving.values()) / link.bandwidth for leaving in self._exchanges(action))
 
-    def _exchanges(self, action: actions.SliceForward | actions.SliceBackward) -> Iterator[dict[int, float]]:
-        """For each of a meeting's two exchanges: bytes that leave every host."""
-        part = self.placed.parts[action.segment]
+    def _exchanges(self, action: SliceAction) -> Iterator[dict[int, float]]:
+        """Bytes that leave every host in each of a sliced segment's two exchanges."""
+        part = self.segments.parts[action.segment]
         assert part.region is not None
-        region, stage = self.chain.regions[part.region], self.placed.stages[part.stage]
-        ends = [sum(part.slices[: i + 1]) for i in range(len(part.slices))]
-        slices = {w: range(end - n, end) for w, end, n in zip(stage.workers, ends, part.slices, strict=True) if n}
-        rows = {w: len(set(self.busy.held[part.stage][w]) & set(action.shards)) for w in stage.workers}
-        nodes = {w: len(local_plan(own, sum(part.slices)).left) for w, own in slices.items()}
-        columns = {w: len(own) / sum(part.slices) for w, own in slices.items()}
-        forward = isinstance(action, actions.SliceForward)
-        if forward:
+        region, stage = self.chain.regions[part.region], self.segments.stages[part.stage]
+        total = sum(part.slices)
+        slices = {w: own for w, own in zip(stage.workers, consecutive_ranges(part.slices), strict=True) if own}
+        rows = {w: len(set(self.costs.held[part.stage][w]) & set(action.shards)) for w in stage.workers}
+        sums = {w: len(local_plan(own, total).left) for w, own in slices.items()}
+        columns = {w: len(own) / total for w, own in slices.items()}
+        if isinstance(action, actions.SliceForward):
             inward = dict.fromkeys(slices, float(region.takes))
-            outward = {w: region.makes * (nodes[w] if region.is_summed else columns[w]) for w in slices}
+            outward = {w: region.makes * (sums[w] if region.is_summed else columns[w]) for w in slices}
         else:
             inward = {w: region.makes * (1.0 if region.is_summed else columns[w]) for w in slices}
-            outward = {w: float(region.takes * nodes[w] * region.gives_gradient) for w in slices}
+            outward = {w: float(region.takes * sums[w] * region.gives_gradient) for w in slices}
         to_holders = dict.fromkeys(self._hosts_of(stage.workers), 0.0)
         to_writers = dict(to_holders)
         for writer, count in rows.items():
             for holder in slices:
-                if not self._near(writer, holder):
+                if not self._on_one_host(writer, holder):
                     to_holders[self.hosts[writer]] += count * inward[holder]
                     to_writers[self.hosts[holder]] += count * outward[holder]
         yield to_holders
         yield to_writers
 
     def _reduction(self, stage: int) -> float:
-        workers = self.placed.stages[stage].workers
+        workers = self.segments.stages[stage].workers
         hosts = self._hosts_of(workers)
         if len(hosts) < 2:
             return 0.0
-        latency, bandwidth = self._slowest(workers)
-        busiest = max(self._nodes(stage, host) for host in hosts)
+        link = self._slowest_link(workers)
+        most_sums = max(self._partial_sums(stage, host) for host in hosts)
         others = 1.0 if len(hosts) == 2 else (len(hosts) - 1) / len(hosts)
-        near = max(sum(self.hosts[w] == host for w in workers) for host in hosts)
-        pace = min(bandwidth, near / BUSY_BYTE)  # no wire is faster than the processors that feed it
+        senders = self._most_on_one_host(workers)
+        rate = min(link.bandwidth, senders / BUSY_BYTE)  # no wire is faster than the processors that feed it
         free, hidden = float("-inf"), 0.0
-        for burden in self._burdens(stage, min(self.busy.speeds[w] for w in workers)):
-            nbytes = burden.nbytes * busiest * others
-            begin = max(free, -burden.before_end)
-            free = begin + nbytes / pace
-            hidden += pace * max(0.0, min(free, 0.0) - begin)  # what is moved before backward's end
-        return max(0.0, free) + latency + hidden * BUSY_BYTE / near
+        for gradient in self._unit_gradients(stage, min(self.costs.speeds[w] for w in workers)):
+            nbytes = gradient.nbytes * most_sums * others
+            begin = max(free, -gradient.before_end)
+            free = begin + nbytes / rate
+            hidden += rate * max(0.0, min(free, 0.0) - begin)  # bytes moved before backward's end
+        return max(0.0, free) + link.latency + hidden * BUSY_BYTE / senders
 
-    def _burdens(self, stage: int, speed: float) -> Iterator[UnitGradient]:
-        """The units of a stage in the order in which their gradients get ready, last one first."""
-        table = self.busy.table(self.placed.stages[stage].workers[0])
-        parts: list[PlanSegment] = [part for part in self.placed.parts if part.stage == stage]
-        segments = {id(part): number for number, part in enumerate(self.placed.parts)}
-        left = 0.0
-        found = []
-        for part in parts:  # forwards: what comes first in the chain is ready last
+    def _unit_gradients(self, stage: int, speed: float) -> list[UnitGradient]:
+        """Gradients of a stage's units in the order in which they get ready, the last unit's first."""
+        table = self.costs.table(self.segments.stages[stage].workers[0])
+        before_end, found = 0.0, []
+        for number, part in enumerate(self.segments.parts):  # the first unit of the chain is ready last
+            if part.stage != stage:
+                continue
             if part.region is not None:
-                left += table.regions[part.region].backward
+                before_end += table.regions[part.region].backward
                 continue
             own = sum(table.units[i].backward for i in part.units) + sum(table.rests[i].backward for i in part.rests)
-            scale = self.busy.dense(segments[id(part)], table).backward / own if own else 0.0
-            left += sum(table.rests[i].backward for i in part.rests) * scale
+            scale = self.costs.dense(number, table).backward / own if own else 0.0
+            before_end += sum(table.rests[i].backward for i in part.rests) * scale
             for i in part.units:
-                found.append(UnitGradient(left / speed, self.chain.units[i].parameters))
-                left += table.units[i].backward * scale
-        return iter(found[::-1])
+                found.append(UnitGradient(before_end / speed, self.chain.units[i].parameters))
+                before_end += table.units[i].backward * scale
+        return found[::-1]
 
-    def _nodes(self, stage: int, host: int) -> int:
-        """The partial sums that a host is left with."""
+    def _partial_sums(self, stage: int, host: int) -> int:
+        """Partial sums that a host has after it has added its own shards."""
         if stage not in self._spans:
-            self._spans[stage] = self._spans_of(stage)
+            self._spans[stage] = self._shard_spans(stage)
         shards = self._spans[stage].get(host, range(0))
         return len(local_plan(shards, self.num_shards).left) if shards else 0
 
-    def _spans_of(self, stage: int) -> dict[int, range]:
-        """From the first to the last shard of every host that has any."""
+    def _shard_spans(self, stage: int) -> dict[int, range]:
+        """Shards from the first to the last of every host that has any."""
         found: dict[int, range] = {}
-        for worker, own in self.busy.held[stage].items():
+        for worker, own in self.costs.held[stage].items():
             if own:
                 span = found.get(self.hosts[worker], own)
                 found[self.hosts[worker]] = range(min(span.start, own.start), max(span.stop, own.stop))
         return found
 
-    def _whole_bytes(self, stage: int) -> int:
-        return sum(self.chain.units[i].parameters for p in self.placed.parts if p.stage == stage for i in p.units)
+    def _parameter_bytes(self, stage: int) -> int:
+        """Bytes of the parameters that are whole on every worker of a stage."""
+        return sum(self.chain.units[i].parameters for p in self.segments.parts if p.stage == stage for i in p.units)
 
     def _crossed(self) -> float:
         """Bytes over cuts between stages on different hosts."""
         total = 0.0
-        for stage in range(len(self.placed.stages) - 1):
-            unit = self.chain.units[self.placed.units_of(stage + 1).start]
-            here, there = (self._owners(number) for number in (stage, stage + 1))
-            for a, b in zip(here, there, strict=True):
-                total += (unit.crossing + unit.crossing_back) * (not self._near(a, b))
+        owners = [[worker for worker, own in held.items() for _ in own] for held in self.costs.held]
+        for stage in range(len(self.segments.stages) - 1):
+            unit = self.chain.units[self.segments.units_of(stage + 1).start]
+            for a, b in zip(owners[stage], owners[stage + 1], strict=True):
+                total += (unit.crossing + unit.crossing_back) * (not self._on_one_host(a, b))
         return total
 
-    def _owners(self, stage: int) -> list[int]:
-        """The worker that computes each shard at a stage."""
-        return [worker for worker, own in self.busy.held[stage].items() for _ in own]
-
-    def _near(self, a: int, b: int) -> bool:
+    def _on_one_host(self, a: int, b: int) -> bool:
         return self.hosts[a] == self.hosts[b]
 
     def _hosts_of(self, workers: Sequence[int]) -> list[int]:
         return list(dict.fromkeys(self.hosts[w] for w in workers))
 
-    def _slowest(self, workers: Sequence[int]) -> tuple[float, float]:
-        """Latency and bandwidth of the slowest link between two hosts of a group."""
-        first = {self.hosts[w]: w for w in reversed(workers)}
-        links = [self.cluster.link(a, b) for a in first.values() for b in first.values() if a != b]
-        return max(link.latency for link in links), min(link.bandwidth for link in links)
+    def _most_on_one_host(self, workers: Sequence[int]) -> int:
+        return max(sum(self.hosts[w] == host for w in workers) for host in self._hosts_of(workers))
+
+    def _slowest_link(self, workers: Sequence[int]) -> Link:
+        link = self.cluster.slowest_between_hosts(workers)
+        assert link is not None, "asked only for groups on several hosts"
+        return link

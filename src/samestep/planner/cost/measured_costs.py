@@ -1,8 +1,8 @@
-"""What a job's actions cost on a machine, as measured by short runs of the real executor.
+"""Costs of a job's actions on a machine, as measured by short runs of the real executor.
 
 Two tables: one measured by a worker alone, one by several that compute at once and share caches and memory
-bandwidth. Between them costs are interpolated by the number of workers. Everything is in seconds, and busy
-time: what a worker waits for others is the simulator's to find out.
+bandwidth. Between them costs are interpolated by the number of workers. All of them are seconds of busy time:
+the simulator finds how long a worker waits for others.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Pair:
-    """Forward and backward."""
+    """Seconds of a forward and of a backward."""
 
     forward: float
     backward: float
@@ -30,7 +30,7 @@ class Table:
     units: tuple[Pair, ...]  # one shard through each unit, in a segment of its own
     regions: tuple[Pair, ...]  # a set of all shards through each region, on one worker with `own` slices
     own: tuple[int, ...]
-    rests: tuple[Pair, ...]  # one shard through what is left of a region's units when it is sliced
+    rests: tuple[Pair, ...]  # one shard through the unsliced calls of a region's units
     load: float  # of one shard's rows
     add: float  # per byte of gradient that is added to another shard's
     agree: float
@@ -40,14 +40,14 @@ class Table:
     reduce: float  # per byte and summand that a worker reads for its pieces
     update: float  # per byte of parameters
     gap: float  # between two steps
-    skew: float  # what a worker waits in a step of equal shares, as a share of its computing
+    skew: float  # waiting in a step of equal shares, as a fraction of the computing
     spread: float  # relative spread of a step's time: half the distance of the quartiles, over the median
 
     @property
     def cell(self) -> Pair:
-        """What a segment of its own costs beside its calls, so that all units in one segment take what `whole` does.
+        """Cost of a segment beside its calls, so that all units in one segment take as long as `whole`.
 
-        Less than nothing where the units took less by themselves.
+        Negative where the units took less time by themselves.
         """
         cuts = len(self.units) - 1
         if cuts < 1:
@@ -62,9 +62,9 @@ SCALARS = tuple(f.name for f in fields(Table) if f.name not in ("workers", "whol
 
 @dataclass(frozen=True)
 class Passing:
-    """What it costs to hand a tensor to a worker of the same host: fixed, and per byte, on either side.
+    """Seconds to hand a tensor to a worker of the same host: fixed, and per byte, on either side.
 
-    far: to one of another host, whatever its size.
+    far: to a worker of another host, whatever the size.
     """
 
     send: float
@@ -84,7 +84,7 @@ class MeasuredCosts:
     passing: Passing
 
     def table(self, workers: int) -> Table:
-        """For so many workers on a host; of more than were measured, the table measured with most."""
+        """The costs while `workers` workers of a host compute; for more than were measured, those of the most."""
         a, b = self.alone, self.together
         if workers <= a.workers or a.workers == b.workers:
             return a
@@ -107,7 +107,7 @@ class MeasuredCosts:
         )
 
     def slope(self, region: int) -> Pair:
-        """One slice of a region more or less, for the rows of all shards."""
+        """Seconds of one slice of a region more or less, for the rows of all shards."""
         return self.alone.regions[region].scaled(1 / max(1, self.alone.own[region]))
 
     def as_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A plan laid over a chain: which units, regions and rests each segment of each stage consists of.
+"""The segments of a plan on a chain: the units, regions and rests that each segment of each stage consists of.
 
     chain      conv1  conv2  fc1  fc2         plan: fc1+fc2 sliced, a stage begins at conv2
     stage 0    [conv1]
@@ -10,7 +10,6 @@ The numbering of segments is that of the schedule's actions.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
 
 from samestep.errors import PlanRefused
 from samestep.plan.plan import Plan, Stage
@@ -21,7 +20,7 @@ from samestep.schedule.actions import Action
 
 @dataclass(frozen=True)
 class PlanSegment:
-    """A segment: dense, of whole units and of what is left of sliced regions' units; or one region."""
+    """A segment: dense, of whole units and of the unsliced rests of regions; or one sliced region."""
 
     stage: int
     units: tuple[int, ...] = ()
@@ -32,24 +31,24 @@ class PlanSegment:
 
 @dataclass(frozen=True)
 class PlanSegments:
-    """A plan on a chain."""
+    """A plan's segments on a chain."""
 
     plan: Plan
     chain: Chain
-    stages: tuple[Stage, ...]  # one without name where the plan has none
+    stages: tuple[Stage, ...]  # one for the whole model where the plan has none
     parts: tuple[PlanSegment, ...]  # by segment
     is_uncut: bool  # one segment without an edge
 
     @property
     def sliced(self) -> list[tuple[bool, ...]]:
-        """Per stage, which segments are sliced."""
+        """Whether each segment of each stage is sliced."""
         return [
             tuple(part.region is not None for part in self.parts if part.stage == stage)
             for stage in range(len(self.stages))
         ]
 
     def units_of(self, stage: int) -> range:
-        """The units of a stage, sliced ones too."""
+        """The units of a stage, sliced ones included."""
         return range(self._starts[stage], self._starts[stage + 1])
 
     @cached_property
@@ -57,24 +56,19 @@ class PlanSegments:
         return [*starts_of(self.stages, self.chain), len(self.chain.units)]
 
     def held(self, num_shards: int) -> list[dict[int, range]]:
-        """Per stage: the shards that each worker of its group computes, in a step that has `num_shards`."""
-        return [_held(stage, num_shards) for stage in self.stages]
+        """The shards that each worker of each stage computes, in a step that has `num_shards`."""
+        return [stage.shards_by_worker(num_shards) for stage in self.stages]
 
     def crossing(self, action: Action) -> float:
-        """Bytes of a shard over a cut, there or back."""
+        """Bytes of a message: a shard's activations over a cut, or their gradients back."""
         assert isinstance(action, actions.Send | actions.Receive | actions.SendGradient | actions.ReceiveGradient)
         unit = self.chain.units[self.units_of(action.stage + 1).start]
         return unit.crossing if isinstance(action, actions.Send | actions.Receive) else unit.crossing_back
 
 
-def _held(stage: Stage, num_shards: int) -> dict[int, range]:
-    ends = [min(end, num_shards) for end in accumulate(stage.assign, initial=0)]
-    return {rank: range(a, b) for rank, (a, b) in zip(stage.workers, pairwise(ends), strict=True)}
-
-
 def segment_plan(plan: Plan, chain: Chain) -> PlanSegments:
-    """Raises PlanRefused when the plan cuts where the chain has no cut."""
-    stages = plan.stages or (Stage("", tuple(range(plan.workers)), plan.assign),)
+    """Lay a plan over a chain. Raises PlanRefused when the plan cuts where the chain has no cut."""
+    stages = plan.stages_or_whole
     starts = [*starts_of(stages, chain), len(chain.units)]
     parts = tuple(
         part
@@ -100,7 +94,7 @@ def starts_of(stages: Sequence[Stage], chain: Chain) -> list[int]:
 
 
 def _parts(number: int, stage: Stage, units: range, chain: Chain) -> Iterator[PlanSegment]:
-    """Dense and sliced segments take turns, and dense ones are at both ends."""
+    """A stage's segments: dense and sliced ones alternate, and dense ones are at both ends."""
     counts = dict(stage.slices)
     dense: list[int] = []
     rests: list[int] = []
@@ -119,7 +113,7 @@ def _parts(number: int, stage: Stage, units: range, chain: Chain) -> Iterator[Pl
 
 
 def _region_at(unit: int, chain: Chain, counts: dict[str, tuple[int, ...]]) -> int | None:
-    """The sliced region that begins with a unit. Raises PlanRefused for half of one that was measured as a whole."""
+    """The sliced region that begins with a unit. Raises PlanRefused for half of a region that was measured as one."""
     name = chain.units[unit].name
     if name not in counts:
         return None

@@ -1,4 +1,4 @@
-"""A profile: what was found out about a job on a machine. A value, kept as a readable file, and used again.
+"""A profile: the chain and the costs of a job on a machine, a value that is kept in a readable file.
 
 It holds for the numerics it was measured with (shards and threads set the size of every product), for that
 machine, and for that version of torch.
@@ -21,14 +21,14 @@ FORMAT = 3
 
 @dataclass(frozen=True)
 class Conditions:
-    """On what a profile stands; where one of these differs, another one is needed."""
+    """The conditions that a profile was measured under; where one of them differs, another profile is needed."""
 
     machine: str  # the processor's name, its cores, the vector instructions that torch uses
     torch: str
     threads: int
     shards: int
     precision: str
-    workers: int  # that were measured at once
+    workers: int  # measured at once
     optimizer: str  # class and implementation
     codec: str
     clip: bool  # whether gradients are clipped
@@ -38,13 +38,13 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Profile:
-    """Of one job."""
+    """The profile of one job."""
 
-    ground: Conditions
+    conditions: Conditions
     chain: Chain
     costs: MeasuredCosts
-    job: str = ""  # what it was called; for people
-    of: str = ""  # the key of what was looked at; of what was measured, where that is less
+    job: str = ""  # its name, for people
+    of: str = ""  # the key of the surveyed chain; of the measured one, where that has less
 
     def text(self) -> str:
         """The file's content."""
@@ -52,7 +52,7 @@ class Profile:
             "format": FORMAT,
             "job": self.job,
             "of": self.of,
-            "ground": asdict(self.ground),
+            "ground": asdict(self.conditions),
             "chain": self.chain.as_json(),
             "costs": self.costs.as_json(),
         }
@@ -60,7 +60,7 @@ class Profile:
 
     @staticmethod
     def parse(text: str, source: str) -> "Profile":
-        """Raises PlanRefused for what is no profile of this format."""
+        """Read a profile's text. Raises PlanRefused for a text that is no profile of this format."""
         try:
             fields = json.loads(text)
             found = fields["format"]
@@ -79,29 +79,29 @@ class Profile:
             ) from None
 
     def check(self, wanted: Conditions, of: str, source: str) -> None:
-        """Raises PlanRefused, with both sides, when it stands on another ground or is another job's."""
+        """Raises PlanRefused, with both sides, when it was measured under other conditions or for another job."""
         for name, value in asdict(wanted).items():
-            own = getattr(self.ground, name)
+            own = getattr(self.conditions, name)
             if own != value:
                 raise PlanRefused(
                     f"{source} was measured with {name} {own}, this run has {value}: the times would be others; "
-                    "leave --profile out, or name another file, and it is measured anew"
+                    "leave --profile out, or name another file, and it is measured again"
                 )
         if self.of != of:
             raise PlanRefused(
                 f"{source} is the profile of a job with other layers ({self.job}, {self.of}; this one is {of}): leave "
-                "--profile out, or name another file, and it is measured anew"
+                "--profile out, or name another file, and it is measured again"
             )
 
 
-def profile_key(ground: Conditions, chain: Chain) -> str:
-    """The name of a profile: the same for jobs with the same layers on the same ground."""
-    fields: Mapping[str, Any] = {"format": FORMAT, "ground": asdict(ground), "chain": chain.as_json()}
+def profile_key(conditions: Conditions, chain: Chain) -> str:
+    """The name of a profile: the same for jobs with the same layers under the same conditions."""
+    fields: Mapping[str, Any] = {"format": FORMAT, "ground": asdict(conditions), "chain": chain.as_json()}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def read_profile(file: Path) -> Profile | None:
-    """None where there is none. Raises PlanRefused for one that cannot be read."""
+    """Read a profile; None where there is no file. Raises PlanRefused for one that cannot be read."""
     try:
         return Profile.parse(file.read_text(), str(file))
     except (FileNotFoundError, NotADirectoryError):
@@ -111,7 +111,7 @@ def read_profile(file: Path) -> Profile | None:
 
 
 def write_profile(profile: Profile, file: Path) -> None:
-    """Whole or not at all, for this user only."""
+    """Write a profile, completely or not at all, readable by this user only."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     temporary.touch(mode=0o600)

@@ -1,6 +1,6 @@
-"""What a job's actions cost on hosts that are only described: a roofline from FLOPs and bytes, nothing is run.
+"""Costs of a job's actions on hosts that are only described: a roofline from FLOPs and bytes, nothing is run.
 
-    seconds of a piece = max(FLOPs / what a worker's cores reach, bytes / its share of the memory) + CALL
+    seconds of a piece = max(FLOPs / FLOP/s of a worker's cores, bytes / its share of the memory bandwidth) + CALL
 
     alone       a worker has the host's memory bandwidth for itself
     together    all workers of the host share it, and its cores where they are fewer than their threads
@@ -19,9 +19,9 @@ from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
 from samestep.planner.cost.measured_costs import MeasuredCosts, Pair, Passing, Table
 
 FLOPS = 2.0  # of a multiplication in a product: it and the addition
-COPIED = 2.0  # bytes that are moved to copy one: it is read and written, and bandwidth is told in bytes copied
-WIDEST = 4.0  # bytes of a weight, at most: so many are read for a multiplication
-CALL = 10e-6  # seconds of a PyTorch call from Python, forward or backward: dispatch and autograd's notes
+COPIED = 2.0  # bytes moved to copy one: it is read and written; bandwidth is given in bytes copied
+WIDEST = 4.0  # bytes of a weight, at most, read for a multiplication
+CALL = 10e-6  # seconds of a PyTorch call from Python, forward or backward: dispatch and autograd's records
 ACTION = 20e-6  # seconds of an action in the executor: Python between calls, and entering a segment
 REDUCED = 1.0  # bytes moved per byte and summand of a reduction: it is read; sums stay in a cache
 ADDED = 3.0  # per byte added to another shard's gradient: two are read, one is written
@@ -31,7 +31,7 @@ STATE = 2.0  # per byte of optimizer state: read and written
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker has of its host: FLOP/s, and bytes/s that it reads or writes."""
+    """One worker's share of its host: FLOP/s, and bytes/s that it reads or writes."""
 
     flops: float
     bandwidth: float
@@ -41,12 +41,12 @@ class Share:
 
 
 def is_described(cluster: Cluster) -> bool:
-    """Whether every host says what it computes and moves in a second."""
+    """Whether every host has its FLOP/s and its memory bandwidth."""
     return all(host.flops is not None and host.memory_bandwidth is not None for host in cluster.hosts)
 
 
 def roofline_costs(chain: Chain, cluster: Cluster, threads: int = 1, *, clips: bool = False) -> MeasuredCosts:
-    """Costs on the first host of a cluster; what the others make of them is in `paced`.
+    """Costs on the first host of a cluster; `with_roofline_speeds` gives the other hosts' speeds relative to it.
 
     threads: of each worker. clips: whether the job clips gradients, one meeting more. Raises ClusterRefused for a
     host without flops or memory_bandwidth.
@@ -59,7 +59,7 @@ def roofline_costs(chain: Chain, cluster: Cluster, threads: int = 1, *, clips: b
 
 
 def with_roofline_speeds(chain: Chain, cluster: Cluster, threads: int = 1) -> Cluster:
-    """The cluster with the speeds of all workers relative to its first host, whose costs `roofline_costs` gives."""
+    """The cluster with the speeds of all workers relative to its first host."""
     if len({(host.flops, host.memory_bandwidth, host.cores) for host in cluster.hosts}) == 1:
         return cluster
     first = _pass_seconds(chain, cluster.hosts[0], threads)
@@ -72,7 +72,7 @@ def with_roofline_speeds(chain: Chain, cluster: Cluster, threads: int = 1) -> Cl
 
 
 def share_of(host: Host, threads: int, workers: int) -> Share:
-    """Of one of `workers` that compute at once. Raises ClusterRefused for a host that does not say enough."""
+    """Share of one of `workers` that compute at once. Raises ClusterRefused for a host without flops or bandwidth."""
     if host.flops is None or host.memory_bandwidth is None:
         missing = "flops" if host.flops is None else "memory_bandwidth"
         raise ClusterRefused(
@@ -85,7 +85,7 @@ def share_of(host: Host, threads: int, workers: int) -> Share:
 
 
 def _pass_seconds(chain: Chain, host: Host, threads: int) -> float:
-    """A shard forward and backward while all workers of a host compute."""
+    """Seconds of a shard's forward and backward while all workers of a host compute."""
     whole = _table(chain, share_of(host, threads, host.workers), host.workers, 0.0, False).whole
     return whole.forward + whole.backward
 
@@ -110,17 +110,17 @@ def _table(chain: Chain, share: Share, workers: int, meeting: float, clips: bool
         reduce=REDUCED * byte,
         update=(UPDATED + STATE * chain.state) * byte,
         gap=ACTION,
-        skew=0.0,  # what no description says: how uneven equal work turns out, and how far times spread
+        skew=0.0,  # unknown for a described host: how uneven equal work turns out, and how far times spread
         spread=0.0,
     )
 
 
 def _unit(unit: Unit, share: Share) -> Pair:
     """Forward reads weights and input and writes what it keeps. Backward makes two products of the same size, for
-    the weights and for the input; the second one only where somebody wants it."""
+    the weights and for the input; the second one only where the input needs a gradient."""
     products = 2.0 if unit.crossing_back else 1.0
     written = max(unit.keeps, unit.makes)
-    read = min(unit.parameters, WIDEST * unit.work)  # an embedding reads the rows that it gives
+    read = min(unit.parameters, WIDEST * unit.work)  # an embedding reads only the rows of its output
     forward = share.seconds(FLOPS * unit.work, read + unit.crossing + written)
     backward = share.seconds(
         products * FLOPS * unit.work, read + unit.parameters + unit.crossing + unit.crossing_back + written
@@ -129,7 +129,7 @@ def _unit(unit: Unit, share: Share) -> Pair:
 
 
 def _region(chain: Chain, region: SliceableRegion, own: int, share: Share) -> Pair:
-    """A set of all shards through a worker's slices."""
+    """Seconds of a set of all shards through a worker's slices."""
     part = own / region.slices
     work = FLOPS * chain.shards * sum(chain.units[i].work for i in region.units) * part
     outside = chain.shards * (region.takes + region.makes * (1.0 if region.is_summed else part))
@@ -144,18 +144,18 @@ def _region(chain: Chain, region: SliceableRegion, own: int, share: Share) -> Pa
 
 
 def _rest(chain: Chain, region: SliceableRegion, share: Share) -> Pair:
-    """A shard through what follows the last layer in its unit: it reads and writes what that layer made."""
+    """Seconds of a shard through the calls after the last layer of a unit, which read and write that layer's output."""
     seconds = CALL + 2 * chain.units[region.units[-1]].makes / share.bandwidth
     return Pair(seconds, seconds)
 
 
 def _meeting(cluster: Cluster) -> float:
-    """All workers have heard of all others: there and back over the slowest kind of link."""
+    """Seconds until all workers have heard from all others: there and back over the slowest kind of link."""
     return 2 * max((link.latency for link in _links(cluster)), default=0.0)
 
 
 def _passing(cluster: Cluster) -> Passing:
-    """What the link within a host amounts to, half on either side."""
+    """Costs of the link within a host, half on either side."""
     link = cluster.within
     if link is None:
         return Passing(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""Bars of plans, each cut into the parts of its step. SVG for a page that has the colours as CSS classes."""
+"""Bar chart of plans, each bar cut into the parts of its step. SVG for a page that has the colours as CSS classes."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -10,7 +10,7 @@ WIDTH, LEFT, RIGHT, ROW, BAR, TOP = 960, 260, 90, 32, 20, 36  # pixels
 
 
 def parts_chart(plans: Sequence[Comparison]) -> str:
-    """The first one is the pick."""
+    """The chart; the first plan is the pick."""
     most = max(plan.seconds for plan in plans)
     scale = (WIDTH - LEFT - RIGHT) / most
     height = TOP + ROW * len(plans) + 4
@@ -41,10 +41,10 @@ def plan_bar(plan: Comparison, y: int, scale: float) -> Iterator[str]:
     at = float(LEFT)
     for part in PARTS:
         width = plan.parts[part] * scale
-        words = f"{plan.name}: {part} {in_ms(plan.parts[part])} ms"
+        title = f"{plan.name}: {part} {in_ms(plan.parts[part])} ms"
         yield (
             f'<rect x="{at:.2f}" y="{y}" width="{width:.2f}" height="{BAR}" class="{part}">'
-            f"<title>{escape(words)}</title></rect>"
+            f"<title>{escape(title)}</title></rect>"
         )
         at += width
     yield f'<text x="{at + 8:.2f}" y="{middle}">{in_ms(plan.seconds)} ms</text>'

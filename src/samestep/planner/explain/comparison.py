@@ -1,4 +1,4 @@
-"""A plan held against the pick: in which parts of the step it loses, and in which it wins."""
+"""Comparison of a plan with the pick: the parts of the step in which it loses, and those in which it wins."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
@@ -10,12 +10,13 @@ from samestep.planner.cost.confidence import interval
 from samestep.planner.search.decision import Decision
 from samestep.planner.search.search import TIE, Candidate, plan_kind
 
-SMALL = 0.002  # of a step: parts that differ by less are not spoken of
+SMALL = 0.002  # of a step: smaller differences are not mentioned
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`apart`: seconds more than the pick's, by name of PARTS, below 0 where the plan wins; it adds up to `more`."""
+    """A plan beside the pick; `apart` is seconds more than the pick's by name of PARTS, below 0 where the plan wins,
+    which add up to `more`."""
 
     name: str
     kind: str
@@ -29,7 +30,7 @@ class Comparison:
 
     @property
     def loses(self) -> list[tuple[str, float]]:
-        """Parts in which the plan is slower than the pick, and by how many seconds; the largest first."""
+        """Parts in which the plan is slower than the pick, with the seconds; the largest first."""
         found = [(part, seconds) for part, seconds in self.apart.items() if seconds > SMALL * self.seconds]
         return sorted(found, key=lambda each: -each[1])
 
@@ -67,7 +68,7 @@ def compare_to_pick(decision: Decision, other: Candidate) -> Comparison:
 
 
 def runners_up(decision: Decision, most: int = 5) -> list[Comparison]:
-    """The best of each other kind; then, of kinds already there, the best on other workers."""
+    """The best plan of each other kind; then the best of known kinds on other numbers of workers."""
     chosen = best_by(decision, lambda one: one.kind)[1:]
     others = [one for one in best_by(decision, lambda one: (one.kind, one.plan.workers)) if one is not decision.pick]
     chosen += [one for one in others if one not in chosen]
@@ -75,7 +76,7 @@ def runners_up(decision: Decision, most: int = 5) -> list[Comparison]:
 
 
 def best_by(decision: Decision, key: Callable[[Candidate], Hashable]) -> list[Candidate]:
-    """The first of the ranking with each key, in the ranking's order."""
+    """The first candidate of the ranking with each key, in the ranking's order."""
     found: dict[Hashable, Candidate] = {}
     for one in decision.ranking:
         found.setdefault(key(one), one)
@@ -83,6 +84,6 @@ def best_by(decision: Decision, key: Callable[[Candidate], Hashable]) -> list[Ca
 
 
 def shape(plan: Plan) -> tuple[object, ...]:
-    """What makes plans different to a person: not the order of a pipeline, nor who has one shard more."""
+    """The features by which a person tells plans apart: not a pipeline's order, nor which worker has one shard more."""
     sliced = tuple(layer for stage in plan.stages for layer, _ in stage.slices)
     return plan_kind(plan), plan.workers, sliced, tuple(stage.first for stage in plan.stages)

@@ -1,6 +1,6 @@
-"""A decision explained: the pick, who came after it and why, layer by layer, and what would flip the choice.
+"""Explanation of a decision: the pick, the runners-up, the layers one by one, and what would flip the choice.
 
-Values with text, made from a `Decision` alone; nothing is measured here.
+It is made from a `Decision` alone; nothing is measured here.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ TUNE = "other shards and threads are not known without measuring: `samestep plan
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything that `samestep plan` says about a choice."""
+    """The explanation that `samestep plan` prints."""
 
     name: str
     kind: str
@@ -26,8 +26,8 @@ class Explanation:
     runners_up: tuple[Comparison, ...]
     layers: tuple[LayerChoice, ...]
     flips: tuple[Flip, ...]
-    numerics: tuple[str, ...]  # what other numerics would gain
-    measured: tuple[str, ...] = ()  # what short runs of two plans took
+    numerics: tuple[str, ...]  # gains of other numerics
+    measured: tuple[str, ...] = ()  # times of short runs of two plans
 
     def text(self) -> str:
         lines = [f"{self.name}: {self.prediction.text()}", f"  {self.prediction.split_text()}"]
@@ -37,7 +37,7 @@ class Explanation:
         return "\n".join(lines)
 
     def sections(self) -> dict[str, list[str]]:
-        """Title and lines."""
+        """Lines by the title of their section."""
         return {
             "short runs": list(self.measured),
             "runners-up": [one.text() for one in self.runners_up],
@@ -74,7 +74,7 @@ def explain(decision: Decision) -> Explanation:
 
 
 def short_runs(decision: Decision) -> Iterator[str]:
-    """Of each candidate that was run, what it took beside what was predicted."""
+    """Measured beside predicted time of each candidate that was run."""
     for one in decision.ranking:
         if (seconds := decision.measured.get(one.name)) is not None:
             yield f"{one.name}: {in_ms(seconds)} ms, predicted {in_ms(one.seconds)} ms"

@@ -1,7 +1,7 @@
-"""What would flip the choice: the search again under other circumstances, until another plan wins.
+"""Flips: circumstances in which another plan wins, found by searching again.
 
 links    the bandwidth between hosts is halved or doubled until another plan wins; then bisection
-batch    in powers of two; times and activations are taken to go with the rows, which is an approximation
+batch    in powers of two; times and activations are taken as proportional to the rows, which is an approximation
 workers  the best plan for each number of them
 slices   the search with slices allowed, where the numerics have none
 """
@@ -18,21 +18,20 @@ from samestep.plan.machine import Link
 from samestep.plan.plan import Plan
 from samestep.plan.prediction import in_ms
 from samestep.planner.cost.chain import Chain
-from samestep.planner.cost.estimate import estimate
 from samestep.planner.cost.measured_costs import MeasuredCosts, Pair, Table
 from samestep.planner.explain.comparison import shape
 from samestep.planner.search.decision import Decision
-from samestep.planner.search.search import TIE, Candidate, plan_kind, search
+from samestep.planner.search.search import TIE, Candidate, search
 
-Won = tuple[Candidate, float]  # who wins, and the seconds of the pick there
-Flipped = tuple[float, Won]  # and from which factor on
+Won = tuple[Candidate, float]  # the winner, and the seconds of the pick there
+Flipped = tuple[float, Won]  # the factor from which on it wins
 
-LARGE = 4_000  # layers times workers, up to which the search is repeated so often
+LARGE = 4_000  # layers times workers up to which the search is repeated
 
 
 @dataclass(frozen=True)
 class Flip:
-    """`value` is bytes/s, rows, or workers; at it, and beyond it, `plan` wins."""
+    """A circumstance in which `plan` wins: `value` bytes/s, rows, or workers, and beyond."""
 
     what: str  # link, batch, workers
     value: float
@@ -46,51 +45,49 @@ class Flip:
 
 
 def flips(decision: Decision) -> list[Flip]:
-    """Empty for what is too large to be searched many times."""
+    """All flips; none for chains and clusters that are too large to be searched many times."""
     if len(decision.profile.chain.units) * decision.cluster.workers > LARGE:
         return []
     return [*link_flips(decision), *batch_flips(decision), *worker_flips(decision)]
 
 
 def winner(decision: Decision) -> Won | None:
-    """The plan that beats the pick in circumstances that changed since the ranking; and the pick's seconds there."""
-    profile = decision.profile
+    """The plan that beats the pick in circumstances that changed since the ranking, with the pick's seconds there."""
     try:
-        best = search(profile.chain, profile.costs, decision.cluster, decision.numerics, decision.freedom)[0]
+        best = search(decision.problem, decision.freedom)[0]
     except PlanRefused:
         return None
     return duel(decision, best.plan) if shape(best.plan) != shape(decision.pick.plan) else None
 
 
 def duel(decision: Decision, plan: Plan) -> Won | None:
-    """The same for one plan."""
-    chain, costs, cluster = decision.profile.chain, decision.profile.costs, decision.cluster
+    """The same for one given plan."""
     try:
-        found = estimate(plan, chain, costs, cluster)
-        own = estimate(decision.pick.plan, chain, costs, cluster).seconds
+        found = decision.problem.candidate(plan)
+        own = decision.problem.estimate(decision.pick.plan).seconds
     except PlanRefused:
         return None
-    return (Candidate(plan_kind(plan), found), own) if found.seconds < own * (1 - TIE) else None
+    return (found, own) if found.seconds < own * (1 - TIE) else None
 
 
 def first_flip(changed: Callable[[float], Decision], factors: Sequence[float], bisections: int) -> Flipped | None:
-    """The factor nearest to 1 at which another plan wins: found by searching, then by holding it against the pick."""
-    near = 1.0
-    for far in factors:
-        won = winner(changed(far))
+    """The factor closest to 1 at which another plan wins: found by searching, then by bisection with that plan."""
+    lost = 1.0  # the last factor at which the pick still wins
+    for factor in factors:
+        won = winner(changed(factor))
         if won is None:
-            near = far
+            lost = factor
             continue
         for _ in range(bisections):
-            middle = math.sqrt(far * near)
+            middle = math.sqrt(factor * lost)
             inside = duel(changed(middle), won[0].plan)
-            far, near, won = (far, middle, won) if inside is None else (middle, near, inside)
-        return far, won
+            factor, lost, won = (factor, middle, won) if inside is None else (middle, lost, inside)
+        return factor, won
     return None
 
 
 def factors_both_ways(base: float, most: int) -> list[list[float]]:
-    """Factors downwards, and upwards."""
+    """Factors downwards, and factors upwards."""
     return [[base ** (sign * n) for n in range(1, most + 1)] for sign in (-1, 1)]
 
 
@@ -98,16 +95,16 @@ def factors_both_ways(base: float, most: int) -> list[list[float]]:
 
 
 def link_flips(decision: Decision) -> Iterator[Flip]:
-    """None where all workers are on one host."""
-    speed = bandwidth_between(decision.cluster)
-    if speed is None:
+    """Flips by the bandwidth between hosts; none where all workers are on one host."""
+    slowest = decision.cluster.slowest_between_hosts(range(decision.cluster.workers))
+    if slowest is None:
         return
     for factors in factors_both_ways(4.0, 4):
         found = first_flip(lambda f: replace(decision, cluster=with_bandwidth(decision.cluster, f)), factors, 6)
         if found is not None:
             factor, won = found
-            where = f"{'below' if factor < 1 else 'above'} {bits(factor * speed)} between hosts"
-            yield flip("link", factor * speed, where, won)
+            where = f"{'below' if factor < 1 else 'above'} {bits(factor * slowest.bandwidth)} between hosts"
+            yield flip("link", factor * slowest.bandwidth, where, won)
 
 
 def flip(what: str, value: float, where: str, won: Won, remark: str = "") -> Flip:
@@ -116,15 +113,8 @@ def flip(what: str, value: float, where: str, won: Won, remark: str = "") -> Fli
     return Flip(what, value, best.name, best.seconds, own, text)
 
 
-def bandwidth_between(cluster: Cluster) -> float | None:
-    """Bytes/s of the slowest link between two hosts."""
-    first = {host: worker for worker, host in reversed(list(enumerate(cluster.hosts_of_workers())))}
-    links = [cluster.link(a, b) for a in first.values() for b in first.values() if a != b]
-    return min((link.bandwidth for link in links), default=None)
-
-
 def with_bandwidth(cluster: Cluster, factor: float) -> Cluster:
-    """The same cluster with so many times the bandwidth between hosts."""
+    """The cluster with `factor` times the bandwidth between hosts."""
 
     def scaled(link: Link) -> Link:
         return replace(link, bandwidth=link.bandwidth * factor)
@@ -145,7 +135,7 @@ def bits(bandwidth: float) -> str:
 
 
 def batch_flips(decision: Decision) -> Iterator[Flip]:
-    """In either direction the first power of two at which another plan wins."""
+    """Flips by the batch: in either direction the first power of two at which another plan wins."""
     chain = decision.profile.chain
     for factors in factors_both_ways(4.0, 3):
         found = first_flip(lambda f: with_rows(decision, f), [f for f in factors if keeps_shards(chain, f)], 1)
@@ -156,7 +146,7 @@ def batch_flips(decision: Decision) -> Iterator[Flip]:
 
 
 def keeps_shards(chain: Chain, factor: float) -> bool:
-    """Whether a batch of so many times the rows is cut into as many shards."""
+    """Whether a batch of `factor` times the rows is cut into as many shards."""
     rows = math.floor(chain.batch_size * factor)
     return num_shards_of(rows, chain.shards) == num_shards_of(chain.batch_size, chain.shards)
 
@@ -172,7 +162,7 @@ def with_rows(decision: Decision, factor: float) -> Decision:
 
 
 def chain_with_rows(chain: Chain, factor: float) -> Chain:
-    """With `factor` times the rows in a shard."""
+    """The chain with `factor` times the rows in a shard."""
     units = tuple(
         replace(
             unit,
@@ -206,7 +196,7 @@ def costs_with_rows(costs: MeasuredCosts, factor: float) -> MeasuredCosts:
 
 
 def worker_flips(decision: Decision) -> Iterator[Flip]:
-    """The best plan on every other number of workers that the cluster has, or on powers of two of them."""
+    """The best plan on every other number of workers of the cluster, or on powers of two of them."""
     pick, most = decision.pick, decision.cluster.workers
     counts = range(1, most + 1) if most <= 8 else [2**n for n in range(most.bit_length())]
     for workers in counts:
@@ -220,20 +210,18 @@ def worker_flips(decision: Decision) -> Iterator[Flip]:
 def best_on(decision: Decision, workers: int) -> Candidate | None:
     if workers in decision.freedom.workers:
         return next((one for one in decision.ranking if one.plan.workers == workers), None)
-    profile, freedom = decision.profile, replace(decision.freedom, workers=(workers,))
     try:
-        return search(profile.chain, profile.costs, decision.cluster, decision.numerics, freedom)[0]
+        return search(decision.problem, replace(decision.freedom, workers=(workers,)))[0]
     except PlanRefused:
         return None
 
 
 def gain_of_slices(decision: Decision) -> str:
-    """What slices would gain, where the numerics have none. Empty where they may be had, or nothing is known."""
+    """The gain of slices where the numerics have none, in words; empty where they are allowed or unknown."""
     chain = decision.profile.chain
     if decision.freedom.may_slice or not chain.regions or max(decision.freedom.workers) == 1:
         return ""
-    allowed = replace(decision.freedom, may_slice=True)
-    found = search(chain, decision.profile.costs, decision.cluster, decision.numerics, allowed)
+    found = search(decision.problem, replace(decision.freedom, may_slice=True))
     best = next((one for one in found if any(stage.slices for stage in one.plan.stages)), None)
     if best is None:
         return ""

@@ -1,7 +1,7 @@
-"""Layer by layer: whole or sliced, and why. Weights stay where they are in slices, and activations move; whole
-layers are the other way round (Krizhevsky 2014), so their bytes stand side by side, and what each choice costs.
+"""Choices layer by layer: whole or sliced, and why. Slices keep their weights in place and move activations; whole
+layers are the other way round (Krizhevsky 2014). So the bytes of both are shown, and the time of either choice.
 
-Like layers (repeated blocks) are one line.
+Equal layers (repeated blocks) share one line.
 """
 
 from collections.abc import Sequence
@@ -12,25 +12,24 @@ from samestep.errors import PlanRefused
 from samestep.plan.plan import Plan
 from samestep.plan.prediction import in_ms
 from samestep.planner.cost.chain import Chain
-from samestep.planner.cost.estimate import estimate
 from samestep.planner.search.decision import Decision
-from samestep.planner.search.search import NARROW, Candidate, data_plans, like_regions, plan_kind, ranked, sliced_plan
+from samestep.planner.search.search import NARROW, Candidate, data_plans, like_regions, ranked, sliced_plan
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Layers that are alike, and treated alike. Bytes are of all of them together."""
+    """The choice for equal layers. Bytes are those of all of them together."""
 
     names: tuple[str, ...]
     is_sliced: bool
     weights: int
-    activations: int  # what they take and give in a step
+    activations: int  # bytes of their inputs and outputs in a step
     flipped: float | None  # seconds of a step with these layers the other way
     why: str
 
     @property
     def name(self) -> str:
-        """The first ones' names, and how many more."""
+        """Names of the first layers, and the number of the others."""
         shown = ", ".join(self.names[:2])
         return shown if len(self.names) <= 2 else f"{shown} and {len(self.names) - 2} like them"
 
@@ -48,7 +47,7 @@ def sized(nbytes: float) -> str:
 
 
 def layer_choices(decision: Decision) -> list[LayerChoice]:
-    """In the order of the chain."""
+    """The choices in the order of the chain."""
     chain = decision.profile.chain
     groups = like_regions(chain)
     found = [
@@ -60,7 +59,7 @@ def layer_choices(decision: Decision) -> list[LayerChoice]:
 
 
 def like_units(chain: Chain, inside: set[int]) -> list[list[int]]:
-    """Units outside of all regions, those with the same signature together."""
+    """Groups of units with the same signature, outside of all regions."""
     found: dict[str, list[int]] = {}
     for number, unit in enumerate(chain.units):
         if number not in inside:
@@ -119,7 +118,7 @@ def sliced_groups(decision: Decision) -> frozenset[int]:
 
 
 def flipped(decision: Decision, group: int) -> Candidate | None:
-    """The pick with one group of regions the other way; on all workers where the pick has one."""
+    """The pick with one group of regions the other way; on all workers where the pick is on one worker."""
     pick = decision.pick.plan
     workers = pick.workers if pick.workers > 1 else max(decision.freedom.workers)
     if len(pick.stages) > 1 or not 1 < workers <= NARROW:
@@ -130,16 +129,15 @@ def flipped(decision: Decision, group: int) -> Candidate | None:
 
 
 def plans_with(decision: Decision, groups: frozenset[int], workers: int) -> list[Plan]:
-    """Plans with these groups of regions in slices; plain data parallelism where there are none."""
-    chain, costs, here = decision.profile.chain, decision.profile.costs, decision.cluster.first(workers)
+    """Plans with these groups of regions in slices; data parallel ones where there are no groups."""
+    here = decision.problem.on_first(workers)
     if groups:
-        return [sliced_plan(chain, costs, here, decision.numerics, like_regions(chain), groups)]
-    return list(data_plans(chain, costs, here, decision.numerics)) if workers <= chain.shards else []
+        return [sliced_plan(here, like_regions(here.chain), groups)]
+    return list(data_plans(here)) if workers <= here.chain.shards else []
 
 
 def candidate_or_none(decision: Decision, plan: Plan) -> Candidate | None:
     try:
-        found = estimate(plan, decision.profile.chain, decision.profile.costs, decision.cluster)
+        return decision.problem.candidate(plan)
     except PlanRefused:
         return None
-    return Candidate(plan_kind(plan), found)

@@ -1,4 +1,4 @@
-"""The explanation as one HTML page: no script, nothing from elsewhere, in light and in dark."""
+"""The explanation as one HTML page: no script, no external resources, light and dark."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -32,7 +32,7 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 
 
 def page(decision: Decision, found: Explanation, plan: str, needs: Sequence[str], answer: str = "") -> str:
-    """plan: its text. needs: lines about memory and traffic. answer: to `--why-not`."""
+    """The page. plan: the plan's text. needs: lines about memory and traffic. answer: to `--why-not`."""
     title = f"{decision.profile.job or 'job'}: {found.name}"
     chart = parts_chart([compare_to_pick(decision, decision.pick), *found.runners_up])
     body = [
@@ -46,7 +46,7 @@ def page(decision: Decision, found: Explanation, plan: str, needs: Sequence[str]
         *section("What would flip the choice", items(flip.text for flip in found.flips) or "<p>Nothing was found.</p>"),
         *section("Other numerics", items(found.numerics)),
         *section("The plan", f"<pre>{escape(plan)}</pre>", items(needs)),
-        *section("Where it was measured", f"<p>{escape(ground_text(decision))}</p>"),
+        *section("Where it was measured", f"<p>{escape(conditions_text(decision))}</p>"),
     ]  # fmt: skip
     return "\n".join(
         [
@@ -92,9 +92,9 @@ def layer_table(found: Explanation) -> str:
     )
 
 
-def ground_text(decision: Decision) -> str:
-    ground = decision.profile.ground
+def conditions_text(decision: Decision) -> str:
+    conditions = decision.profile.conditions
     return (
-        f"On {ground.machine}, torch {ground.torch}, {ground.threads} threads, {ground.shards} shards, "
-        f"{ground.precision}; up to {ground.workers} workers at once."
+        f"On {conditions.machine}, torch {conditions.torch}, {conditions.threads} threads, {conditions.shards} shards, "
+        f"{conditions.precision}; up to {conditions.workers} workers at once."
     )

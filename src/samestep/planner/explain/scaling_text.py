@@ -13,7 +13,7 @@ LONGEST = 44  # characters of a plan's name in the table
 
 
 def text(found: Scaling) -> str:
-    """All that is printed."""
+    """The table, the plot and the advice that `samestep simulate` prints."""
     lines = [
         f"{found.units} units, batch of {found.batch_size} rows in {found.shards} shards; costs {found.costs}; "
         f"cluster {found.cluster}",
@@ -36,7 +36,7 @@ def scaling_table(points: Sequence[Point]) -> Iterator[str]:
 
 
 def shares_of(p: Point) -> str:
-    """The parts that are 1 % of a step and more."""
+    """The parts of at least 1 % of a step."""
     found = [f"{name} {p.parts[name] / p.seconds:.0%}" for name in PARTS if p.parts[name] >= 0.01 * p.seconds]
     return ", ".join(found)
 
@@ -46,7 +46,7 @@ def short(name: str) -> str:
 
 
 def plot(points: Sequence[Point]) -> Iterator[str]:
-    """Efficiency over workers; a column per number, however far apart."""
+    """Efficiency over workers, one column for each number of workers."""
     for line in range(HEIGHT, -1, -1):
         marks = (("o" if round(min(p.efficiency, 1.0) * HEIGHT) == line else "").center(COLUMN) for p in points)
         yield f"{line / HEIGHT:>5.0%} |{''.join(marks)}".rstrip()
@@ -55,7 +55,7 @@ def plot(points: Sequence[Point]) -> Iterator[str]:
 
 
 def shards_advice(found: Scaling) -> Iterator[str]:
-    """What the number of shards allows."""
+    """Advice when there are more workers than shards."""
     most = max(p.workers for p in found.points)
     if most > found.shards:
         yield ""

@@ -1,4 +1,4 @@
-"""The predicted step drawn to scale: computing by stage and shard, and in grey what else takes time."""
+"""Timeline of the predicted step, drawn to scale: computing by stage and shard, and everything else in grey."""
 
 from dataclasses import replace
 
@@ -11,11 +11,11 @@ from samestep.schedule.simulator import ActionSpan
 LETTERS = {"communication": "C", "update": "U", "overhead": "O"}
 CELLS = 100  # characters of a worker's line
 UNITS = 28  # of a picture's width
-THIN = 0.002  # of the step: what is shorter is not drawn
+THIN = 0.002  # of the step: shorter bars are not drawn
 
 
 def timeline_bars(found: Estimate) -> list[Bar]:
-    """In seconds."""
+    """Bars of all workers, in seconds."""
     rest = [
         bar
         for rank, (schedule, spans) in enumerate(zip(found.schedules, found.outcome.spans, strict=True))
@@ -36,13 +36,13 @@ def other_bars(rank: int, schedule: Schedule, spans: tuple[ActionSpan, ...]) -> 
 
 
 def scaled(bars: list[Bar], units: int) -> tuple[list[Bar], float]:
-    """So that the last ends at `units`; and the seconds of a unit."""
+    """Bars scaled so that the last ends at `units`, and the seconds of a unit."""
     second = units / max(bar.stop for bar in bars)
     return [replace(bar, start=bar.start * second, stop=bar.stop * second) for bar in bars], 1 / second
 
 
 def timeline_text(found: Estimate) -> str:
-    """The staircase of `schedule.draw`, its cells all of one length in time."""
+    """The timeline as text: the staircase of `schedule.draw` with cells of equal duration."""
     bars, label = timeline_bars(found), labels_of(found.grid)
     width = max(len(label(bar)) for bar in bars) + 1
     cells, seconds = scaled(bars, max(8, CELLS // width))
@@ -52,6 +52,6 @@ def timeline_text(found: Estimate) -> str:
 
 
 def timeline_svg(found: Estimate, title: str) -> str:
-    """The same as SVG."""
+    """The timeline as SVG."""
     bars, seconds = scaled(timeline_bars(found), UNITS)
     return picture(found.grid, bars, len(found.schedules), title, Clock(seconds * 1e3, "ms"))

@@ -1,4 +1,4 @@
-"""Why not this plan? One plan, named or written out, is estimated and held against the pick part by part."""
+"""Why not this plan? A plan, named or written out, is estimated and compared with the pick part by part."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,18 +9,17 @@ from samestep.errors import PlanRefused, Refused
 from samestep.numerics.numerics import parse_line
 from samestep.plan.plan import OPTIONS, Plan, Stage, equal_shares, parse_fields, parse_stages, slices_text
 from samestep.planner.cost.chain import SliceableRegion
-from samestep.planner.cost.estimate import Estimate, estimate
 from samestep.planner.cost.profile import profile_key
 from samestep.planner.explain.comparison import Comparison, compare_to_pick
 from samestep.planner.search.decision import Decision
-from samestep.planner.search.search import Candidate, is_convolution, like_regions, pipelines, plan_kind, ranked
+from samestep.planner.search.search import is_convolution, like_regions, pipelines, ranked
 
-MUST_AGREE = ("shards", "threads", "precision", "sync_batchnorm", "join", "codec", "sync")  # else the times are others
+MUST_AGREE = ("shards", "threads", "precision", "sync_batchnorm", "join", "codec", "sync")  # else times differ
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`comparison` is None for a plan that cannot be run, or that is the pick; `text` says which."""
+    """Answer to `--why-not`. `comparison` is None for the pick and for a plan that cannot be run, as `text` says."""
 
     plan: str
     comparison: Comparison | None
@@ -34,7 +33,7 @@ def why_not(decision: Decision, name: str, text: str | None = None) -> Answer:
     """name: data, slices, hybrid, pipeline, as `--plan` takes them; or a file's, with its text."""
     try:
         plan = plan_named(decision, name) if text is None else plan_from_text(decision, text, name)
-        found = Candidate(plan_kind(plan), estimate_here(decision, plan))
+        found = decision.problem.candidate(plan)
     except Refused as refused:
         return Answer(name, None, f"{name} cannot be run here: {refused}")
     if same_but_numerics(plan, decision.pick.plan):
@@ -45,12 +44,8 @@ def why_not(decision: Decision, name: str, text: str | None = None) -> Answer:
     return Answer(name, held, f"{name}, as {held.text()}{remark}")
 
 
-def estimate_here(decision: Decision, plan: Plan) -> Estimate:
-    return estimate(plan, decision.profile.chain, decision.profile.costs, decision.cluster)
-
-
 def same_but_numerics(a: Plan, b: Plan) -> bool:
-    """But for who wrote the numerics down."""
+    """Whether two plans are equal but for their numerics."""
     return replace(a, numerics=b.numerics) == b
 
 
@@ -58,7 +53,7 @@ def same_but_numerics(a: Plan, b: Plan) -> bool:
 
 
 def plan_named(decision: Decision, name: str) -> Plan:
-    """Raises PlanRefused when the model does not allow it."""
+    """The plan of this name. Raises PlanRefused when the model does not allow it."""
     chain, workers = decision.profile.chain, max(decision.freedom.workers)
     if name == "auto":
         return decision.pick.plan
@@ -70,16 +65,16 @@ def plan_named(decision: Decision, name: str) -> Plan:
 
 
 def best_pipeline(decision: Decision, workers: int) -> Plan:
-    """The preset cuts by counting multiplications; what was measured finds better cuts."""
-    chain, costs = decision.profile.chain, decision.profile.costs
+    """The best pipeline by measured costs; the named plan cuts by counting multiplications."""
+    chain = decision.profile.chain
     if workers == 1 or len(chain.units) < 2 or chain.why_uncut is not None or not decision.freedom.may_cut:
         why = "there is one worker" if workers == 1 else chain.why_uncut
         why = why or ("it has one layer with weights" if len(chain.units) < 2 else "BatchNorm is over the whole batch")
         raise PlanRefused(f"the network cannot be cut into stages: {why}; use --plan data")
     found = []
-    for plan in pipelines(chain, costs, decision.cluster.first(workers), decision.numerics, decision.freedom):
+    for plan in pipelines(decision.problem.on_first(workers), decision.freedom):
         try:
-            found.append(Candidate("pipeline", estimate_here(decision, plan)))
+            found.append(decision.problem.candidate(plan))
         except PlanRefused:
             continue  # an order that this number of shards does not allow
     if not found:
@@ -109,7 +104,7 @@ def staged(decision: Decision, stages: Sequence[Stage], transport: str = "proces
 
 
 def plan_from_text(decision: Decision, text: str, source: str) -> Plan:
-    """Raises PlanRefused, with both sides, for other numerics, another model or another cluster."""
+    """Read a plan's text. Raises PlanRefused, with both sides, for other numerics, another model or another cluster."""
     fields = parse_fields(text, source)
     refuse_other_numerics(decision, parse_line(fields["numerics"], source))
     if "stage" in fields:
@@ -120,13 +115,13 @@ def plan_from_text(decision: Decision, text: str, source: str) -> Plan:
     if plan.workers > decision.cluster.workers:
         raise PlanRefused(
             f"it is for a cluster with {plan.workers} workers, and this one ({decision.cluster.fingerprint()}) has "
-            f"{decision.cluster.workers}: plan for that one, or deal its work out anew"
+            f"{decision.cluster.workers}: plan for that one, or reassign its work"
         )
     return plan
 
 
 def refuse_other_numerics(decision: Decision, said: dict[str, object]) -> None:
-    ours = asdict(decision.numerics) | {"torch": decision.profile.ground.torch}
+    ours = asdict(decision.numerics) | {"torch": decision.profile.conditions.torch}
     for name in (*MUST_AGREE, "torch"):
         if said.get(name, ours[name]) not in (ours[name], "unknown"):
             raise PlanRefused(
@@ -159,13 +154,13 @@ def check_slices(region: SliceableRegion, layer: str, slices: int) -> str:
 
 
 def no_such_layer(decision: Decision, pattern: str) -> str:
-    chain, ground = decision.profile.chain, decision.profile.ground
+    chain, conditions = decision.profile.chain, decision.profile.conditions
     why = chain.why_whole.get(pattern)
     if why is not None:
         return f"{pattern} cannot be sliced: {why}; leave it whole"
     names = [unit.name for unit in chain.units]
     shown = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
     return (
-        f"it slices {pattern}, and this model ({profile_key(ground, chain)[:12]}) has no such layer that can be "
+        f"it slices {pattern}, and this model ({profile_key(conditions, chain)[:12]}) has no such layer that can be "
         f"sliced; its layers are {shown}: the plan is for another model"
     )

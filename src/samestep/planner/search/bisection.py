@@ -1,9 +1,9 @@
-"""The best split for many equal workers: how few are enough to finish within T seconds?
+"""The best split for many equal workers, by bisection: how few workers are enough to finish within T seconds?
 
     size(i, j)   = the smallest group for which the stage [i, j) fits and takes at most T, as does the cut in front
     need[s, i]   = min over j of  size(i, j) + need[s-1, j]         workers for s stages from cut i to the end
 
-T is enough when need[s, 0] is at most the number of workers; the least T is found by halving. Each try is over
+T is enough when need[s, 0] is at most the number of workers; the least T is found by bisection. Each try goes over
 L^2/2 stages, whatever the number of workers. From `deepest` stages to the end on memory stays the same, so one more
 pass over the cuts covers all greater numbers of stages.
 
@@ -60,9 +60,9 @@ def least_memory(costs: StageCosts, sizes: Sequence[int], max_stages: int) -> Sp
 
 
 class _Search:
-    """Tries thresholds. `room` is by how much the workers' memory is thought to be larger.
+    """A search over thresholds. `room` is the factor by which the workers' memory is taken to be larger.
 
-    Stages lie row by row in flat arrays: those from cut i at rows[i] to rows[i+1].
+    Stages are stored row by row in flat arrays: those from cut i at rows[i] to rows[i+1].
     """
 
     def __init__(self, costs: StageCosts, sizes: Sequence[int], max_stages: int, room: float = 1.0) -> None:
@@ -84,8 +84,8 @@ class _Search:
         return picked
 
     def _fitting(self, costs: StageCosts, to_end: int, room: float) -> Indices | None:
-        """Of each stage, where in a flat [size, stage] array the smallest size with memory enough is; None when one
-        worker always has."""
+        """Index of each stage's smallest size with enough memory, in a flat [size, stage] array; None when one worker
+        always has enough."""
         short = np.zeros(len(self.first), np.uint16)
         for group in self.groups:
             too_full = self._pick(costs.fullness(group, to_end)) > room
@@ -95,7 +95,7 @@ class _Search:
         return short * np.int64(len(short)) + np.arange(len(short)) if short.any() else None
 
     def least(self, stages: int | None, precision: float, low: float = 0.0) -> Split | None:
-        """The split of so many stages (None: of any number) whose bottleneck is least; None when there is none.
+        """The split into `stages` stages (None: any number) with the least bottleneck; None when there is none.
 
         `low` is known to be no more than the least.
         """
@@ -108,7 +108,7 @@ class _Search:
         return found
 
     def within(self, threshold: float, stages: int | None) -> Split | None:
-        """A split within `threshold` seconds, of as few workers as can be."""
+        """A split within `threshold` seconds on as few workers as possible."""
         table = _ThresholdTable(self, threshold)
         if stages is not None:
             table.grow(stages)
@@ -129,7 +129,7 @@ class _Search:
 
 
 def _power_from(count: int) -> int:
-    """The smallest power of two that is no less."""
+    """The smallest power of two that is at least `count`."""
     return 1 << (count - 1).bit_length()
 
 

@@ -1,4 +1,4 @@
-"""Layers and workers taken in runs: a coarser question of the same kind, for when the fine one is too large.
+"""Coarsening: layers and workers taken in runs, for partitions that are too large to search exactly.
 
 layers    0 1 2 3 4 5 6 7 8 9        cuts   0, 3, 7, 10: stages begin and end here
 workers   0 1 2 3 4 5                edges  0, 2, 4, 6: so do groups
@@ -49,21 +49,21 @@ class CoarseCosts:
         return replace(self, costs=self.costs.only(cuts), cuts=[self.cuts[cut] for cut in cuts])
 
     def unfold(self, split: Split) -> Split:
-        """The split in layers and workers."""
+        """The split in terms of layers and workers."""
         stages = (
             StageSpan(self.cuts[s.first], self.cuts[s.last + 1] - 1, self.workers(s.workers)) for s in split.stages
         )
         return replace(split, stages=tuple(stages))
 
     def left_out(self, whole: StageCosts) -> str:
-        """What is not searched, in words."""
+        """The splits that are not searched, in words."""
         groups = f"groups that begin or end inside {self.num_workers} runs of workers"
         cuts = f", and all but {self.num_cuts - 1} of the {whole.num_cuts - 1} cuts"
         return groups + (cuts if self.num_cuts < whole.num_cuts else "")
 
 
 def even_cuts(costs: StageCosts, most: int) -> list[int]:
-    """At most `most` cuts besides the first one, so that one worker would be about as long at each run between."""
+    """At most `most` cuts besides the first one, with about equal seconds of work in each run between two of them."""
     if costs.num_cuts <= most:
         return list(range(costs.num_cuts + 1))
     done = costs.seconds(range(1))[0, 1:]  # until each cut
@@ -72,5 +72,5 @@ def even_cuts(costs: StageCosts, most: int) -> list[int]:
 
 
 def even_edges(workers: int, runs: int) -> list[int]:
-    """The ends of so many runs of about equal length."""
+    """Ends of `runs` runs of about equal length."""
     return [run * workers // runs for run in range(runs + 1)]

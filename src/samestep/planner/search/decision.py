@@ -1,4 +1,4 @@
-"""What the planner decided: the ranked candidates, and on what it stood. All of it values; nothing was run."""
+"""The planner's decision: the ranked candidates, and everything that the ranking depends on. Values only."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -10,13 +10,23 @@ from samestep.plan.cluster import Cluster
 from samestep.plan.prediction import Prediction
 from samestep.planner.cost.confidence import interval
 from samestep.planner.cost.profile import Profile
-from samestep.planner.search.search import TIE, Candidate, SearchSpace, search
-from samestep.planner.search.smallest_change import smallest_change
+from samestep.planner.search.partition import partition
+from samestep.planner.search.search import (
+    TIE,
+    Candidate,
+    PlanningProblem,
+    SearchSpace,
+    layer_costs,
+    replication_of,
+    search,
+    worker_row,
+)
+from samestep.planner.search.stage_costs import NothingFits
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The best candidate comes first."""
+    """Ranked candidates, the best first, with the inputs of the search."""
 
     profile: Profile
     cluster: Cluster
@@ -30,6 +40,10 @@ class Decision:
         return self.ranking[0]
 
     @property
+    def problem(self) -> PlanningProblem:
+        return PlanningProblem(self.profile.chain, self.profile.costs, self.cluster, self.numerics)
+
+    @property
     def prediction(self) -> Prediction:
         return self.prediction_of(self.pick)
 
@@ -39,7 +53,7 @@ class Decision:
         return Prediction(one.seconds, low, high, found.parts, list(found.actions), found.wired)
 
     def after(self, measured: Mapping[str, float]) -> "Decision":
-        """With two candidates run: the faster one first, but for a tie, in which the order stays."""
+        """The decision after two candidates were run: the faster one comes first; a tie leaves the order."""
         ran = [one for one in self.ranking if one.name in measured]
         if len(ran) == 2 and measured[ran[1].name] < measured[ran[0].name] * (1 - TIE):
             ran.reverse()
@@ -47,7 +61,7 @@ class Decision:
         return replace(self, ranking=(*ran, *others), measured=dict(measured))
 
     def as_json(self) -> dict[str, Any]:
-        """All that it stood on. The search is deterministic: whoever has this has the decision."""
+        """The inputs of the search. It is deterministic, so these are enough to repeat the decision."""
         return {
             "profile": self.profile.text(),
             "cluster": str(self.cluster),
@@ -69,10 +83,24 @@ class Decision:
 
 
 def decide(profile: Profile, cluster: Cluster, numerics: Numerics, freedom: SearchSpace) -> Decision:
-    """Raises PlanRefused, with the smallest change that helps, when no plan can be found."""
+    """Search, and keep the inputs. Raises PlanRefused, with the smallest change that helps, when there is no plan."""
+    problem = PlanningProblem(profile.chain, profile.costs, cluster, numerics)
     try:
-        ranking = search(profile.chain, profile.costs, cluster, numerics, freedom)
+        ranking = search(problem, freedom)
     except PlanRefused as refused:
-        change = smallest_change(profile.chain, profile.costs, cluster, freedom)
+        change = smallest_change(problem, freedom)
         raise PlanRefused("; ".join(filter(None, (str(refused), change)))) from None
     return Decision(profile, cluster, numerics, freedom, tuple(ranking))
+
+
+def smallest_change(problem: PlanningProblem, freedom: SearchSpace) -> str:
+    """The smallest change with which there is a plan, as a sentence; empty where none is known."""
+    chain, fewest = problem.chain, min(freedom.workers)
+    if freedom.may_cut and chain.why_uncut is None and len(chain.units) > 1 and fewest > 1:
+        here = problem.on_first(fewest)
+        found = partition(layer_costs(here), worker_row(here, freedom), chain.shards, replication_of(here))
+        if isinstance(found, NothingFits):
+            return str(found)
+    if fewest > chain.shards:
+        return f"the smallest change is --workers {chain.shards}: more workers than shards need stages or slices"
+    return ""

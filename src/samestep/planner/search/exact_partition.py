@@ -4,7 +4,7 @@
 
 with s stages from cut i to the end, the first of which begins at worker b. s is in the table because memory depends
 on it: under 1F1B the stage with s stages to the end keeps min(m, s) microbatches. Groups stand next to one another;
-workers in front of the first and behind the last may stay idle. Nothing is assumed of the costs.
+workers in front of the first and behind the last may stay idle. Costs may be any.
 PipeDream (Narayanan et al., SOSP 2019, section 3.1) has the recurrence without s and for equal workers.
 """
 
@@ -38,7 +38,7 @@ def emptiest_split(costs: StageCosts, max_stages: int) -> Split:
 
 
 def table_work(cuts: int, workers: int, max_stages: int) -> float:
-    """About how many numbers the table's filling touches."""
+    """About how many numbers filling the table touches."""
     pairs = workers * (workers + 1) / 2
     return pairs * max(1, max_stages / 3) * (cuts * cuts + 2000)
 

@@ -1,20 +1,19 @@
-"""Which numerics suit a machine: the rule, apart from the measuring.
+"""The rule that chooses numerics for a machine from measured trials.
 
-S is the largest number of shards, up to 8, that costs at most 5 % of the fastest: shards are what lets other
-numbers of workers take part later. Threads are those with which the chosen S is fastest, K what the planner
-finds on top.
+S is the largest number of shards, up to 8, with a time at most 5 % above the fastest: more shards allow more workers
+later. Threads are those with which the chosen S is fastest. The planner finds K afterwards.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MOST_SLOWDOWN = 1.05  # of the fastest time, for more shards
+MOST_SLOWDOWN = 1.05  # over the fastest time, for more shards
 SHARDS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to run a step, measured."""
+    """A measured way to run a step."""
 
     shards: int
     workers: int
@@ -27,7 +26,7 @@ class Trial:
 
 
 def trial_settings(batch_size: int, cores: int) -> list[tuple[int, int, int]]:
-    """What to try: shards, workers, threads. Each S on one thread, on all threads, and on a worker per core."""
+    """Shards, workers and threads of each trial: each S on one thread, on all threads, and on a worker per core."""
     found = []
     for shards in (s for s in SHARDS if s == 1 or s * 2 <= batch_size):
         found.append((shards, 1, 1))
@@ -38,13 +37,13 @@ def trial_settings(batch_size: int, cores: int) -> list[tuple[int, int, int]]:
 
 
 def choose_trial(trials: Sequence[Trial]) -> Trial:
-    """The rule above; of the ways to run the chosen S the fastest."""
+    """The trial that the rule above chooses: of the ways to run the chosen S the fastest."""
     best = {t.shards: min((o for o in trials if o.shards == t.shards), key=lambda o: o.seconds) for t in trials}
     fastest = min(trial.seconds for trial in best.values())
     return max((t for t in best.values() if t.seconds <= MOST_SLOWDOWN * fastest), key=lambda t: t.shards)
 
 
 def trial_table(trials: Sequence[Trial]) -> str:
-    """What each choice costs, against the fastest."""
+    """Each trial's time, against the fastest."""
     fastest = min(trial.seconds for trial in trials)
     return "\n".join(f"{trial}  ({trial.seconds / fastest - 1:+.0%})" for trial in trials)

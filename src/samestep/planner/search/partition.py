@@ -1,11 +1,11 @@
-"""Cut a chain of layers into stages and give each a run of workers, so that the busiest is done as early as can be.
+"""Cut a chain of layers into stages and give each a run of workers, so that the busiest finishes as early as possible.
 
     layers    0 1 2 | 3 4 5 6 7 | 8 9
     workers   0 1   | 2         | 3         cuts 3 and 8; the first stage on two workers
 
-Two searches, and the smaller question decides: `dense` is exact for any workers and links; `fewest` is for many equal
-workers. Uneven workers, where they are too many for the first, are taken in runs (see `runs`), the layers too.
-What was left out is said in words with the result.
+Two searches: `exact_partition` is exact for any workers and links, and is used where it is affordable; `bisection` is
+for many equal workers. Uneven workers that are too many for the first are taken in runs, and so are the layers
+(`coarsening`). The result names in words the splits that were left out.
 """
 
 import math
@@ -36,17 +36,17 @@ def partition(
 
 
 def best_partition(costs: StageCosts, max_stages: int | None = None, dense: float = DENSE) -> Partition | NothingFits:
-    """The same for costs of your own. `dense` bounds the work of the exact search."""
+    """The best stages for any costs. `dense` bounds the work of the exact search."""
     most = min(max_stages or math.inf, costs.num_cuts, costs.num_workers)
     if table_work(costs.num_cuts, costs.num_workers, int(most)) <= dense:
         return _exact_partition(costs, int(most))
     if costs.identical:
-        return _of_equal_workers(costs, int(most))
-    return _of_runs(costs, int(most), dense)
+        return _bisected_partition(costs, int(most))
+    return _coarse_partition(costs, int(most), dense)
 
 
 def group_sizes(workers: int, most: int) -> list[int]:
-    """All sizes up to `workers` when `most` allows them; else the small ones and those with few binary digits.
+    """Group sizes: all up to `workers` when `most` allows them; else the small ones and those with few binary digits.
 
     With two digits: 1-8, 12, 16, 24, 32, ...
     """
@@ -65,7 +65,7 @@ def _exact_partition(costs: StageCosts, most: int, pruned: str = "") -> Partitio
     return NothingFits(closest.bottleneck, closest, pruned)
 
 
-def _of_equal_workers(costs: StageCosts, most: int) -> Partition | NothingFits:
+def _bisected_partition(costs: StageCosts, most: int) -> Partition | NothingFits:
     pairs = costs.num_cuts * (costs.num_cuts + 1) // 2
     sizes = group_sizes(costs.num_workers, int(FLAT / pairs))
     splits = fewest_splits(costs, sizes, most)
@@ -86,7 +86,7 @@ def _digits(size: int) -> int:
     return (size // (size & -size)).bit_length()
 
 
-def _of_runs(costs: StageCosts, most: int, dense: float) -> Partition | NothingFits:
+def _coarse_partition(costs: StageCosts, most: int, dense: float) -> Partition | NothingFits:
     cuts = even_cuts(costs, MOST_CUTS)
     affordable = (
         n for n in range(costs.num_workers, 1, -1) if table_work(len(cuts), n, min(most, n, len(cuts))) <= dense

@@ -1,4 +1,4 @@
-"""A chain of layers on a row of workers, and what its stages cost: the step's seconds, the workers' bytes.
+"""Costs of a pipeline's stages, for a chain of layers on a row of workers: the step's seconds, the workers' bytes.
 
     stage    m sum(F+B) / sum(speeds)  +  replication(parameter bytes, workers)
     cut      2 m (latency + bytes / bandwidth)          an activation down, its gradient up
@@ -19,12 +19,12 @@ from samestep.errors import PlanRefused
 from samestep.planner.search.stage_costs import Floats
 
 Replication = Callable[[Floats, range], Floats]
-"""Seconds to reduce the gradient of so many parameter bytes (any shape) over these workers, once a step."""
+"""Seconds to reduce the gradients of these parameter bytes (any shape) over these workers, once a step."""
 
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """Per layer, in order; all of one length. Raises PlanRefused for other lengths, negative or unending values."""
+    """Costs of each layer, in order. Raises PlanRefused for tuples of other lengths, negative or infinite values."""
 
     forward: tuple[float, ...]  # seconds of a microbatch on a worker of speed 1
     backward: tuple[float, ...]
@@ -43,7 +43,7 @@ class LayerCosts:
 
 @dataclass(frozen=True)
 class WorkerRow:
-    """Workers in the order in which they stand; a link leads from each to the next.
+    """Workers in pipeline order; a link leads from each to the next.
 
     `bandwidths[w]` (bytes/s) and `latencies[w]` (seconds per message) are of the link between the workers w and
     w+1, one less than there are workers. Raises PlanRefused for other lengths and for what is not above zero.
@@ -74,7 +74,7 @@ class WorkerRow:
 
 
 class PipelineCosts:
-    """`Costs` of a chain on a row. Raises PlanRefused when there is less than one microbatch."""
+    """`StageCosts` of a chain on a row of workers. Raises PlanRefused when there is less than one microbatch."""
 
     def __init__(self, chain: LayerCosts, row: WorkerRow, microbatches: int, replication: Replication) -> None:
         if microbatches < 1:

@@ -1,4 +1,4 @@
-"""How a job scales, as values: the best plan and its step for each number of workers. The command reads them."""
+"""Scaling of a job as values that the command reads: the best plan and its step for each number of workers."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,9 +10,9 @@ class Point:
     """The best plan on the first `workers` workers."""
 
     workers: int
-    used: int  # of them, by the plan
+    used: int  # by the plan, of these
     kind: str
-    plan: str  # its name
+    plan: str  # the plan's name
     seconds: float  # of a step
     parts: Mapping[str, float]  # they add up to seconds
     rows_per_second: float
@@ -21,14 +21,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Of one job on one cluster, with one set of numerics."""
+    """The scaling of one job on one cluster, with one set of numerics."""
 
     points: tuple[Point, ...]
     shards: int
     batch_size: int
     numerics: str
     cluster: str  # its fingerprint
-    costs: str  # where they are from
+    costs: str  # their source
     units: int
 
     def as_json(self) -> dict[str, Any]:

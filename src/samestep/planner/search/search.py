@@ -1,4 +1,4 @@
-"""Which plan is fastest: candidates of every kind, each estimated by simulating its own schedule.
+"""Search for the fastest plan: candidates of every kind, each estimated by simulating its own schedule.
 
     one process    everything on one worker
     data           shards by the greedy rule, on 1, 2, ... all workers
@@ -20,23 +20,23 @@ from itertools import pairwise, permutations
 from samestep.errors import PlanRefused
 from samestep.numerics.numerics import Numerics
 from samestep.plan.cluster import Cluster
+from samestep.plan.machine import Link
 from samestep.plan.plan import Plan, Stage, equal_shares, slices_text
 from samestep.planner.cost.chain import Chain, SliceableRegion
 from samestep.planner.cost.estimate import Estimate, estimate
 from samestep.planner.cost.measured_costs import MeasuredCosts
 from samestep.planner.search.greedy_shares import greedy_shares
 from samestep.planner.search.partition import DENSE, best_partition, partition
-from samestep.planner.search.pipeline_costs import LayerCosts as Layers
-from samestep.planner.search.pipeline_costs import PipelineCosts, Replication, WorkerRow, ring_all_reduce
+from samestep.planner.search.pipeline_costs import LayerCosts, PipelineCosts, Replication, WorkerRow, ring_all_reduce
 from samestep.planner.search.stage_costs import NothingFits, Partition, StageSpan
 from samestep.schedule.orders.greedy import greedy_order
 from samestep.schedule.orders.race import WorkTimes
 from samestep.schedule.orders.written import spell_order
 
-TIE = 0.02  # below the median error of predictions (benchmarks/regret) plans are equal, and the simpler one is taken
+TIE = 0.02  # plans closer than this median error of predictions (benchmarks/regret) tie: the simplest is taken
 ORDERS = ("1f1b", "gpipe", "zero-bubble")
 KINDS = ("one process", "data", "uneven", "hybrid", "slices", "pipeline", "mixed")  # the simpler ones first
-CLOSE = 8  # workers up to which shares near those by speed are tried
+CLOSE = 8  # workers up to which shares next to those by speed are tried
 NARROW = 64  # workers up to which written orders and slices are tried
 FEW = 4  # groups of regions of which all subsets are tried
 LONG = 1 << 13  # stages times shards up to which a pipeline of more than NARROW workers is simulated
@@ -46,13 +46,39 @@ ROUNDS = 3  # of a descent over groups of regions
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What the search may choose."""
+    """The choices that the search has."""
 
-    workers: tuple[int, ...]  # how many workers of the cluster, the first ones
-    may_slice: bool = False  # K is given: which layers are cut into K slices is the plan's
+    workers: tuple[int, ...]  # numbers of workers of the cluster, the first ones each time
+    may_slice: bool = False  # whether the plan chooses the layers that are cut into K slices
     may_cut: bool = True  # into stages
     recompute: bool = False
     memory: float = math.inf  # bytes of each worker
+
+
+@dataclass(frozen=True)
+class PlanningProblem:
+    """The inputs of a search: a job's chain and its costs, a cluster, and the numerics."""
+
+    chain: Chain
+    costs: MeasuredCosts
+    cluster: Cluster
+    numerics: Numerics
+
+    def on_first(self, workers: int) -> "PlanningProblem":
+        """The problem on the first `workers` workers of the cluster."""
+        return replace(self, cluster=self.cluster.first(workers))
+
+    def estimate(self, plan: Plan) -> Estimate:
+        """The estimate of a plan. Raises PlanRefused for a plan that cannot be run here."""
+        return estimate(plan, self.chain, self.costs, self.cluster)
+
+    def candidate(self, plan: Plan) -> "Candidate":
+        """The plan with its estimate. Raises PlanRefused for a plan that cannot be run here."""
+        return Candidate(plan_kind(plan), self.estimate(plan))
+
+    def neighbour_links(self) -> list[Link]:
+        """The links between successive workers."""
+        return [self.cluster.link(a, b) for a, b in pairwise(range(self.cluster.workers))]
 
 
 @dataclass(frozen=True)
@@ -72,7 +98,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Short, and the same for the same plan."""
+        """A short name, the same for the same plan."""
         plan = self.plan
         if not plan.stages:
             return "one process" if plan.workers == 1 else f"data {','.join(map(str, plan.assign))}"
@@ -86,36 +112,31 @@ class Candidate:
 
 
 def abbreviated(layers: Sequence[str]) -> str:
-    """A few names and how many more; other layers have another text."""
+    """Names of a few layers, or the first, the last and a hash, so that other layers have another text."""
     if len(layers) <= SHOWN:
         return ", ".join(layers)
     others = hashlib.sha256(" ".join(layers).encode()).hexdigest()[:4]
     return f"{layers[0]} to {layers[-1]}, {len(layers)} layers, {others}"
 
 
-def search(
-    chain: Chain,
-    costs: MeasuredCosts,
-    cluster: Cluster,
-    numerics: Numerics,
-    freedom: SearchSpace,
-    transport: str = "processes",
-) -> list[Candidate]:
-    """All candidates, the best first; of equally good ones the simplest. Raises PlanRefused when there is none."""
+def search(problem: PlanningProblem, freedom: SearchSpace) -> list[Candidate]:
+    """All candidates, the best first, of those that tie the simplest. Raises PlanRefused when there is none."""
     found: dict[str, Candidate] = {}
-    for plan in candidate_plans(chain, costs, cluster, numerics, freedom):
+    for plan in candidate_plans(problem, freedom):
         try:
-            estimated = estimate(replace(plan, transport=transport), chain, costs, cluster)
+            candidate = problem.candidate(plan)
         except PlanRefused:
             continue
-        found.setdefault(str(plan), Candidate(plan_kind(plan), estimated))
+        found.setdefault(str(plan), candidate)
     if not found:
-        raise PlanRefused(f"no plan for {chain.shards} shards on {freedom.workers} workers: allow fewer workers")
+        raise PlanRefused(
+            f"no plan for {problem.chain.shards} shards on {freedom.workers} workers: allow fewer workers"
+        )
     return ranked(found.values())
 
 
 def ranked(found: Iterable[Candidate]) -> list[Candidate]:
-    """By time; the simplest of those that tie with the best comes first."""
+    """Candidates by time; the simplest of those that tie with the best comes first."""
     by_time = sorted(found, key=lambda one: (one.seconds, simplicity(one), one.name))
     ties = [one for one in by_time if one.seconds <= by_time[0].seconds * (1 + TIE)]
     pick = min(ties, key=lambda one: (simplicity(one), one.seconds))
@@ -138,79 +159,79 @@ def plan_kind(plan: Plan) -> str:
     return "data" if max(plan.assign) - min(plan.assign) <= 1 else "uneven"
 
 
-def candidate_plans(
-    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, freedom: SearchSpace
-) -> Iterator[Plan]:
+def candidate_plans(problem: PlanningProblem, freedom: SearchSpace) -> Iterator[Plan]:
+    chain = problem.chain
     for workers in freedom.workers:
-        here = cluster.first(workers)
-        if numerics.slice_counts and not freedom.may_slice:
-            yield from plans_as_sliced(chain, costs, here, numerics)
+        here = problem.on_first(workers)
+        if problem.numerics.slice_counts and not freedom.may_slice:
+            yield from plans_as_sliced(here)
             continue
         if workers <= chain.shards:
-            yield from data_plans(chain, costs, here, numerics)
+            yield from data_plans(here)
         if freedom.may_slice and chain.regions and workers <= NARROW:
-            yield from sliced_plans(chain, costs, here, numerics)
+            yield from sliced_plans(here)
         if freedom.may_cut and workers > 1 and len(chain.units) > 1 and chain.why_uncut is None:
-            yield from pipelines(chain, costs, here, numerics, freedom)
+            yield from pipelines(here, freedom)
 
 
-def data_plans(chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
-    even = equal_shares(chain.shards, cluster.workers)
+def data_plans(problem: PlanningProblem) -> Iterator[Plan]:
+    numerics, workers = problem.numerics, problem.cluster.workers
+    even = equal_shares(problem.chain.shards, workers)
     yield Plan(numerics, even)
-    dealt = by_speed(chain, costs, cluster)
-    if dealt == even or min(dealt) == 0:
+    uneven = by_speed(problem)
+    if uneven == even or min(uneven) == 0:
         return
-    yield Plan(numerics, dealt)
-    if cluster.workers <= CLOSE:  # what else they do, moving gradients for one, slows them by other factors
-        yield from (Plan(numerics, moved) for moved in neighbours(dealt) if moved != even)
+    yield Plan(numerics, uneven)
+    if workers <= CLOSE:  # other work, such as moving gradients, slows workers by other factors
+        yield from (Plan(numerics, moved) for moved in neighbours(uneven) if moved != even)
 
 
-def neighbours(dealt: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """With one shard given to another worker; nobody is left without."""
-    for giver, taker in permutations(range(len(dealt)), 2):
-        if dealt[giver] > 1:
-            yield tuple(n - (i == giver) + (i == taker) for i, n in enumerate(dealt))
+def neighbours(assign: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Assignments with one shard given to another worker; every worker keeps at least one."""
+    for giver, taker in permutations(range(len(assign)), 2):
+        if assign[giver] > 1:
+            yield tuple(n - (i == giver) + (i == taker) for i, n in enumerate(assign))
 
 
-def by_speed(chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> tuple[int, ...]:
-    """Shards by the greedy rule, from what a shard takes on each worker."""
-    near = Counter(cluster.hosts_of_workers())
-    wholes = {count: costs.table(count).whole for count in set(near.values())}
+def by_speed(problem: PlanningProblem) -> tuple[int, ...]:
+    """Shards by the greedy rule, from the seconds of a shard on each worker."""
+    cluster, on_host = problem.cluster, Counter(problem.cluster.hosts_of_workers())
+    wholes = {count: problem.costs.table(count).whole for count in set(on_host.values())}
 
     def finishing(host: int, speed: float) -> Callable[[int], float]:
-        whole = wholes[near[host]]
+        whole = wholes[on_host[host]]
         seconds = (whole.forward + whole.backward) / speed
         return lambda count: count * seconds
 
-    return greedy_shares(chain.shards, list(map(finishing, cluster.hosts_of_workers(), cluster.speeds)))
+    return greedy_shares(problem.chain.shards, list(map(finishing, cluster.hosts_of_workers(), cluster.speeds)))
 
 
 # Slices: regions of the same signature are chosen together.
 
 
-def sliced_plans(chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
-    groups = like_regions(chain)
+def sliced_plans(problem: PlanningProblem) -> Iterator[Plan]:
+    chain, groups = problem.chain, like_regions(problem.chain)
     if len(groups) <= FEW:
-        yield from (sliced_plan(chain, costs, cluster, numerics, groups, some) for some in subsets(len(groups)))
+        yield from (sliced_plan(problem, groups, some) for some in subsets(len(groups)))
         return
     connected = frozenset(i for i, group in enumerate(groups) if not is_convolution(chain, group))
     seen: set[frozenset[int]] = set()
     for start in dict.fromkeys([frozenset(range(len(groups))), connected, frozenset({heaviest(chain, groups)})]):
         if start:
-            plan = sliced_plan(chain, costs, cluster, numerics, groups, start)
-            yield plan
-            yield from descent(chain, costs, cluster, numerics, groups, start, seen)
+            yield sliced_plan(problem, groups, start)
+            yield from descent(problem, groups, start, seen)
 
 
 def subsets(count: int) -> Iterator[frozenset[int]]:
-    """All but the empty one."""
+    """All subsets but the empty one."""
     for bits in range(1, 1 << count):
         yield frozenset(i for i in range(count) if bits >> i & 1)
 
 
-def plans_as_sliced(chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
-    """The numerics say which layers are sliced. Raises PlanRefused when those were not measured so."""
-    wanted = numerics.slice_counts
+def plans_as_sliced(problem: PlanningProblem) -> Iterator[Plan]:
+    """The plan whose sliced layers the numerics name. Raises PlanRefused when these were not measured so."""
+    chain = problem.chain
+    wanted = problem.numerics.slice_counts
     own = [i for i, region in enumerate(chain.regions) if set(region.layers) <= set(wanted)]
     covered = {layer: chain.regions[i].slices for i in own for layer in chain.regions[i].layers}
     if covered != wanted:
@@ -219,7 +240,7 @@ def plans_as_sliced(chain: Chain, costs: MeasuredCosts, cluster: Cluster, numeri
             f"the numerics slice {strange[0][0]} {strange[0][1]} times, and the planner can slice "
             f"{', '.join('+'.join(r.layers) + f':{r.slices}' for r in chain.regions[:6])}: give a plan file"
         )
-    yield sliced_plan(chain, costs, cluster, numerics, [own], frozenset({0}))
+    yield sliced_plan(problem, [own], frozenset({0}))
 
 
 def heaviest(chain: Chain, groups: Sequence[Sequence[int]]) -> int:
@@ -229,13 +250,12 @@ def heaviest(chain: Chain, groups: Sequence[Sequence[int]]) -> int:
 
 
 def descent(
-    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, groups: Sequence[Sequence[int]],
-    chosen: frozenset[int], seen: set[frozenset[int]],
-) -> Iterator[Plan]:  # fmt: skip
-    """Flip one group at a time while it helps; the last plan is no worse than any neighbour."""
+    problem: PlanningProblem, groups: Sequence[Sequence[int]], chosen: frozenset[int], seen: set[frozenset[int]]
+) -> Iterator[Plan]:
+    """Descent: flip one group at a time while that helps; the last plan is no worse than any neighbour."""
 
     def seconds(of: frozenset[int]) -> float:
-        return estimate(sliced_plan(chain, costs, cluster, numerics, groups, of), chain, costs, cluster).seconds
+        return problem.estimate(sliced_plan(problem, groups, of)).seconds
 
     best = seconds(chosen)
     for _ in range(ROUNDS):
@@ -247,28 +267,25 @@ def descent(
             seen.add(other)
             if (found := seconds(other)) < best:
                 best, chosen = found, other
-        yield sliced_plan(chain, costs, cluster, numerics, groups, chosen)
+        yield sliced_plan(problem, groups, chosen)
         if best >= before:
             break
 
 
-def sliced_plan(
-    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, groups: Sequence[Sequence[int]],
-    chosen: frozenset[int],
-) -> Plan:  # fmt: skip
-    """One stage, the regions of the chosen groups in slices that are dealt out by speed."""
-    workers = cluster.workers
-    own = by_speed(chain, costs, cluster) if workers <= chain.shards else equal_shares(chain.shards, workers)
+def sliced_plan(problem: PlanningProblem, groups: Sequence[Sequence[int]], chosen: frozenset[int]) -> Plan:
+    """A plan of one stage, with the regions of the chosen groups in slices that are shared out by speed."""
+    chain, cluster, workers = problem.chain, problem.cluster, problem.cluster.workers
+    own = by_speed(problem) if workers <= chain.shards else equal_shares(chain.shards, workers)
     sliced = sorted(i for group in chosen for i in groups[group])
     slices = tuple(
         (layer, slices_by_speed(chain.regions[i], cluster)) for i in sliced for layer in chain.regions[i].layers
     )
     stage = Stage("", tuple(range(workers)), own, slices)
-    return Plan.staged(replace(numerics, slices=slices_text([stage])), [stage])
+    return Plan.staged(replace(problem.numerics, slices=slices_text([stage])), [stage])
 
 
 def slices_by_speed(region: SliceableRegion, cluster: Cluster) -> tuple[int, ...]:
-    """A slice costs a worker the same whichever it is, so they are dealt like shards."""
+    """Slices of each worker by speed: a region's slices all cost the same, so they are shared out like shards."""
     return greedy_shares(region.slices, finishing_times(cluster.speeds))
 
 
@@ -295,29 +312,27 @@ def is_convolution(chain: Chain, group: Sequence[int]) -> bool:
 # Pipelines.
 
 
-def pipelines(
-    chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics, freedom: SearchSpace
-) -> Iterator[Plan]:
-    wide = cluster.workers > NARROW
-    most = max(2, LONG // chain.shards) if wide else None
-    layers, row = layer_costs(chain, costs, cluster), worker_row(cluster, freedom)
-    costly = PipelineCosts(layers, row, chain.shards, replication_of(cluster))
-    found = best_partition(costly, most, DENSE / 10 if wide else DENSE)
+def pipelines(problem: PlanningProblem, freedom: SearchSpace) -> Iterator[Plan]:
+    numerics, workers, shards = problem.numerics, problem.cluster.workers, problem.chain.shards
+    wide = workers > NARROW
+    most = max(2, LONG // shards) if wide else None
+    costs = PipelineCosts(layer_costs(problem), worker_row(problem, freedom), shards, replication_of(problem))
+    found = best_partition(costs, most, DENSE / 10 if wide else DENSE)
     if isinstance(found, NothingFits):
         return
-    for split in split_choices(found, cluster.workers, most):
-        stages = stages_by_speed(split, chain, cluster, numerics)
+    for split in split_choices(found, workers, most):
+        stages = stages_by_speed(split, problem)
         for order in ORDERS:
             yield Plan.staged(numerics, stages, order=order)
-        if cluster.workers <= NARROW:
-            yield from list_scheduled(Plan.staged(numerics, stages), chain, costs, cluster)
+        if not wide:
+            yield list_scheduled(Plan.staged(numerics, stages), problem)
         if freedom.recompute:
             yield Plan.staged(numerics, [replace(stage, recompute=True) for stage in stages])
-    yield from interleaved_pipelines(chain, costs, cluster, numerics)
+    yield from interleaved_pipelines(problem)
 
 
 def split_choices(found: Partition, workers: int, most: int | None = None) -> list[tuple[StageSpan, ...]]:
-    """The best four with several stages; those that leave a worker idle are for fewer workers.
+    """The best four splits with several stages; splits that leave a worker idle count for fewer workers.
 
     most: stages that a split may have.
     """
@@ -326,12 +341,13 @@ def split_choices(found: Partition, workers: int, most: int | None = None) -> li
     return [stages for stages in several if sum(len(span.workers) for span in stages) == workers][:4]
 
 
-def layer_costs(chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> Layers:
-    """The chain in the terms of the dynamic programme, a microbatch being a shard."""
-    table = costs.table(max(map(cluster.hosts_of_workers().count, set(cluster.hosts_of_workers()))))
+def layer_costs(problem: PlanningProblem) -> LayerCosts:
+    """The chain as the partition search sees it, a microbatch being a shard."""
+    chain, hosts = problem.chain, problem.cluster.hosts_of_workers()
+    table = problem.costs.table(max(Counter(hosts).values()))
     state = 2 + chain.state  # values, gradients, and what the optimizer keeps
     crossing = [unit.crossing for unit in chain.units[1:]] + [0]
-    return Layers(
+    return LayerCosts(
         tuple(pair.forward for pair in table.units),
         tuple(pair.backward for pair in table.units),
         tuple(float(unit.parameters) for unit in chain.units),
@@ -341,40 +357,39 @@ def layer_costs(chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> Layers:
     )
 
 
-def worker_row(cluster: Cluster, freedom: SearchSpace) -> WorkerRow:
-    links = [cluster.link(a, b) for a, b in pairwise(range(cluster.workers))]
+def worker_row(problem: PlanningProblem, freedom: SearchSpace) -> WorkerRow:
+    links = problem.neighbour_links()
     return WorkerRow(
-        cluster.speeds,
-        (freedom.memory,) * cluster.workers,
+        problem.cluster.speeds,
+        (freedom.memory,) * problem.cluster.workers,
         tuple(link.bandwidth for link in links),
         tuple(link.latency for link in links),
     )
 
 
-def replication_of(cluster: Cluster) -> Replication:
-    links = [cluster.link(a, b) for a, b in pairwise(range(cluster.workers))]
+def replication_of(problem: PlanningProblem) -> Replication:
+    links = problem.neighbour_links()
     return ring_all_reduce(min(link.bandwidth for link in links), max(link.latency for link in links))
 
 
-def stages_by_speed(spans: Sequence[StageSpan], chain: Chain, cluster: Cluster, numerics: Numerics) -> list[Stage]:
+def stages_by_speed(spans: Sequence[StageSpan], problem: PlanningProblem) -> list[Stage]:
     found = []
     for number, span in enumerate(spans):
         ranks = tuple(span.workers)
-        own = greedy_shares(numerics.shards, finishing_times([cluster.speeds[rank] for rank in ranks]))
-        found.append(Stage(chain.units[span.first].name if number else "", ranks, own))
+        own = greedy_shares(problem.numerics.shards, finishing_times([problem.cluster.speeds[rank] for rank in ranks]))
+        found.append(Stage(problem.chain.units[span.first].name if number else "", ranks, own))
     return found
 
 
-def list_scheduled(plan: Plan, chain: Chain, costs: MeasuredCosts, cluster: Cluster) -> Iterator[Plan]:
-    """The order that a list scheduler finds for these stages' own times."""
-    even = estimate(plan, chain, costs, cluster)
-    paces = work_times_of(even, plan)
-    order = greedy_order(even.grid, paces, max(latencies(cluster), default=0.0))
-    yield replace(plan, order=spell_order(order))
+def list_scheduled(plan: Plan, problem: PlanningProblem) -> Plan:
+    """The plan with the order that a list scheduler finds for its stages' times."""
+    found = problem.estimate(plan)
+    latency = max((link.latency for link in problem.neighbour_links()), default=0.0)
+    return replace(plan, order=spell_order(greedy_order(found.grid, work_times_of(found, plan), latency)))
 
 
 def work_times_of(found: Estimate, plan: Plan) -> list[WorkTimes]:
-    """Seconds of a set through each stage: the longest of its actions there, summed over segments."""
+    """Seconds of a set through each stage: the longest action of each segment there, summed."""
     paces = []
     for stage in range(len(plan.stages)):
         segments = found.grid.segments_of(stage)
@@ -395,18 +410,14 @@ def _longest(found: Estimate, kind: str, segment: int) -> float:
     return max(times, default=0.0)
 
 
-def latencies(cluster: Cluster) -> list[float]:
-    return [cluster.link(a, b).latency for a, b in pairwise(range(cluster.workers))]
-
-
-def interleaved_pipelines(chain: Chain, costs: MeasuredCosts, cluster: Cluster, numerics: Numerics) -> Iterator[Plan]:
-    """Two stages on every worker, in turn (Narayanan et al. 2021, section 2.2)."""
-    workers, chunks = cluster.workers, 2 * cluster.workers
+def interleaved_pipelines(problem: PlanningProblem) -> Iterator[Plan]:
+    """Pipelines with two stages on every worker (Narayanan et al. 2021, section 2.2)."""
+    chain, numerics, workers = problem.chain, problem.numerics, problem.cluster.workers
+    chunks = 2 * workers
     if len(chain.units) < chunks or workers > NARROW:
         return
-    layers = layer_costs(chain, costs, cluster)
-    row = WorkerRow.equal(chunks, min(cluster.link(a, b).bandwidth for a, b in pairwise(range(workers))))
-    found = partition(layers, row, numerics.shards, ring_all_reduce(1e12))
+    row = WorkerRow.equal(chunks, min(link.bandwidth for link in problem.neighbour_links()))
+    found = partition(layer_costs(problem), row, numerics.shards, ring_all_reduce(1e12))
     if isinstance(found, NothingFits):
         return
     for split in (found.best, *found.runners_up):

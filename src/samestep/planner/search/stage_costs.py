@@ -1,6 +1,6 @@
-"""What a partition into stages is, and what a cost must answer for the search to find the best.
+"""Partitions into stages, and the protocol of costs that their search needs.
 
-A chain of L layers has L+1 cuts: cut i lies before layer i, cut L behind the last. A stage is the layers from
+A chain of L layers has L+1 cuts: cut i is before layer i, cut L behind the last. A stage is the layers from
 cut i to cut j > i on a run of neighbouring workers; a matrix over stages is indexed [i, j].
 """
 
@@ -15,11 +15,11 @@ Floats = NDArray[np.float64]
 
 
 class StageCosts(Protocol):
-    """What stages and cuts cost. Matrices are (L+1, L+1) or broadcast to it; what is no stage is `inf`."""
+    """Costs of stages and cuts. Matrices are (L+1, L+1) or broadcast to it; entries that are no stage are `inf`."""
 
     @property
     def num_cuts(self) -> int:
-        """L: stages lie between the cuts 0 and L."""
+        """L: stages are between the cuts 0 and L."""
 
     @property
     def num_workers(self) -> int: ...
@@ -30,13 +30,13 @@ class StageCosts(Protocol):
 
     @property
     def deepest(self) -> int:
-        """From how many stages to the end on (the stage counted) `fullness` stays the same: 1 where all do."""
+        """Stages to the end (the stage itself counted) from which on `fullness` is constant; 1 where it always is."""
 
     def seconds(self, workers: range) -> Floats:
         """Seconds that each stage keeps these workers busy."""
 
     def fullness(self, workers: range, to_end: int) -> Floats:
-        """Bytes needed over bytes at hand, of the fullest of these workers: a stage fits when it is at most 1.
+        """Bytes needed over bytes available, of the fullest of these workers: a stage fits when it is at most 1.
 
         `to_end` counts the stages to the end of the pipeline, this one included.
         """
@@ -45,7 +45,7 @@ class StageCosts(Protocol):
         """(L+1,) seconds of each cut's transfers, when the stage behind it begins at `worker`; 0 at cut L."""
 
     def only(self, cuts: Sequence[int]) -> "StageCosts":
-        """The same with these cuts alone; the first and the last one are among them."""
+        """The costs with these cuts only; the first and the last one are among them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class StageSpan:
 
 @dataclass(frozen=True)
 class Split:
-    """A way to cut the chain. `bottleneck` is the busiest stage's or the slowest cut's seconds."""
+    """A way to cut the chain. `bottleneck` is the seconds of the busiest stage or of the slowest cut."""
 
     stages: tuple[StageSpan, ...]
     bottleneck: float
@@ -76,7 +76,7 @@ class Split:
 class Partition:
     """The best split, and the best one for each number of stages, the best first.
 
-    `pruned` says in words what was left out of the search; empty when the best is the best of all.
+    `pruned` names in words the splits left out of the search; empty when the best is the best of all.
     """
 
     best: Split
@@ -86,7 +86,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class NothingFits:
-    """No split that was looked at fits the workers' memory. With `factor` times every worker's memory, `split` would.
+    """No searched split fits the workers' memory. With `factor` times every worker's memory, `split` would.
 
     `pruned` is as in Partition; empty when no split fits less.
     """

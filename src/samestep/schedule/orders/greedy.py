@@ -1,7 +1,7 @@
-"""A list scheduler: the orders of all workers, from how long everything takes and how much each may keep.
+"""A list scheduler: orders of all workers, from the durations of their work and the sets that each may keep.
 
-Time is simulated (`race.py`): whoever is free takes, of what can be done, what a rule ranks first; a forward
-only where there is room for one set more. Four sets, three at most on a worker, stages that take 1, 3, 1 forward
+Time is simulated (`race.py`): a free worker takes the possible work that a rule ranks first; a forward only where
+there is room for one more set. Four sets, three at most on a worker, stages that take 1, 3, 1 forward
 and 1, 3, 4 backward: 28 units of time, where 1f1b takes 30.
 
     worker 0   F0.0 F0.1 F0.2 B0.0 F0.3 B0.1 B0.2 B0.3
@@ -10,8 +10,8 @@ and 1, 3, 4 backward: 28 units of time, where 1f1b takes 30.
 
 No rule is best everywhere, and any can lose to a fixed order (R. L. Graham, Bounds on Multiprocessing Timing
 Anomalies, 1969). So all of `RULES` are tried, and those classical orders that keep no more than allowed; the first
-of those that end soonest is taken. What comes out is an order written down: a plan carries it as `order = [...]`,
-and whoever runs it needs neither durations nor this file.
+of those that end soonest is taken. The result is a written order: a plan carries it as `order = [...]`, and running it
+needs neither durations nor this file.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,12 +32,12 @@ Rule = Callable[[Work, Tails], tuple[float, ...]]
 def greedy_order(
     grid: Grid, paces: Sequence[WorkTimes], latency: float = 0.0, caps: Sequence[int] | None = None
 ) -> tuple[Works, ...]:
-    """The lists of all workers; the same for the same arguments.
+    """Orders of all workers; the same for the same arguments.
 
-    paces: of every stage. latency: of a message between workers, in the same unit. caps: per worker, the most
-    sets that it may keep between forward and the last part of backward, a set at two stages counted twice;
-    None: any number. Where groups of workers overlap, a cap may have to give way, so that the step can go on.
-    Raises PlanRefused for what cannot be.
+    paces: work times of every stage. latency: of a message between workers, in the same unit. caps: for each worker the
+    most sets that it may keep between forward and the last part of backward, a set at two stages counted twice;
+    None: any number. Where groups of workers overlap, a cap may be exceeded to let the step continue.
+    Raises PlanRefused for arguments that do not fit one another.
     """
     refuse_bad_arguments(grid, paces, latency, caps)
     where = places(grid)
@@ -51,20 +51,20 @@ def greedy_order(
 def race_by_rule(
     where: Places, paces: Sequence[WorkTimes], latency: float, limits: Sequence[float], rule: Rule
 ) -> Race:
-    """What comes of one rule."""
+    """A race in which workers choose by one rule."""
     tails = tails_of(paces, latency)
     racers = [Racer(where, rank, queues_of(where, rank), limit) for rank, limit in enumerate(limits)]
     return Race(where, paces, latency, racers, lambda work: rule(work, tails)).run()
 
 
 def race_given_order(where: Places, paces: Sequence[WorkTimes], latency: float, lines: Sequence[Works]) -> Race:
-    """What comes of an order that is given."""
+    """A race in which every worker follows a given order."""
     racers = [Racer(where, rank, [line], inf) for rank, line in enumerate(lines)]
     return Race(where, paces, latency, racers, lambda work: ()).run()
 
 
 def classical_orders(where: Places, limits: Sequence[float]) -> Iterator[tuple[Works, ...]]:
-    """1f1b and zero-bubble, of every depth that keeps no more than allowed."""
+    """1f1b and zero-bubble, of every depth within the limits."""
     seen = set()
     for order, depth in product((one_f_one_b, zero_bubble), DEPTHS):
         lines = tuple(tuple(order(where.grid, rank, depth)) for rank in range(where.grid.num_workers))
@@ -79,22 +79,22 @@ def most_held(where: Places, rank: int, line: Works) -> int:
     return max(accumulate(held_after(where, rank, work) for work in line), default=0)
 
 
-# Rules: what is least goes first. Weights' gradients are last in each: nobody waits for them. A worker that has
-# no room for a forward makes them.
+# Rules: the work with the least value goes first. Gradients of weights are last in each: no worker waits for them.
+# A worker that has no room for a forward makes them.
 
 
 def longest_first(work: Work, tails: Tails) -> tuple[float, ...]:
-    """What has the longest way still to go: forwards, as long as there is room."""
+    """Work with the longest remaining path first: forwards, as long as there is room."""
     return work.kind == "W", -tails[work.kind, work.stage], work.set_index
 
 
 def backward_first(work: Work, tails: Tails) -> tuple[float, ...]:
-    """Backwards, as they make room; of each kind what has the longest way."""
+    """Backwards first, as they make room; of each kind the longest remaining path."""
     return "BFW".index(work.kind), -tails[work.kind, work.stage], work.set_index
 
 
 def furthest_first(work: Work, tails: Tails) -> tuple[float, ...]:
-    """Backwards; then forwards of late stages, so that a set is soon on its way back."""
+    """Backwards first; then forwards of late stages, so that a set soon starts its backwards."""
     return "BFW".index(work.kind), -work.stage, work.set_index
 
 
@@ -103,7 +103,7 @@ RULES: tuple[Rule, ...] = (longest_first, backward_first, furthest_first)
 
 
 def tails_of(paces: Sequence[WorkTimes], latency: float) -> Tails:
-    """The time from the beginning of a set's work at a stage to the end of its last backward."""
+    """Remaining path: the time from the beginning of a set's work at a stage to the end of its last backward."""
     back = list(accumulate(pace.backward + latency for pace in paces))
     ahead = list(accumulate(pace.forward + latency for pace in reversed(paces)))[::-1]
     found: Tails = {}

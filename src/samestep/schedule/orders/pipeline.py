@@ -1,8 +1,8 @@
-"""Orders of a pipeline: in which order each worker takes sets of shards through its stages.
+"""Orders of a pipeline: the order in which each worker takes sets of shards through its stages.
 
-A worker does a number of forwards, its warm-up, then one forward and one backward in turn (`turns.py`). It
-goes round by round: a round of sets through one chunk of its stages, then through its next chunk; backwards
-the chunks are reversed. Each order is a choice of two numbers:
+A worker does a number of forwards, its warm-up, then one forward and one backward in turn (`turns.py`). It works in
+rounds: a round of sets through one chunk of its stages, then through its next chunk; for backwards the chunks are
+reversed. Each order is a choice of two numbers:
 
                   round                             warm-up
     gpipe         all sets                          all forwards
@@ -11,7 +11,7 @@ the chunks are reversed. Each order is a choice of two numbers:
     interleaved   one set per group of workers,     the same with 2 d
                   or slightly more
 
-    zero-bubble   1f1b, and gradients of weights as many sets later as the worker keeps fewer of them
+    zero-bubble   1f1b, with gradients of weights deferred by as many sets as the worker keeps fewer than the first
 
 Sets are in increasing order for each worker and stage, forwards and backwards: gradients are added in shard
 order.
@@ -37,27 +37,27 @@ def gpipe(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
     worker 2   .  .  F0 F1 F2 F3 .  .  .  B0 B0 B1 B1 B2 B2 B3 B3 .  .  .  .
     worker 3   .  .  .  F0 F1 F2 F3 B0 B0 B1 B1 B2 B2 B3 B3 .  .  .  .  .  .
 
-    It has no use for `depth`.
+    It ignores `depth`.
     """
     yield from line_up(grid, (len(places(grid).sets),), None)[rank]
 
 
 def one_f_one_b(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
-    """A backward as soon as there is one: the same time, and no more than p-r sets are kept.
+    """A backward as soon as one is possible: the same time as gpipe, and at most p-r sets are kept.
 
     worker 0   F0 F1 F2 F3 .  .  .  .  .  .  B0 B0 .  B1 B1 .  B2 B2 .  B3 B3
     worker 1   .  F0 F1 F2 .  .  .  .  B0 B0 F3 B1 B1 .  B2 B2 .  B3 B3 .  .
     worker 2   .  .  F0 F1 .  .  B0 B0 F2 B1 B1 F3 B2 B2 .  B3 B3 .  .  .  .
     worker 3   .  .  .  F0 B0 B0 F1 B1 B1 F2 B2 B2 F3 B3 B3 .  .  .  .  .  .
 
-    On slow links a set's way down and up takes longer than p-r turns: `depth` d keeps d times as many
-    under way. With latency c, d = 1 + ceil(2c / (F+B)) is enough.
+    On slow links a set's way down and up takes longer than p-r turns: `depth` d keeps d times as many sets
+    in flight. With latency c, d = 1 + ceil(2c / (F+B)) is enough.
     """
     yield from line_up(grid, (1,) * len(places(grid).sets), depth)[rank]
 
 
 def interleaved(grid: Grid, rank: int, depth: int = 1) -> Iterator[Work]:
-    """Several stages per worker, so that filling and draining take a v-th. Stages 0 and 2 are on worker 0,
+    """Several stages per worker: v of them divide the time of filling and draining by v. Stages 0, 2 are on worker 0,
     1 and 3 on worker 1; two rounds of two sets; a cell is stage.set:
 
     worker 0   F0.0 F0.1 F2.0 F2.1 F0.2 .    B2.0 B2.0 F0.3 B2.1 B2.1 F2.2 B0.0 B0.0 F2.3 B0.1 B0.1 .    ...
@@ -110,13 +110,13 @@ def order_named(name: str) -> Callable[[Grid, int, int], Iterator[Work]]:
 
 
 def equal_rounds(count: int, least: int) -> tuple[int, ...]:
-    """Sizes of as many rounds of at least `least` as `count` sets make, the larger ones first."""
+    """Sizes of as many rounds of at least `least` sets as `count` sets allow, the larger ones first."""
     rounds = max(1, count // least)
     return tuple(count // rounds + (i < count % rounds) for i in range(rounds))
 
 
 def unsplit(grid: Grid) -> Grid:
-    """The same with whole backwards."""
+    """The grid with whole backwards."""
     return replace(grid, stages=tuple(replace(stage, split=False) for stage in grid.stages))
 
 

@@ -1,17 +1,17 @@
-"""Turns: the lists of all workers, from one order of the whole step.
+"""Turns: orders of all workers, from one order of the whole step.
 
 A worker has a line of forwards and a line of backwards, round by round. Where chunks go round the same groups
 of workers, it does its warm-up of forwards and then takes one of each in turn: the classical schedules.
 
-Elsewhere (three stages on two workers, there and back, groups that overlap) what is next in turn often is not
-there yet. Then time is simulated, and whoever is free takes the first backward of its line that can be done,
-else a forward, as long as it is not further ahead than in turn:
+Elsewhere (three stages on two workers, there and back, groups that overlap) the next work in turn often has not
+arrived yet. Then time is simulated, and a free worker takes the first possible backward of its line, else a forward,
+as long as it is not further ahead than in turn:
 
     stages on workers 0, 1, 0     worker 0   F0.0 F0.1 F2.0 B2.0 B2.0 F0.2 ...
 
-In both, if all have come to wait for one another, the earliest work that can be done goes ahead, for all who
-take part in it. What has been taken is in an order that the step allows, and every worker has its part of
-it, so no grid can deadlock. Nobody waits for the gradients of weights: here they follow their backward at once.
+In both cases, if all workers wait for one another, the earliest possible work goes first, on all its participants.
+So work is always taken in an order that the step allows, every worker has its part of it, and no grid can deadlock.
+No worker waits for the gradients of weights: here they follow their backward at once.
 """
 
 from bisect import bisect_right
@@ -29,18 +29,18 @@ DURATION: dict[Kind, int] = {"F": 1, "B": 2}  # where an order follows time
 
 @cache
 def line_up(grid: Grid, rounds: tuple[int, ...], per_chunk: int | None) -> tuple[Works, ...]:
-    """The lists of all workers, from one order of the whole step. `per_chunk` is how many forwards the warm-up
-    has for every chunk that follows; None: all forwards."""
+    """Orders of all workers, from one order of the whole step. per_chunk: forwards of the warm-up for every chunk
+    that follows the worker's last; None: all forwards."""
     turns = Turns(places(grid), rounds, per_chunk)
     classical = per_chunk is None or is_classical(grid)
     step = turns.in_turn if classical else turns.as_possible
-    while step() or turns.let_earliest_pass():
+    while step() or turns.take_earliest():
         pass
     return tuple(tuple(with_weights(turns.where, worker.rank, worker.taken)) for worker in turns.workers)
 
 
 def with_weights(where: Places, rank: int, works: Sequence[Work], later: int = 0) -> Iterator[Work]:
-    """A worker's forwards and backwards, and the gradients of weights `later` backwards after their own."""
+    """A worker's forwards and backwards, with the gradients of weights deferred by `later` backwards."""
     waiting: deque[Work] = deque()
     for work in works:
         yield work
@@ -60,7 +60,7 @@ def is_classical(grid: Grid) -> bool:
 
 
 def passages(where: Places, rank: int, rounds: Sequence[int], kind: Kind) -> Iterator[Works]:
-    """A worker's line: what it does of each set in each chunk, round by round."""
+    """A worker's line of one kind: its work on each set in each chunk, round by round."""
     own = [chunk for chunk in stage_chunks(where.grid) if rank in where.grid.stages[chunk.start].workers]
     here = {stage: where.sets_at(rank, stage) for chunk in own for stage in chunk}
     ends = list(accumulate(rounds))
@@ -76,7 +76,7 @@ def passages(where: Places, rank: int, rounds: Sequence[int], kind: Kind) -> Ite
 
 
 def warm_up_of(grid: Grid, forwards: Sequence[Works], per_chunk: int) -> int:
-    """Until the worker's last chunk, and `per_chunk` more for every chunk that follows it."""
+    """Forwards until the worker's last chunk, and `per_chunk` more for every chunk that follows it."""
     if not forwards:
         return 0
     final = max(passage[-1].stage for passage in forwards)
@@ -85,13 +85,13 @@ def warm_up_of(grid: Grid, forwards: Sequence[Works], per_chunk: int) -> int:
 
 
 class Turns:
-    """All workers, and what is done of the step."""
+    """Turns of all workers, and the work of the step that is done."""
 
     def __init__(self, where: Places, rounds: Sequence[int], per_chunk: int | None) -> None:
         self.where = where
         self.done: set[Work] = set()
         self.now = 0
-        self.busy: dict[Work, int] = {}  # what is being done, with the time when it will be done
+        self.busy: dict[Work, int] = {}  # work in progress, with the time when it ends
         self.workers = [WorkerTurns(where, rank, rounds, per_chunk) for rank in range(where.grid.num_workers)]
         self.groups = {
             (stage, index): [self.workers[rank] for rank in where.participants(stage, shards)]
@@ -100,7 +100,7 @@ class Turns:
         }
 
     def possible(self, work: Work) -> bool:
-        """Whether the set has come to this stage, and the earlier sets of all who take part are through."""
+        """Whether the set has arrived at this stage, and all participants are done with earlier sets."""
         if work.kind == "F":
             arrived = work.stage == 0 or Work("F", work.stage - 1, work.set_index) in self.done
         elif work.stage == len(self.where.grid.stages) - 1:
@@ -117,13 +117,13 @@ class Turns:
             worker.take(work)
 
     def in_turn(self) -> bool:
-        """Everyone takes what is next in turn, as far as possible. False if nobody could."""
+        """Let every worker take its next work in turn, as far as possible. False if no worker could."""
         moved = [worker.advance(self) for worker in self.workers]
         return any(moved)
 
     def as_possible(self) -> bool:
-        """Everyone who is free takes the first of its choices that can be done, and time goes on to when something
-        is done. False if nobody is busy then."""
+        """Let every free worker take the first of its choices that is possible, and advance time until some work ends.
+        False if no worker is busy then."""
         for worker in self.workers:
             choice = next((work for work in worker.choices() if self.possible(work) and self.all_free(work)), None)
             if choice is not None:
@@ -137,12 +137,12 @@ class Turns:
         return bool(ended)
 
     def all_free(self, work: Work) -> bool:
-        """Whether nobody who takes part is busy."""
+        """Whether no participant is busy."""
         busy = {worker.rank for other in self.busy for worker in self.takers(other)}
         return busy.isdisjoint(worker.rank for worker in self.takers(work))
 
-    def let_earliest_pass(self) -> bool:
-        """Nobody can do what would be next in turn: a backward that can be done (it frees memory), else a forward."""
+    def take_earliest(self) -> bool:
+        """Take the earliest possible backward (it frees memory), else forward, when no worker can take its turn."""
         heads = {work for worker in self.workers for work in worker.heads() if self.possible(work)}
         if heads:
             earliest = min(heads, key=lambda work: (work.kind, work.set_index, work.stage))
@@ -152,7 +152,7 @@ class Turns:
 
 
 class WorkerTurns:
-    """One worker's two lines, and what it has taken from them."""
+    """One worker's two lines, and the work that it has taken from them."""
 
     def __init__(self, where: Places, rank: int, rounds: Sequence[int], per_chunk: int | None) -> None:
         self.rank = rank
@@ -199,7 +199,7 @@ class WorkerTurns:
         del self.at_stage[work.kind, work.stage][work]
 
     def advance(self, turns: Turns) -> bool:
-        """Take what is next in turn, as long as it can be done and is next for all who take part."""
+        """Take the next work in turn, as long as it is possible and next for all participants."""
         before = len(self.taken)
         while (work := self.next_in_turn()) is not None and turns.possible(work):
             if any(other.next_in_turn() != work for other in turns.takers(work)):

@@ -1,6 +1,6 @@
-"""The unit of an order: a set of shards through a stage. And what of it a worker has.
+"""Work, the unit of an order: a set of shards through a stage.
 
-A *chunk* is a run of consecutive stages of the same workers; a set goes through all of it at once.
+A *chunk* is a run of consecutive stages of the same workers; a set goes through all of them at once.
 
     stage      0  1  2  3  4
     workers    0  0  1  0  1        four chunks: 0-1, 2, 3, 4
@@ -18,7 +18,7 @@ Kind = Literal["F", "B", "W"]
 
 @dataclass(frozen=True)
 class Work:
-    """A set of shards through a stage: what one worker does of it.
+    """A worker's part of taking a set of shards through a stage.
 
     F is its forward, B its backward. In a stage that splits its backwards, B ends with the gradient of the
     stage's input, and W makes the weights' gradients, any time later.
@@ -36,7 +36,7 @@ Works = tuple[Work, ...]
 
 
 def works_of(grid: Grid, rank: int) -> Iterator[Work]:
-    """Everything worker `rank` takes part in, in no order that could be run."""
+    """All work of worker `rank`, in no order that could be run."""
     where = places(grid)
     for stage in range(len(grid.stages)):
         for index, shards in enumerate(where.sets):
@@ -47,7 +47,7 @@ def works_of(grid: Grid, rank: int) -> Iterator[Work]:
 
 
 def weights_of(where: Places, rank: int, stage: int, index: int) -> Works:
-    """What a worker's backward of a set leaves for later: its own shards' gradients of weights, or nothing."""
+    """Work that a worker's backward of a set defers: its own shards' gradients of weights, or none."""
     has_some = where.grid.stages[stage].split and where.own(rank, stage, where.sets[index])
     return (Work("W", stage, index),) if has_some else ()
 

@@ -1,10 +1,10 @@
-"""Orders that a person wrote into a plan, one line of work per worker.
+"""Written orders: those that a plan spells out, one line of work per worker.
 
 order = ["F0.0 F0.1 B0.0 B0.1",      F<stage>.<set> is a forward, B<stage>.<set> a backward
          "F1.0 B1.0 F1.1 B1.1"]
 
-A stage of which any line has a W<stage>.<set> splits its backwards: there B ends with the input's gradient, and
-W, any time later, makes those of the weights. Every set then has its W at that stage.
+A stage with a W<stage>.<set> in any line splits its backwards: there B ends with the input's gradient, and W, any
+time later, makes those of the weights. Every set then has its W at that stage.
 """
 
 import re
@@ -23,8 +23,8 @@ KINDS: dict[str, Kind] = {"F": "F", "B": "B", "W": "W"}
 def parse_order(order: str | Sequence[str], grid: Grid, source: str = "order") -> tuple[Works, ...]:
     """The work of every worker, complete and in an order that its own shards allow.
 
-    Whether the workers' lists fit one another is for `checker.check`. A text has one line per worker.
-    Raises PlanRefused for what is no such order.
+    `checker.check` decides whether the workers' lists fit one another. A text has one line per worker.
+    Raises PlanRefused for a text that is no such order.
     """
     lines = order.splitlines() if isinstance(order, str) else order
     if len(lines) != grid.num_workers:
@@ -37,22 +37,22 @@ def parse_order(order: str | Sequence[str], grid: Grid, source: str = "order") -
 
 @cache
 def stages_split(order: tuple[str, ...]) -> frozenset[int]:
-    """The stages of which an order has weight gradients apart."""
+    """The stages that an order gives separate work (W) for gradients of weights."""
     return frozenset(int(match[2]) for line in order for match in TOKEN.finditer(line) if match[1] == "W")
 
 
 @cache
 def written_order(order: tuple[str, ...], grid: Grid, num_shards: int) -> tuple[Works, ...]:
-    """The order of a step that may have fewer shards than the one it was written for: what it lacks is left out."""
-    full = replace(grid, num_shards=num_shards)
-    return tuple(
-        tuple(work for work in line if work.set_index < len(grid.sets) and work in works_of(grid, rank))
-        for rank, line in enumerate(parse_order(order, full))
-    )
+    """The order, written for `num_shards` shards, of a step that may have fewer: work that it lacks is left out."""
+    full = parse_order(order, replace(grid, num_shards=num_shards))
+    if num_shards == grid.num_shards:
+        return full
+    own = [set(works_of(grid, rank)) for rank in range(grid.num_workers)]
+    return tuple(tuple(work for work in line if work in own[rank]) for rank, line in enumerate(full))
 
 
 def spell_order(works: Sequence[Works]) -> tuple[str, ...]:
-    """What `parse_order` reads."""
+    """An order as the text that `parse_order` reads."""
     return tuple(" ".join(map(str, line)) for line in works)
 
 
@@ -85,7 +85,7 @@ def parse_token(token: str, where: str) -> Work:
 
 
 def refuse_foreign_work(work: Work, grid: Grid, rank: int, expected: dict[Work, None], where: str) -> None:
-    """Refuse work that the grid does not have, or has for others."""
+    """Refuse work that the grid does not have, or has for other workers."""
     if work in expected:
         return
     if work.stage >= len(grid.stages):
@@ -101,7 +101,7 @@ def refuse_foreign_work(work: Work, grid: Grid, rank: int, expected: dict[Work, 
 
 
 def must_precede(work: Work) -> Iterator[Work]:
-    """What this worker must have done before, as far as it has part in it."""
+    """Work that must come before, as far as this worker takes part in it."""
     if work.set_index > 0:
         yield Work(work.kind, work.stage, work.set_index - 1)
     if work.kind != "F":
