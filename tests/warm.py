@@ -195,6 +195,8 @@ def _begin(order: dict[str, Any], streams: list[int], end: socket.socket) -> Non
 
 def _serve(end: socket.socket) -> Callable[[], object]:
     """Returns in each command what it does, and in the end something that does nothing."""
+    import samestep.launch.hosts.join_run
+    import samestep.launch.hosts.own_loop
     import samestep.launch.run.fork_server  # noqa: F401
     from samestep import cli  # noqa: F401
     from samestep.launch.environment import PINNED

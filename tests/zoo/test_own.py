@@ -26,7 +26,7 @@ BUGS = [
     ("state_lost", {}, Cause.OPTIMIZER_STATE, "optimizer state momentum_buffer of", 1, ""),
     ("other_rate", {}, Cause.OPTIMIZER_STATE, "setting lr of group 0", 0, ""),
     ("old_weights", {}, Cause.STALE_WEIGHTS, "weights left.weight in forward", 1, ""),
-    ("swapped", {}, Cause.COLLECTIVE_ORDER, "gradient left.weight", 0, "are those of right.weight"),
+    ("swapped", {}, Cause.COLLECTIVE_ORDER, "gradient left.weight", 0, "it has those of right.weight"),
     ("validation_divided", {}, Cause.LOSS_WEIGHTING, "evaluation loss", 3, "of the same held-out rows"),
     ("validation_divided", {"everywhere": "true"}, Cause.LOSS_WEIGHTING, "evaluation loss", 3, "whole batch's"),
     ("nan_of_a_row", {}, Cause.NOT_FINITE, "local gradient first.weight", 0, ""),

@@ -102,7 +102,7 @@ def _policies(
     as_json: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Under every policy the same plan: each worker the whole model, unless another one was asked for."""
+    """Compare policies under one plan: each worker has the whole model, unless another plan was asked for."""
     from samestep.bench.policies_picture import policies_picture
     from samestep.bench.policies_table import policies_table
     from samestep.bench.policy_comparison import DEFAULT, compare_policies, policies_of

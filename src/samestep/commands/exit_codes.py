@@ -1,4 +1,4 @@
-"""How a command ends: what was found as one line of JSON; what went wrong once, and the exit code says what it was."""
+"""The end of a command: its result as one line of JSON, or one error and its exit code."""
 
 import contextlib
 import signal
@@ -12,12 +12,12 @@ from samestep.system.json_values import line_of
 
 
 def print_json(found: Mapping[str, Any]) -> None:
-    """The last line of stdout."""
+    """Print one object as the last line of stdout."""
     print(line_of(found), flush=True)
 
 
 def show_error(error: SamestepError) -> None:
-    """One line first, then one traceback, if there is any; once."""
+    """Show an error once: one line, then its traceback if it has one."""
     if error.is_shown:
         return
     if not error.is_repeated:
@@ -30,7 +30,7 @@ def show_error(error: SamestepError) -> None:
 
 @contextlib.contextmanager
 def stopping(what: str) -> Iterator[None]:
-    """Inside, SIGTERM and a closed terminal break in as Ctrl-C does; all of them raise Interrupted with these words.
+    """Inside, SIGTERM and a closed terminal interrupt as Ctrl-C does; all raise Interrupted with the text `what`.
 
     For commands that hold processes of their own. Ignored signals (nohup) stay ignored.
     """
@@ -47,7 +47,7 @@ def stopping(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """What went wrong is shown; the exit code of the error."""
+    """Show an error that is raised inside, and exit with its code."""
     try:
         yield
     except SamestepError as error:

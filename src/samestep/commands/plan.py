@@ -72,7 +72,7 @@ def plan(
 
 
 def other_plan(name: str | None) -> str | None:
-    """The text of the file that `--why-not` names. Raises PlanRefused for what is no plan."""
+    """Text of the file that `--why-not` names. Raises PlanRefused if it is no plan."""
     if name is None:
         return None
     text = plan_text(name, "--why-not")
@@ -82,7 +82,7 @@ def other_plan(name: str | None) -> str | None:
 
 
 def check_writable(*files: str | None) -> None:
-    """Raises Refused before anybody measures."""
+    """Raise Refused, before measuring, for files that cannot be written."""
     for file in files:
         if file is not None and not Path(file).parent.is_dir():
             raise Refused(f"{file} cannot be written: {Path(file).parent} must be a folder")
@@ -97,7 +97,7 @@ def explained(
     html: str | None,
     as_json: bool,
 ) -> tuple[PlanSummary, str]:  # fmt: skip
-    """The outline with the predicted step drawn, and what is printed. Writes the page."""
+    """The outline with the predicted step drawn, and the text to print. Writes the page."""
     from dataclasses import replace
 
     from samestep.planner.explain.explanation import explain
@@ -109,16 +109,16 @@ def explained(
     decision = Decision.from_json(grounds)
     pick = decision.pick.estimate
     found = replace(found, drawing=timeline_text(pick), svg=timeline_svg(pick, "The predicted step"))
-    told = explain(decision)
+    explanation = explain(decision)
     name, text = other
     answer = None if name is None else why_not(decision, name, text)
     if html is not None:
         needs = found.text(draw=False).removeprefix(found.plan).strip().splitlines()
-        Path(html).write_text(page(decision, told, found.plan, needs, answer.text if answer else ""))
+        Path(html).write_text(page(decision, explanation, found.plan, needs, answer.text if answer else ""))
     if as_json:
-        extra = {"explanation": told.as_json(), "why_not": None if answer is None else answer.as_json()}
+        extra = {"explanation": explanation.as_json(), "why_not": None if answer is None else answer.as_json()}
         return found, json.dumps(fields_of(found) | extra)
-    sections = [found.text(draw=draw), told.text(), *([f"why not {answer.text}"] if answer else [])]
+    sections = [found.text(draw=draw), explanation.text(), *([f"why not {answer.text}"] if answer else [])]
     return found, "\n\n".join(sections)
 
 

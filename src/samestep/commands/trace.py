@@ -1,4 +1,4 @@
-"""`samestep trace`, and what `samestep train --trace` has of it."""
+"""`samestep trace`, and the trace of `samestep train --trace`."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ def trace(job: str, settings: tuple[str, ...], out: str, quiet: bool, **given: A
 
 
 def traced_steps(file: str | None, steps: int | None) -> int | None:
-    """How many steps to trace. Raises Refused, before anybody trains, for a file that cannot be written."""
+    """Number of steps to trace. Raises Refused, before training, for a file that cannot be written."""
     if file is None:
         if steps is not None:
             raise Refused(f"--trace-steps {steps} says how much of the run to trace: say where to with --trace FILE")
@@ -46,7 +46,7 @@ def traced_steps(file: str | None, steps: int | None) -> int | None:
 
 
 def write_trace(report: Report, file: str, stream: TextIO | None) -> None:
-    """The file, and the summary on `stream`, if there is one. A run that had no steps left has nothing to show."""
+    """Write the file, and a summary to `stream`, if given. A run without steps has no summary."""
     Path(file).write_text(json.dumps(chrome_trace(report.traces)))
     if stream is not None and all(trace.events for trace in report.traces):
         print(trace_summary(report.traces, report.prediction), file=stream)

@@ -1,4 +1,4 @@
-"""A command that trains: on workers of its own, or as one of those that a launcher has started."""
+"""Train for a command: on workers of its own, or as one of the workers that a launcher has started."""
 
 import sys
 from typing import Any
@@ -26,8 +26,8 @@ def run(job: str, settings: tuple[str, ...], given: dict[str, Any], *, quiet: bo
     if is_building():
         raise guard_missing()
     others = world()
-    apart = others is not None or given["device"] != "cpu"  # not started by a fork server of our own
-    if apart and not is_pinned():
+    joins = others is not None or given["device"] != "cpu"  # workers are not forked by a server of our own
+    if joins and not is_pinned():
         start_again_pinned()
     request = make_request(job, settings, given)
     if (warning := unused_launcher()) is not None:
@@ -36,11 +36,11 @@ def run(job: str, settings: tuple[str, ...], given: dict[str, Any], *, quiet: bo
 
     def show(error: SamestepError) -> None:
         if progress is not None:
-            progress.close()  # else its bar goes over it
+            progress.close()  # its bar would overwrite the error
         show_error(error)
 
     try:
-        if apart:
+        if joins:
             from samestep.launch.hosts.join_run import train_together  # imports torch
 
             report = train_together(request, others, (progress or OnlyStalls()).see, show)

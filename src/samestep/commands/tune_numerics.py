@@ -9,7 +9,7 @@ from samestep.launch.run.launcher import Launcher
 
 
 def tune_numerics(request: Request, *, lock: bool) -> None:
-    """Print the numerics that suit this machine and what others cost; write them down if asked to."""
+    """Print the fastest numerics for this machine and the cost of others; write the lock file if asked to."""
     refuse_given(request)
     with Launcher() as launcher:
         found = launcher.tuned(request)
@@ -28,7 +28,7 @@ def tune_numerics(request: Request, *, lock: bool) -> None:
 
 
 def refuse_given(request: Request) -> None:
-    """Raises PlanRefused for numerics that are to be chosen and are given."""
+    """Raises PlanRefused for given numerics that are to be chosen."""
     given = [f"--{name}" for name in ("shards", "threads", "numerics") if getattr(request.numerics, name) is not None]
     if given:
         raise PlanRefused(f"--tune-numerics chooses shards, threads and slices: leave {', '.join(given)} out")

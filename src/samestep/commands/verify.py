@@ -15,7 +15,7 @@ from samestep.launch.environment import world
 from samestep.launch.run.launcher import Launcher
 
 FOR_SCRIPTS = {"workers": 2, "steps": 3}
-"""What `--script` takes of a job's options, and the defaults."""
+"""Options of a job that `--script` takes, with their defaults."""
 
 SCRIPT_SECONDS = 60.0
 
@@ -68,7 +68,7 @@ def verify(
 
 
 def given_for_jobs(given: dict[str, Any]) -> list[str]:
-    """Options that a script has no use for. 0 is given, too: nobody should think that it was heard."""
+    """Given options that do not apply to a script; 0 counts as given."""
     unasked = {"device": "cpu", "probe": False}
     return [n for n, v in given.items() if n not in FOR_SCRIPTS and v != unasked.get(n)]
 

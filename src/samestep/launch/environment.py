@@ -1,4 +1,4 @@
-"""The one door to the outside: the process environment is read here and nowhere else."""
+"""The process environment, which is read in this file only."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ PINNED = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow's heap would start a thread when it is imported
     # Sets of strings iterate in the same order in every run.
     "PYTHONHASHSEED": "0",
-    # What torch's stores and sockets say while they wait; we say what it means.
+    # torch's stores and sockets log while they wait; our own messages say what that means.
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     # Keep freed gradients and activations instead of returning them to the system every step.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
@@ -38,13 +38,13 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def pinned_environment() -> dict[str, str]:
-    """The user's environment, and what is pinned."""
+    """The user's environment with the pinned variables."""
     tunables = [text for text in (os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES) if text]
     return {**os.environ, **PINNED, "GLIBC_TUNABLES": ":".join(tunables)}
 
 
 def server_environment() -> dict[str, str]:
-    """What the fork server is started with. Its workers are CPU workers; a CUDA context does not survive a fork."""
+    """Environment of the fork server. Its workers are CPU workers; a CUDA context does not survive a fork."""
     return pinned_environment() | {"CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -53,9 +53,9 @@ WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def bare_environment(threads: int, *, warm_heap: bool) -> dict[str, str]:
-    """For PyTorch without us, with which we are compared: torch's defaults, `threads` threads, no network.
+    """Environment of plain PyTorch in comparisons: torch's defaults, `threads` threads, no network.
 
-    warm_heap: give it what we set for our own workers' heap, too.
+    warm_heap: set the heap as for our own workers.
     """
     ours = (*PINNED, *WORLD)
     env = {name: value for name, value in os.environ.items() if name not in ours}
@@ -68,12 +68,12 @@ def bare_environment(threads: int, *, warm_heap: bool) -> dict[str, str]:
 
 
 def own_environment() -> dict[str, str]:
-    """For a process that starts runs of ours."""
+    """Environment of a process that starts runs of ours."""
     return dict(os.environ)
 
 
 def let_cublas_repeat() -> None:
-    """cuBLAS gives the same bits again only with a workspace of its own size, set before its first product."""
+    """Fix the workspace of cuBLAS before its first product: without that, it does not repeat its bits."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
@@ -97,20 +97,20 @@ def is_building() -> bool:
 
 @dataclass(frozen=True)
 class World:
-    """What a launcher says of the processes that it has started."""
+    """Facts that a launcher gives about the processes that it has started."""
 
     launcher: str
     rank: int
     size: int
     address: str  # where the workers first meet, and the port
     port: int
-    run: str  # a name that all of them know
-    epoch: int  # how often this run was started before
+    run: str  # name of the run, equal in all of them
+    epoch: int  # number of earlier starts of this run
     joins_store: bool  # whether the launcher holds a store there
 
 
 def world() -> World | None:
-    """None: nobody has started other processes beside this one. Raises PlanRefused when a launcher says too little."""
+    """This process among those of a launcher; None without one. Raises PlanRefused when variables are missing."""
     return world_of(os.environ)
 
 
@@ -118,25 +118,36 @@ SLURM_PORTS = range(20_000, 30_000)  # below those that the system gives to conn
 
 
 def world_of(env: Mapping[str, str]) -> World | None:
-    """torchrun, Ray Train and whoever sets torch's variables; srun; Kubernetes' trainer, one process per pod.
+    """Read the variables of torch (torchrun, Ray Train and others), srun, or Kubernetes' trainer (one process per pod).
 
-    Raises PlanRefused for a pod that is to run several.
+    Raises PlanRefused for a pod that is to run several processes.
     """
     run, epoch = env.get("TORCHELASTIC_RUN_ID", "none"), int(env.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if "RANK" in env or "WORLD_SIZE" in env:
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "the environment"
-        rank, size, address, port = _said(env, launcher, ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
+        rank, size, address, port = _required(env, launcher, ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
         store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        return World(launcher, _number(rank), _number(size), address, _number(port), run, epoch, store)
+        return World(
+            launcher, _whole_number(rank), _whole_number(size), address, _whole_number(port), run, epoch, store
+        )
     if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-        rank, size, job, nodes = _said(
+        rank, size, job, nodes = _required(
             env, "srun", ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID", "SLURM_STEP_NODELIST"]
         )
         run = f"{job}.{env['SLURM_STEP_ID']}"
         port = env.get("MASTER_PORT", str(SLURM_PORTS[int(job) % len(SLURM_PORTS)]))
         epoch = int(env.get("SLURM_RESTART_COUNT", "0"))
         address = env.get("MASTER_ADDR", first_node(nodes))
-        return World("srun", _number(rank), _number(size), address, _number(port), run, epoch, joins_store=False)
+        return World(
+            "srun",
+            _whole_number(rank),
+            _whole_number(size),
+            address,
+            _whole_number(port),
+            run,
+            epoch,
+            joins_store=False,
+        )
     if "PET_NNODES" in env and env["PET_NNODES"] != "1":
         if env.get("PET_NPROC_PER_NODE", "1") != "1":
             raise PlanRefused(
@@ -144,13 +155,22 @@ def world_of(env: Mapping[str, str]) -> World | None:
                 "torchrun start them, `torchrun -m samestep train ...`; it reads the same variables"
             )
         names = ["PET_NODE_RANK", "PET_NNODES", "PET_MASTER_ADDR", "PET_MASTER_PORT"]
-        rank, size, address, port = _said(env, "Kubernetes", names)
-        return World("Kubernetes", _number(rank), _number(size), address, _number(port), run, epoch, joins_store=False)
+        rank, size, address, port = _required(env, "Kubernetes", names)
+        return World(
+            "Kubernetes",
+            _whole_number(rank),
+            _whole_number(size),
+            address,
+            _whole_number(port),
+            run,
+            epoch,
+            joins_store=False,
+        )
     return None
 
 
 def unused_launcher() -> str | None:
-    """A warning, when this process is alone though a launcher stands by."""
+    """A warning when this process is alone inside a job of SLURM with several tasks."""
     inside = "SLURM_JOB_ID" in os.environ  # perhaps in its interactive step, which is one task
     if world() is None and inside and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and shutil.which("srun"):
         return (
@@ -161,12 +181,12 @@ def unused_launcher() -> str | None:
 
 
 def first_node(nodes: str) -> str:
-    """Of a SLURM list, rack[1-2]n[03-07,9],other: rack1n03."""
+    """First host of a SLURM list: rack[1-2]n[03-07,9],other gives rack1n03."""
     found = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", found[0]) if found else nodes
 
 
-def _said(env: Mapping[str, str], launcher: str, names: list[str]) -> list[str]:
+def _required(env: Mapping[str, str], launcher: str, names: list[str]) -> list[str]:
     missing = [name for name in names if not env.get(name)]
     if missing:
         raise PlanRefused(
@@ -176,7 +196,7 @@ def _said(env: Mapping[str, str], launcher: str, names: list[str]) -> list[str]:
     return [env[name] for name in names]
 
 
-def _number(text: str) -> int:
+def _whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
@@ -184,7 +204,7 @@ def _number(text: str) -> int:
 
 
 def is_pinned() -> bool:
-    """Whether this process was started with what is pinned."""
+    """Whether this process has the pinned variables."""
     return all(os.environ.get(name) == value for name, value in PINNED.items())
 
 
@@ -194,7 +214,7 @@ def start_again_pinned() -> None:
 
 
 def host_identity() -> str:
-    """The same for processes that can share memory and reach one another's sockets without a network."""
+    """Identity that is equal for processes that can share memory and reach one another's sockets without a network."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {Path('/proc/self/ns/net').stat().st_ino} {Path('/proc/self/ns/ipc').stat().st_ino}"
 
@@ -226,32 +246,32 @@ STARTERS = ("torchrun", "srun", "mpirun", "ray", "kubectl")
 
 
 def shown_variables(env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Of the environment, what may be shown."""
+    """Variables of the environment that may be shown."""
     return {name: env[name] for name in SHOWN if name in env}
 
 
 def launchers_seen(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Who has started this process, as far as its environment tells."""
+    """Launchers that have started this process, according to its environment."""
     return tuple(launcher for launcher, name in LAUNCHERS.items() if name in env)
 
 
 def starters_found() -> tuple[str, ...]:
-    """The launchers' commands that there are on this machine."""
+    """Commands of launchers that are installed on this machine."""
     return tuple(name for name in STARTERS if shutil.which(name))
 
 
 def mkl_mode() -> str:
-    """MKL's reproducibility mode, which is numerics."""
+    """MKL's reproducibility mode, which is part of the numerics."""
     return os.environ.get("MKL_CBWR", "default")
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may use."""
+    """Number of physical cores that this process may use."""
     return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
 
 
 def cache_folder() -> Path:
-    """Where what was measured on this machine is kept."""
+    """Folder for measurements of this machine."""
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "samestep"
 
@@ -264,5 +284,5 @@ def processor() -> str:
 
 
 def machine_name() -> str:
-    """The host's name, as far as a cluster file can write it."""
+    """The host's name in the letters that a cluster file allows."""
     return re.sub(r"[^\w.-]", "-", platform.node()) or "host"

@@ -15,12 +15,12 @@ from samestep.errors import PlanRefused
 from samestep.job.report import Report
 from samestep.launch.probe import choose_plan, measure_job
 from samestep.launch.probe.choose_plan import (
-    decided,
-    freedom_of,
-    most_of,
+    freedom_for,
+    max_workers,
     numerics_for,
-    reason_to_leave,
+    pick_plan,
     this_machine,
+    why_no_search,
 )
 from samestep.launch.probe.profiling import profiled
 from samestep.launch.request.request import Request
@@ -50,7 +50,7 @@ def decide_for(request: Request, job: samestep.Job = LONG) -> Plan | None:
     chosen = chosen_numerics(request)
     job = with_numerics(job, chosen, request)
     random_streams.enter(job.seed, "model")
-    _, decision = decided(request, job, job.build_model(), chosen)
+    _, decision = pick_plan(request, job, job.build_model(), chosen)
     return None if decision is None else decision.pick.plan
 
 
@@ -69,14 +69,14 @@ def decide_for(request: Request, job: samestep.Job = LONG) -> Plan | None:
     ids=str,
 )
 def test_no_plan_is_looked_for(fields: dict[str, Any], changed: dict[str, Any]) -> None:
-    assert reason_to_leave(asked(**fields), dataclasses.replace(LONG, **changed)) is not None
+    assert why_no_search(asked(**fields), dataclasses.replace(LONG, **changed)) is not None
 
 
 @pytest.mark.parametrize(
     ("fields", "steps"), [({}, choose_plan.SHORT), ({"plan_is_asked": True}, 1), ({"slices": 4}, 1)], ids=str
 )
 def test_a_plan_is_looked_for_where_it_pays_or_was_asked_for(fields: dict[str, Any], steps: int) -> None:
-    assert reason_to_leave(asked(**fields), dataclasses.replace(LONG, steps=steps)) is None
+    assert why_no_search(asked(**fields), dataclasses.replace(LONG, steps=steps)) is None
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -96,17 +96,17 @@ def test_the_numbers_are_the_requests_and_the_jobs() -> None:
 
 
 def test_stale_gradients_are_not_for_stages() -> None:
-    assert freedom_of(asked(), 2, Numerics(shards=2), ()).may_cut
-    assert not freedom_of(asked(), 2, Numerics(shards=2, sync="stale(1)"), ()).may_cut
+    assert freedom_for(asked(), 2, Numerics(shards=2), ()).may_cut
+    assert not freedom_for(asked(), 2, Numerics(shards=2, sync="stale(1)"), ()).may_cut
 
 
 def test_only_slices_let_more_workers_than_shards_take_part() -> None:
     numerics = Numerics(shards=2)
     with pytest.raises(PlanRefused, match="3 workers are more than the 2 shards of a batch"):
-        freedom_of(asked(workers=3), 3, numerics, ())
-    assert freedom_of(asked(workers=3, slices=4), 3, numerics, ()).workers == (3,)
-    assert most_of(asked(default_workers=8), numerics) == 2
-    assert freedom_of(asked(default_workers=8), 2, numerics, ()).workers == (1, 2)
+        freedom_for(asked(workers=3), 3, numerics, ())
+    assert freedom_for(asked(workers=3, slices=4), 3, numerics, ()).workers == (3,)
+    assert max_workers(asked(default_workers=8), numerics) == 2
+    assert freedom_for(asked(default_workers=8), 2, numerics, ()).workers == (1, 2)
 
 
 def test_synchronised_batchnorm_is_neither_cut_nor_sliced() -> None:
@@ -187,7 +187,7 @@ def test_a_layer_that_raises_is_refused_once_with_its_name_and_place() -> None:
 def test_predictions_and_rankings_stand_on_the_profile() -> None:
     found = profile()
     numerics = numerics_for(asked(), LONG, {})
-    decision = decide(found, this_machine(found, 2), numerics, freedom_of(asked(), 2, numerics, ()))
+    decision = decide(found, this_machine(found, 2), numerics, freedom_for(asked(), 2, numerics, ()))
     said = decision.prediction
     assert said.low < said.seconds < said.high
     assert sum(said.parts.values()) == pytest.approx(said.seconds)

@@ -12,7 +12,7 @@ from jobs import grids
 from samestep.launch.probe import measure_job
 from samestep.launch.probe.measure_job import (
     SIZES,
-    dense,
+    dense_costs,
     gap_of,
     passing_of,
     plans_to_probe,
@@ -55,7 +55,7 @@ def test_what_is_added_is_told_apart_from_backward(
     shares: tuple[int, ...], forward: float, backward: float, add: float
 ) -> None:
     samples = [passes(rank, shares, forward, backward, add) for rank in range(len(shares))]
-    found, per_byte = dense(Probe(Plan(Numerics(shards=sum(shares)), shares), samples), 0, shares, 100)
+    found, per_byte = dense_costs(Probe(Plan(Numerics(shards=sum(shares)), shares), samples), 0, shares, 100)
     assert found.forward == pytest.approx(forward)
     assert found.backward == pytest.approx(backward)
     ends = list(accumulate(shares))
@@ -67,7 +67,7 @@ def test_what_is_added_is_told_apart_from_backward(
 def test_of_shards_in_lockstep_each_takes_its_share() -> None:
     plan = Plan(Numerics(shards=8, sync_batchnorm=True), (5, 3))
     samples = [[sample("Lockstep", 5.0, 0)], [sample("Lockstep", 3.0, 5)]]
-    assert dense(Probe(plan, samples), 0, (5, 3), 100) == (Pair(0.0, 1.0), 0.0)
+    assert dense_costs(Probe(plan, samples), 0, (5, 3), 100) == (Pair(0.0, 1.0), 0.0)
 
 
 @given(times, times)

@@ -26,7 +26,7 @@ from samestep.launch.run.outcome import Outcome
 from samestep.plan.prediction import PARTS, Prediction
 from samestep.schedule.actions import Forward
 from samestep.system import wire
-from samestep.trace import ring
+from samestep.trace import timesheet
 from samestep.trace.worker_trace import WorkerTrace, encoded
 
 PLAN: Event = {
@@ -120,7 +120,7 @@ def test_traces_come_home_in_the_order_of_ranks_and_their_files_are_closed() -> 
     told, files = outcome(PLAN, *UP, *STEPS, *TIMES, FINISHED), []
     for rank in (2, 0, 1):
         files.append(os.memfd_create("trace"))
-        os.write(files[-1], encoded(WorkerTrace(rank, 0, (ring.Event(3, Forward(rank), 1.0, 2.0, 0.5),))))
+        os.write(files[-1], encoded(WorkerTrace(rank, 0, (timesheet.Event(3, Forward(rank), 1.0, 2.0, 0.5),))))
         told.take({"event": "trace", "rank": rank}, [files[-1]])
     assert [(trace.rank, trace.events[0].action) for trace in told.conclude().traces] == [
         (rank, Forward(rank)) for rank in range(3)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.chains import all_splits, best, chains, equal_rows, fullness, replications, rows, seconds
+from planner.chains import all_splits, best, chains, equal_rows, free_replication, fullness, replications, rows, seconds
 from samestep.errors import PlanRefused
 from samestep.planner.search.bisection import fewest_splits
 from samestep.planner.search.partition import best_partition, group_sizes, partition
@@ -16,7 +16,6 @@ from samestep.planner.search.pipeline_costs import (
     PipelineCosts,
     Replication,
     WorkerRow,
-    free_replication,
     ring_all_reduce,
 )
 from samestep.planner.search.stage_costs import NothingFits, Partition

@@ -23,9 +23,9 @@ from samestep.launch.environment import building
 from samestep.launch.hosts.membership import ANSWER_TIME, Membership, in_time
 from samestep.launch.probe.choose_plan import (
     decide_on,
-    reason_to_leave,
-    settled,
     this_host,
+    why_no_search,
+    with_pick,
     within,
 )
 from samestep.launch.request.request import Request
@@ -51,7 +51,7 @@ def agree_on_plan(
     decision, job = decision_together(membership, request, links)
     if decision is None:
         return request.but(plan="data"), None, job
-    return *settled(request, decision), job
+    return *with_pick(request, decision), job
 
 
 def decision_together(
@@ -66,7 +66,7 @@ def decision_together(
         raise
     if request.planning.probe:
         raise PlanRefused("--probe runs plans by itself, and a launcher has started these workers: leave it out")
-    if reason_to_leave(request, job) is not None:
+    if why_no_search(request, job) is not None:
         return None, job
     profiles = exchange_profiles(membership, request.but(plan_is_asked=True))
     connected = links()

@@ -1,7 +1,7 @@
-"""`--plan auto`: from a request and a job to a plan, by way of a profile.
+"""`--plan auto`: choose a plan for a request and a job, from a profile.
 
-The numbers are not the planner's: seed, shards, threads and slices stay what they are. Only where `--slices K`
-allows it are layers cut, and the plan says which. A number of workers that was asked for is kept.
+The planner does not choose numerics: seed, shards, threads and slices stay as they are. Layers are cut only if
+`--slices K` allows it, and the plan names them. A number of workers that was asked for is kept.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from samestep.job.job import Job
 from samestep.job.training_data import training_rows
 from samestep.launch.environment import machine_name
 from samestep.launch.probe.profiling import profiled
-from samestep.launch.probe.runoff import contest
+from samestep.launch.probe.runoff import run_off
 from samestep.launch.request.lock_file import locked
 from samestep.launch.request.request import Mode, Request
 from samestep.launch.request.resolve import threads_of
@@ -32,36 +32,36 @@ from samestep.planner.search.search import SearchSpace
 SHORT = 100  # steps: a run that is shorter is not worth measuring, unless somebody asked for it
 
 
-def decided(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> tuple[Request, Decision | None]:
-    """The request with the plan that was found; without a decision where the default plan will do."""
-    if reason_to_leave(request, job) is not None and not request.planning.probe:
+def pick_plan(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> tuple[Request, Decision | None]:
+    """The request with the chosen plan; without a decision where the default plan is used."""
+    if why_no_search(request, job) is not None and not request.planning.probe:
         return request.but(plan="data"), None
-    return settled(request, decision_on(request, job, model, chosen))
+    return with_pick(request, decision_on(request, job, model, chosen))
 
 
 def decision_on(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> Decision:
     """The decision for this machine. Raises PlanRefused, also for a job that cannot be measured."""
     found = profile_for(request, job, model, chosen)
     if found is None:
-        raise PlanRefused(f"no plan is looked for: {reason_to_leave(request, job)}; name one with --plan")
-    most = most_of(request, numerics_for(request, job, chosen))
+        raise PlanRefused(f"no plan is looked for: {why_no_search(request, job)}; name one with --plan")
+    most = max_workers(request, numerics_for(request, job, chosen))
     decision = decide_on(request, job, chosen, found, this_machine(found, most))
-    return decision.after(contest(job, model, decision)) if request.planning.probe else decision
+    return decision.after(run_off(job, model, decision)) if request.planning.probe else decision
 
 
-def settled(request: Request, decision: Decision) -> tuple[Request, Decision]:
-    """The request with the picked plan."""
+def with_pick(request: Request, decision: Decision) -> tuple[Request, Decision]:
+    """The request with the plan that a decision picks."""
     plan = str(decision.pick.plan)
     return request.but(plan_text=plan, workers=None, slices=None), decision
 
 
 def profile_for(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> Profile | None:
-    """None where a plan is not looked for."""
-    if reason_to_leave(request, job) is not None:
+    """The job's profile on this machine; None where no plan is searched."""
+    if why_no_search(request, job) is not None:
         return None
-    numerics = dataclasses.replace(numerics_for(request, job, chosen), sync=EXACT)  # what actions cost is the same
-    most = most_of(request, numerics)
-    # layers with fewer outputs have fewer slices
+    numerics = dataclasses.replace(numerics_for(request, job, chosen), sync=EXACT)  # which changes no action's cost
+    most = max_workers(request, numerics)
+    # the largest: layers with few outputs have fewer slices
     slices = max(numerics.slice_counts.values(), default=None) or request.numerics.slices
     return profiled(job, model, numerics, most, slices, request.planning.profile, request.source.function)
 
@@ -69,14 +69,14 @@ def profile_for(request: Request, job: Job, model: nn.Module, chosen: dict[str, 
 def decide_on(
     request: Request, job: Job, chosen: dict[str, Any], profile: Profile, cluster: Cluster, counts: Sequence[int] = ()
 ) -> Decision:
-    """counts: how many workers there may be; default: as the request says. Raises PlanRefused."""
+    """Decide on a plan. counts: allowed numbers of workers; default: the request's. Raises PlanRefused."""
     numerics = numerics_for(request, job, chosen)
-    freedom = freedom_of(request, cluster.workers, numerics, counts)
+    freedom = freedom_for(request, cluster.workers, numerics, counts)
     return decide(profile, cluster, numerics, freedom)
 
 
 def numerics_for(request: Request, job: Job, chosen: dict[str, Any]) -> Numerics:
-    """What is given, before it is known what the optimizer and the processor are."""
+    """The numerics as far as they are given: optimizer and processor are not known yet."""
     return Numerics(
         seed=job.seed,
         shards=job.resolved_shards(),
@@ -90,16 +90,16 @@ def numerics_for(request: Request, job: Job, chosen: dict[str, Any]) -> Numerics
     )
 
 
-def most_of(request: Request, numerics: Numerics) -> int:
-    """The workers of this machine that a plan may use: those asked for, else as many as have cores."""
+def max_workers(request: Request, numerics: Numerics) -> int:
+    """Largest number of workers that a plan may use on this machine: as asked for, else limited by cores."""
     if request.planning.workers is not None:
         return request.planning.workers
     most = max(1, request.planning.default_workers // numerics.threads)
     return most if request.numerics.slices is not None else min(most, numerics.shards)
 
 
-def reason_to_leave(request: Request, job: Job) -> str | None:
-    """Why a plan is not looked for, when nobody asked for it by name."""
+def why_no_search(request: Request, job: Job) -> str | None:
+    """Reason why no plan is searched; None where one is."""
     if job.data is None:
         return "the batches come from a loop of the user's own"
     if (
@@ -119,7 +119,7 @@ def reason_to_leave(request: Request, job: Job) -> str | None:
     return f"{steps} steps are not worth measuring" if steps < SHORT else None
 
 
-def freedom_of(request: Request, most: int, numerics: Numerics, counts: Sequence[int]) -> SearchSpace:
+def freedom_for(request: Request, most: int, numerics: Numerics, counts: Sequence[int]) -> SearchSpace:
     may_slice = request.numerics.slices is not None and numerics.policy is None
     counts = tuple(counts) or ((most,) if request.planning.workers is not None else tuple(range(1, most + 1)))
     if not may_slice and max(counts) > numerics.shards:

@@ -1,8 +1,8 @@
-"""Measure a job: probes of a few plans, and what their samples say about the cost of every action.
+"""Measure a job: probes of a few plans give the cost of every action.
 
     uncut     the whole model on each worker           Load, Forward, Backward, adding, Reduce, Update, ...
     finest    a segment for every unit                 each unit's forward and backward
-    sliced    every region in slices                   each region, and what is left of its units
+    sliced    every region in slices                   each region, and the rest of its units
 
 each by one worker alone, and by all workers of the machine at once.
 """
@@ -45,36 +45,39 @@ from samestep.planner.cost.measured_costs import (
 )
 from samestep.transport.shared_fabric import SharedFabric
 
-BUDGET = 10.0  # seconds for all probes together; a slow step takes what it takes
+BUDGET = 10.0  # seconds for all probes together; slow steps may take longer
 SIZES = (4096, 1 << 18, 1 << 20)  # bytes of the tensors that are passed
 ROUNDS = 30
-FAR = 0.6e-3, 1.5e-3  # seconds of sending and of getting a message between hosts whose cores all compute: gloo's thread
+BETWEEN_HOSTS = (
+    0.6e-3,
+    1.5e-3,
+)  # seconds of sending and of getting a message between hosts whose cores all compute: gloo's thread
 # takes turns with them. Measured with the MLP's pipeline (docs/lab-log.md, 2026-11-27)
 PASSES = ("Forward", "Backward", "Send", "Receive", "SendGradient", "ReceiveGradient")  # of shards through a pipeline
 
 
 def measure(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, workers: int) -> MeasuredCosts:
-    """Costs with these numerics, alone and with `workers` workers at once. Raises what a worker raised."""
+    """Costs with these numerics, of one worker alone and of `workers` at once. Raises what a worker raised."""
     workers = max(1, min(workers, chain.shards))
-    alone = table(job, chain, numerics, model, 1)
+    alone = measure_table(job, chain, numerics, model, 1)
     if workers == 1:
-        return MeasuredCosts(alone, alone, Passing(0.0, 0.0, 0.0, 0.0, *FAR))
-    together = table(job, chain, numerics, model, workers)
-    # One alone reads nobody's sums, and workers with a shard each add nothing: each table knows what the other lacks.
+        return MeasuredCosts(alone, alone, Passing(0.0, 0.0, 0.0, 0.0, *BETWEEN_HOSTS))
+    together = measure_table(job, chain, numerics, model, workers)
+    # One worker alone reads no sums of others, and workers with one shard each add nothing: each table lacks what the
+    # other has.
     alone = replace(alone, reduce=together.reduce)
     if workers == chain.shards:
         together = replace(together, add=alone.add)
     costs = MeasuredCosts(alone, together, passing())
-    late = handing_over(job, chain, numerics, model, costs)
+    late = wake_up_seconds(job, chain, numerics, model, costs)
     return replace(costs, passing=replace(costs.passing, receive=costs.passing.receive + late))
 
 
-def handing_over(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, costs: MeasuredCosts) -> float:
-    """Seconds of each message in a pipeline beyond what two workers that do nothing else take to pass it on.
+def wake_up_seconds(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, costs: MeasuredCosts) -> float:
+    """Seconds of each message in a pipeline beyond those of two workers that only pass messages.
 
-    Whoever waits for a message sleeps, and wakes with cold caches. A short run of two stages tells: what its workers
-    are busy longer than expected, per shard; each has one message to take for every shard. 0 where there is nothing
-    to cut.
+    A worker that waits for a message sleeps, and wakes with cold caches. A short run of two stages measures by how much
+    its workers are busy longer than expected, per shard; each receives one message per shard. 0 if nothing can be cut.
     """
     if len(chain.units) < 2 or chain.why_uncut is not None or numerics.sync_batchnorm:
         return 0.0
@@ -89,21 +92,21 @@ def handing_over(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, c
     except Refused:  # a cut that two workers cannot have
         return 0.0
     longer = [
-        passes_per_step(rows) - sum(seconds[name] for name in PASSES if name in seconds)
+        busy_per_step(rows) - sum(seconds[name] for name in PASSES if name in seconds)
         for rows, seconds in zip(found.samples, expected, strict=True)
     ]
     return max(0.0, statistics.fmean(longer)) / chain.shards
 
 
-def passes_per_step(samples: Sequence[ActionTiming]) -> float:
-    """What a worker is busy with shards in a step, but for the first one, which warms up."""
+def busy_per_step(samples: Sequence[ActionTiming]) -> float:
+    """Median seconds that a worker is busy with shards in a step; the first step, which warms up, is left out."""
     steps: dict[int, float] = {}
     for s in samples:
         steps[s.step] = steps.get(s.step, 0.0) + s.busy * (s.action in PASSES)
     return median(list(steps.values())[1:])
 
 
-def table(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, workers: int) -> Table:
+def measure_table(job: Job, chain: Chain, numerics: Numerics, model: nn.Module, workers: int) -> Table:
     plans = plans_to_probe(chain, numerics, workers)
     seconds = BUDGET / 2 / len(plans)
     found = [probe(job, plan, model, seconds) for plan in plans]
@@ -127,12 +130,12 @@ def plans_to_probe(chain: Chain, numerics: Numerics, workers: int) -> list[Plan]
 
 
 def table_of(chain: Chain, workers: int, uncut: Probe, finest: Probe | None, sliced: Probe | None) -> Table:
-    """What the samples say. Medians throughout: a probe shares the machine with whatever else runs."""
+    """Costs from the samples. Medians throughout: other processes may run beside a probe."""
     shares, total = uncut.plan.assign, chain.parameters
-    whole, add = dense(uncut, 0, shares, total)
+    whole, add = dense_costs(uncut, 0, shares, total)
     units: tuple[Pair, ...] = (whole,)
     if finest is not None:
-        units = tuple(dense(finest, i, shares, u.parameters)[0] for i, u in enumerate(chain.units))
+        units = tuple(dense_costs(finest, i, shares, u.parameters)[0] for i, u in enumerate(chain.units))
     regions, rests = sliced_costs(chain, sliced, units, shares) if sliced is not None else ((), ())
     touched, own = max(shares), total / workers
     nodes = sum(len(local_plan(range(s), chain.shards).left) for s in shares)
@@ -163,8 +166,8 @@ def table_of(chain: Chain, workers: int, uncut: Probe, finest: Probe | None, sli
     )
 
 
-def dense(found: Probe, segment: int, shares: Sequence[int], nbytes: int) -> tuple[Pair, float]:
-    """A shard through a dense segment; and what adding a byte of its gradient to another shard's takes.
+def dense_costs(found: Probe, segment: int, shares: Sequence[int], nbytes: int) -> tuple[Pair, float]:
+    """Seconds of a shard through a dense segment, and of adding a byte of its gradient to another shard's.
 
     Shards in lockstep go forward and backward in one action, adding as they go: all of it counts as backward.
     """
@@ -195,7 +198,7 @@ def dense(found: Probe, segment: int, shares: Sequence[int], nbytes: int) -> tup
 def sliced_costs(
     chain: Chain, found: Probe, units: Sequence[Pair], shares: Sequence[int]
 ) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    """Of each region, and of what is left of its units. Dense segments and regions take turns: 0 | 1 | 2 | 3 | 4."""
+    """Costs of each region, and of the rest of its units. Dense segments and regions alternate: 0 | 1 | 2 | 3 | 4."""
     regions, rests = [], []
     samples = [s for rows in found.samples for s in rows]
     for number, region in enumerate(chain.regions):
@@ -203,7 +206,7 @@ def sliced_costs(
         regions.append(
             Pair(*(median(s.busy for s in here if s.action == a) for a in ("SliceForward", "SliceBackward")))
         )
-        after, _ = dense(found, 2 * number + 2, shares, 0)
+        after, _ = dense_costs(found, 2 * number + 2, shares, 0)
         last = chain.regions[number + 1].units[0] if number + 1 < len(chain.regions) else len(chain.units)
         others = [units[i] for i in range(region.units[-1] + 1, last)]
         rests.append(
@@ -221,7 +224,7 @@ def median(values: Iterable[float]) -> float:
 
 
 def step_seconds(samples: Sequence[ActionTiming]) -> list[float]:
-    """From the begin of a step's first action to the end of its last one."""
+    """Seconds from the start of each step's first action to the end of its last one."""
     steps = itertools.groupby(samples, key=lambda s: s.step)
     return [max(s.stop for s in own) - min(s.start for s in own) for own in (list(rows) for _, rows in steps)]
 
@@ -232,7 +235,7 @@ def gap_of(samples: Sequence[ActionTiming]) -> float:
 
 
 def waited_per_step(found: Probe) -> float:
-    """What a worker waits in a step: the median over steps, the mean over workers."""
+    """Seconds that a worker waits in a step: the median over steps, the mean over workers."""
     per_worker = []
     for rows in found.samples:
         steps: dict[int, float] = {}
@@ -250,7 +253,7 @@ def spread_of(steps: Sequence[float]) -> float:
 
 
 def passing() -> Passing:
-    """Two workers of this host pass tensors there and back."""
+    """Costs of passing tensors between two workers of this host."""
     fabric = SharedFabric(2)
     wait = fork_all([partial(_pass, fabric, rank) for rank in range(2)])
     fabric.close()
@@ -278,7 +281,7 @@ def _pass(fabric: SharedFabric, rank: int) -> list[float]:
 
 
 def passing_of(one_way: Sequence[float]) -> Passing:
-    """From the seconds one way for each of SIZES: a line through the smallest and the largest, half on each side."""
+    """Costs from the seconds one way for each of SIZES: a line through smallest and largest, half for each side."""
     per_byte = max(0.0, (one_way[-1] - one_way[0]) / (SIZES[-1] - SIZES[0]))
     fixed = max(0.0, one_way[0] - per_byte * SIZES[0])
-    return Passing(fixed / 2, per_byte / 2, fixed / 2, per_byte / 2, *FAR)
+    return Passing(fixed / 2, per_byte / 2, fixed / 2, per_byte / 2, *BETWEEN_HOSTS)

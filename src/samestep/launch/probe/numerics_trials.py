@@ -1,4 +1,4 @@
-"""`samestep plan --tune-numerics`: run a step in several ways on this machine, and choose its numerics."""
+"""`samestep plan --tune-numerics`: run a step with several numerics on this machine, and choose the fastest."""
 
 import dataclasses
 import statistics
@@ -28,24 +28,24 @@ from samestep.planner.search.numerics_choice import (
 )
 from samestep.setup.named_plans import DEFAULT_SLICES
 
-WORTH = 0.02  # by which slices must be predicted to be faster
-SECONDS = 0.6  # for one trial; each is made in turn, twice
+MIN_GAIN = 0.02  # by which slices must be predicted to be faster
+SECONDS = 0.6  # of one trial; all are made in turn, twice
 ROUNDS = 2
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The numerics that were chosen, and why; travels as JSON."""
+    """Chosen numerics and the reasons; travels as JSON."""
 
     line: str
-    table: str  # what every choice costs
+    table: str  # cost of each choice
     plan: str  # the plan's name with these numerics
     seconds: float  # predicted
-    slices: str  # what slices would do, in words
+    slices: str  # effect of slices, in words
 
 
-def tuned(request: Request) -> Tuned:
-    """Measure, and choose S, threads and slices. Raises PlanRefused when the job cannot be measured."""
+def tune(request: Request) -> Tuned:
+    """Measure, and choose shards, threads and slices. Raises PlanRefused when the job cannot be measured."""
     job, _ = job_of(request)
     random_streams.enter(job.seed, "model")
     model = job.build_model()
@@ -55,7 +55,7 @@ def tuned(request: Request) -> Tuned:
     request = request.but(shards=best.shards, threads=best.threads, workers=None, plan_is_asked=True, plan="auto")
     plain = with_slices(request, job, model, None)
     sliced = with_slices(request, job, model, request.numerics.slices or DEFAULT_SLICES)
-    better = sliced.pick.plan.numerics.slices != "none" and sliced.pick.seconds < plain.pick.seconds * (1 - WORTH)
+    better = sliced.pick.plan.numerics.slices != "none" and sliced.pick.seconds < plain.pick.seconds * (1 - MIN_GAIN)
     decision = sliced if better else plain
     slices = decision.pick.plan.numerics.slices
     words = f"{sliced.pick.name}: {sliced.pick.seconds * 1e3:.3g} ms, without slices {plain.pick.seconds * 1e3:.3g} ms"
@@ -70,7 +70,7 @@ def with_slices(request: Request, job: Job, model: nn.Module, slices: int | None
 
 
 def trials(job: Job, model: nn.Module, cores: int) -> list[Trial]:
-    """What each way takes; the model is left as it is. Raises PlanRefused when the job cannot be measured."""
+    """Seconds of a step with each numerics; the model stays as it is. Raises PlanRefused when it cannot be measured."""
     found = in_child(partial(_try, job, model, cores))
     if not isinstance(found, list):
         raise refusal(error_from(found))
@@ -80,12 +80,12 @@ def trials(job: Job, model: nn.Module, cores: int) -> list[Trial]:
 def _try(job: Job, model: nn.Module, cores: int) -> list[tuple[int | float, ...]]:
     best: dict[tuple[int, int, int], float] = {}
     for way in trial_settings(job.batch_size, cores) * ROUNDS:
-        best[way] = min(step(job, model, *way), best.get(way, float("inf")))
+        best[way] = min(step_time(job, model, *way), best.get(way, float("inf")))
     return [(*way, seconds) for way, seconds in best.items()]
 
 
-def step(job: Job, model: nn.Module, shards: int, workers: int, threads: int) -> float:
-    """Seconds of a step: the median of a probe."""
+def step_time(job: Job, model: nn.Module, shards: int, workers: int, threads: int) -> float:
+    """Median seconds of a step in a probe."""
     numerics = Numerics(
         seed=job.seed, shards=shards, threads=threads, precision=job.precision, sync_batchnorm=job.sync_batchnorm
     )

@@ -1,9 +1,9 @@
-"""Costs and plans for a cluster that is not this machine.
+"""Costs and plans for a cluster other than this machine.
 
     costs     measured here, the cluster's speeds being relative to this machine
               or from FLOPs and bytes, where the cluster says what its hosts do in a second
 
-The numbers stay what they are, shards first of all.
+The numerics stay as they are.
 """
 
 import copy
@@ -17,8 +17,8 @@ from samestep.launch.probe.choose_plan import (
     decide_on,
     numerics_for,
     profile_for,
-    reason_to_leave,
-    settled,
+    why_no_search,
+    with_pick,
 )
 from samestep.launch.probe.profiling import ground_of
 from samestep.launch.request.request import Request
@@ -32,15 +32,17 @@ from samestep.setup.network_measurements import survey
 from samestep.setup.parallelize import prepare
 
 
-def decided_elsewhere(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> tuple[Request, Decision]:
+def pick_plan_for_cluster(
+    request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]
+) -> tuple[Request, Decision]:
     """The request with the plan for its cluster. Raises ClusterRefused or PlanRefused."""
     numerics = numerics_for(request, job, chosen)
     cluster = cluster_of(request)
     cluster = cluster if request.planning.workers is None else cluster.first(request.planning.workers)
-    profile, cluster = costs_elsewhere(request, job, model, None, chosen, cluster)
+    profile, cluster = cluster_costs(request, job, model, None, chosen, cluster)
     most = cluster.workers if request.numerics.slices is not None else min(cluster.workers, numerics.shards)
     counts = (cluster.workers,) if request.planning.workers is not None else doubling(most)
-    return settled(request, decide_on(request, job, chosen, profile, cluster, counts))
+    return with_pick(request, decide_on(request, job, chosen, profile, cluster, counts))
 
 
 def cluster_of(request: Request) -> Cluster:
@@ -52,12 +54,12 @@ def is_from_description(request: Request, cluster: Cluster) -> bool:
     return request.planning.described or (request.planning.profile is None and is_described(cluster))
 
 
-def costs_elsewhere(
+def cluster_costs(
     request: Request, job: Job, model: nn.Module, initial: LazyModel | None, chosen: dict[str, Any], cluster: Cluster
 ) -> tuple[Profile, Cluster]:
-    """The profile, and the cluster with the speeds that belong to it. Raises PlanRefused."""
+    """The profile, and the cluster with speeds relative to it. Raises PlanRefused."""
     asked = request.but(plan_is_asked=True, workers=None)
-    if (why := reason_to_leave(asked, job)) is not None:
+    if (why := why_no_search(asked, job)) is not None:
         raise PlanRefused(f"no plan can be found for a cluster: {why}")
     if not is_from_description(request, cluster):
         measured = profile_for(asked, job, model, chosen)

@@ -1,9 +1,9 @@
-"""A short run of a plan, to see how long its actions take. It trains a copy; nothing of it is kept.
+"""Probe: a short run of a plan that measures how long its actions take. It trains a copy and keeps nothing.
 
     leader ---fork---> prober (this code) ---fork---> workers of the probe: the real executor
-                             <-- what their rings hold, as JSON in memory without a name --
+                             <-- the events of their rings, as JSON in memory without a name --
 
-The workers are those of an ordinary run, so what is measured is what will happen: kernels, caches,
+The workers are those of an ordinary run, so the measured costs are those of a run: kernels, caches,
 messages, and the other workers beside them.
 """
 
@@ -61,7 +61,7 @@ class ActionTiming:
 
 @dataclass(frozen=True)
 class Probe:
-    """What was seen: per worker, the samples of its steps but the warm ones."""
+    """Result of a probe: the samples of each worker's steps, without the warm ones."""
 
     plan: Plan
     samples: Sequence[Sequence[ActionTiming]]
@@ -72,7 +72,7 @@ class Probe:
 
 
 def probe(job: Job, plan: Plan, model: nn.Module, seconds: float, least_steps: int = 2) -> Probe:
-    """Run `plan` for about so many seconds, at least `least_steps` steps that count.
+    """Run `plan` for about `seconds`, at least `least_steps` steps that count.
 
     Raises what a worker raised: a Refused, or TrainingFailed with its traceback. The model is left as it is.
     """
@@ -94,7 +94,7 @@ def probe(job: Job, plan: Plan, model: nn.Module, seconds: float, least_steps: i
 
 
 def first_error(failures: Sequence[dict[str, Any]]) -> SamestepError:
-    """The cause, not what followed from it."""
+    """The error that is the cause of the others."""
     causes = [one for one in failures if not one["secondary"]]
     return (
         error_from((causes or failures)[0])
@@ -133,10 +133,10 @@ def _work(part: ProbedPart, rank: int, names: Mapping[int, str]) -> Any:
             enough = done >= WARM + part.least_steps and time.perf_counter() - began > part.seconds
             stop = training.step(enough).stop
             step += 1
-        counted = set(counting([at for at in range(step) if at in full]))
+        counted = set(counted_steps([at for at in range(step) if at in full]))
         return [row_of(event) for event in transport.timesheet.ring if event.step in counted]
     except BaseException as error:  # noqa: BLE001 - raised again by whoever asked for the probe
-        return failure_event(error, rank, step) | blame(error, names)
+        return failure_event(error, rank, step) | failing_layer(error, names)
     finally:
         transport.close()
 
@@ -151,13 +151,13 @@ class FullSteps:
         return self.order.batch_rows(step) == self.rows
 
 
-def counting(full: Sequence[int]) -> Sequence[int]:
-    """Of the steps with a whole batch those that count: all but the warm ones, of very short jobs the last one."""
+def counted_steps(full: Sequence[int]) -> Sequence[int]:
+    """Steps that count: those with a whole batch but the warm ones; the last one of a very short job."""
     return full[WARM:] or full[-1:]
 
 
-def blame(error: BaseException, names: Mapping[int, str]) -> dict[str, str]:
-    """Who failed, by the name of the innermost module whose forward was at work; nothing when there was none."""
+def failing_layer(error: BaseException, names: Mapping[int, str]) -> dict[str, str]:
+    """Name of the innermost module in whose forward an error was raised; empty when there was none."""
     found = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if isinstance(module := frame.f_locals.get("self"), nn.Module):

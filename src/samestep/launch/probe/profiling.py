@@ -1,7 +1,7 @@
 """The profile of a job: looked up, else measured in a forked process, which leaves this one as it was.
 
-A profile lies in the user's cache, under a name made of the layers and of what it stands on; or where
-`--profile` says.
+A profile is kept in the user's cache, under a name made of the layers and of what it depends on; or in the file of
+`--profile`.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from samestep.system.device import instruction_set
 def profiled(
     job: Job, model: nn.Module, numerics: Numerics, workers: int, num_slices: int | None, file: str | None, name: str
 ) -> Profile:
-    """workers: that work at once on this machine. num_slices: K, where layers may be sliced.
+    """The profile of a job. workers: that work at once on this machine. num_slices: K, if layers may be sliced.
 
     Raises PlanRefused when the job cannot be measured: something in it raises; or when `file` holds another job's
     profile, or one of another ground.
@@ -48,7 +48,7 @@ def profiled(
 
 
 def refusal(error: BaseException) -> PlanRefused:
-    """Training would fail too: the error says where. Somebody who only plans wants one message."""
+    """One message for an error that training would raise too; it names the place."""
     if isinstance(error, PlanRefused):
         return error
     lines = error.traceback.splitlines() if isinstance(error, WorkerError) else []
@@ -65,18 +65,18 @@ def _profile(
         prepared = prepare(job, copy.deepcopy(model))
         chain = survey(job, prepared, num_slices)
         ground = ground_of(job, prepared, numerics, min(workers, chain.shards))
-        found = kept(ground, chain, file)
+        found = read_kept(ground, chain, file)
         if found is None:
-            measured = measured_as_far_as_can_be(job, chain, numerics, model, workers)
+            measured = measure_in_parts(job, chain, numerics, model, workers)
             found = Profile(ground, *measured, name, profiles.profile_key(ground, chain))
             keep(found, file)
         return found.text()
-    except BaseException as error:  # noqa: BLE001 - whoever only plans gets one message
+    except BaseException as error:  # noqa: BLE001 - a plan without training gets one message
         raise refusal(error) from None
 
 
-def kept(ground: Conditions, chain: Chain, file: str | None) -> Profile | None:
-    """The profile that was made before. Raises PlanRefused for one that cannot be read, or is another's."""
+def read_kept(ground: Conditions, chain: Chain, file: str | None) -> Profile | None:
+    """A profile that was kept before. Raises PlanRefused if it cannot be read or belongs to another job."""
     key = profiles.profile_key(ground, chain)
     found = profiles.read_profile(cache_folder() / f"{key}.json" if file is None else Path(file))
     if found is not None:
@@ -85,7 +85,7 @@ def kept(ground: Conditions, chain: Chain, file: str | None) -> Profile | None:
 
 
 def keep(found: Profile, file: str | None) -> None:
-    """Raises PlanRefused where `file` cannot be written. A cache that cannot be written is none."""
+    """Keep a profile. Raises PlanRefused when `file` cannot be written; a cache that cannot be written is ignored."""
     if file is None:
         with contextlib.suppress(OSError):
             profiles.write_profile(found, cache_folder() / f"{found.of}.json")
@@ -96,10 +96,10 @@ def keep(found: Profile, file: str | None) -> None:
         raise PlanRefused(f"--profile {file} cannot be written: {error}; name another file") from None
 
 
-def measured_as_far_as_can_be(
+def measure_in_parts(
     job: Job, chain: Chain, numerics: Numerics, model: nn.Module, workers: int
 ) -> tuple[Chain, MeasuredCosts]:
-    """What cannot be run in parts is measured as a whole; when that fails too, the failure is the job's own."""
+    """Measure each part, or the whole if parts cannot be run; if that fails too, the failure is the job's own."""
     try:
         return chain, measure(job, chain, numerics, model, workers)
     except SamestepError as error:

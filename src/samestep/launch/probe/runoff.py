@@ -1,4 +1,4 @@
-"""The best two plans run in turns for a moment (`--probe`): what the model leaves out, they have."""
+"""Run-off of the best two plans (`--probe`): they run in turns, so that costs outside the model count too."""
 
 import itertools
 
@@ -9,12 +9,12 @@ from samestep.launch.probe.measure_job import median
 from samestep.launch.probe.probe import Probe, probe
 from samestep.planner.search.decision import Decision
 
-TURNS, SECONDS = 3, 0.8  # of each; a slow plan takes what it takes
+TURNS, SECONDS = 3, 0.8  # of each plan; a slow one takes longer
 LEAST_STEPS = 3
 
 
-def contest(job: Job, model: nn.Module, decision: Decision) -> dict[str, float]:
-    """Median seconds of a step, by name, of the best two candidates. Raises what a worker raised."""
+def run_off(job: Job, model: nn.Module, decision: Decision) -> dict[str, float]:
+    """Median seconds of a step of the best two candidates, by name. Raises what a worker raised."""
     two = decision.ranking[:2]
     if len(two) < 2:
         return {}

@@ -1,6 +1,6 @@
 """`samestep simulate`: the best plan for many numbers of workers of a cluster.
 
-From a description, a model may be larger than this machine's memory: nobody asks for its values.
+With costs from a description, a model may be larger than this machine's memory: its values are not needed.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import nn
 from samestep.errors import JobRefused
 from samestep.job.job import Job
 from samestep.launch.probe.choose_plan import numerics_for
-from samestep.launch.probe.other_cluster import cluster_of, costs_elsewhere, is_from_description
+from samestep.launch.probe.other_cluster import cluster_costs, cluster_of, is_from_description
 from samestep.launch.request.request import Request
 from samestep.launch.request.resolve import job_of
 from samestep.numerics import random_streams
@@ -20,15 +20,15 @@ from samestep.planner.search.scaling_curve import Scaling
 from samestep.planner.search.search import PlanningProblem, SearchSpace
 
 
-def simulated(request: Request, counts: Sequence[int]) -> Scaling:
+def simulate_scaling(request: Request, counts: Sequence[int]) -> Scaling:
     """The best plan for each number of workers. Raises ClusterRefused or PlanRefused."""
     cluster = cluster_of(request).first(max(counts))
     job, chosen = job_of(request)
     numerics = numerics_for(request, job, chosen)
     random_streams.enter(job.seed, "model")
-    initial = unmade(job) if is_from_description(request, cluster) else None
+    initial = lazy_model(job) if is_from_description(request, cluster) else None
     model = job.build_model() if initial is None else initial.model
-    profile, cluster = costs_elsewhere(request, job, model, initial, chosen, cluster)
+    profile, cluster = cluster_costs(request, job, model, initial, chosen, cluster)
     freedom = SearchSpace(
         (),
         may_slice=request.numerics.slices is not None and numerics.policy is None,
@@ -38,8 +38,8 @@ def simulated(request: Request, counts: Sequence[int]) -> Scaling:
     return scaling(PlanningProblem(profile.chain, profile.costs, cluster, numerics), freedom, counts, source)
 
 
-def unmade(job: Job) -> LazyModel | None:
-    """The model without memory, however large it is; None where it exists already or cannot be written down."""
+def lazy_model(job: Job) -> LazyModel | None:
+    """The model without memory, however large; None if it exists already or cannot be recorded."""
     if isinstance(job.model, nn.Module):
         return None
     try:

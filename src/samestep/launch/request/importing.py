@@ -20,7 +20,7 @@ SCRIPT = "__samestep_main__"  # the name under which a script is imported
 
 
 def load_function(source: JobSource) -> Callable[..., Any]:
-    """Raises JobRefused when the file, the module or the function cannot be had."""
+    """Import a source's function. Raises JobRefused when file, module or function cannot be found."""
     if source.file is not None:
         module = _import_file(Path(source.file), script=source.module == "__main__")
         where = source.file
@@ -38,7 +38,7 @@ def load_function(source: JobSource) -> Callable[..., Any]:
 def _import_file(file: Path, *, script: bool) -> types.ModuleType:
     name = SCRIPT if script else file.stem
     if getattr(sys.modules.get(name), "__file__", None) == str(file):
-        del sys.modules[name]  # of an earlier run in this process: this one imports it under its own seed
+        del sys.modules[name]  # from an earlier run in this process: this one imports it under its own seed
     if name in sys.modules:
         raise JobRefused(
             f"{file} has the name of a module that is already loaded ({name}), which it would hide: rename the file"
@@ -114,7 +114,7 @@ def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def typed(function: str, name: str, text: str, kind: Any) -> Any:
-    """A setting's text as its annotation says (or its default's type). Raises JobRefused."""
+    """A setting's text as a value of its annotation (or its default's type). Raises JobRefused."""
     kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     if type(None) in kinds and text.lower() == "none":
         return None
@@ -124,7 +124,7 @@ def typed(function: str, name: str, text: str, kind: Any) -> Any:
             return _as(choice, text)
     if kind in UNTYPED or not choices:
         return text
-    wanted = " or ".join(_spelled(choice) for choice in choices)
+    wanted = " or ".join(_type_text(choice) for choice in choices)
     if not any(choice in PLAIN or typing.get_origin(choice) is typing.Literal for choice in choices):
         raise JobRefused(
             f"{function} takes {name} as {wanted}, which --set cannot spell: let the job function take a "
@@ -137,7 +137,7 @@ def typed(function: str, name: str, text: str, kind: Any) -> Any:
 
 
 PLAIN = (bool, int, float, str, Path)
-UNTYPED = (type, Any, object, inspect.Parameter.empty)  # no annotation and no default, or one that says nothing
+UNTYPED = (type, Any, object, inspect.Parameter.empty)  # no annotation and no default, or an annotation without meaning
 
 
 def _as(kind: Any, text: str) -> Any:
@@ -154,7 +154,7 @@ def _as(kind: Any, text: str) -> Any:
     return spelled[text]
 
 
-def _spelled(kind: Any) -> str:
+def _type_text(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(kind)))
     return str(kind) if typing.get_args(kind) else getattr(kind, "__name__", str(kind))

@@ -2,7 +2,7 @@
 
     digits.py                   digits.samestep.toml:   numerics = "shards=2 threads=1 slices=none"
 
-It stands behind the command line and the job, and before the defaults. Free of torch.
+The command line and the job come before it, the defaults after it. Free of torch.
 """
 
 import tomllib
@@ -12,7 +12,7 @@ from pathlib import Path
 from samestep.errors import PlanRefused
 from samestep.numerics.numerics import parse_line
 
-LOCKED = ("shards", "threads", "slices")  # the numerics that are tuned
+LOCKED = ("shards", "threads", "slices")  # numerics that are tuned
 
 
 def lock_file(job: str | Path) -> Path:
@@ -20,7 +20,7 @@ def lock_file(job: str | Path) -> Path:
 
 
 def read_lock(job: str | Path | None) -> str | None:
-    """The numerics line that is locked for the job in a file; None when none is. Raises PlanRefused."""
+    """Numerics line of the lock file beside a job's file; None without one. Raises PlanRefused."""
     if job is None or not (file := lock_file(job)).is_file():
         return None
     try:
@@ -29,14 +29,14 @@ def read_lock(job: str | Path | None) -> str | None:
         locked(line, str(file))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError) as error:
         raise PlanRefused(
-            f"{file} is no lock file ({type(error).__name__}: {error}): remove it, or write it anew with "
+            f"{file} is no lock file ({type(error).__name__}: {error}): remove it, or write a new one with "
             "`samestep plan --tune-numerics --lock`"
         ) from None
     return str(line)
 
 
 def locked(line: str | None, source: str = "the lock file") -> Mapping[str, object]:
-    """The numerics of a line by name. Raises PlanRefused for others than those that are tuned."""
+    """Locked numerics by name. Raises PlanRefused for others than those that are tuned."""
     fields = {} if line is None else parse_line(line, source)
     if strange := sorted(set(fields) - set(LOCKED)):
         raise PlanRefused(f"{source} locks {', '.join(strange)}; it may lock {', '.join(LOCKED)}")
@@ -44,7 +44,7 @@ def locked(line: str | None, source: str = "the lock file") -> Mapping[str, obje
 
 
 def lock_text(line: str, reasons: str) -> str:
-    """The file's content; reasons: what the choice stands on, for people."""
+    """Content of a lock file. reasons: of the choice, for people."""
     notes = "".join(f"# {text}\n" for text in reasons.splitlines())
     head = "# Numerics tuned by samestep for one machine; other numbers of these give other bits.\n"
     return f'{head}{notes}numerics = "{line}"\n'

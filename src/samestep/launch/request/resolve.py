@@ -1,4 +1,4 @@
-"""From a request to a job and a plan: who says what when several could.
+"""Resolve a request into a job and a plan: the order in which sources count.
 
 Numerics come from the command line, else from the job, else from fixed defaults; never from the
 number of workers. The assignment follows the workers.
@@ -45,11 +45,11 @@ from samestep.plan.plan import (
 from samestep.setup.named_plans import pipeline_stages, resolved, sliced_stage
 from samestep.system.device import instruction_set
 
-OVERRIDES = ("seed", "shards", "precision", "sync_batchnorm", "codec", "sync")  # what a job says, and others may
+OVERRIDES = ("seed", "shards", "precision", "sync_batchnorm", "codec", "sync")  # fields of a job that a request may set
 
 
 def job_of(request: Request, made: Job | None = None) -> tuple[Job, dict[str, Any]]:
-    """The job with what the command line overrides in it, and the numerics that were chosen."""
+    """The job with the overrides of the request, and the numerics that the request fixes."""
     os.chdir(request.source.folder)
     sys.path[:] = list(request.source.path)
     chosen = chosen_numerics(request)
@@ -60,13 +60,13 @@ def job_of(request: Request, made: Job | None = None) -> tuple[Job, dict[str, An
 
 
 def chosen_numerics(request: Request) -> dict[str, Any]:
-    """What the command line and the plan file say about the numerics. Raises PlanRefused on a clash."""
+    """Numerics that the command line and the plan file fix. Raises PlanRefused when they differ."""
     flags: dict[str, Any] = {name: getattr(request.numerics, name) for name in ("seed", "shards", "threads")}
     if request.numerics.codec is not None:
         flags["codec"] = str(parse_codec(request.numerics.codec) or NONE)
     if request.numerics.sync is not None:
         flags["sync"] = str(parse_policy(request.numerics.sync) or EXACT)
-    said: dict[str, tuple[str, object]] = {f: (f"--{f}", v) for f, v in flags.items() if v is not None}
+    values: dict[str, tuple[str, object]] = {f: (f"--{f}", v) for f, v in flags.items() if v is not None}
     sources = []
     if request.numerics.numerics is not None:
         sources.append(("--numerics", parse_line(request.numerics.numerics)))
@@ -75,17 +75,17 @@ def chosen_numerics(request: Request) -> dict[str, Any]:
         sources.append((source, parse_line(parse_fields(request.planning.plan_text, source)["numerics"], source)))
     for source, fields in sources:
         for name, value in fields.items():
-            other, known = said.setdefault(name, (source, value))
+            other, known = values.setdefault(name, (source, value))
             if known != value:
                 raise PlanRefused(f"{other} says {name}={known}, {source} says {name}={value}: leave one of them out")
     for name, least in (("shards", 1), ("threads", 1), ("seed", 0)):
-        if name in said and int(str(said[name][1])) < least:
-            raise PlanRefused(f"{said[name][0]} says {name}={said[name][1]}; it must be at least {least}")
-    return {name: value for name, (_, value) in said.items()}
+        if name in values and int(str(values[name][1])) < least:
+            raise PlanRefused(f"{values[name][0]} says {name}={values[name][1]}; it must be at least {least}")
+    return {name: value for name, (_, value) in values.items()}
 
 
 def with_numerics(job: Job, chosen: dict[str, Any], request: Request) -> Job:
-    """The job with what the command line overrides in it."""
+    """The job with the overrides of the request."""
     overrides = {n: v for n, v in chosen.items() if n in OVERRIDES}
     overrides |= {n: v for n in ("steps", "epochs") if (v := getattr(request.training, n)) is not None}
     if len({"steps", "epochs"} & set(overrides)) == 1:  # a length given on the command line stands alone
@@ -105,12 +105,12 @@ def with_numerics(job: Job, chosen: dict[str, Any], request: Request) -> Job:
 
 
 def threads_of(chosen: dict[str, Any], request: Request) -> int:
-    """The command line's, else the lock file's, else 1."""
+    """Threads per worker: the command line's, else the lock file's, else 1."""
     return int(chosen.get("threads") or str(locked(request.source.locked).get("threads", 1)))
 
 
 def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str, model: nn.Module) -> Plan:
-    """Raises PlanRefused when workers, assignment and shards do not fit one another."""
+    """The plan of a request. Raises PlanRefused when workers, assignment and shards do not fit one another."""
     assert job.shards is not None
     fields = (
         None
@@ -177,7 +177,7 @@ def _stages(
 
 
 def _assignment(request: Request, shards: int, fields: dict[str, Any] | None, unit: int = 1) -> tuple[int, ...]:
-    """unit: consecutive shards that one worker must compute together."""
+    """Shards per worker. unit: consecutive shards that one worker must compute together."""
     asked, assign = request.planning, request.planning.assign
     if assign is None and fields is not None and asked.workers is None:
         assign = tuple(fields["assign"])
@@ -206,7 +206,7 @@ def _assignment(request: Request, shards: int, fields: dict[str, Any] | None, un
 
 
 def hosts_of(request: Request, workers: int) -> tuple[int, ...]:
-    """The host of every worker, as a launcher or --hosts says. Raises PlanRefused when they are not as many."""
+    """Host of each worker, from --hosts or a cluster. Raises PlanRefused when their numbers differ."""
     if request.planning.hosts is None and request.planning.cluster is not None:
         return Cluster.parse(request.planning.cluster, "--cluster").first(workers).hosts_of_workers()
     counts = (workers,) if request.planning.hosts is None else request.planning.hosts

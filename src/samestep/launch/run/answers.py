@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from samestep.launch.probe.choose_plan import decision_on, profile_for
-from samestep.launch.probe.numerics_trials import tuned
-from samestep.launch.probe.simulate_scaling import simulated
+from samestep.launch.probe.numerics_trials import tune
+from samestep.launch.probe.simulate_scaling import simulate_scaling
 from samestep.launch.request.request import Mode, Request
 from samestep.launch.request.resolve import job_of
 from samestep.launch.run.build import build
@@ -50,7 +50,7 @@ ANSWERS: Mapping[Mode, Callable[[Request, EventSender], Any]] = {
     Mode.OUTLINE: plan_outline,
     Mode.PROFILE: job_profile,
     Mode.CANDIDATES: candidates,
-    Mode.TUNE: lambda request, send: asdict(tuned(request)),
+    Mode.TUNE: lambda request, send: asdict(tune(request)),
     Mode.PLAIN: lambda request, send: asdict(record_plain(request)),
-    Mode.SCALING: lambda request, send: simulated(request, request.counts).as_json(),
+    Mode.SCALING: lambda request, send: simulate_scaling(request, request.counts).as_json(),
 }

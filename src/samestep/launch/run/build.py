@@ -11,8 +11,8 @@ from torch import nn
 from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
-from samestep.launch.probe.choose_plan import decided
-from samestep.launch.probe.other_cluster import decided_elsewhere
+from samestep.launch.probe.choose_plan import pick_plan
+from samestep.launch.probe.other_cluster import pick_plan_for_cluster
 from samestep.launch.request.request import Request
 from samestep.launch.request.resolve import (
     chosen_numerics,
@@ -63,8 +63,8 @@ def build(
     model = job.build_model() if initial is None else initial.model
     asked = request
     if request.planning.plan == "auto" and request.planning.plan_text is None:
-        decide = decided if request.planning.cluster is None else decided_elsewhere
-        request, decision = decide(request, job, model, chosen)
+        choose = pick_plan if request.planning.cluster is None else pick_plan_for_cluster
+        request, decision = choose(request, job, model, chosen)
         chosen = chosen_numerics(request)
     pristine = copy.deepcopy(model) if request.planning.transport == "threads" else None
     prepared = prepare(job, model, initial)

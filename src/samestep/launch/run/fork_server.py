@@ -19,7 +19,7 @@ from samestep.system import wire
 from samestep.system.processes import die_with_parent, leave
 
 
-def serve(end: socket.socket) -> None:
+def serve_runs(end: socket.socket) -> None:
     """Fork a leader for every run socket that arrives, until the command closes its end."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # leaders are reaped by the kernel
     while True:
@@ -36,4 +36,4 @@ def serve(end: socket.socket) -> None:
 def main() -> None:
     """With the arguments: folder of the package, number of the socket, process id of the command."""
     die_with_parent(int(sys.argv[3]))
-    serve(socket.socket(fileno=int(sys.argv[2])))
+    serve_runs(socket.socket(fileno=int(sys.argv[2])))

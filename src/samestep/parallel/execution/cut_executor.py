@@ -14,7 +14,6 @@ from samestep.numerics import random_streams
 from samestep.numerics.reduction_tree import local_plan
 from samestep.parallel.execution.executor import Executor, StepState
 from samestep.parallel.execution.network import Network
-from samestep.parallel.execution.step_work import worker_schedule
 from samestep.schedule import actions
 
 
@@ -106,4 +105,4 @@ class CutExecutor(Executor):
 
     def _schedule(self, num_shards: int, number: int) -> actions.Schedule:
         clips, sliced = self.clip_grad_norm is not None, self.network.structure.sliced
-        return worker_schedule(self.plan, self.transport.rank, num_shards, clip=clips, sliced=sliced)
+        return self.plan.schedule(self.plan.grid(num_shards, sliced), self.transport.rank, clip=clips)

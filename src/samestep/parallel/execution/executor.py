@@ -22,7 +22,7 @@ from samestep.parallel.execution.agreement import WorkerRecord
 from samestep.parallel.execution.buffers import Buffers
 from samestep.parallel.execution.lockstep import LockstepRunner
 from samestep.parallel.execution.owned_state import OwnedState, WorkerState
-from samestep.parallel.execution.step_work import StepWork, step_work, worker_schedule
+from samestep.parallel.execution.step_work import StepWork, step_work
 from samestep.parallel.execution.unchanged import Unchanged
 from samestep.parallel.gradients.clipping import clip
 from samestep.parallel.gradients.compressed_edges import CompressedEdges
@@ -229,7 +229,8 @@ class Executor:
 
     def _schedule(self, num_shards: int, number: int) -> actions.Schedule:
         clips, filling = self.clip_grad_norm is not None, self.is_filling(number)
-        return worker_schedule(self.plan, self.transport.rank, num_shards, clip=clips, filling=filling)
+        grid = self.plan.grid(num_shards, [(False,)])
+        return self.plan.schedule(grid, self.transport.rank, clip=clips, filling=filling)
 
     def _work(self, state: StepState) -> StepWork:
         work = self.work.get(len(state.rows))

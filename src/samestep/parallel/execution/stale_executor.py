@@ -19,7 +19,6 @@ from torch import Tensor
 
 from samestep.parallel.execution.executor import Executor, StepState
 from samestep.parallel.execution.owned_state import OwnedState, StatePiece, StoredPiece, fill
-from samestep.parallel.execution.step_work import worker_schedule
 from samestep.parallel.gradients.layout import Piece, storage_order
 from samestep.parallel.gradients.reduction import TreeReduction
 from samestep.schedule import actions
@@ -62,7 +61,8 @@ class StaleExecutor(Executor):
     def _schedule(self, num_shards: int, number: int) -> actions.Schedule:
         clips, filling = self.clip_grad_norm is not None, self.is_filling(number)
         rank = self.transport.rank
-        return worker_schedule(self.plan, rank, num_shards, clip=clips, stale=self.stale, filling=filling)
+        grid = self.plan.grid(num_shards, [(False,)])
+        return self.plan.schedule(grid, rank, clip=clips, stale=self.stale, filling=filling)
 
     def load(self, action: actions.Load, state: StepState) -> None:
         here, self.now = set_of(state.number, self.stale), None

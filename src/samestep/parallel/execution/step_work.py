@@ -7,9 +7,6 @@ from samestep.numerics.reduction_tree import Fold, local_plan
 from samestep.parallel.gradients.compressed_edges import CompressedEdges, CompressedFold
 from samestep.parallel.gradients.ownership import Ownership
 from samestep.plan.plan import Plan
-from samestep.schedule.actions import Schedule
-from samestep.schedule.orders.written import written_order
-from samestep.schedule.passes import schedule_of
 
 
 @dataclass(frozen=True)
@@ -35,27 +32,3 @@ def step_work(
         folds.append({shard: (fold, crossing) for shard, fold in zip(own, fold_plan.folds, strict=True)})
     units = [one.units_of(rank, num_sets if one.is_slice else num_shards) for one in ownership]
     return StepWork(list(plan.touched(rank, num_shards)), num_sets, units, folds)
-
-
-def worker_schedule(
-    plan: Plan,
-    rank: int,
-    num_shards: int,
-    *,
-    clip: bool,
-    sliced: Sequence[tuple[bool, ...]] = ((False,),),
-    stale: int = 0,
-    filling: bool = False,
-) -> Schedule:
-    """The actions of worker `rank`. sliced: per stage, which segments are; see `schedule_of` for the others."""
-    grid = plan.grid(num_shards, sliced)
-    return schedule_of(
-        grid,
-        plan.order if isinstance(plan.order, str) else written_order(plan.order, grid, plan.numerics.shards),
-        rank,
-        depth=plan.depth,
-        clip=clip,
-        lockstep=plan.numerics.sync_batchnorm,
-        stale=stale,
-        filling=filling,
-    )

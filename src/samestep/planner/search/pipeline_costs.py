@@ -131,11 +131,6 @@ def sums(values: Sequence[float] | Floats) -> Floats:
     return found
 
 
-def free_replication(parameter_bytes: Floats, workers: range) -> Floats:
-    """Replication that costs nothing."""
-    return np.zeros_like(parameter_bytes)
-
-
 def ring_all_reduce(bandwidth: float, latency: float = 0.0) -> Replication:
     """A ring all-reduce over n workers: 2(n-1) latencies and 2(n-1)/n of the bytes over the bandwidth."""
 
