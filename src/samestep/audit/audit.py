@@ -1,11 +1,10 @@
-"""One worker's audits: every K steps, workers hold against each other what must be equal; in between, memory at rest
-is watched.
+"""One worker's audits: every K steps, workers compare what must be equal; in between, memory at rest is watched.
 
     every K steps    fingerprints of all replicas, of settings, of what was done with others    (all workers meet)
     every step       memory at rest, or in as many steps as take `SHARE` of the time            (each for itself)
 
 A difference between replicas may be gone after a few steps, and what it has done to the sums stays: a flipped bit in
-a momentum decays, statistics are averaged. Hence the watch. Who is to blame for a difference: blame.py.
+a momentum decays, statistics are averaged. Hence the watch. Who caused a difference: blame.py.
 """
 
 import json
@@ -37,7 +36,7 @@ from samestep.setup.laid_out_model import LaidOutModel
 from samestep.state import snapshot
 
 TOGETHER = "the actions done together"
-TOLD_KINDS = frozenset(
+SHARED_KINDS = frozenset(
     {
         actions.Send,
         actions.SendGradient,
@@ -84,8 +83,8 @@ class Audit(Attendant):
         self._done: list[actions.Action] = []
         self._deeds: dict[str, int] = {}  # checksums of what was done before, since the last audit
         self.pace = WatchPace(every)
-        can_be_made_anew = job.data is not None and not isinstance(job.model, nn.Module)
-        self.replay = Replay(job, executor.plan) if can_be_made_anew else None
+        can_be_rebuilt = job.data is not None and not isinstance(job.model, nn.Module)
+        self.replay = Replay(job, executor.plan) if can_be_rebuilt else None
         self._kept_for, self._stepped_at = 0.0, 0.0  # seconds; a time
         self._agree_at = step + FIRST
         self._good = dict(steady_fingerprints(executor))  # fingerprints of the last good audit
@@ -101,7 +100,7 @@ class Audit(Attendant):
             self.before_state_is_read()
         elif kind is actions.Publish and self._is_one_host:
             self._keep(self._step + 1)  # before others may go on
-        if kind in TOLD_KINDS:  # what a worker does by itself is not held against others
+        if kind in SHARED_KINDS:  # what a worker does by itself need not be equal
             self._done.append(action)
             if len(self._done) > MOST:
                 self._fold()
@@ -150,7 +149,7 @@ class Audit(Attendant):
             )
 
     def _whose(self, found: Change) -> str:
-        """Who can have written there: a host's workers share one copy of the parameters."""
+        """The workers that can have written there: a host's workers share one copy of the parameters."""
         rank, hosts = self.executor.transport.rank, self.executor.transport.hosts
         near = [r for r, host in enumerate(hosts) if host == hosts[rank]]
         if found.name.startswith("parameter ") and len(near) > 1:
@@ -202,7 +201,7 @@ class Audit(Attendant):
         self.count += 1
 
     def _record(self) -> Iterator[tuple[str, int]]:
-        """What may be the cause of other differences comes first: a wrong momentum makes wrong parameters."""
+        """Fingerprints by name. Possible causes come before their effects: a wrong momentum makes wrong parameters."""
         yield SETTINGS, key_of(json.dumps(snapshot.values(self.executor, self._step), sort_keys=True))
         self._fold()
         yield from self._deeds.items()
@@ -222,7 +221,7 @@ class Audit(Attendant):
                 )
 
     def _fold(self) -> None:
-        """What this worker did with others since the last audit: with all, and with each."""
+        """Sum up the actions that this worker did with others since the last audit: with all, and with each."""
         rank = self.executor.transport.rank
         for action in self._done:
             match action:

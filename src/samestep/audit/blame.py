@@ -1,11 +1,11 @@
-"""Who is to blame for a difference between copies: workers tell what they hold and what they know to be right.
+"""Who is to blame for a difference between copies: workers exchange what they hold and what they know to be right.
 
-    settings             from the job's own optimizer and schedule, stepped anew
+    settings             from the job's own optimizer and schedule, stepped again from the start
     what nothing trains  as it was at the last good audit
     anything             the majority
     else                 a worker of each side does the steps again (replay.py), and the further copy is wrong
 
-All workers hear the same and come to the same sentence.
+All workers receive the same records and come to the same sentence.
 """
 
 import json
@@ -41,7 +41,7 @@ LONGEST = 60.0  # seconds that doing steps again may take; others wait for it
 
 @dataclass(frozen=True)
 class Blame:
-    """One worker's part in it. All workers must begin theirs together.
+    """One worker's part in finding the culprit. All workers must begin theirs together.
 
     good: fingerprints of the last good audit, which was after step `last_good`. replay: None where nobody can do the
     steps again. step_seconds: what a step of all workers takes.
@@ -58,13 +58,13 @@ class Blame:
 
     def outcome(self, own: Mapping[str, int], bad: Collection[int]) -> Disagreement:
         """own: this worker's record. bad: the keys on which workers differ."""
-        told: list[tuple[str, Any, Any]] = []  # name, value, and what this worker thinks is right
+        records: list[tuple[str, Any, Any]] = []  # name, value, and what this worker thinks is right
         for name in (name for name in own if key_of(name) in bad):
             value: Any = self._settings() if name == SETTINGS else own[name]
-            told.append((name, value, self._right(name)))
+            records.append((name, value, self._right(name)))
         held: dict[str, dict[int, Any]] = {}
         opinions: dict[str, list[Any]] = {}
-        for rank, text in enumerate(self.executor.transport.exchange(json.dumps(told).encode())):
+        for rank, text in enumerate(self.executor.transport.exchange(json.dumps(records).encode())):
             for name, value, opinion in json.loads(text):
                 held.setdefault(name, {})[rank] = value
                 opinions.setdefault(name, []).append(opinion)
@@ -80,14 +80,14 @@ class Blame:
         all of them can."""
         transport, judges = self.executor.transport, [side[0] for side in first.sides]
         own = self._done_again(first.name) if transport.rank in judges else None
-        heard = [json.loads(record) for record in transport.exchange(json.dumps(own).encode())]
-        told = {judge: heard[judge] for judge in judges}
-        if None in told.values():
+        answers = [json.loads(record) for record in transport.exchange(json.dumps(own).encode())]
+        found_by = {judge: answers[judge] for judge in judges}
+        if None in found_by.values():
             return None
-        return Again(told[judges[0]][0], {judge: off for judge, (_, off) in told.items()})
+        return Again(found_by[judges[0]][0], {judge: off for judge, (_, off) in found_by.items()})
 
     def _done_again(self, name: str) -> tuple[str, float] | None:
-        """From where the steps were done again, and how far this worker's copy is from what it should be."""
+        """The state from which the steps were done again, and the distance of this worker's copy from the result."""
         if self.replay is None:
             return None
         base, transport = self.replay.base(self.last_good), self.executor.transport
@@ -106,13 +106,13 @@ class Blame:
         return snapshot.values(self.executor, self.step)
 
     def _right(self, name: str) -> Any:
-        """What this worker knows to be right, whatever it holds; None where it does not know."""
+        """The value that this worker knows to be right, whatever it holds; None where it does not know."""
         if name == SETTINGS:
-            return self._settings_anew()
+            return self._settings_recomputed()
         return self.good.get(name) if name.startswith("frozen") else None
 
-    def _settings_anew(self) -> Any:
-        """The settings, from the job's own optimizer and schedule stepped anew; None where that cannot be."""
+    def _settings_recomputed(self) -> Any:
+        """The settings, from the job's own optimizer and schedule stepped again; None where that cannot be done."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -137,13 +137,13 @@ class Blame:
 
 
 def agreed(opinions: Sequence[Any]) -> Any:
-    """What those say who have an opinion, if they say the same."""
+    """The common value of all opinions that are not None; None if they differ."""
     texts = {json.dumps(opinion, sort_keys=True) for opinion in opinions if opinion is not None}
     return json.loads(texts.pop()) if len(texts) == 1 else None
 
 
 def found(name: str, values: dict[int, Any], right: Any) -> ReplicaDifference:
-    """The difference in a name. Structured values say where."""
+    """The difference in a name; in structured values, with its path."""
     texts = {rank: json.dumps(value, sort_keys=True) for rank, value in values.items()}
     correct = None if right is None else json.dumps(right, sort_keys=True)
     result = difference(name, texts, correct if correct in texts.values() else None)

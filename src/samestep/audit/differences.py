@@ -1,4 +1,4 @@
-"""What workers say of their state, held side by side; and who is to blame for a difference.
+"""Records of all workers' state, compared; and who is to blame for a difference.
 
 A record has the fingerprint of everything that its worker answers for, by the key of its name. Whoever holds the same
 name must have the same fingerprint.
@@ -55,7 +55,7 @@ def difference(name: str, values: Mapping[int, Any], right: Any = None) -> Repli
 
 @dataclass(frozen=True)
 class Again:
-    """What one worker has found that did the steps again. since: where it began.
+    """Result of doing the steps again. since: the state from which that began.
 
     distances: how far copies are from that, of a worker of each side. A copy that was right at first may be off as
     well: what a wrong one has done to the sums of gradients is in all of them.
@@ -66,7 +66,7 @@ class Again:
 
 
 def nearest(found: ReplicaDifference, distances: Mapping[int, float]) -> ReplicaDifference:
-    """Of sides that are equally large, the one that is nearest to what should be is right, the others are wrong.
+    """Decide between sides that are equally large: the one nearest to what should be is right, the others are wrong.
 
     distances: of each side's first worker.
     """
@@ -102,7 +102,7 @@ def text_of(
 
 
 def first_difference(a: Any, b: Any, path: str = "") -> str | None:
-    """Where two plain values differ first, as a path; None where they are equal."""
+    """Path of the first difference between two plain values; None where they are equal."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in sorted({*a, *b}, key=str):
             if (found := first_difference(a.get(key), b.get(key), f"{path} {key}".strip())) is not None:

@@ -38,7 +38,7 @@ def joined(found: Tensor) -> int:
 
 
 def fingerprint(tensor: Tensor) -> int:
-    """Of a tensor's elements, row by row, whatever its strides; below 2^64."""
+    """The fingerprint of a tensor's elements, row by row, whatever its strides; below 2^64."""
     return joined(blocks(tensor.detach().contiguous().view(-1)))
 
 
@@ -58,7 +58,7 @@ def _odd(count: int) -> Tensor:
 
 
 def odd(count: int, device: torch.device) -> Tensor:
-    """The first so many factors."""
+    """The first `count` factors."""
     size = 1 << max(10, (count - 1).bit_length())
     return _odd(size)[:count].to(device)
 

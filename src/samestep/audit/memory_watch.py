@@ -1,4 +1,4 @@
-"""Memory at rest: what one worker answers for must not change between an update and the next one.
+"""Memory at rest: the state that one worker owns must not change between an update and the next one.
 
     update t | keep | forward and backward of step t+1 | check | update t+1
 
@@ -104,7 +104,7 @@ class Change:
 
 
 class MemoryWatch:
-    """One worker's. Between `keep` and `check`, nothing may change."""
+    """Watches one worker's memory. Between `keep` and `check`, nothing may change."""
 
     def __init__(self, executor: Executor, parameters: Tensor) -> None:
         """parameters: the memory of this host's copy."""
@@ -131,12 +131,12 @@ class MemoryWatch:
         self._regions, self._kept, self.step = [], [], None
 
     def forget_all(self) -> None:
-        """Tensors may be others now."""
+        """Forget the tensors as well: they may have been replaced."""
         self.forget()
         self._lasting, self._lasting_of = [], []
 
     def check(self) -> Change | None:
-        """What has changed since `keep`, if anything."""
+        """The first change since `keep`, or None."""
         for region, kept in zip(self._regions, self._kept, strict=True):
             found = region.blocks()
             if not torch.equal(found, kept):

@@ -1,4 +1,4 @@
-"""Steps done again by one worker, to tell which of two copies of a state is right.
+"""Steps done again by one worker, to decide which of two copies of a state is right.
 
     the start, or a checkpoint from before the last good audit --steps of the run--> what every copy should be
 
@@ -38,7 +38,7 @@ class Base:
 
 @dataclass
 class Replay:
-    """Of a run of `job`, whose model is made by a function and whose batches are its own.
+    """Repeats steps of a run of `job`, whose model is made by a function and whose batches are its own.
 
     checkpoints: the folder of the run's own, if it has any.
     """

@@ -1,4 +1,4 @@
-"""What workers or hosts have copies of, by the names that audits give it, and its fingerprints."""
+"""State that several workers or hosts have copies of, by the names that audits give it, and its fingerprints."""
 
 import math
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ from samestep.state import snapshot
 
 
 def copies(executor: Executor, watch: MemoryWatch) -> Iterator[tuple[str, Tensor]]:
-    """What hosts or workers have copies of, by the names that audits give it."""
+    """All state that hosts or workers have copies of, by name."""
     for part in (*watch.parameter_parts(), *state_parts(executor)):
         yield from chunks(part)
     yield from steady(executor)
 
 
 def steady(executor: Executor) -> Iterator[tuple[str, Tensor]]:
-    """What every worker has a copy of."""
+    """State that every worker has a copy of, by name."""
     for part in buffer_parts(executor):
         yield part.name, part.flat
     for name, constant in snapshot.constants(executor):
@@ -44,7 +44,7 @@ def steady_fingerprints(executor: Executor) -> Iterator[tuple[str, int]]:
 
 
 def distance(own: Tensor, right: Tensor) -> float:
-    """The sum of what elements are off; infinite where they are not numbers."""
+    """The sum of absolute differences; infinite where elements are not numbers."""
     found = float((own.double() - right.double()).abs().sum())
     return found if math.isfinite(found) else math.inf
 
@@ -57,7 +57,7 @@ def chunks(tensor: WatchedTensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def chunk_fingerprints(tensor: WatchedTensor) -> Iterator[tuple[str, int]]:
-    """Of each of its pieces."""
+    """Fingerprints of the pieces of a tensor, by name."""
     per = CHUNK * tensor.flat.element_size() // (WIDE * WORD)
     for (name, _), found_there in zip(chunks(tensor), torch.split(blocks(tensor.flat), per), strict=True):
         yield name, joined(found_there)

@@ -1,7 +1,7 @@
 """In which steps memory at rest is watched, so that all of it takes a small share of the time.
 
-All workers watch in the same steps: if each chose its own, everybody would wait for each in turn. So they tell one
-another what share of the steps each could afford, and take the smallest.
+All workers watch in the same steps: if each chose its own, everybody would wait for each in turn. So they exchange
+what share of the steps each could afford, and take the smallest.
 
     wish = (share * step * K - audit) / (watch * K)      seconds of a step, of an audit every K steps, of a watch
 """
@@ -30,7 +30,7 @@ class WatchPace:
     audits: deque[float] = field(default_factory=recent)
 
     def wish(self) -> float:
-        """What this worker can afford, from what it has measured."""
+        """The share of steps that this worker can afford to watch, from its measurements."""
         if not self.steps or not self.watches:
             return 1.0
         audit = statistics.median(self.audits) if self.audits else 0.0

@@ -1,4 +1,4 @@
-"""What an action is called in a picture and in a table."""
+"""Names of actions in pictures and tables."""
 
 from samestep.schedule.actions import (
     COMMUNICATION,

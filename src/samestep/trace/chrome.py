@@ -59,7 +59,7 @@ def names_of(traces: Sequence[WorkerTrace]) -> Iterator[Slice]:
 
 
 def slices_of(trace: WorkerTrace, event: Event, origin: float) -> Iterator[Slice]:
-    """What it waited, then what it did; what has no length is left out."""
+    """The spans of an event: waiting, then working; those without length are left out."""
     start, busy, stop = times_of(event, origin)
     name, place = name_of(event.action), {"pid": trace.host, "tid": trace.rank}
     said = {"step": event.step, **fields_of(event.action)}

@@ -1,4 +1,4 @@
-"""Where a worker's time went: seconds per kind over a run, and its last actions one by one.
+"""A worker's use of time: seconds per kind over a run, and its last actions one by one.
 
 Times are seconds of the monotonic clock, which all processes of one host share.
 """

@@ -1,7 +1,7 @@
-"""Where a worker is, for those who look from outside.
+"""The whereabouts of a worker, for those who look from outside.
 
 A worker writes with plain stores into memory that another process sees too, and needs nobody for it: whoever
-looks learns the truth while the worker holds the interpreter's lock, is stopped, or is dead.
+looks sees the truth while the worker holds the interpreter's lock, is stopped, or is dead.
 
     place   the call it is in (step, evaluate, ...), the step, the action and when it was entered
     wait    for whom it waits right now, since when, and how long it has waited in all
@@ -78,7 +78,7 @@ class Whereabouts:
 
     @property
     def tag(self) -> bytes:
-        """What all workers who meet must have in common, such as b"Agree of step 7"; empty between two calls."""
+        """Text that must be equal for all workers who meet, such as b"Agree of step 7"; empty between two calls."""
         if self._kind:
             return b"%s of step %d" % (self._kind.encode(), self._step)
         return b"%s after step %d" % (self._call, self._step) if self._call else b""
@@ -116,7 +116,7 @@ class Whereabouts:
         self._write_wait(peer, verb)
 
     def goes_on(self, seconds: float) -> None:
-        """After so many seconds of waiting."""
+        """Waiting is over, after `seconds`."""
         self._waited += seconds
         self._write_wait(NOBODY, b"")
 
@@ -149,7 +149,7 @@ class Whereabouts:
 
 
 def place_of(memory: Any, rank: int) -> Place:
-    """What worker `rank` wrote last."""
+    """The last place that worker `rank` wrote."""
     found = _read(memory, rank, 0, PLACES, PLACE)
     return replace(Place(*found), call=_plain(found[-2]), action=_plain(found[-1]))
 

@@ -27,7 +27,7 @@ CLASSES: Mapping[str, type] = {class_name(kind): kind for kind in get_args(Actio
 
 @dataclass(frozen=True)
 class WorkerTrace:
-    """What one worker did when, on worker 0's clock.
+    """The actions of one worker with their times, on worker 0's clock.
 
     clock_error: seconds by which its times may be wrong against those of worker 0.
     """
@@ -93,7 +93,7 @@ def action_of(name: str, said: Mapping[str, Any]) -> Action:
 
 
 def message_of(rank: int, event: Event) -> Message:
-    """What a send and its receive, of worker `rank`, have in common."""
+    """The key that a send and its receive, of worker `rank`, have in common."""
     action: Action = event.action
     assert isinstance(action, Send | SendGradient | Receive | ReceiveGradient)
     ends = (rank, action.peer) if isinstance(action, Send | SendGradient) else (action.peer, rank)

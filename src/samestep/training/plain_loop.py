@@ -64,7 +64,7 @@ class Loop:
         return self.job.loss(self.model(batch[0]), batch[1])
 
     def _mean(self, result: Any) -> tuple[Tensor, Tensor]:
-        """What to go backward from, and this worker's part of the batch's loss."""
+        """The objective to go backward from, and this worker's part of the batch's loss."""
         if isinstance(result, tuple | list):  # a sum and its weight
             value, weight = result
             part = value / self._total(torch.as_tensor(float(weight)))

@@ -1,10 +1,10 @@
-"""Workers on several hosts: what a host's workers have to say goes to each other host once.
+"""Workers on several hosts: the records of a host's workers go to each other host once.
 
     host 0: workers 0, 1          host 1: workers 2, 3, 4
     within a host     the host's own transport (shared memory)
     between hosts     links, worker to worker (torch's process group)
 
-    exchange   0, 1 meet | 0 and 2, the first of their hosts, swap what they know | 2 tells 3, 4
+    exchange   0, 1 meet | 0 and 2, the first of their hosts, swap records | 2 passes them to 3, 4
     send       by link; a copy leaves at once, so the sender goes on
     move       within the host as ever, to other hosts by links
 
@@ -147,7 +147,7 @@ class HostsTransport:
             tag, *records = parted(told)
             check_same_place(self.rank, self.timesheet.whereabouts.tag, near[0], tag)
             found |= zip(near, records, strict=True)
-        self._wait(self._copies[posted:])  # a worker that ends after its last exchange must have told the others
+        self._wait(self._copies[posted:])  # a worker that ends after its last exchange must have informed the others
         del self._copies[posted:]
         return found
 
@@ -177,7 +177,7 @@ class HostsTransport:
         return [flat for flat, fits in zip(flats, inside, strict=True) if not fits]
 
     def _take_frames(self, peers: Sequence[int], tag: int) -> list[list[tuple[Tensor, Tensor, bool]]]:
-        """What `_give_frame` gave: each tensor, its bytes, and whether they are here; the others are to be expected."""
+        """Receive frames: each tensor, its bytes, and whether they are here; the others are to be expected."""
         found = []
         for record, frame in self._take_bytes(peers, tag):
             made = [empty_from(text) for text in parted(record)]

@@ -50,7 +50,7 @@ class NcclLinks:
         self._links.close()
 
     def _group(self, tag: int, *, upward: bool) -> Any:
-        """Of a kind of message, towards higher or lower workers. Made when first needed; both ends do."""
+        """The group for a kind of message, towards higher or lower ranks; both ends make it when first needed."""
         kind = (tag if tag < FREE else FREE + (tag - FREE) // KIND), upward
         if kind not in self._groups:
             nccl: Any = dist.ProcessGroupNCCL

@@ -27,7 +27,7 @@ PLACE = struct.Struct("<qI")  # of a moved tensor: its byte in the outbox (-1: b
 
 
 class PacketLine(Protocol):
-    """What tensors need of a worker's packets."""
+    """A worker's packets to others, as tensors need them."""
 
     rank: int
     ranks: Sequence[int]
@@ -62,7 +62,7 @@ class SharedTensors:
         packets.on_tensor = {HEADER: self._announced, PIECE: self._piece_came, TAKEN: self._piece_taken}
 
     def send(self, tensor: Tensor, peer: int) -> None:
-        """What fits into free slots is on its way without the receiver's help; more waits for it."""
+        """Send through free slots without the receiver's help; more than fits waits for it."""
         self._packets.send(peer, HEADER + header(tensor))
         box, flat = self._boxes.mailboxes[self.rank, peer], payload(tensor)
         slots = self._boxes.slots

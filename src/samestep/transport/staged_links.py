@@ -44,7 +44,7 @@ class StagedLinks:
         self._links.give_way()
 
     def close(self) -> None:
-        """What is on its way is still posted."""
+        """Close after posting all copies that are under way."""
         self._carrier.shutdown()
         self._links.close()
 

@@ -93,5 +93,5 @@ class _Stand:
 
 
 def outboxes(pair: tuple[int, int] = (0, 1), sizes: Sequence[int] = SIZES) -> dict[tuple[int, ...], int]:
-    """What a fabric's `groups` must hold for `measure_links`, in bytes."""
+    """Bytes that a fabric's `groups` must hold for `measure_links`."""
     return {pair: max(sizes)}

@@ -73,7 +73,7 @@ class Transport(Protocol):
 
 
 class Fabric(Protocol):
-    """What joins the workers of one run on one host."""
+    """Connects the workers of one run on one host."""
 
     size: int
 

@@ -11,7 +11,7 @@ from samestep.trace.timesheet import Timesheet
 
 @dataclass(frozen=True)
 class StepResult:
-    """What every worker knows after a step.
+    """Result of a step, equal on every worker.
 
     loss: NaN where logical workers go apart and do not meet in this step; `known` has it after they have met.
     """
