@@ -44,4 +44,3 @@ def test_what_is_looked_up_is_what_each_worker_does(grid: Grid) -> None:
             assert set(where.participants(number, shards)) == takers
             for rank in range(6):
                 assert (index in where.sets_at(rank, number)) == (rank in takers)
-                assert where.takes_part(rank, number, shards) == (rank in takers)

@@ -1,6 +1,7 @@
 """`samestep plan`."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +11,9 @@ import click
 
 from samestep.commands.exit_codes import exit_codes
 from samestep.commands.options import JOB, PLANNING, make_request, options
-from samestep.commands.tune_numerics import tune_numerics
 from samestep.errors import PlanRefused, Refused
-from samestep.launch.request.request import plan_text
+from samestep.launch.request.lock_file import lock_file, lock_text
+from samestep.launch.request.request import Request, plan_text
 from samestep.launch.run.launcher import Launcher
 from samestep.plan.cluster import Cluster
 from samestep.plan.plan import parse_fields
@@ -124,3 +125,27 @@ def explained(
 
 def fields_of(found: PlanSummary) -> dict[str, Any]:
     return {name: value for name, value in asdict(found).items() if name not in ("drawing", "svg", "grounds")}
+
+
+def tune_numerics(request: Request, *, lock: bool) -> None:
+    """Print the fastest numerics for this machine and the cost of others; write the lock file if asked to.
+
+    Raises PlanRefused for given numerics that are to be chosen.
+    """
+    given = [f"--{name}" for name in ("shards", "threads", "numerics") if getattr(request.numerics, name) is not None]
+    if given:
+        raise PlanRefused(f"--tune-numerics chooses shards, threads and slices: leave {', '.join(given)} out")
+    with Launcher() as launcher:
+        found = launcher.tuned(request)
+    reasons = f"{found['table']}\nslices: {found['slices']}"
+    print(reasons)
+    print(f"\nchosen: {found['line']}")
+    print(f"with them: {found['plan']}, predicted {found['seconds'] * 1e3:.3g} ms per step")
+    if not lock:
+        print(f'use them: --numerics "{found["line"]}", or keep them: --lock')
+        return
+    if request.source.file is None:
+        raise PlanRefused("--lock writes a file beside the job's file, and this job is in a module: give its file")
+    file = lock_file(request.source.file)
+    file.write_text(lock_text(found["line"], reasons))
+    print(f"written to {file.name}", file=sys.stderr)

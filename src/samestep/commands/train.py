@@ -9,7 +9,6 @@ from samestep.commands.exit_codes import exit_codes, print_json
 from samestep.commands.options import JOB, PLANNING, TRAINING, options
 from samestep.commands.trace import traced_steps, write_trace
 from samestep.commands.training_command import run
-from samestep.job.report import Report
 from samestep.launch.run.progress import summary
 
 
@@ -33,13 +32,9 @@ def train(
     with exit_codes():
         report = run(job, settings, {**given, "trace_steps": traced_steps(trace, trace_steps)}, quiet=quiet)
         if report is not None:
-            _show(report, as_json=as_json, quiet=quiet)
+            if not quiet:
+                print(summary(report), file=sys.stderr)
+            if as_json:
+                print_json(report.as_json())
             if trace is not None:
                 write_trace(report, trace, None if quiet else sys.stderr)
-
-
-def _show(report: Report, *, as_json: bool, quiet: bool) -> None:
-    if not quiet:
-        print(summary(report), file=sys.stderr)
-    if as_json:
-        print_json(report.as_json())

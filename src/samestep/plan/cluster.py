@@ -61,9 +61,10 @@ class Cluster:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ClusterRefused(f"two hosts have the name {twice}: give each one of its own, or one of them a count")
+        known = "hosts: " + ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         for a, b, _ in self.links:
             if a not in self._numbers or b not in self._numbers:
-                raise ClusterRefused(f"the link from {a} to {b} names a host that is not there ({_some(names)})")
+                raise ClusterRefused(f"the link from {a} to {b} names a host that is not there ({known})")
         if len(self._links) < len(self.links):
             raise ClusterRefused("two links go from the same host to the same host: leave one of them out")
         self._check_links()
@@ -98,11 +99,8 @@ class Cluster:
         if not 1 <= n <= self.workers:
             raise ClusterRefused(f"{n} workers of a cluster that has {self.workers}: choose 1 to {self.workers}")
         ends = accumulate(host.workers for host in self.hosts)
-        hosts = tuple(
-            _cut(host, host.workers - max(0, end - n))
-            for host, end in zip(self.hosts, ends, strict=True)
-            if end - host.workers < n
-        )
+        left = ((host, host.workers - max(0, end - n)) for host, end in zip(self.hosts, ends, strict=True))
+        hosts = tuple(replace(host, workers=k, speeds=host.speeds[:k]) for host, k in left if k > 0)
         names = {host.name for host in hosts}
         return replace(self, hosts=hosts, links=tuple(link for link in self.links if {*link[:2]} <= names))
 
@@ -136,14 +134,9 @@ class Cluster:
         """The cluster in a file. Raises ClusterRefused, also when it cannot be read."""
         try:
             return Cluster.parse(Path(file).read_text(), str(file))
-        except OSError as error:
-            raise ClusterRefused(
-                f"--cluster {file} cannot be read ({error.strerror}): `samestep doctor --cluster > FILE` writes one"
-            ) from None
-        except UnicodeDecodeError:
-            raise ClusterRefused(
-                f"--cluster {file} is not text: `samestep doctor --cluster > FILE` writes one"
-            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            why = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else "is not text"
+            raise ClusterRefused(f"--cluster {file} {why}: `samestep doctor --cluster > FILE` writes one") from None
 
     @cached_property
     def _numbers(self) -> Mapping[str, int]:
@@ -195,11 +188,3 @@ def _read_named(table: Any, place: str) -> tuple[str, str, Link]:
         check_names(table, {"from": str, "to": str, **LINK_FIELDS}, {"from", "to", *LINK_FIELDS})
     ends = table["from"], table["to"]
     return *ends, read_link({name: table[name] for name in LINK_FIELDS}, f"{place} ({' to '.join(ends)})")
-
-
-def _some(names: Sequence[str]) -> str:
-    return "hosts: " + ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _cut(host: Host, workers: int) -> Host:
-    return replace(host, workers=workers, speeds=host.speeds[:workers])

@@ -18,8 +18,6 @@ from samestep.schedule.orders.written import stages_split, written_order
 from samestep.schedule.passes import schedule_of
 
 TRANSPORTS = ("processes", "threads")
-
-
 PRESETS = ("auto", "data", "slices", "hybrid", "pipeline")
 ORDERS = ("1f1b", "gpipe", "interleaved", "zero-bubble")
 
@@ -98,10 +96,10 @@ class Plan:
         """A plan with the same numerics, computed by one worker."""
         if not self.stages:
             return replace(self, assign=(self.numerics.shards,))
-        stages = [
-            replace(stage, workers=(0,), assign=(self.numerics.shards,), slices=_joined(stage.slices))
-            for stage in self.stages
-        ]
+        stages = []
+        for stage in self.stages:
+            slices = tuple((layer, (sum(counts),)) for layer, counts in stage.slices)
+            stages.append(replace(stage, workers=(0,), assign=(self.numerics.shards,), slices=slices))
         return Plan.staged(self.numerics, stages, self.transport)
 
     def shards_of(self, rank: int, num_shards: int, stage: int = 0) -> range:
@@ -177,10 +175,6 @@ class Plan:
             return Plan(numerics, tuple(fields["assign"]), fields["transport"])
         options = {name: fields[name] for name in OPTIONS if name in fields}
         return Plan.staged(numerics, parse_stages(fields["stage"]), fields["transport"], **options)
-
-
-def _joined(slices: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((layer, (sum(counts),)) for layer, counts in slices)
 
 
 def _check_stage(number: int, stage: Stage, workers: int) -> None:
@@ -261,16 +255,12 @@ def _check_types(fields: Mapping[str, Any], expected: Mapping[str, type], source
 
 def parse_stages(tables: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
     """The [[stage]] tables of a plan. Layer names may still be patterns."""
-    return tuple(
-        Stage(
-            table.get("first", ""),
-            tuple(table["workers"]),
-            tuple(table["assign"]),
-            tuple((layer, tuple(counts)) for layer, counts in table.get("slices", {}).items()),
-            table.get("recompute", False),
-        )
-        for table in tables
-    )
+    found = []
+    for table in tables:
+        slices = tuple((layer, tuple(counts)) for layer, counts in table.get("slices", {}).items())
+        workers, assign = tuple(table["workers"]), tuple(table["assign"])
+        found.append(Stage(table.get("first", ""), workers, assign, slices, table.get("recompute", False)))
+    return tuple(found)
 
 
 def slices_text(stages: Sequence[Stage]) -> str:

@@ -12,23 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from samestep.errors import PlanRefused
-from samestep.schedule.actions import (
-    Action,
-    Await,
-    Backward,
-    BackwardWeight,
-    Clip,
-    Forward,
-    Lockstep,
-    Post,
-    Recompute,
-    Schedule,
-    Send,
-    SendGradient,
-    SliceBackward,
-    SliceForward,
-    Update,
-)
+from samestep.schedule import actions
+from samestep.schedule.actions import Action, Schedule
 from samestep.schedule.duties import duties, needs
 from samestep.schedule.grid import Grid
 from samestep.schedule.passes import tail
@@ -130,11 +115,11 @@ def refuse_work_after_end(rank: int, schedule: Schedule) -> None:
     if not ends or not late or ends[0] > late[-1]:
         return
     last = action_place(rank, late[-1], schedule[late[-1]])
-    updates = [position for position in ends if isinstance(schedule[position], Update)]
+    updates = [position for position in ends if isinstance(schedule[position], actions.Update)]
     if updates and updates[0] < late[-1]:
         raise PlanRefused(
-            f"{action_place(rank, updates[0], Update())} comes before {last}: a shard's forward and backward must use "
-            "the same weights; move the update behind all of them"
+            f"{action_place(rank, updates[0], actions.Update())} comes before {last}: a shard's forward and backward "
+            "must use the same weights; move the update behind all of them"
         )
     raise PlanRefused(
         f"{action_place(rank, ends[0], schedule[ends[0]])} comes before {last}: gradients are complete "
@@ -150,11 +135,11 @@ def refuse_missing(rank: int, schedule: Schedule, where: Places, owed: Mapping[A
 
 
 def purpose(action: Action) -> str:
-    if isinstance(action, Send | SendGradient):
+    if isinstance(action, actions.Send | actions.SendGradient):
         return f"worker {action.peer} would wait for it"
-    if isinstance(action, Recompute):
+    if isinstance(action, actions.Recompute):
         return "its stage keeps no activations, so the backward has nothing to start from"
-    if isinstance(action, BackwardWeight):
+    if isinstance(action, actions.BackwardWeight):
         return "its backward leaves gradients of weights for later, and the update would lack them"
     if hasattr(action, "peer"):
         return f"worker {action.peer} sends it, and nobody would take it"
@@ -173,8 +158,8 @@ def refuse_unmet_needs(rank: int, schedule: Schedule, where: Places) -> None:
                     f"{action_place(rank, position, action)} comes before {needed}, action {position_of[needed]}, "
                     "which it needs: exchange them"
                 )
-        if isinstance(action, Backward | BackwardWeight | SliceBackward):
-            number = action.shards.start if isinstance(action, SliceBackward) else action.shard
+        if isinstance(action, actions.Backward | actions.BackwardWeight | actions.SliceBackward):
+            number = action.shards.start if isinstance(action, actions.SliceBackward) else action.shard
             before, other = last.get((type(action), action.segment), (-1, action))
             if before > number:
                 raise PlanRefused(
@@ -186,9 +171,9 @@ def refuse_unmet_needs(rank: int, schedule: Schedule, where: Places) -> None:
 
 def expected_end(first: Schedule) -> Schedule:
     """The end of a step that clips, and uses gradients of the age, as worker 0's schedule `first` does."""
-    age = next((action.age for action in first if isinstance(action, Await)), 0)
-    filling = Post() in first and not age
-    return tuple(tail(Clip() in first, age or int(filling), filling=filling))
+    age = next((action.age for action in first if isinstance(action, actions.Await)), 0)
+    filling = actions.Post() in first and not age
+    return tuple(tail(actions.Clip() in first, age or int(filling), filling=filling))
 
 
 def refuse_other_end(rank: int, schedule: Schedule, first: Schedule) -> None:
@@ -196,10 +181,9 @@ def refuse_other_end(rank: int, schedule: Schedule, first: Schedule) -> None:
     end, wanted = tuple(action for action in schedule if isinstance(action, TAIL)), expected_end(first)
     if end == wanted:
         return
-    if Clip() in end and Clip() not in first:
-        raise PlanRefused(
-            f"{action_place(rank, schedule.index(Clip()), Clip())}: worker 0 has none; all clip or nobody"
-        )
+    if actions.Clip() in end and actions.Clip() not in first:
+        place = action_place(rank, schedule.index(actions.Clip()), actions.Clip())
+        raise PlanRefused(f"{place}: worker 0 has none; all clip or nobody")
     raise PlanRefused(
         f"worker {rank} ends with {' '.join(map(str, end)) or 'nothing'}; "
         f"every step ends with {' '.join(map(str, wanted))}, on all workers"
@@ -223,11 +207,11 @@ def deadlock(grid: Grid, schedules: Sequence[Schedule], capacity: int, outcome: 
 
 
 def wait_reason(wait: BlockedWorker, capacity: int) -> str:
-    if isinstance(wait.action, Send | SendGradient):
+    if isinstance(wait.action, actions.Send | actions.SendGradient):
         return f" to take a message ({capacity} untaken)"
     if isinstance(wait.action, MEETINGS):
         return " to join it"
-    if isinstance(wait.action, Await):
+    if isinstance(wait.action, actions.Await):
         return " to post it"
     return " to send it"
 
@@ -256,15 +240,15 @@ def peak_of(where: Places, schedule: Schedule, stages: Sequence[int]) -> Peak:
             continue
         here = where.grid.stages[where.stage_of[segment]]
         redo = here.recompute
-        if isinstance(action, SliceForward | SliceBackward):
-            kept += len(action.shards) if isinstance(action, SliceForward) else -len(action.shards)
-        elif isinstance(action, Forward):
+        if isinstance(action, actions.SliceForward | actions.SliceBackward):
+            kept += len(action.shards) if isinstance(action, actions.SliceForward) else -len(action.shards)
+        elif isinstance(action, actions.Forward):
             kept, inputs = (kept, inputs + 1) if redo else (kept + 1, inputs)
-        elif isinstance(action, Recompute):
+        elif isinstance(action, actions.Recompute):
             kept += 1
-        elif isinstance(action, Backward):
+        elif isinstance(action, actions.Backward):
             kept, inputs = kept - (not here.split), inputs - redo
-        elif isinstance(action, BackwardWeight):
+        elif isinstance(action, actions.BackwardWeight):
             kept -= 1
         most, most_inputs = max(most, kept), max(most_inputs, inputs)
     return Peak(most, most_inputs)
@@ -273,13 +257,13 @@ def peak_of(where: Places, schedule: Schedule, stages: Sequence[int]) -> Peak:
 def single_actions(schedule: Schedule, where: Places) -> Iterator[tuple[int, Action]]:
     """Actions with their positions; a Lockstep is unrolled into forwards and backwards."""
     for position, action in enumerate(schedule):
-        if not isinstance(action, Lockstep):
+        if not isinstance(action, actions.Lockstep):
             yield position, action
             continue
         segments = range(len(where.sliced))
         for shard in action.shards:
-            yield from ((position, Forward(shard, segment)) for segment in segments)
-            yield from ((position, Backward(shard, segment)) for segment in reversed(segments))
+            yield from ((position, actions.Forward(shard, segment)) for segment in segments)
+            yield from ((position, actions.Backward(shard, segment)) for segment in reversed(segments))
 
 
 def action_place(rank: int, position: int, action: Action) -> str:

@@ -14,22 +14,21 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil
 
-from samestep.schedule.actions import (
-    Action,
-    Backward,
-    BackwardWeight,
-    Forward,
-    Lockstep,
-    Recompute,
-    Schedule,
-    SliceBackward,
-    SliceForward,
-)
+from samestep.schedule import actions
+from samestep.schedule.actions import Action, Schedule
 from samestep.schedule.grid import Grid
 from samestep.schedule.places import places
 from samestep.schedule.simulator import Simulation, simulate
 
-COMPUTING = (Forward, Backward, BackwardWeight, Recompute, SliceForward, SliceBackward, Lockstep)
+COMPUTING = (
+    actions.Forward,
+    actions.Backward,
+    actions.BackwardWeight,
+    actions.Recompute,
+    actions.SliceForward,
+    actions.SliceBackward,
+    actions.Lockstep,
+)
 
 UNIT, ROW, LEFT, TOP, GAP = 30, 30, 84, 40, 4  # pixels: a unit of time, a worker, margins, between workers
 
@@ -50,13 +49,13 @@ class Times:
 
     def of(self, action: Action, split: bool = False) -> float:
         """Duration of an action. split: in a stage that splits its backwards."""
-        if isinstance(action, Forward | Recompute | SliceForward):
+        if isinstance(action, actions.Forward | actions.Recompute | actions.SliceForward):
             return self.forward
-        if isinstance(action, Backward | SliceBackward):
-            return self.backward - self.weight if split and isinstance(action, Backward) else self.backward
-        if isinstance(action, BackwardWeight):
+        if isinstance(action, actions.Backward | actions.SliceBackward):
+            return self.backward - self.weight if split and isinstance(action, actions.Backward) else self.backward
+        if isinstance(action, actions.BackwardWeight):
             return self.weight
-        return len(action.shards) * (self.forward + self.backward) if isinstance(action, Lockstep) else 0
+        return len(action.shards) * (self.forward + self.backward) if isinstance(action, actions.Lockstep) else 0
 
 
 @dataclass(frozen=True)
@@ -109,17 +108,17 @@ def simulated_bars(grid: Grid, schedules: Sequence[Schedule], outcome: Simulatio
 
 
 def bar_kind(action: Action) -> str:
-    if isinstance(action, Lockstep):
+    if isinstance(action, actions.Lockstep):
         return "FB"
-    if isinstance(action, Recompute):
+    if isinstance(action, actions.Recompute):
         return "R"
-    if isinstance(action, BackwardWeight):
+    if isinstance(action, actions.BackwardWeight):
         return "W"
-    return "F" if isinstance(action, Forward | SliceForward) else "B"
+    return "F" if isinstance(action, actions.Forward | actions.SliceForward) else "B"
 
 
 def shards_label(action: Action) -> str:
-    if not isinstance(action, SliceForward | SliceBackward | Lockstep):
+    if not isinstance(action, actions.SliceForward | actions.SliceBackward | actions.Lockstep):
         return str(getattr(action, "shard", ""))
     first, last = action.shards[0], action.shards[-1]
     return str(first) if first == last else f"{first}-{last}"
@@ -240,12 +239,9 @@ def legend_entries(num_stages: int) -> Iterator[tuple[str, int, str]]:
 
 def legend_lines(grid: Grid, entries: Sequence[tuple[str, int, str]], per_line: int, top: int) -> Iterator[str]:
     for number, (kind, stage, words) in enumerate(entries):
-        yield from swatch(grid, kind, stage, words, LEFT + 150 * (number % per_line), top + 22 * (number // per_line))
-
-
-def swatch(grid: Grid, kind: str, stage: int, words: str, x: float, y: float) -> Iterator[str]:
-    yield from filled_rect(grid, kind, stage, x, y, 14, 14)
-    yield f'<text x="{x + 20:g}" y="{y + 11:g}" fill="#1a1a1a">{words}</text>'
+        x, y = LEFT + 150 * (number % per_line), top + 22 * (number // per_line)
+        yield from filled_rect(grid, kind, stage, x, y, 14, 14)
+        yield f'<text x="{x + 20:g}" y="{y + 11:g}" fill="#1a1a1a">{words}</text>'
 
 
 def colour(stage: int, num_stages: int, kind: str) -> str:

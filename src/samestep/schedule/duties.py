@@ -11,26 +11,14 @@ Needs are among the actions of one worker; dependencies on other workers come wi
 
 from collections.abc import Iterator
 
-from samestep.schedule.actions import (
-    Action,
-    Backward,
-    BackwardWeight,
-    Forward,
-    Load,
-    Receive,
-    ReceiveGradient,
-    Recompute,
-    Send,
-    SendGradient,
-    SliceBackward,
-    SliceForward,
-)
+from samestep.schedule import actions
+from samestep.schedule.actions import Action
 from samestep.schedule.places import Places
 
 
 def duties(where: Places, rank: int) -> dict[Action, None]:
     """Every action of worker `rank` up to Agree, once each."""
-    found: dict[Action, None] = {Load(): None}
+    found: dict[Action, None] = {actions.Load(): None}
     for stage, here in enumerate(where.grid.stages):
         if rank in here.workers:
             own = where.own(rank, stage, range(where.grid.num_shards))
@@ -43,16 +31,16 @@ def compute_duties(where: Places, stage: int, own: tuple[int, ...]) -> Iterator[
     for segment in where.segments[stage]:
         if where.sliced[segment]:
             for shards in where.sets:
-                yield SliceForward(shards, segment)
-                yield SliceBackward(shards, segment)
+                yield actions.SliceForward(shards, segment)
+                yield actions.SliceBackward(shards, segment)
             continue
         for shard in own:
-            yield Forward(shard, segment)
-            yield Backward(shard, segment)
+            yield actions.Forward(shard, segment)
+            yield actions.Backward(shard, segment)
             if where.grid.stages[stage].recompute:
-                yield Recompute(shard, segment)
+                yield actions.Recompute(shard, segment)
             if where.grid.stages[stage].split:
-                yield BackwardWeight(shard, segment)
+                yield actions.BackwardWeight(shard, segment)
 
 
 def exchange_duties(where: Places, stage: int, own: tuple[int, ...], rank: int) -> Iterator[Action]:
@@ -60,48 +48,48 @@ def exchange_duties(where: Places, stage: int, own: tuple[int, ...], rank: int) 
         before = where.owner[stage - 1][shard] if stage > 0 else rank
         after = where.owner[stage + 1][shard] if stage + 1 < len(where.owner) else rank
         if before != rank:
-            yield Receive(shard, stage - 1, before)
-            yield SendGradient(shard, stage - 1, before)
+            yield actions.Receive(shard, stage - 1, before)
+            yield actions.SendGradient(shard, stage - 1, before)
         if after != rank:
-            yield Send(shard, stage, after)
-            yield ReceiveGradient(shard, stage, after)
+            yield actions.Send(shard, stage, after)
+            yield actions.ReceiveGradient(shard, stage, after)
 
 
 def needs(where: Places, rank: int, action: Action) -> Iterator[Action]:
     """The actions of the same worker that must come before one of its duties."""
-    if isinstance(action, Forward):
+    if isinstance(action, actions.Forward):
         yield input_of(where, rank, action.shard, action.segment)
-    elif isinstance(action, SliceForward):
+    elif isinstance(action, actions.SliceForward):
         for shard in where.own(rank, where.stage_of[action.segment], action.shards):
             yield input_of(where, rank, shard, action.segment)
-    elif isinstance(action, Recompute):
-        yield Forward(action.shard, action.segment)
-    elif isinstance(action, Backward):
+    elif isinstance(action, actions.Recompute):
+        yield actions.Forward(action.shard, action.segment)
+    elif isinstance(action, actions.Backward):
         redo = where.grid.stages[where.stage_of[action.segment]].recompute
-        yield (Recompute if redo else Forward)(action.shard, action.segment)
+        yield (actions.Recompute if redo else actions.Forward)(action.shard, action.segment)
         yield from gradient_of(where, rank, action.shard, action.segment)
-    elif isinstance(action, BackwardWeight):
-        yield Backward(action.shard, action.segment)
-    elif isinstance(action, SliceBackward):
-        yield SliceForward(action.shards, action.segment)
+    elif isinstance(action, actions.BackwardWeight):
+        yield actions.Backward(action.shard, action.segment)
+    elif isinstance(action, actions.SliceBackward):
+        yield actions.SliceForward(action.shards, action.segment)
         for shard in where.own(rank, where.stage_of[action.segment], action.shards):
             yield from gradient_of(where, rank, shard, action.segment)
-    elif isinstance(action, Send):
-        yield Forward(action.shard, where.segments[action.stage][-1])
-    elif isinstance(action, SendGradient):
-        yield Backward(action.shard, where.segments[action.stage + 1][0])
+    elif isinstance(action, actions.Send):
+        yield actions.Forward(action.shard, where.segments[action.stage][-1])
+    elif isinstance(action, actions.SendGradient):
+        yield actions.Backward(action.shard, where.segments[action.stage + 1][0])
 
 
 def input_of(where: Places, rank: int, shard: int, segment: int) -> Action:
     """The action that provides the input of a segment."""
     stage = where.stage_of[segment]
     if segment == 0:
-        return Load()
+        return actions.Load()
     if segment == where.segments[stage][0] and where.owner[stage - 1][shard] != rank:
-        return Receive(shard, stage - 1, where.owner[stage - 1][shard])
+        return actions.Receive(shard, stage - 1, where.owner[stage - 1][shard])
     if where.sliced[segment - 1]:
-        return SliceForward(where.set_of[shard], segment - 1)
-    return Forward(shard, segment - 1)
+        return actions.SliceForward(where.set_of[shard], segment - 1)
+    return actions.Forward(shard, segment - 1)
 
 
 def gradient_of(where: Places, rank: int, shard: int, segment: int) -> Iterator[Action]:
@@ -110,8 +98,8 @@ def gradient_of(where: Places, rank: int, shard: int, segment: int) -> Iterator[
     if segment == len(where.sliced) - 1:
         return
     if segment == where.segments[stage][-1] and where.owner[stage + 1][shard] != rank:
-        yield ReceiveGradient(shard, stage, where.owner[stage + 1][shard])
+        yield actions.ReceiveGradient(shard, stage, where.owner[stage + 1][shard])
     elif where.sliced[segment + 1]:
-        yield SliceBackward(where.set_of[shard], segment + 1)
+        yield actions.SliceBackward(where.set_of[shard], segment + 1)
     else:
-        yield Backward(shard, segment + 1)
+        yield actions.Backward(shard, segment + 1)

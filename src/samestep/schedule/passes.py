@@ -26,30 +26,8 @@ Post comes after the last exchange between hosts in a step: posted bytes occupy 
 from collections.abc import Callable, Iterable, Iterator
 
 from samestep.errors import PlanRefused
-from samestep.schedule.actions import (
-    Action,
-    Agree,
-    Await,
-    Backward,
-    BackwardWeight,
-    Clip,
-    Forward,
-    Load,
-    Lockstep,
-    MergeBuffers,
-    Post,
-    Publish,
-    Receive,
-    ReceiveGradient,
-    Recompute,
-    Reduce,
-    Schedule,
-    Send,
-    SendGradient,
-    SliceBackward,
-    SliceForward,
-    Update,
-)
+from samestep.schedule import actions
+from samestep.schedule.actions import Action, Schedule
 from samestep.schedule.grid import Grid
 from samestep.schedule.orders.pipeline import order_named
 from samestep.schedule.orders.work import Kind, Work, Works
@@ -81,7 +59,7 @@ def schedule_of(
         work = lowered(grid, order_named(order)(grid, rank, depth), rank)
     else:
         work = lowered(grid, order[rank], rank)
-    return (Load(), *work, *tail(clip, stale, filling=filling))
+    return (actions.Load(), *work, *tail(clip, stale, filling=filling))
 
 
 def in_lockstep(grid: Grid, rank: int) -> Iterator[Action]:
@@ -96,27 +74,27 @@ def in_lockstep(grid: Grid, rank: int) -> Iterator[Action]:
         raise PlanRefused("shards that meet in synchronized batch normalization cannot recompute: drop recomputation")
     shards = grid.stages[0].shards_of(rank, grid.num_shards)
     if shards:
-        yield Lockstep(tuple(shards))
+        yield actions.Lockstep(tuple(shards))
 
 
 def tail(clip: bool, stale: int = 0, *, filling: bool = False) -> Iterator[Action]:
     """The end of a step: all workers, together."""
-    yield Agree()
+    yield actions.Agree()
     if stale:
-        yield MergeBuffers()
+        yield actions.MergeBuffers()
         if not filling:
-            yield Await(stale)
-            yield Reduce()
+            yield actions.Await(stale)
+            yield actions.Reduce()
     else:
-        yield Reduce()
-        yield MergeBuffers()
+        yield actions.Reduce()
+        yield actions.MergeBuffers()
     if clip and not filling:
-        yield Clip()
+        yield actions.Clip()
     if stale:
-        yield Post()
+        yield actions.Post()
     if not filling:
-        yield Update()
-    yield Publish()
+        yield actions.Update()
+    yield actions.Publish()
 
 
 def lowered(grid: Grid, works: Iterable[Work], rank: int) -> Iterator[Action]:
@@ -129,38 +107,38 @@ def forward(where: Places, work: Work, rank: int) -> Iterator[Action]:
     stage, shards = work.stage, where.sets[work.set_index]
     own = where.own(rank, stage, shards)
     for shard, peer in shards_of_others(where, own, stage - 1, rank):
-        yield Receive(shard, stage - 1, peer)
+        yield actions.Receive(shard, stage - 1, peer)
     for segment in where.segments[stage]:
         if where.sliced[segment]:
-            yield SliceForward(shards, segment)
+            yield actions.SliceForward(shards, segment)
         else:
-            yield from (Forward(shard, segment) for shard in own)
+            yield from (actions.Forward(shard, segment) for shard in own)
     for shard, peer in shards_of_others(where, own, stage + 1, rank):
-        yield Send(shard, stage, peer)
+        yield actions.Send(shard, stage, peer)
 
 
 def backward(where: Places, work: Work, rank: int) -> Iterator[Action]:
     stage, shards = work.stage, where.sets[work.set_index]
     own = where.own(rank, stage, shards)
     for shard, peer in shards_of_others(where, own, stage + 1, rank):
-        yield ReceiveGradient(shard, stage, peer)
+        yield actions.ReceiveGradient(shard, stage, peer)
     for segment in reversed(where.segments[stage]):
         if where.sliced[segment]:
-            yield SliceBackward(shards, segment)
+            yield actions.SliceBackward(shards, segment)
             continue
         for shard in own:
             if where.grid.stages[stage].recompute:
-                yield Recompute(shard, segment)
-            yield Backward(shard, segment)
+                yield actions.Recompute(shard, segment)
+            yield actions.Backward(shard, segment)
     for shard, peer in shards_of_others(where, own, stage - 1, rank):
-        yield SendGradient(shard, stage - 1, peer)
+        yield actions.SendGradient(shard, stage - 1, peer)
 
 
 def backward_weight(where: Places, work: Work, rank: int) -> Iterator[Action]:
     own = where.own(rank, work.stage, where.sets[work.set_index])
     for segment in reversed(where.segments[work.stage]):
         if not where.sliced[segment]:
-            yield from (BackwardWeight(shard, segment) for shard in own)
+            yield from (actions.BackwardWeight(shard, segment) for shard in own)
 
 
 PASSES: dict[Kind, Callable[[Places, Work, int], Iterator[Action]]] = {

@@ -25,11 +25,6 @@ class Places:
         """Those of `shards` that worker `rank` computes at `stage`."""
         return tuple(shard for shard in shards if self.owner[stage][shard] == rank)
 
-    def takes_part(self, rank: int, stage: int, shards: range) -> bool:
-        """Whether worker `rank` computes shards of this set at `stage`, or slices."""
-        here = self.grid.stages[stage]
-        return bool(self.own(rank, stage, shards)) or (any(here.sliced) and rank in here.workers)
-
     def participants(self, stage: int, shards: range) -> tuple[int, ...]:
         here = self.grid.stages[stage]
         if any(here.sliced):

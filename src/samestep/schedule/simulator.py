@@ -25,29 +25,22 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from samestep.schedule.actions import (
-    Action,
-    Agree,
-    Await,
-    Clip,
-    MergeBuffers,
-    Post,
-    Publish,
-    Receive,
-    ReceiveGradient,
-    Reduce,
-    Schedule,
-    Send,
-    SendGradient,
-    SliceBackward,
-    SliceForward,
-    Update,
-)
+from samestep.schedule import actions
+from samestep.schedule.actions import Action, Schedule
 from samestep.schedule.grid import Grid
 from samestep.schedule.places import places
 
-TAIL = (Agree, Reduce, MergeBuffers, Clip, Update, Publish, Post, Await)
-MEETINGS = (SliceForward, SliceBackward, Agree, Clip, Publish)
+TAIL = (
+    actions.Agree,
+    actions.Reduce,
+    actions.MergeBuffers,
+    actions.Clip,
+    actions.Update,
+    actions.Publish,
+    actions.Post,
+    actions.Await,
+)
+MEETINGS = (actions.SliceForward, actions.SliceBackward, actions.Agree, actions.Clip, actions.Publish)
 
 Name = tuple[type, int, int]  # of a message: activation or gradient, shard, stage
 
@@ -139,15 +132,15 @@ class SimulatedWorkers:
 
     def perform(self, rank: int, action: Action) -> bool:
         """Perform the action, or return False: another worker must act first, and will wake this one."""
-        if isinstance(action, Send | SendGradient):
+        if isinstance(action, actions.Send | actions.SendGradient):
             return self.send(rank, action)
-        if isinstance(action, Receive | ReceiveGradient):
+        if isinstance(action, actions.Receive | actions.ReceiveGradient):
             return self.receive(rank, action)
         if isinstance(action, MEETINGS):
             return self.meet(rank, action)
-        if isinstance(action, Await):
+        if isinstance(action, actions.Await):
             return self.await_posts(rank, action)
-        if isinstance(action, Post):
+        if isinstance(action, actions.Post):
             self.post(rank, action)
             return True
         self.finish(rank, action, self.clock[rank], self.cost(rank, action))
@@ -157,7 +150,7 @@ class SimulatedWorkers:
         self.clock[rank] = start + cost
         self.spans[rank].append(ActionSpan(start, self.clock[rank]))
 
-    def send(self, rank: int, action: Send | SendGradient) -> bool:
+    def send(self, rank: int, action: actions.Send | actions.SendGradient) -> bool:
         channel = self.channels.setdefault((rank, action.peer), {})
         if self.capacity is not None and len(channel) >= self.capacity:
             return False
@@ -169,7 +162,7 @@ class SimulatedWorkers:
         self.awake.append(action.peer)
         return True
 
-    def receive(self, rank: int, action: Receive | ReceiveGradient) -> bool:
+    def receive(self, rank: int, action: actions.Receive | actions.ReceiveGradient) -> bool:
         channel = self.channels.setdefault((action.peer, rank), {})
         arrival = channel.pop(message_name(action), None)
         if arrival is None:
@@ -178,7 +171,7 @@ class SimulatedWorkers:
         self.awake.append(action.peer)
         return True
 
-    def post(self, rank: int, action: Post) -> None:
+    def post(self, rank: int, action: actions.Post) -> None:
         self.finish(rank, action, self.clock[rank], self.cost(rank, action))
         begin = max(self.clock[rank], self.posted(rank))
         self.posts[rank].append(begin + self.transfer(rank, action) + self.latency)
@@ -188,7 +181,7 @@ class SimulatedWorkers:
         """The time when a worker's wire has carried all its posts."""
         return self.posts[rank][-1] - self.latency if self.posts[rank] else 0.0
 
-    def await_posts(self, rank: int, action: Await) -> bool:
+    def await_posts(self, rank: int, action: actions.Await) -> bool:
         if self.late(rank, action):
             return False
         number = self.number_of(rank, action)
@@ -196,11 +189,11 @@ class SimulatedWorkers:
         self.finish(rank, action, max(self.clock[rank], arrival), self.cost(rank, action))
         return True
 
-    def number_of(self, rank: int, action: Await) -> int:
+    def number_of(self, rank: int, action: actions.Await) -> int:
         """The number of the post that a worker awaits of each; below 0: one from before the simulation."""
         return len(self.posts[rank]) - action.age
 
-    def late(self, rank: int, action: Await) -> tuple[int, ...]:
+    def late(self, rank: int, action: actions.Await) -> tuple[int, ...]:
         """The workers that have not posted yet."""
         number = self.number_of(rank, action)
         return tuple(member for member in self.everyone if len(self.posts[member]) <= number)
@@ -213,7 +206,7 @@ class SimulatedWorkers:
             return False
         del self.arrived[action]
         start, cost = max(self.clock[member] for member in group), max(self.cost(member, action) for member in group)
-        if isinstance(action, Agree | Clip):
+        if isinstance(action, actions.Agree | actions.Clip):
             start = max(start, *(self.posted(member) for member in group))
         for member in group:
             self.finish(member, action, start, cost)
@@ -223,14 +216,18 @@ class SimulatedWorkers:
 
     def group_of(self, action: Action) -> tuple[int, ...]:
         """The participants of a meeting."""
-        return self.groups[action.segment] if isinstance(action, SliceForward | SliceBackward) else self.everyone
+        return (
+            self.groups[action.segment]
+            if isinstance(action, actions.SliceForward | actions.SliceBackward)
+            else self.everyone
+        )
 
     def wait_of(self, rank: int) -> BlockedWorker:
         action = self.action_of(rank)
         assert action is not None
-        if isinstance(action, Send | SendGradient | Receive | ReceiveGradient):
+        if isinstance(action, actions.Send | actions.SendGradient | actions.Receive | actions.ReceiveGradient):
             blockers: tuple[int, ...] = (action.peer,)
-        elif isinstance(action, Await):
+        elif isinstance(action, actions.Await):
             blockers = self.late(rank, action)
         else:
             arrived = self.arrived.get(action, [])
@@ -238,6 +235,6 @@ class SimulatedWorkers:
         return BlockedWorker(len(self.spans[rank]), action, blockers)
 
 
-def message_name(action: Send | Receive | SendGradient | ReceiveGradient) -> Name:
-    forward = isinstance(action, Send | Receive)
-    return Send if forward else SendGradient, action.shard, action.stage
+def message_name(action: actions.Send | actions.Receive | actions.SendGradient | actions.ReceiveGradient) -> Name:
+    forward = isinstance(action, actions.Send | actions.Receive)
+    return actions.Send if forward else actions.SendGradient, action.shard, action.stage

@@ -34,11 +34,9 @@ from samestep.transport.shared_fabric import SharedFabric
 BUDGET = 10.0  # seconds for all probes together; slow steps may take longer
 SIZES = (4096, 1 << 18, 1 << 20)  # bytes of the tensors that are passed
 ROUNDS = 30
-BETWEEN_HOSTS = (
-    0.6e-3,
-    1.5e-3,
-)  # seconds of sending and of getting a message between hosts whose cores all compute: gloo's thread
-# takes turns with them. Measured with the MLP's pipeline (docs/lab-log.md, 2026-11-27)
+BETWEEN_HOSTS = 0.6e-3, 1.5e-3
+"""Seconds of sending and of getting a message between hosts whose cores all compute: gloo's thread takes turns with
+them. Measured with the MLP's pipeline (docs/lab-log.md, 2026-11-27)."""
 PASSES = ("Forward", "Backward", "Send", "Receive", "SendGradient", "ReceiveGradient")  # of shards through a pipeline
 
 
@@ -158,12 +156,8 @@ def dense_costs(found: Probe, segment: int, shares: Sequence[int], nbytes: int) 
     Shards in lockstep go forward and backward in one action, adding as they go: all of it counts as backward.
     """
     if found.plan.numerics.sync_batchnorm:
-        each = [
-            s.busy / share
-            for rows, share in zip(found.samples, shares, strict=True)
-            for s in rows
-            if s.action == "Lockstep"
-        ]
+        own = zip(found.samples, shares, strict=True)
+        each = [s.busy / share for rows, share in own for s in rows if s.action == "Lockstep"]
         return Pair(0.0, median(each)), 0.0
     adds: dict[int, int] = {}  # by shard
     at = 0

@@ -59,9 +59,8 @@ def tune(request: Request) -> Tuned:
 
 def with_slices(request: Request, job: Job, model: nn.Module, slices: int | None) -> Decision:
     request = request.but(slices=slices)
-    return decision_on(
-        request, dataclasses.replace(job, shards=request.numerics.shards), model, chosen_numerics(request)
-    )
+    job = dataclasses.replace(job, shards=request.numerics.shards)
+    return decision_on(request, job, model, chosen_numerics(request))
 
 
 def trials(job: Job, model: nn.Module, cores: int) -> list[Trial]:

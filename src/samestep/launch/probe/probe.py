@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from samestep.errors import SamestepError, TrainingFailed
+from samestep.errors import TrainingFailed
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
 from samestep.launch.failure import error_from, failure_event
@@ -83,19 +83,11 @@ def probe(job: Job, plan: Plan, model: nn.Module, seconds: float, least_steps: i
     found = wait()
     gc.unfreeze()
     failures = [one for one in found if isinstance(one, dict)]
-    if failures or None in found:
-        raise first_error(failures)
+    if failures:  # the cause of the others first
+        raise error_from(next((one for one in failures if not one["secondary"]), failures[0]))
+    if None in found:
+        raise TrainingFailed("a worker ended while its plan was measured")
     return Probe(plan, [[ActionTiming(*row) for row in rows] for rows in found])
-
-
-def first_error(failures: Sequence[dict[str, Any]]) -> SamestepError:
-    """The error that is the cause of the others."""
-    causes = [one for one in failures if not one["secondary"]]
-    return (
-        error_from((causes or failures)[0])
-        if failures
-        else TrainingFailed("a worker ended while its plan was measured")
-    )
 
 
 @dataclass(frozen=True)

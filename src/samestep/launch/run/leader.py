@@ -114,7 +114,6 @@ class WatchedProcess:
 
     rank: int | None
     pid: int
-    pidfd: int
 
 
 def watch_workers(pids: list[int], run: WorkerRun, events: socket.socket) -> None:
@@ -124,18 +123,17 @@ def watch_workers(pids: list[int], run: WorkerRun, events: socket.socket) -> Non
     be seen later.
     """
     threads = run.plan.transport == "threads"
-    alive = {
-        (fd := os.pidfd_open(pid)): WatchedProcess(None if threads else rank, pid, fd) for rank, pid in enumerate(pids)
-    }
+    alive = {os.pidfd_open(pid): WatchedProcess(None if threads else rank, pid) for rank, pid in enumerate(pids)}
     stalls = stall_watch(run, pids)
     listening = True
     killed = False
     while alive:
         patience = None if stalls is None or killed else stalls.due_in()
         ready, _, _ = select.select([*alive, *([events.fileno()] if listening else [])], [], [], patience)
-        for worker in [alive.pop(fd) for fd in ready if fd in alive]:
+        for pidfd in [fd for fd in ready if fd in alive]:
+            worker = alive.pop(pidfd)
             _, status = os.waitpid(worker.pid, 0)
-            os.close(worker.pidfd)
+            os.close(pidfd)
             if stalls is not None and worker.rank is not None:
                 stalls.forget(worker.rank)
             if not killed:
@@ -145,7 +143,8 @@ def watch_workers(pids: list[int], run: WorkerRun, events: socket.socket) -> Non
             command, _ = wire.receive(events)
             listening = command is not None
             if command is not None and command["command"] == "stop":
-                _send_all(alive, signal.SIGTERM)
+                for worker in alive.values():
+                    os.kill(worker.pid, signal.SIGTERM)
             else:
                 killed = True
         if stalls is not None and not killed and not stalls.due_in():
@@ -154,8 +153,8 @@ def watch_workers(pids: list[int], run: WorkerRun, events: socket.socket) -> Non
             except (OSError, ValueError, IndexError) as error:  # from reading /proc: no reason to end a run
                 run.report("warning", text=f"stalls are not watched any more: {type(error).__name__}: {error}")
                 stalls = None
-        if killed:
-            _send_all(alive, signal.SIGKILL)
+        for worker in alive.values() if killed else ():
+            os.kill(worker.pid, signal.SIGKILL)
     remove_unfinished(run.request.training.checkpoint, run.request.training.save, run.request.run)
 
 
@@ -184,8 +183,3 @@ def _report_end(worker: WatchedProcess, status: int, run: WorkerRun, stalls: Sta
     if code == -signal.SIGKILL and worker.rank is not None and stalls is not None:
         memory = stalls.ran_out_of_memory(worker.rank)
     run.report("gone", rank=worker.rank, code=code, step=step, memory=memory)
-
-
-def _send_all(alive: dict[int, WatchedProcess], number: signal.Signals) -> None:
-    for worker in alive.values():
-        os.kill(worker.pid, number)

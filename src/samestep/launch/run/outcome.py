@@ -5,7 +5,7 @@ is the cause; errors of workers that merely lost a peer are left out.
 """
 
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from samestep.errors import Interrupted, SamestepError, TrainingFailed
 from samestep.job.report import Report, WorkerTime
@@ -47,14 +47,7 @@ class Outcome:
             case "dealt":
                 self.deals.append((event["step"], tuple(event["assign"])))
             case "worker":
-                self.times[event["rank"]] = WorkerTime(
-                    event["compute"],
-                    event["communicate"],
-                    event["wait"],
-                    event["moved"],
-                    event["wired"],
-                    event["framed"],
-                )
+                self.times[event["rank"]] = WorkerTime(**{one.name: event[one.name] for one in fields(WorkerTime)})
             case "trace":
                 self.traces[event["rank"]] = wire.content(files[0])
             case "finished":

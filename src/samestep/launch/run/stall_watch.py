@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from samestep.diagnose.stacks import Frame, is_below, place_in, threads_of, waits_for_loader, waits_for_lock
+from samestep.diagnose.stacks import is_below, place_in, threads_of, waits_for_loader, waits_for_lock
 from samestep.diagnose.stall import FEW, Kind, OwnWork, Process, Stall, WorkerView, find
 from samestep.launch.environment import ROOT
 from samestep.system.control_groups import OutOfMemory
@@ -218,7 +218,7 @@ class StallWatch:
             main = next(
                 (one for one in threads if any(is_below(frame, [OURS]) for frame in one)), next(iter(threads), [])
             )
-            process = replace(worker.process, frame=user_frame(main), in_lock=waits_for_lock(main))
+            process = replace(worker.process, frame=place_in(main, LIBRARIES), in_lock=waits_for_lock(main))
             found[rank] = replace(worker, process=process, in_loader=waits_for_loader(main, LIBRARIES, OURS))
             if rank in stall.culprits and found[rank].in_loader:
                 found[rank] = replace(found[rank], loaders=self._loaders(self._members[rank]))
@@ -231,7 +231,7 @@ class StallWatch:
             if account.state != "T":
                 text = stacks_of([(pid, pid, member.stacks)]).get(pid, "")
                 threads = threads_of(text)
-                frame = user_frame(threads[0]) if threads else None
+                frame = place_in(threads[0], LIBRARIES) if threads else None
                 self.stacks[member.rank] += f"\nloader process {pid}:\n{text}"
             found.append(Process(pid, account.state, 0.0, account.state == "R", account.asleep_in, frame))
         return tuple(found)
@@ -252,11 +252,6 @@ class StallWatch:
             return f"; stacks could not be written ({error.strerror})"
         self.path = path
         return f"; stacks in {path}"
-
-
-def user_frame(frames: Sequence[Frame]) -> Frame | None:
-    """The innermost frame of the user's code; of ours where there is none inside."""
-    return place_in(frames, LIBRARIES)
 
 
 DEADLINE = 0.5  # seconds for stacks to come

@@ -15,7 +15,7 @@ from samestep.errors import PlanRefused, TrainingFailed
 from samestep.launch.request.request import Request
 from samestep.launch.run.launcher import Launcher
 from samestep.plan.plan import Plan, spell
-from samestep.verification.causes import Cause, Finding
+from samestep.verification.causes import Cause
 from samestep.verification.job.bit_for_bit import compare_bits
 from samestep.verification.job.first_not_finite import not_finite
 from samestep.verification.job.up_to_rounding import compare_up_to_rounding
@@ -30,10 +30,8 @@ def verify_job(request: Request, launcher: Launcher, say: Say = lambda text: Non
     """Compare a request's runs. Raises Refused when the job or plan cannot be run, TrainingFailed when a run fails."""
     if request.planning.memory_limit is not None or request.planning.device != "cpu":
         raise PlanRefused("verify notes whole models on the CPU: leave --memory-limit and --device out")
-    if (
-        request.planning.plan == "auto" and not request.planning.plan_is_asked
-    ):  # the pick may be one worker, which proves nothing
-        request = request.but(plan="data")
+    if request.planning.plan == "auto" and not request.planning.plan_is_asked:
+        request = request.but(plan="data")  # the pick may be one worker, which proves nothing
     request = request.but(steps=request.training.steps or STEPS, epochs=None)
     assert request.training.steps is not None
     with tempfile.TemporaryDirectory(prefix="samestep-verify-") as name:
@@ -75,7 +73,8 @@ def verify_job(request: Request, launcher: Launcher, say: Say = lambda text: Non
         + (f" in {len(plan.stages)} stages" if len(plan.stages) > 1 else "")
         + (f", slices {plan.numerics.slices}" if plan.numerics.slices != "none" else ""),
         steps=request.training.steps,
-        repeats=None if repeats is None else as_own(repeats),
+        repeats=repeats
+        and replace(repeats, cause=Cause.NOT_DETERMINISTIC, why=f"{repeats.why}, which looks like {repeats.cause}"),
         same_bits=None if repeats is not None else found.finding,
         same_step=finding,
         compared=found.compared,
@@ -92,10 +91,6 @@ def recording_request(request: Request, plan: Plan, folder: Path) -> Request:
         plan="plan", plan_text=str(plan), plan_is_asked=True, probe=False, workers=None, assign=None,
         slices=None, hosts=None, numerics=None, record=str(folder), want_weights=False,
     )  # fmt: skip
-
-
-def as_own(finding: Finding) -> Finding:
-    return replace(finding, cause=Cause.NOT_DETERMINISTIC, why=f"{finding.why}, which looks like {finding.cause}")
 
 
 def excuses(facts: dict[str, Any]) -> tuple[bool, list[str]]:

@@ -103,7 +103,9 @@ def run_threads(
     listen_for_stop(run)
     codes: list[int] = []
     threads = [
-        threading.Thread(target=lambda r=rank: codes.append(_work_as_thread(run, r, prepared[r], shared, fabric)))
+        threading.Thread(
+            target=lambda r=rank: codes.append(work(run, r, prepared[r], shared[run.hosts[r]], fabric.endpoint(r)))
+        )
         for rank in range(run.plan.workers)
     ]
     for thread in threads:
@@ -111,12 +113,6 @@ def run_threads(
     for thread in threads:
         thread.join()
     return 1 if 1 in codes else max(codes)
-
-
-def _work_as_thread(
-    run: WorkerRun, rank: int, prepared: LaidOutModel, shared: Sequence[RunMemory], fabric: ThreadHosts
-) -> int:
-    return work(run, rank, prepared, shared[run.hosts[rank]], fabric.endpoint(rank))
 
 
 def listen_for_stop(run: WorkerRun) -> None:
@@ -222,7 +218,7 @@ def train(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
             if reports.rank == 0:
                 run.report("warning", text=warning)
     reports.up()
-    evaluation = trainer.evaluation
+    evaluation, every = trainer.evaluation, run.request.training.every
     metrics: dict[str, float] = {}
     saved = trainer.step_number
     stopped = False
@@ -245,11 +241,7 @@ def train(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
                 for number, loss in known:
                     for callback in callbacks:
                         callback(number, loss, found if number == result.number else {})
-            if (
-                root is not None
-                and run.request.training.every
-                and trainer.step_number % run.request.training.every == 0
-            ):
+            if root is not None and every and trainer.step_number % every == 0:
                 checkpoints.save(trainer, root, run.request.run)
                 saved = trainer.step_number
             if trainer.step_number - (run.resumption.step if run.resumption else 0) == UNUSED_AFTER:

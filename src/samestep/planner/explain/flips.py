@@ -9,6 +9,7 @@ slices   the search with slices allowed, where the numerics have none
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from samestep.errors import PlanRefused
 from samestep.numerics.numerics import num_shards_of
@@ -17,7 +18,7 @@ from samestep.plan.machine import Link
 from samestep.plan.plan import Plan
 from samestep.plan.prediction import in_ms
 from samestep.planner.cost.chain import Chain
-from samestep.planner.cost.measured_costs import MeasuredCosts, Pair, Table
+from samestep.planner.cost.measured_costs import MeasuredCosts, Table
 from samestep.planner.explain.comparison import shape
 from samestep.planner.search.decision import Decision
 from samestep.planner.search.search import TIE, Candidate, search
@@ -173,17 +174,10 @@ def chain_with_rows(chain: Chain, factor: float) -> Chain:
 
 def costs_with_rows(costs: MeasuredCosts, factor: float) -> MeasuredCosts:
     def scaled(table: Table) -> Table:
-        def all_of(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-            return tuple(pair.scaled(factor) for pair in pairs)
-
-        return replace(
-            table,
-            whole=table.whole.scaled(factor),
-            units=all_of(table.units),
-            regions=all_of(table.regions),
-            rests=all_of(table.rests),
-            load=table.load * factor,
-        )
+        pairs: dict[str, Any] = {
+            name: tuple(pair.scaled(factor) for pair in getattr(table, name)) for name in ("units", "regions", "rests")
+        }
+        return replace(table, whole=table.whole.scaled(factor), load=table.load * factor, **pairs)
 
     return replace(costs, alone=scaled(costs.alone), together=scaled(costs.together))
 

@@ -7,7 +7,6 @@ Equal layers (repeated blocks) share one line.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from samestep.errors import PlanRefused
 from samestep.plan.plan import Plan
 from samestep.plan.prediction import in_ms
 from samestep.planner.cost.chain import Chain
@@ -120,8 +119,8 @@ def flipped(decision: Decision, group: int) -> Candidate | None:
     if len(pick.stages) > 1 or not 1 < workers <= NARROW:
         return None
     others = sliced_groups(decision) ^ {group}
-    found = [candidate_or_none(decision, plan) for plan in plans_with(decision, others, workers)]
-    return next(iter(ranked([one for one in found if one is not None])), None) if any(found) else None
+    found = list(decision.problem.candidates(plans_with(decision, others, workers)))
+    return ranked(found)[0] if found else None
 
 
 def plans_with(decision: Decision, groups: frozenset[int], workers: int) -> list[Plan]:
@@ -130,10 +129,3 @@ def plans_with(decision: Decision, groups: frozenset[int], workers: int) -> list
     if groups:
         return [sliced_plan(here, like_regions(here.chain), groups)]
     return list(data_plans(here)) if workers <= here.chain.shards else []
-
-
-def candidate_or_none(decision: Decision, plan: Plan) -> Candidate | None:
-    try:
-        return decision.problem.candidate(plan)
-    except PlanRefused:
-        return None

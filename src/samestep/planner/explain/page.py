@@ -1,16 +1,16 @@
 """The explanation as one HTML page: no script, no external resources, light and dark."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from samestep.plan.prediction import in_ms
-from samestep.planner.explain.charts import parts_chart
-from samestep.planner.explain.comparison import compare_to_pick
+from samestep.plan.prediction import PARTS, in_ms
+from samestep.planner.explain.comparison import Comparison, compare_to_pick
 from samestep.planner.explain.explanation import Explanation
 from samestep.planner.explain.layer_choices import sized
 from samestep.planner.explain.timeline import timeline_svg
 from samestep.planner.search.decision import Decision
 
+WIDTH, LEFT, RIGHT, ROW, BAR, TOP = 960, 260, 90, 32, 20, 36  # pixels of the bar chart
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #ffffff; --line: #d8d8d8; --soft: #595959;
   --compute: #3b6fb6; --communication: #d9822b; --bubble: #b9b9b9; --overhead: #8a6fb0; --update: #3f9a63;
@@ -26,9 +26,7 @@ table { border-collapse: collapse; width: 100%; } caption { text-align: left; co
 th, td { text-align: left; vertical-align: top; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); }
 td.number, th.number { text-align: right; white-space: nowrap; }
 .chart { width: 100%; height: auto; font: 13px system-ui, sans-serif; } .chart text { fill: var(--ink); }
-""" + "\n".join(f".{part} {{ fill: var(--{part}); }}" for part in (
-    "compute", "communication", "bubble", "overhead", "update", "resharding"
-))  # fmt: skip
+""" + "\n".join(f".{part} {{ fill: var(--{part}); }}" for part in PARTS)
 
 
 def page(decision: Decision, found: Explanation, plan: str, needs: Sequence[str], answer: str = "") -> str:
@@ -98,3 +96,48 @@ def conditions_text(decision: Decision) -> str:
         f"On {conditions.machine}, torch {conditions.torch}, {conditions.threads} threads, {conditions.shards} shards, "
         f"{conditions.precision}; up to {conditions.workers} workers at once."
     )
+
+
+def parts_chart(plans: Sequence[Comparison]) -> str:
+    """A bar for each plan, cut into the parts of its step, as SVG with CSS classes; the first plan is the pick."""
+    most = max(plan.seconds for plan in plans)
+    scale = (WIDTH - LEFT - RIGHT) / most
+    height = TOP + ROW * len(plans) + 4
+    return "\n".join(
+        [
+            f'<svg role="img" aria-label="{escape(chart_label(plans))}" viewBox="0 0 {WIDTH} {height}" class="chart">',
+            *parts_legend(),
+            *(line for number, plan in enumerate(plans) for line in plan_bar(plan, TOP + ROW * number, scale)),
+            "</svg>",
+        ]
+    )
+
+
+def chart_label(plans: Sequence[Comparison]) -> str:
+    return "Predicted step time by plan: " + "; ".join(f"{plan.name} {in_ms(plan.seconds)} ms" for plan in plans)
+
+
+def parts_legend() -> Iterator[str]:
+    for number, part in enumerate(PARTS):
+        x = LEFT + 104 * number
+        yield f'<rect x="{x}" y="6" width="12" height="12" class="{part}"/>'
+        yield f'<text x="{x + 17}" y="16">{part}</text>'
+
+
+def plan_bar(plan: Comparison, y: int, scale: float) -> Iterator[str]:
+    middle = y + BAR - 6
+    yield f'<text x="{LEFT - 10}" y="{middle}" text-anchor="end">{escape(shortened(plan.name))}</text>'
+    at = float(LEFT)
+    for part in PARTS:
+        width = plan.parts[part] * scale
+        title = f"{plan.name}: {part} {in_ms(plan.parts[part])} ms"
+        yield (
+            f'<rect x="{at:.2f}" y="{y}" width="{width:.2f}" height="{BAR}" class="{part}">'
+            f"<title>{escape(title)}</title></rect>"
+        )
+        at += width
+    yield f'<text x="{at + 8:.2f}" y="{middle}">{in_ms(plan.seconds)} ms</text>'
+
+
+def shortened(name: str, most: int = 36) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -8,7 +8,6 @@ from typing import Any
 from samestep.errors import PlanRefused, Refused
 from samestep.numerics.numerics import parse_line
 from samestep.plan.plan import OPTIONS, Plan, Stage, equal_shares, parse_fields, parse_stages, slices_text
-from samestep.planner.cost.chain import SliceableRegion
 from samestep.planner.cost.profile import profile_key
 from samestep.planner.explain.comparison import Comparison, compare_to_pick
 from samestep.planner.search.decision import Decision
@@ -33,17 +32,12 @@ def why_not(decision: Decision, name: str, text: str | None = None) -> Answer:
         found = decision.problem.candidate(plan)
     except Refused as refused:
         return Answer(name, None, f"{name} cannot be run here: {refused}")
-    if same_but_numerics(plan, decision.pick.plan):
+    if replace(plan, numerics=decision.pick.plan.numerics) == decision.pick.plan:
         return Answer(name, None, f"{name} is the pick: {decision.pick.name}")
     held = compare_to_pick(decision, found)
     other = any(stage.slices for stage in plan.stages) and not decision.freedom.may_slice
     remark = "; its slices are not in these numerics (--slices)" if other else ""
     return Answer(name, held, f"{name}, as {held.text()}{remark}")
-
-
-def same_but_numerics(a: Plan, b: Plan) -> bool:
-    """Whether two plans are equal but for their numerics."""
-    return replace(a, numerics=b.numerics) == b
 
 
 # Plans by name, as `samestep train --plan NAME` would run them.
@@ -68,12 +62,8 @@ def best_pipeline(decision: Decision, workers: int) -> Plan:
         why = "there is one worker" if workers == 1 else chain.why_uncut
         why = why or ("it has one layer with weights" if len(chain.units) < 2 else "BatchNorm is over the whole batch")
         raise PlanRefused(f"the network cannot be cut into stages: {why}; use --plan data")
-    found = []
-    for plan in pipelines(decision.problem.on_first(workers), decision.freedom):
-        try:
-            found.append(decision.problem.candidate(plan))
-        except PlanRefused:
-            continue  # an order that this number of shards does not allow
+    # Some order may not be allowed for this number of shards.
+    found = list(decision.problem.candidates(pipelines(decision.problem.on_first(workers), decision.freedom)))
     if not found:
         raise PlanRefused(f"no stages were found for {workers} workers: give each more memory, or use fewer")
     return ranked(found)[0].plan
@@ -139,15 +129,11 @@ def layers_matching(decision: Decision, pattern: str, counts: Sequence[int]) -> 
     if not found:
         raise PlanRefused(no_such_layer(decision, pattern))
     for region, layer in found:
-        yield check_slices(region, layer, sum(counts))
-
-
-def check_slices(region: SliceableRegion, layer: str, slices: int) -> str:
-    if slices != region.slices:
-        raise PlanRefused(
-            f"it cuts {layer} into {slices} slices, and {region.slices} were measured: plan with --slices {slices}"
-        )
-    return layer
+        if (slices := sum(counts)) != region.slices:
+            raise PlanRefused(
+                f"it cuts {layer} into {slices} slices, and {region.slices} were measured: plan with --slices {slices}"
+            )
+        yield layer
 
 
 def no_such_layer(decision: Decision, pattern: str) -> str:

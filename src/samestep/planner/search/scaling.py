@@ -38,17 +38,9 @@ def improving(problem: PlanningProblem, freedom: SearchSpace, counts: Sequence[i
 
 
 def point(workers: int, best: Candidate, batch_size: int, alone: float) -> Point:
-    seconds = best.seconds
-    return Point(
-        workers,
-        best.plan.workers,
-        best.kind,
-        best.name,
-        seconds,
-        best.estimate.parts,
-        batch_size / seconds,
-        alone / seconds / workers,
-    )
+    seconds, used = best.seconds, best.plan.workers
+    rate, efficiency = batch_size / seconds, alone / seconds / workers
+    return Point(workers, used, best.kind, best.name, seconds, best.estimate.parts, rate, efficiency)
 
 
 def doubling(most: int) -> tuple[int, ...]:

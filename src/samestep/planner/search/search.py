@@ -10,10 +10,11 @@ Numerics are given: shards, threads, K. Where K is none, layers stay as the nume
 deterministic: the same chain, costs and cluster give the same plan.
 """
 
+import contextlib
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, permutations
 
@@ -76,6 +77,12 @@ class PlanningProblem:
         """The plan with its estimate. Raises PlanRefused for a plan that cannot be run here."""
         return Candidate(plan_kind(plan), self.estimate(plan))
 
+    def candidates(self, plans: Iterable[Plan]) -> Iterator["Candidate"]:
+        """Those of the plans that can be run here, with their estimates."""
+        for plan in plans:
+            with contextlib.suppress(PlanRefused):
+                yield self.candidate(plan)
+
     def neighbour_links(self) -> list[Link]:
         """The links between successive workers."""
         return [self.cluster.link(a, b) for a, b in pairwise(range(self.cluster.workers))]
@@ -122,12 +129,8 @@ def abbreviated(layers: Sequence[str]) -> str:
 def search(problem: PlanningProblem, freedom: SearchSpace) -> list[Candidate]:
     """All candidates, the best first, of those that tie the simplest. Raises PlanRefused when there is none."""
     found: dict[str, Candidate] = {}
-    for plan in candidate_plans(problem, freedom):
-        try:
-            candidate = problem.candidate(plan)
-        except PlanRefused:
-            continue
-        found.setdefault(str(plan), candidate)
+    for one in problem.candidates(candidate_plans(problem, freedom)):
+        found.setdefault(str(one.plan), one)
     if not found:
         raise PlanRefused(
             f"no plan for {problem.chain.shards} shards on {freedom.workers} workers: allow fewer workers"
@@ -393,10 +396,8 @@ def work_times_of(found: Estimate, plan: Plan) -> list[WorkTimes]:
     paces = []
     for stage in range(len(plan.stages)):
         segments = found.grid.segments_of(stage)
-        totals: Mapping[str, float] = {
-            kind: sum(_longest(found, kind, segment) for segment in segments) for kind in ("Forward", "Backward")
-        }
-        paces.append(WorkTimes(totals["Forward"], totals["Backward"]))
+        totals = [sum(_longest(found, kind, segment) for segment in segments) for kind in ("Forward", "Backward")]
+        paces.append(WorkTimes(*totals))
     return paces
 
 

@@ -39,11 +39,10 @@ def works_of(grid: Grid, rank: int) -> Iterator[Work]:
     """All work of worker `rank`, in no order that could be run."""
     where = places(grid)
     for stage in range(len(grid.stages)):
-        for index, shards in enumerate(where.sets):
-            if where.takes_part(rank, stage, shards):
-                yield Work("F", stage, index)
-                yield Work("B", stage, index)
-                yield from weights_of(where, rank, stage, index)
+        for index in sorted(where.sets_at(rank, stage)):
+            yield Work("F", stage, index)
+            yield Work("B", stage, index)
+            yield from weights_of(where, rank, stage, index)
 
 
 def weights_of(where: Places, rank: int, stage: int, index: int) -> Works:
