@@ -23,7 +23,8 @@ class Link:
     bandwidth: float
 
     def __post_init__(self) -> None:
-        _at_least_0("latency", self.latency, "a number of seconds")
+        if not 0 <= self.latency < float("inf"):
+            raise ClusterRefused(f"latency = {self.latency}: it must be a number of seconds, 0 or more")
         _above_0("bandwidth", self.bandwidth, "a number of bytes/s")
 
 
@@ -66,11 +67,6 @@ def rounded(value: float, digits: int = 3) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def _at_least_0(name: str, value: float, what: str) -> None:
-    if not 0 <= value < float("inf"):
-        raise ClusterRefused(f"{name} = {value}: it must be {what}, 0 or more")
-
-
 def _above_0(name: str, value: float, what: str) -> None:
     if not 0 < value < float("inf"):
         raise ClusterRefused(f"{name} = {value}: it must be above 0, {what}")
@@ -102,14 +98,8 @@ QUANTITIES: Mapping[str, units.Units] = {
     "memory_bandwidth": units.BYTES_PER_SECOND,
 }
 HOST_FIELDS: Mapping[str, type] = {
-    "name": str,
-    "count": int,
-    "cores": int,
-    "workers": int,
-    "memory": object,
-    "speeds": list,
-    "flops": object,
-    "memory_bandwidth": object,
+    **{"name": str, "count": int, "cores": int, "workers": int},
+    **{"memory": object, "speeds": list, "flops": object, "memory_bandwidth": object},
 }
 LINK_FIELDS: Mapping[str, type] = {"latency": object, "bandwidth": object}
 

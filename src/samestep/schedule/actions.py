@@ -62,39 +62,32 @@ class SliceBackward:
 
 
 @dataclass(frozen=True)
-class Send:
+class CutMessage:
+    """A shard's tensors over the cut after `stage`, to the worker `peer` or from it."""
+
+    shard: int
+    stage: int
+    peer: int
+
+
+@dataclass(frozen=True)
+class Send(CutMessage):
     """Send a shard's activations over the cut after `stage`, to the worker that continues with it."""
 
-    shard: int
-    stage: int
-    peer: int
-
 
 @dataclass(frozen=True)
-class Receive:
+class Receive(CutMessage):
     """Receive a shard's activations over the cut after `stage`, from the worker that computed them."""
 
-    shard: int
-    stage: int
-    peer: int
-
 
 @dataclass(frozen=True)
-class SendGradient:
+class SendGradient(CutMessage):
     """Send the gradient of a shard's activations back over the cut after `stage`."""
 
-    shard: int
-    stage: int
-    peer: int
-
 
 @dataclass(frozen=True)
-class ReceiveGradient:
+class ReceiveGradient(CutMessage):
     """Receive the gradient of a shard's activations over the cut after `stage`."""
-
-    shard: int
-    stage: int
-    peer: int
 
 
 @dataclass(frozen=True)
@@ -159,9 +152,8 @@ class Average:
 
 
 ShardAction = Forward | Recompute | Backward | BackwardWeight | SliceForward | SliceBackward | Lockstep
-Message = Send | Receive | SendGradient | ReceiveGradient
 StepAction = Agree | Reduce | MergeBuffers | Clip | Update | Publish | Post | Await | LocalStep | Average
-Action = Load | ShardAction | Message | StepAction
+Action = Load | ShardAction | Send | Receive | SendGradient | ReceiveGradient | StepAction
 Schedule = tuple[Action, ...]
 
 COMMUNICATION = (Send, Receive, SendGradient, ReceiveGradient, Agree, Reduce, Publish, Post, Await, Average)

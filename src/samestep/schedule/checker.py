@@ -101,10 +101,10 @@ def correction(rank: int, action: Action, owed: Sequence[Mapping[Action, None]])
     others = [other for other, theirs in enumerate(owed) if action in theirs]
     if others:
         return f"it is worker {', '.join(map(str, others))}'s; move it there"
-    if hasattr(action, "peer"):
+    if isinstance(action, actions.CutMessage):
         for mine in owed[rank]:
-            if type(mine) is type(action) and (mine.shard, mine.stage) == (action.shard, action.stage):  # type: ignore[union-attr]
-                return f"its peer is worker {mine.peer}; write {mine}"  # type: ignore[union-attr]
+            if isinstance(mine, type(action)) and (mine.shard, mine.stage) == (action.shard, action.stage):
+                return f"its peer is worker {mine.peer}; write {mine}"
     return "the plan has no such action for anybody; remove it"
 
 

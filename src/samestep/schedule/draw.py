@@ -108,13 +108,8 @@ def simulated_bars(grid: Grid, schedules: Sequence[Schedule], outcome: Simulatio
 
 
 def bar_kind(action: Action) -> str:
-    if isinstance(action, actions.Lockstep):
-        return "FB"
-    if isinstance(action, actions.Recompute):
-        return "R"
-    if isinstance(action, actions.BackwardWeight):
-        return "W"
-    return "F" if isinstance(action, actions.Forward | actions.SliceForward) else "B"
+    kinds = {actions.Lockstep: "FB", actions.Recompute: "R", actions.BackwardWeight: "W"}
+    return "F" if isinstance(action, actions.Forward | actions.SliceForward) else kinds.get(type(action), "B")
 
 
 def shards_label(action: Action) -> str:

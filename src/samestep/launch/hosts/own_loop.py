@@ -29,13 +29,13 @@ from samestep.launch.hosts.membership import Membership, check_alike
 from samestep.launch.request.importing import call
 from samestep.launch.request.options import JobSource
 from samestep.launch.request.request import Request
+from samestep.launch.run.worker import training_of
 from samestep.numerics import random_streams
 from samestep.parallel.execution.step import StepResult
 from samestep.plan.plan import Plan
 from samestep.state.checkpoint import remove_unfinished, unfinished_file
 from samestep.system import heap
 from samestep.training import checkpoints
-from samestep.training.watched_training import Watch, watched_training
 from samestep.transport.transport import Transport
 
 
@@ -71,20 +71,12 @@ class Trainer:
         self._joined = join(self._membership, request, lambda event, *files: None, made)
         run = self._joined.run
         torch.set_num_threads(run.plan.numerics.threads)
-        self._step_number = run.resumption.step if run.resumption else 0
+        self._step_number = run.first_step
         self._leave = weakref.finalize(self, leave, self._membership, self._joined.transport)
         self.warnings: list[str] = []
         with self._explaining():
-            self._training, _ = watched_training(
-                run.job,
-                run.plan,
-                self._joined.prepared,
-                self._joined.shared,
-                self._joined.transport,
-                self._step_number,
-                allow_nan=request.training.allow_nan,
-                watch=Watch(audit=request.training.audit_every, rebalance=run.rebalances),
-            )
+            joined = self._joined
+            self._training, _ = training_of(run, joined.prepared, joined.shared, joined.transport)
             if run.resumption is not None:
                 self.warnings = checkpoints.restore(self._training, run.resumption.folder, run.resumption.description)
 

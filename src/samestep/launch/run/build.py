@@ -144,7 +144,7 @@ def announcement(run: WorkerRun) -> dict[str, Any]:
         "hosts": [run.hosts.count(host) for host in sorted(set(run.hosts))],
         "numerics": plan.numerics.line(),
         "plan": str(plan),
-        "first_step": run.resumption.step if run.resumption else 0,
+        "first_step": run.first_step,
         "num_steps": 0 if order is None else job.num_steps(order),
         "batch_size": job.batch_size,
         "num_rows": None if order is None else order.num_rows,

@@ -81,6 +81,11 @@ class WorkerRun:
     whereabouts: Any = None  # memory in which an observer sees the position of each worker
     stacks: Sequence[int] = ()  # files for the workers' stacks
 
+    @property
+    def first_step(self) -> int:
+        """Optimizer steps that were done before this run."""
+        return self.resumption.step if self.resumption else 0
+
     def report(self, event: str, *files: int, **fields: Any) -> None:
         with contextlib.suppress(OSError):  # nobody listens any more; the leader will end this process
             self.send({"event": event, **fields}, *files)
@@ -127,24 +132,13 @@ def work(run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, t
     reports = WorkerReports(run, rank)
     try:
         torch.set_num_threads(run.plan.numerics.threads)
-        first_step = run.resumption.step if run.resumption else 0
-        trainer, reassignments = watched_training(
-            run.job,
-            run.plan,
-            prepared,
-            shared,
-            transport,
-            first_step,
-            allow_nan=run.request.training.allow_nan,
-            watch=Watch(audit=run.request.training.audit_every, rebalance=run.rebalances),
-        )
-        reports.reassignments = reassignments
+        trainer, reports.reassignments = training_of(run, prepared, shared, transport)
         observer = None
         if run.request.training.record is not None:
             observer = Observer(trainer.executor, RecordWriter(Path(run.request.training.record), rank))
             trainer.attendants.add(observer)
             trainer.evaluation.on_evaluation(observer.evaluated, EVALUATED * run.job.batch_size)
-        reports.step = run.done[rank] = first_step
+        reports.step = run.done[rank] = run.first_step
         train(run, trainer, reports)
         if observer is not None:
             observer.finish(trainer.step_number)
@@ -155,6 +149,17 @@ def work(run: WorkerRun, rank: int, prepared: LaidOutModel, shared: RunMemory, t
     finally:
         transport.close()
     return 0
+
+
+def training_of(
+    run: WorkerRun, prepared: LaidOutModel, shared: RunMemory, transport: Transport
+) -> tuple[Training, Sequence[Reassignment]]:
+    """One worker's training, and the reassignments of shards, which grow while it trains."""
+    asked = run.request.training
+    watch = Watch(audit=asked.audit_every, rebalance=run.rebalances)
+    return watched_training(
+        run.job, run.plan, prepared, shared, transport, run.first_step, allow_nan=asked.allow_nan, watch=watch
+    )
 
 
 def _ignore_loader_deaths() -> None:
@@ -244,9 +249,9 @@ def train(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
             if root is not None and every and trainer.step_number % every == 0:
                 checkpoints.save(trainer, root, run.request.run)
                 saved = trainer.step_number
-            if trainer.step_number - (run.resumption.step if run.resumption else 0) == UNUSED_AFTER:
+            if trainer.step_number - run.first_step == UNUSED_AFTER:
                 _warn_unused(run, trainer, reports)
-        if trainer.step_number - (run.resumption.step if run.resumption else 0) < UNUSED_AFTER:
+        if trainer.step_number - run.first_step < UNUSED_AFTER:
             _warn_unused(run, trainer, reports)
         known = trainer.settle()
         reports.add_losses(known)

@@ -89,7 +89,7 @@ class ActionCosts:
             return self._deferred(self.segments.parts[action.segment], table)
         if isinstance(action, actions.SliceForward | actions.SliceBackward):
             return self._region(rank, action, table)
-        if isinstance(action, actions.Send | actions.SendGradient | actions.Receive | actions.ReceiveGradient):
+        if isinstance(action, actions.CutMessage):
             return self._message(rank, action)
         return self._tail(rank, action, table)
 

@@ -61,7 +61,7 @@ class PlanSegments:
 
     def crossing(self, action: Action) -> float:
         """Bytes of a message: a shard's activations over a cut, or their gradients back."""
-        assert isinstance(action, actions.Send | actions.Receive | actions.SendGradient | actions.ReceiveGradient)
+        assert isinstance(action, actions.CutMessage)
         unit = self.chain.units[self.units_of(action.stage + 1).start]
         return unit.crossing if isinstance(action, actions.Send | actions.Receive) else unit.crossing_back
 

@@ -3,7 +3,6 @@
 It is made from a `Decision` alone; nothing is measured here.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,12 +68,9 @@ def explain(decision: Decision) -> Explanation:
         tuple(layer_choices(decision)),
         tuple(flips(decision)),
         (*([slices] if slices else []), TUNE),
-        tuple(short_runs(decision)),
+        tuple(
+            f"{one.name}: {in_ms(decision.measured[one.name])} ms, predicted {in_ms(one.seconds)} ms"
+            for one in decision.ranking
+            if one.name in decision.measured
+        ),
     )
-
-
-def short_runs(decision: Decision) -> Iterator[str]:
-    """Measured beside predicted time of each candidate that was run."""
-    for one in decision.ranking:
-        if (seconds := decision.measured.get(one.name)) is not None:
-            yield f"{one.name}: {in_ms(seconds)} ms, predicted {in_ms(one.seconds)} ms"

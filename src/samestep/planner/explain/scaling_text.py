@@ -29,16 +29,11 @@ def scaling_table(points: Sequence[Point]) -> Iterator[str]:
     yield "workers   ms/step    rows/s  efficiency  plan; of a step"
     for p in points:
         used = f" on {p.used}" if p.used < p.workers else ""
+        shares = [f"{name} {p.parts[name] / p.seconds:.0%}" for name in PARTS if p.parts[name] >= 0.01 * p.seconds]
         yield (
             f"{p.workers:>7}  {in_ms(p.seconds):>8}  {p.rows_per_second:>8.4g}  {p.efficiency:>9.1%}  "
-            f"{short(p.plan)}{used}; {shares_of(p)}"
+            f"{short(p.plan)}{used}; {', '.join(shares)}"
         )
-
-
-def shares_of(p: Point) -> str:
-    """The parts of at least 1 % of a step."""
-    found = [f"{name} {p.parts[name] / p.seconds:.0%}" for name in PARTS if p.parts[name] >= 0.01 * p.seconds]
-    return ", ".join(found)
 
 
 def short(name: str) -> str:

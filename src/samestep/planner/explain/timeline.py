@@ -4,9 +4,7 @@ from dataclasses import replace
 
 from samestep.plan.prediction import in_ms
 from samestep.planner.cost.estimate import KIND_OF_TIME, Estimate
-from samestep.schedule.actions import Schedule
 from samestep.schedule.draw import Bar, Clock, labels_of, picture, simulated_bars, staircase
-from samestep.schedule.simulator import ActionSpan
 
 LETTERS = {"communication": "C", "update": "U", "overhead": "O"}
 CELLS = 100  # characters of a worker's line
@@ -17,22 +15,14 @@ THIN = 0.002  # of the step: shorter bars are not drawn
 def timeline_bars(found: Estimate) -> list[Bar]:
     """Bars of all workers, in seconds."""
     rest = [
-        bar
+        Bar(rank, LETTERS[kind], 0, "", span.start, span.stop)
         for rank, (schedule, spans) in enumerate(zip(found.schedules, found.outcome.spans, strict=True))
-        for bar in other_bars(rank, schedule, spans)
+        for action, span in zip(schedule, spans, strict=True)
+        if (kind := KIND_OF_TIME.get(type(action), "overhead")) in LETTERS
     ]
     every = [*simulated_bars(found.grid, found.schedules, found.outcome), *rest]
     end = max(bar.stop for bar in every)
     return [bar for bar in every if bar.stop - bar.start > THIN * end]
-
-
-def other_bars(rank: int, schedule: Schedule, spans: tuple[ActionSpan, ...]) -> list[Bar]:
-    kinds = [KIND_OF_TIME.get(type(action), "overhead") for action in schedule]
-    return [
-        Bar(rank, LETTERS[kind], 0, "", span.start, span.stop)
-        for kind, span in zip(kinds, spans, strict=True)
-        if kind in LETTERS
-    ]
 
 
 def scaled(bars: list[Bar], units: int) -> tuple[list[Bar], float]:
