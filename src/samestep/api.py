@@ -128,14 +128,12 @@ def _request(
         raise guard_missing()
     source = _source(job)
     source = replace(source, locked=read_lock(source.file), settings=_settings(settings))
-    paths = {name: _absolute(options[name]) for name in ("profile", "save", "checkpoint") if name in options}
+    paths = {
+        n: str(Path(options[n]).absolute()) for n in ("profile", "save", "checkpoint") if options.get(n) is not None
+    }
     hosts = options.get("hosts")
     counts = {"assign": _assign(options.get("assign")), "hosts": None if hosts is None else tuple(hosts)}
     return Request.made_here(source, plan, **options | paths | counts)
-
-
-def _absolute(path: str | Path | None) -> str | None:
-    return None if path is None else str(Path(path).absolute())
 
 
 def _source(job: Callable[..., Any] | str) -> JobSource:

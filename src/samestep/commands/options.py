@@ -60,7 +60,9 @@ def _type(option: Option) -> Any:
 def make_request(job: str, settings: tuple[str, ...], given: dict[str, Any]) -> Request:
     """The command line as a request. given: options that have values. Raises Refused for what needs no torch."""
     file, function = split_job(job)
-    given = {name: PARSERS.get(name, _as_given)(value) for name, value in given.items() if value is not None}
+    given = {
+        name: PARSERS[name](value) if name in PARSERS else value for name, value in given.items() if value is not None
+    }
     plan = given.pop("plan", None)
     source = JobSource(
         function=function,
@@ -115,10 +117,6 @@ def _setting(text: str) -> tuple[str, str]:
 
 def _absolute(path: str) -> str:
     return str(Path(path).absolute())
-
-
-def _as_given(value: Any) -> Any:
-    return value
 
 
 PARSERS: dict[str, Callable[[Any], Any]] = {

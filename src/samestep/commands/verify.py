@@ -48,7 +48,9 @@ def verify(
     """
     with exit_codes():
         if script is not None:
-            if (unfit := given_for_jobs(given)) or settings:
+            unasked = {"device": "cpu", "probe": False}  # 0 counts as given
+            unfit = [n for n, v in given.items() if n not in FOR_SCRIPTS and v != unasked.get(n)]
+            if unfit or settings:
                 name = unfit[0].replace("_", "-") if unfit else "set"
                 raise Refused(f"--{name} is for jobs of samestep's, and --script runs a script")
             is_same = _script(Path(script), words, given, reference_arguments, timeout, as_json=as_json)
@@ -65,12 +67,6 @@ def verify(
             is_same = _job(words[0], settings, given, as_json=as_json, quiet=quiet)
     if not is_same:
         sys.exit(1)
-
-
-def given_for_jobs(given: dict[str, Any]) -> list[str]:
-    """Given options that do not apply to a script; 0 counts as given."""
-    unasked = {"device": "cpu", "probe": False}
-    return [n for n, v in given.items() if n not in FOR_SCRIPTS and v != unasked.get(n)]
 
 
 def _job(job: str, settings: tuple[str, ...], given: dict[str, Any], *, as_json: bool, quiet: bool) -> bool:

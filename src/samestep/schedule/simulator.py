@@ -92,7 +92,9 @@ def simulate(
     """
     world = SimulatedWorkers(grid, schedules, capacity, cost, latency, transfer)
     while world.awake:
-        world.advance(world.awake.popleft())
+        rank = world.awake.popleft()
+        while (action := world.action_of(rank)) is not None and world.perform(rank, action):
+            pass
     waits = {rank: world.wait_of(rank) for rank in range(len(schedules)) if world.action_of(rank) is not None}
     return Simulation(tuple(map(tuple, world.spans)), waits, world.in_flight)
 
@@ -125,10 +127,6 @@ class SimulatedWorkers:
         """The worker's current action; it has a span for every performed one."""
         position = len(self.spans[rank])
         return self.schedules[rank][position] if position < len(self.schedules[rank]) else None
-
-    def advance(self, rank: int) -> None:
-        while (action := self.action_of(rank)) is not None and self.perform(rank, action):
-            pass
 
     def perform(self, rank: int, action: Action) -> bool:
         """Perform the action, or return False: another worker must act first, and will wake this one."""

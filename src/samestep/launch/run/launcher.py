@@ -33,13 +33,6 @@ class RunDisplay(Protocol):
     def see(self, event: Event, outcome: Outcome) -> None: ...
 
 
-class Silent:
-    """Shows nothing."""
-
-    def see(self, event: Event, outcome: Outcome) -> None:
-        pass
-
-
 class Launcher:
     """A fork server and the runs it is asked for. Use it as a context; one server serves many runs."""
 
@@ -67,7 +60,7 @@ class Launcher:
 
     def run(self, request: Request, watcher: RunDisplay | None = None) -> Report:
         """Run to the end and leave nothing behind. Raises Refused, TrainingFailed or Interrupted."""
-        return self._listen(request, watcher or Silent()).conclude()
+        return self._listen(request, watcher).conclude()
 
     def outline(self, request: Request) -> dict[str, Any]:
         """Fields of the `PlanSummary` of the plan that would be run. Raises Refused."""
@@ -100,7 +93,7 @@ class Launcher:
         return found
 
     def _ask(self, request: Request) -> Any:
-        outcome = self._listen(request, Silent())
+        outcome = self._listen(request, None)
         if outcome.answer_file is None:
             outcome.conclude()
             raise AssertionError("a leader answers, or reports an error")
@@ -108,7 +101,7 @@ class Launcher:
             file.seek(0)
             return json.load(file)
 
-    def _listen(self, request: Request, watcher: RunDisplay) -> Outcome:
+    def _listen(self, request: Request, watcher: RunDisplay | None) -> Outcome:
         outcome = Outcome()
         ours, theirs = wire.pair()
         with ours, theirs:
@@ -130,7 +123,8 @@ class Launcher:
                     if event is None:
                         break
                     outcome.take(event, files)
-                    watcher.see(event, outcome)
+                    if watcher is not None:
+                        watcher.see(event, outcome)
         remove_unfinished(request.training.checkpoint, request.training.save, request.run)
         return outcome
 

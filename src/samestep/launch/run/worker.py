@@ -263,11 +263,6 @@ def train(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
     finish(run, trainer, reports, metrics, stopped=stopped)
 
 
-def _step_seconds(seconds: Sequence[float], plan: Plan) -> float:
-    """Median seconds of a step; for local steps the mean, since those that end in a meeting are longer."""
-    return (statistics.median if logical_of(plan) is None else statistics.fmean)(seconds)
-
-
 @contextlib.contextmanager
 def _callbacks(run: WorkerRun, rank: int) -> Iterator[Sequence[Any]]:
     """The job's callbacks, in worker 0; closed at the end, also after a failure."""
@@ -315,6 +310,7 @@ def finish(
         _write(Path(run.request.training.save), weights, run.request.run)
     files = [in_memory(weights)] if run.request.training.want_weights and reports.rank == 0 else []
     timed = reports.seconds[3:]
+    typical = statistics.median if logical_of(run.plan) is None else statistics.fmean  # steps with a meeting are longer
     run.report(
         "finished",
         *files,
@@ -324,7 +320,7 @@ def finish(
         step=trainer.step_number,
         stopped=stopped,
         checkpoint=run.request.training.checkpoint is not None,
-        seconds_per_step=_step_seconds(timed, run.plan) if timed else None,
+        seconds_per_step=typical(timed) if timed else None,
         sync=sync,
     )
 

@@ -31,12 +31,9 @@ class ActionCosts:
         self._dense: dict[tuple[int, int], Pair] = {}
         self._known: dict[tuple[int, type[Action], Action], float] = {}  # actions of two classes have the same hash
         self._adds: dict[range, list[int]] = {}  # by a worker's shards: what each one's gradient is added to
-        self._tables = self._tables_of_workers()
-
-    def _tables_of_workers(self) -> list[Table]:
         on_host = Counter(self.hosts)
-        tables = {count: self.costs.table(count) for count in set(on_host.values())}
-        return [tables[on_host[host]] for host in self.hosts]
+        tables = {count: costs.table(count) for count in set(on_host.values())}
+        self._tables = [tables[on_host[host]] for host in self.hosts]
 
     def table(self, rank: int) -> Table:
         return self._tables[rank]

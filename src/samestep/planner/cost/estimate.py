@@ -8,6 +8,7 @@ Communication on one machine is busy time too: overlap hides waiting, never cycl
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 from samestep.numerics.numerics import num_shards_of
 from samestep.plan.cluster import Cluster
@@ -24,19 +25,10 @@ from samestep.schedule.grid import Grid
 from samestep.schedule.simulator import ActionSpan, Cost, Simulation, no_cost, simulate
 from samestep.sync.staleness import steps_stale
 
+MOVING = (actions.Send, actions.Receive, actions.SendGradient, actions.ReceiveGradient, actions.Reduce)
 KIND_OF_TIME: dict[type[Action], str] = {
-    actions.Forward: "compute",
-    actions.Recompute: "compute",
-    actions.Backward: "compute",
-    actions.BackwardWeight: "compute",
-    actions.Lockstep: "compute",
-    actions.SliceForward: "compute",
-    actions.SliceBackward: "compute",
-    actions.Send: "communication",
-    actions.Receive: "communication",
-    actions.SendGradient: "communication",
-    actions.ReceiveGradient: "communication",
-    actions.Reduce: "communication",
+    **dict.fromkeys(get_args(actions.ShardAction), "compute"),
+    **dict.fromkeys(MOVING, "communication"),
     actions.Update: "update",
 }
 """The one of prediction.PARTS that an action's busy time counts as; other actions count as overhead."""

@@ -48,7 +48,6 @@ class HostTraffic:
         self.num_shards, self.costs = num_shards, costs
         self.hosts = cluster.hosts_of_workers()[: segments.plan.workers]
         self.stale = steps_stale(segments.plan)
-        self._spans: dict[int, dict[int, range]] = {}  # by stage and host
 
     def exposed(self, action: Action) -> float:
         """Seconds of an action in which its workers wait for bytes between hosts."""
@@ -196,18 +195,18 @@ class HostTraffic:
 
     def _partial_sums(self, stage: int, host: int) -> int:
         """Partial sums that a host has after it has added its own shards."""
-        if stage not in self._spans:
-            self._spans[stage] = self._shard_spans(stage)
         shards = self._spans[stage].get(host, range(0))
         return len(local_plan(shards, self.num_shards).left) if shards else 0
 
-    def _shard_spans(self, stage: int) -> dict[int, range]:
-        """Shards from the first to the last of every host that has any."""
-        found: dict[int, range] = {}
-        for worker, own in self.costs.held[stage].items():
-            if own:
-                span = found.get(self.hosts[worker], own)
-                found[self.hosts[worker]] = range(min(span.start, own.start), max(span.stop, own.stop))
+    @cached_property
+    def _spans(self) -> list[dict[int, range]]:
+        """By stage: the shards from the first to the last of every host that has any."""
+        found: list[dict[int, range]] = [{} for _ in self.costs.held]
+        for spans, held in zip(found, self.costs.held, strict=True):
+            for worker, own in held.items():
+                if own:
+                    span = spans.get(self.hosts[worker], own)
+                    spans[self.hosts[worker]] = range(min(span.start, own.start), max(span.stop, own.stop))
         return found
 
     def _parameter_bytes(self, stage: int) -> int:
