@@ -18,12 +18,7 @@ from datetime import timedelta
 from typing import Any
 
 from samestep.diagnose.stacks import Frame
-from samestep.diagnose.stall import (
-    OwnWork,
-    Process,
-    WorkerView,
-    aged,
-)
+from samestep.diagnose.stall import OwnWork, Process, WorkerView, aged
 from samestep.launch.run.stall_watch import Member, StallWatch
 from samestep.system import wire
 from samestep.trace.whereabouts import SIZE

@@ -13,13 +13,7 @@ from torch import nn
 
 from samestep.errors import PlanRefused
 from samestep.job.job import Job
-from samestep.launch.probe.choose_plan import (
-    decide_on,
-    numerics_for,
-    profile_for,
-    why_no_search,
-    with_pick,
-)
+from samestep.launch.probe.choose_plan import decide_on, numerics_for, profile_for, why_no_search, with_pick
 from samestep.launch.probe.profiling import ground_of
 from samestep.launch.request.request import Request
 from samestep.parallel.lazy_init.lazy_replay import LazyModel

@@ -19,29 +19,10 @@ from samestep.launch.request.importing import call, load_function
 from samestep.launch.request.lock_file import locked
 from samestep.launch.request.request import Request
 from samestep.numerics import random_streams
-from samestep.numerics.numerics import (
-    CHOSEN,
-    Numerics,
-    check_environment,
-    parse_line,
-)
-from samestep.numerics.policy import (
-    EXACT,
-    Local,
-    check_policy,
-    parse_policy,
-)
+from samestep.numerics.numerics import CHOSEN, Numerics, check_environment, parse_line
+from samestep.numerics.policy import EXACT, Local, check_policy, parse_policy
 from samestep.plan.cluster import Cluster
-from samestep.plan.plan import (
-    OPTIONS,
-    Plan,
-    Stage,
-    equal_shares,
-    parse_fields,
-    parse_stages,
-    slices_text,
-    spell,
-)
+from samestep.plan.plan import OPTIONS, Plan, Stage, equal_shares, parse_fields, parse_stages, slices_text, spell
 from samestep.setup.named_plans import pipeline_stages, resolved, sliced_stage
 from samestep.system.device import instruction_set
 
