@@ -8,8 +8,7 @@ slices   the search with slices allowed, where the numerics have none
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from samestep.errors import PlanRefused
 from samestep.numerics.numerics import num_shards_of
@@ -39,9 +38,6 @@ class Flip:
     seconds: float  # of that plan there
     pick: float  # seconds of the pick there
     text: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def flips(decision: Decision) -> list[Flip]:

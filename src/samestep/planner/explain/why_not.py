@@ -25,9 +25,6 @@ class Answer:
     comparison: Comparison | None
     text: str
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def why_not(decision: Decision, name: str, text: str | None = None) -> Answer:
     """name: data, slices, hybrid, pipeline, as `--plan` takes them; or a file's, with its text."""
