@@ -100,7 +100,7 @@ def first_error(failures: Sequence[dict[str, Any]]) -> SamestepError:
 
 @dataclass(frozen=True)
 class ProbedPart:
-    """What all workers of a probe share. seconds, least_steps: how long they run."""
+    """Values that all workers of a probe share. seconds, least_steps: how long they run."""
 
     job: Job
     plan: Plan
