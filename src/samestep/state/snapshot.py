@@ -18,20 +18,8 @@ from torch import Tensor, nn
 from samestep.parallel.execution.executor import Executor
 from samestep.parallel.execution.owned_state import StatePiece, StoredPiece, fill
 from samestep.parallel.gradients.layout import dense
-from samestep.state.checkpoint import (
-    FORMAT,
-    Description,
-    file_hash,
-    publish,
-    temporary_of,
-)
-from samestep.state.digest import (
-    Leaves,
-    chunk_leaves,
-    joint_digest,
-    tensor_leaf,
-    value_leaf,
-)
+from samestep.state.checkpoint import FORMAT, Description, file_hash, publish, temporary_of
+from samestep.state.digest import Leaves, chunk_leaves, joint_digest, tensor_leaf, value_leaf
 from samestep.system.json_values import as_before, plain
 
 
@@ -52,7 +40,7 @@ def values(executor: Executor, step: int) -> dict[str, Any]:
     """The state that is not tensors, the same on every worker."""
     groups = [
         {"names": names, **plain(group, "the optimizer's parameter group")}
-        for names, group in zip(executor.update.group_names, executor.update.hyperparameters(), strict=True)
+        for names, group in zip(executor.update.group_names, executor.update.state.hyperparameters(), strict=True)
     ]
     scheduler = None if executor.scheduler is None else plain(executor.scheduler.state_dict(), "the scheduler's state")
     found = {"optimizer": groups, "scheduler": scheduler, "seed": executor.plan.numerics.seed, "step": step}

@@ -92,7 +92,7 @@ def probe(job: Job, plan: Plan, model: nn.Module, seconds: float, least_steps: i
 
 @dataclass(frozen=True)
 class ProbedPart:
-    """What all workers of a probe share. seconds, least_steps: how long they run."""
+    """Values that all workers of a probe share. seconds, least_steps: how long they run."""
 
     job: Job
     plan: Plan

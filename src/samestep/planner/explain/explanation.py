@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from samestep.plan.prediction import Prediction, in_ms
-from samestep.planner.explain.comparison import Comparison, runners_up
 from samestep.planner.explain.flips import Flip, flips, gain_of_slices
 from samestep.planner.explain.layer_choices import LayerChoice, layer_choices
+from samestep.planner.explain.plan_comparison import Comparison, runners_up
 from samestep.planner.search.decision import Decision
 
 TUNE = "other shards and threads are not known without measuring: `samestep plan --tune-numerics` does"

@@ -19,7 +19,7 @@ from samestep.plan.plan import Plan
 from samestep.plan.prediction import in_ms
 from samestep.planner.cost.chain import Chain
 from samestep.planner.cost.measured_costs import MeasuredCosts, Table
-from samestep.planner.explain.comparison import shape
+from samestep.planner.explain.plan_comparison import shape
 from samestep.planner.search.decision import Decision
 from samestep.planner.search.search import TIE, Candidate, search
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from samestep.plan.prediction import PARTS, in_ms
-from samestep.planner.explain.comparison import Comparison, compare_to_pick
 from samestep.planner.explain.explanation import Explanation
 from samestep.planner.explain.layer_choices import sized
+from samestep.planner.explain.plan_comparison import Comparison, compare_to_pick
 from samestep.planner.explain.timeline import timeline_svg
 from samestep.planner.search.decision import Decision
 

@@ -9,7 +9,7 @@ from samestep.errors import PlanRefused, Refused
 from samestep.numerics.numerics import parse_line
 from samestep.plan.plan import OPTIONS, Plan, Stage, equal_shares, parse_fields, parse_stages, slices_text
 from samestep.planner.cost.profile import profile_key
-from samestep.planner.explain.comparison import Comparison, compare_to_pick
+from samestep.planner.explain.plan_comparison import Comparison, compare_to_pick
 from samestep.planner.search.decision import Decision
 from samestep.planner.search.search import is_convolution, like_regions, pipelines, ranked
 
