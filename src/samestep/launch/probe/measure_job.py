@@ -216,13 +216,8 @@ def gap_of(samples: Sequence[ActionTiming]) -> float:
 
 def waited_per_step(found: Probe) -> float:
     """Seconds that a worker waits in a step: the median over steps, the mean over workers."""
-    per_worker = []
-    for rows in found.samples:
-        steps: dict[int, float] = {}
-        for s in rows:
-            steps[s.step] = steps.get(s.step, 0.0) + s.waited
-        per_worker.append(median(steps.values()))
-    return statistics.fmean(per_worker)
+    by_step = [itertools.groupby(rows, key=lambda s: s.step) for rows in found.samples]
+    return statistics.fmean(median(sum(s.waited for s in own) for _, own in steps) for steps in by_step)
 
 
 def spread_of(steps: Sequence[float]) -> float:

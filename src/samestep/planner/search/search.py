@@ -23,7 +23,7 @@ from samestep.numerics.numerics import Numerics
 from samestep.plan.cluster import Cluster
 from samestep.plan.machine import Link
 from samestep.plan.plan import Plan, Stage, equal_shares, slices_text
-from samestep.planner.cost.chain import Chain, SliceableRegion
+from samestep.planner.cost.chain import Chain
 from samestep.planner.cost.estimate import Estimate, estimate
 from samestep.planner.cost.measured_costs import MeasuredCosts
 from samestep.planner.search.greedy_shares import greedy_shares
@@ -280,16 +280,11 @@ def sliced_plan(problem: PlanningProblem, groups: Sequence[Sequence[int]], chose
     chain, cluster, workers = problem.chain, problem.cluster, problem.cluster.workers
     own = by_speed(problem) if workers <= chain.shards else equal_shares(chain.shards, workers)
     sliced = sorted(i for group in chosen for i in groups[group])
-    slices = tuple(
-        (layer, slices_by_speed(chain.regions[i], cluster)) for i in sliced for layer in chain.regions[i].layers
-    )
+    curves = finishing_times(cluster.speeds)  # a region's slices all cost the same, so they are shared out like shards
+    shares = {i: greedy_shares(chain.regions[i].slices, curves) for i in sliced}
+    slices = tuple((layer, shares[i]) for i in sliced for layer in chain.regions[i].layers)
     stage = Stage("", tuple(range(workers)), own, slices)
     return Plan.staged(replace(problem.numerics, slices=slices_text([stage])), [stage])
-
-
-def slices_by_speed(region: SliceableRegion, cluster: Cluster) -> tuple[int, ...]:
-    """Slices of each worker by speed: a region's slices all cost the same, so they are shared out like shards."""
-    return greedy_shares(region.slices, finishing_times(cluster.speeds))
 
 
 def finishing_times(speeds: Iterable[float]) -> list[Callable[[int], float]]:
