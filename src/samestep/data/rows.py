@@ -29,7 +29,6 @@ class Rows(Protocol):
 
     def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
         """The batch of each (epoch, rows) request, in order."""
-        ...
 
 
 class TensorRows:

@@ -16,16 +16,7 @@ import psutil
 
 from samestep.doctor.facts import Facts, Interface, Launchers, Limits, MachineSpeed, Memory, Processor
 from samestep.errors import PlanRefused, SamestepError
-from samestep.launch.environment import (
-    ROOT,
-    launchers_seen,
-    mkl_mode,
-    physical_cores,
-    pinned_environment,
-    shown_variables,
-    starters_found,
-    world,
-)
+from samestep.launch import environment
 from samestep.system.control_groups import control_group
 
 PACKAGES = ("samestep", "torch", "numpy", "safetensors", "click", "rich", "psutil", "pyarrow", "tensorboard")
@@ -43,9 +34,9 @@ def inspect_machine(measured: MachineSpeed | None, failure: str | None = None, r
         control_group=control_group(root),
         memory=_memory(root),
         limits=_limits(root),
-        mkl=mkl_mode(),
-        environment=shown_variables(),
-        launchers=Launchers(launchers_seen(), starters_found(), _world()),
+        mkl=environment.mkl_mode(),
+        environment=environment.shown_variables(),
+        launchers=Launchers(environment.launchers_seen(), environment.starters_found(), _world()),
         interfaces=_interfaces(),
         measured=measured,
         failure=failure,
@@ -63,7 +54,7 @@ def _processor(root: Path) -> Processor:
     named = [line for line in _lines(root / "proc/cpuinfo") if line.startswith(("model name", "Model", "cpu\t"))]
     model = named[0].partition(":")[2].strip() if named else platform.processor() or "unknown"
     affinity = tuple(sorted(os.sched_getaffinity(0)))
-    return Processor(model, physical_cores(), psutil.cpu_count() or len(affinity), affinity)
+    return Processor(model, environment.physical_cores(), psutil.cpu_count() or len(affinity), affinity)
 
 
 def _memory(root: Path) -> Memory:
@@ -94,7 +85,7 @@ def _soft(kind: int) -> int | None:
 
 def _world() -> str:
     try:
-        others = world()
+        others = environment.world()
     except PlanRefused as refused:
         return f"would be refused: {refused}"
     if others is None:
@@ -126,11 +117,11 @@ def measure_in_own_process() -> MachineSpeed:
     """Measure this machine. Raises SamestepError with the last line of a measuring process that fails."""
     ours, theirs = os.pipe()
     with os.fdopen(ours) as answer:
-        arguments = [str(ROOT), str(theirs), str(physical_cores()), str(os.getpid())]
+        arguments = [environment.ROOT, theirs, environment.physical_cores(), os.getpid()]
         try:
             ended = subprocess.run(
-                [sys.executable, "-P", "-c", PROGRAM, *arguments],
-                env=pinned_environment(),
+                [sys.executable, "-P", "-c", PROGRAM, *map(str, arguments)],
+                env=environment.pinned_environment(),
                 pass_fds=[theirs],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -33,13 +34,13 @@ def main() -> None:
     """Measure and write JSON. Arguments: number of the file to write to, threads, process id of the command."""
     die_with_parent(int(sys.argv[4]))
     with os.fdopen(int(sys.argv[2]), "w") as file:
-        json.dump(measure(int(sys.argv[3])).as_json(), file)
+        json.dump(asdict(measure(int(sys.argv[3]))), file)
 
 
 def measure(threads: int) -> MachineSpeed:
     """The speed of this machine. Call it in a process with one thread; it takes about three seconds."""
     assert num_threads() == 1, "a process forked from one with threads hangs"
-    one, everything = (in_fork(partial(speeds, count)) for count in (1, threads))
+    one, everything = (start_in_fork(partial(speeds, count))() for count in (1, threads))
     return MachineSpeed(
         isa=instruction_set("cpu"),
         threads=threads,
@@ -54,13 +55,8 @@ def measure(threads: int) -> MachineSpeed:
     )
 
 
-def in_fork(work: Callable[[], Any]) -> Any:
-    """The result of `work`, which JSON can hold, from a child of its own."""
-    return start_in_fork(work)()
-
-
 def start_in_fork(work: Callable[[], Any]) -> Callable[[], Any]:
-    """Start `work` in a child; the returned function waits for its result."""
+    """Start `work` in a child; the returned function waits for its result, which JSON can hold."""
     ours, theirs = os.pipe()
 
     def answer() -> int:
