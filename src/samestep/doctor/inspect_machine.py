@@ -18,6 +18,7 @@ from samestep.doctor.facts import Facts, Interface, Launchers, Limits, MachineSp
 from samestep.errors import PlanRefused, SamestepError
 from samestep.launch import environment
 from samestep.system.control_groups import control_group
+from samestep.system.procfs import text_of
 
 PACKAGES = ("samestep", "torch", "numpy", "safetensors", "click", "rich", "psutil", "pyarrow", "tensorboard")
 PROGRAM = "import sys; sys.path.append(sys.argv[1]); from samestep.doctor.measure_speed import main; main()"
@@ -51,7 +52,8 @@ def _version(package: str) -> str | None:
 
 
 def _processor(root: Path) -> Processor:
-    named = [line for line in _lines(root / "proc/cpuinfo") if line.startswith(("model name", "Model", "cpu\t"))]
+    lines = text_of(root / "proc/cpuinfo").splitlines()
+    named = [line for line in lines if line.startswith(("model name", "Model", "cpu\t"))]
     model = named[0].partition(":")[2].strip() if named else platform.processor() or "unknown"
     affinity = tuple(sorted(os.sched_getaffinity(0)))
     return Processor(model, environment.physical_cores(), psutil.cpu_count() or len(affinity), affinity)
@@ -67,7 +69,7 @@ def _memory(root: Path) -> Memory:
 
 
 def _limits(root: Path) -> Limits:
-    numbers = [int(text) for line in _lines(root / "proc/sys/net/ipv4/ip_local_port_range") for text in line.split()]
+    numbers = [int(text) for text in text_of(root / "proc/sys/net/ipv4/ip_local_port_range").split()]
     loopback = psutil.net_if_stats().get("lo")
     return Limits(
         open_files=_soft(resource.RLIMIT_NOFILE),
@@ -104,13 +106,6 @@ def _interfaces() -> tuple[Interface, ...]:
         )
         for name, found in psutil.net_if_stats().items()
     )
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
 
 
 def measure_in_own_process() -> MachineSpeed:
