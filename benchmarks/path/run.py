@@ -1,7 +1,8 @@
 """Which files does a step go through? `python benchmarks/path/run.py`.
 
 Trains a small model on two workers and lists the files of samestep that an ordinary step of worker 0 enters, with their
-lines and the functions entered; those that the journey says must be read first. Then what other steps add.
+lines and the functions entered; those that the journey says must be read first. Then what other steps add. The last
+batch of an epoch is short: at the first epoch's end, the list of actions of steps with as many rows is made.
 """
 
 import json
@@ -39,6 +40,7 @@ class StepPath:
     watched: Entered
     audited: Entered
     epochs_end: Entered
+    first_of_its_size: Entered
 
 
 def traced(launcher: Launcher | None = None) -> StepPath:
@@ -47,11 +49,13 @@ def traced(launcher: Launcher | None = None) -> StepPath:
         file = Path(folder) / "steps.json"
         samestep.train(f"{FOLDER / 'job.py'}:job", workers=2, settings={"file": str(file)}, launcher=launcher)
         steps = {int(step): own for step, own in json.loads(file.read_text()).items() if int(step) >= FIRST}
+    first_of_its_size = steps.pop(BATCHES - 1)["entered"]
     steps = {step: own for step, own in steps.items() if REASSIGNS not in own["entered"]}
     audited = [own["entered"] for step, own in steps.items() if (step + 1) % AUDIT_EVERY == 0]
     ends = [own["entered"] for step, own in steps.items() if (step + 1) % BATCHES == 0]
     others = [own["entered"] for own in steps.values() if own["entered"] not in (*audited, *ends)]
-    return StepPath(joined(others), joined(own["watched"] for own in steps.values()), joined(audited), joined(ends))
+    watched = [own["watched"] for own in steps.values()]
+    return StepPath(*map(joined, (others, watched, audited, ends, [first_of_its_size])))
 
 
 def joined(steps: Iterable[Iterable[tuple[str, str]]]) -> Entered:
@@ -83,7 +87,12 @@ def main() -> None:
         functions = sorted(name for name in path.ordinary.get(file, ()) if "<" not in name)
         print(f"{'read' * (file in read):4} {lines_of(file):4} {file}: {', '.join(functions)}")
     print(f"to be read: {len(read)} files, {sum(map(lines_of, read))} lines")
-    others = {"a watched step": path.watched, "an audit": path.audited, "an epoch's end": path.epochs_end}
+    others = {
+        "a watched step": path.watched,
+        "an audit": path.audited,
+        "an epoch's end": path.epochs_end,
+        "the first step with as many rows": path.first_of_its_size,
+    }
     for kind, entered in others.items():
         files = sorted(set(entered) - set(path.ordinary))
         more = {name for file in entered for name in entered[file] - path.ordinary.get(file, set())}

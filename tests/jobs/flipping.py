@@ -105,7 +105,7 @@ def tensors(executor: Executor, kind: str) -> list[tuple[str, Tensor]]:
     if kind == "state":
         return [
             (f"optimizer state {key} of {executor.layout.entries[piece.entry].name}", value)
-            for piece, _, key, value in executor.update.state()
+            for piece, _, key, value in executor.update.state.pieces()
         ]
     if kind == "buffer":
         buffers = executor.buffers

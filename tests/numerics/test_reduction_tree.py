@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from samestep.numerics.addition_order import addition_order
 from samestep.numerics.numerics import Numerics
 from samestep.numerics.reduction_tree import (
     Node,
@@ -16,7 +17,6 @@ from samestep.numerics.reduction_tree import (
 )
 from samestep.parallel.execution.joint import join_sums, partial_sums
 from samestep.parallel.gradients.ownership import num_published, stage_ownership
-from samestep.parallel.gradients.reduction import addition_order
 from samestep.plan.plan import Plan
 
 

@@ -166,7 +166,7 @@ def own_share(executor: Executor) -> Sequence[Piece]:
 
 def state_parts(executor: Executor) -> Iterator[WatchedTensor]:
     """This worker's optimizer state, but for plain numbers."""
-    for piece, kind, key, value in executor.update.state():
+    for piece, kind, key, value in executor.update.state.pieces():
         if kind in ("elementwise", "tensor"):
             name = f"optimizer state {key} of {executor.layout.entries[piece.entry].name}"
             yield WatchedTensor(name, value.detach().contiguous().view(-1), piece.start if kind == "elementwise" else 0)

@@ -18,6 +18,7 @@ from samestep.doctor.facts import Facts, Interface, Launchers, Limits, MachineSp
 from samestep.errors import PlanRefused, SamestepError
 from samestep.launch import environment
 from samestep.system.control_groups import control_group
+from samestep.system.json_values import value_from
 from samestep.system.procfs import text_of
 
 PACKAGES = ("samestep", "torch", "numpy", "safetensors", "click", "rich", "psutil", "pyarrow", "tensorboard")
@@ -131,4 +132,5 @@ def measure_in_own_process() -> MachineSpeed:
         if ended.returncode != 0:
             last = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
             raise SamestepError(f"the process that measures ended: {last}")
-        return MachineSpeed.from_json(json.loads(answer.read()))
+        speed: MachineSpeed = value_from(MachineSpeed, json.loads(answer.read()))
+        return speed

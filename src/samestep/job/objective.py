@@ -15,13 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from samestep.errors import Disagreement, LossNotFinite
-from samestep.job.loss_checks import (
-    check_no_label_is_ignored,
-    check_one_given,
-    check_pair,
-    check_scalar,
-    check_weight,
-)
+from samestep.job.loss_checks import check_no_label_is_ignored, check_one_given, check_pair, check_scalar, check_weight
 from samestep.job.torch_losses import TorchLoss
 from samestep.numerics.reduction_tree import tree_sum
 

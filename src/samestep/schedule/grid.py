@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from samestep.errors import PlanRefused
+
 
 def consecutive_ranges(counts: Sequence[int], stop: int | None = None) -> list[range]:
     """Ranges of these lengths, one after the other from 0 on; numbers from `stop` on are left out."""
@@ -59,3 +61,17 @@ class Grid:
         """The numbers of a stage's segments."""
         first = sum(len(other.sliced) for other in self.stages[:stage])
         return range(first, first + len(self.stages[stage].sliced))
+
+    def meeting_shards(self, rank: int) -> tuple[int, ...]:
+        """A worker's shards, all at once, for layers in which shards meet. Raises PlanRefused where they cannot."""
+        if len(self.stages) > 1 or any(self.stages[0].sliced):
+            raise PlanRefused(
+                "shards that meet in synchronized batch normalization need the whole model on every worker; this plan "
+                f"has {len(self.stages)} stages and {sum(map(sum, (s.sliced for s in self.stages)))} sliced segments: "
+                "use --plan data, or a job without sync_batchnorm"
+            )
+        if self.stages[0].recompute:
+            raise PlanRefused(
+                "shards that meet in synchronized batch normalization cannot recompute: drop recomputation"
+            )
+        return tuple(self.stages[0].shards_of(rank, self.num_shards))

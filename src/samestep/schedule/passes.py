@@ -24,32 +24,10 @@ Post comes after the last exchange between hosts in a step: posted bytes occupy 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 from samestep.errors import PlanRefused
-from samestep.schedule.actions import (
-    Action,
-    Agree,
-    Await,
-    Backward,
-    BackwardWeight,
-    Clip,
-    Forward,
-    Load,
-    Lockstep,
-    MergeBuffers,
-    Post,
-    Publish,
-    Receive,
-    ReceiveGradient,
-    Recompute,
-    Reduce,
-    Schedule,
-    Send,
-    SendGradient,
-    SliceBackward,
-    SliceForward,
-    Update,
-)
+from samestep.schedule import actions
 from samestep.schedule.grid import Grid
 from samestep.schedule.orders.pipeline import order_named
 from samestep.schedule.orders.work import Kind, Work, Works
@@ -66,7 +44,7 @@ def schedule_of(
     lockstep: bool = False,
     stale: int = 0,
     filling: bool = False,
-) -> Schedule:
+) -> actions.Schedule:
     """One step of worker `rank`. `order` is a name of `pipeline.ORDERS`, or what `written.parse_order` read.
 
     stale: the age in steps of the gradients that an update uses; filling: in this step there are none yet.
@@ -74,96 +52,76 @@ def schedule_of(
     Raises PlanRefused for a depth below 1, and for shards that cannot meet.
     """
     if lockstep:
-        work: Iterable[Action] = in_lockstep(grid, rank)
-    elif isinstance(order, str):
-        if depth < 1:
+        shards = grid.meeting_shards(rank)
+        work: Iterable[actions.Action] = [actions.Lockstep(shards)] if shards else ()
+    else:
+        if isinstance(order, str) and depth < 1:
             raise PlanRefused(f"depth={depth}: a worker's warm-up is 1 or more times that of plain 1f1b")
-        work = lowered(grid, order_named(order)(grid, rank, depth), rank)
-    else:
-        work = lowered(grid, order[rank], rank)
-    return (Load(), *work, *tail(clip, stale, filling=filling))
+        works = order_named(order)(grid, rank, depth) if isinstance(order, str) else order[rank]
+        where = places(grid)
+        work = chain.from_iterable(PASSES[one.kind](where, one, rank) for one in works)
+    return (actions.Load(), *work, *tail(clip, stale, filling=filling))
 
 
-def in_lockstep(grid: Grid, rank: int) -> Iterator[Action]:
-    """All shards of the worker at once, for layers in which shards meet. Raises PlanRefused where they cannot."""
-    if len(grid.stages) > 1 or any(grid.stages[0].sliced):
-        raise PlanRefused(
-            "shards that meet in synchronized batch normalization need the whole model on every worker; this plan has "
-            f"{len(grid.stages)} stages and {sum(map(sum, (s.sliced for s in grid.stages)))} sliced segments: "
-            "use --plan data, or a job without sync_batchnorm"
-        )
-    if grid.stages[0].recompute:
-        raise PlanRefused("shards that meet in synchronized batch normalization cannot recompute: drop recomputation")
-    shards = grid.stages[0].shards_of(rank, grid.num_shards)
-    if shards:
-        yield Lockstep(tuple(shards))
-
-
-def tail(clip: bool, stale: int = 0, *, filling: bool = False) -> Iterator[Action]:
+def tail(clip: bool, stale: int = 0, *, filling: bool = False) -> Iterator[actions.Action]:
     """The end of a step: all workers, together."""
-    yield Agree()
+    yield actions.Agree()
     if stale:
-        yield MergeBuffers()
+        yield actions.MergeBuffers()
         if not filling:
-            yield Await(stale)
-            yield Reduce()
+            yield actions.Await(stale)
+            yield actions.Reduce()
     else:
-        yield Reduce()
-        yield MergeBuffers()
+        yield actions.Reduce()
+        yield actions.MergeBuffers()
     if clip and not filling:
-        yield Clip()
+        yield actions.Clip()
     if stale:
-        yield Post()
+        yield actions.Post()
     if not filling:
-        yield Update()
-    yield Publish()
+        yield actions.Update()
+    yield actions.Publish()
 
 
-def lowered(grid: Grid, works: Iterable[Work], rank: int) -> Iterator[Action]:
-    where = places(grid)
-    for work in works:
-        yield from PASSES[work.kind](where, work, rank)
-
-
-def forward(where: Places, work: Work, rank: int) -> Iterator[Action]:
+def forward(where: Places, work: Work, rank: int) -> Iterator[actions.Action]:
     stage, shards = work.stage, where.sets[work.set_index]
     own = where.own(rank, stage, shards)
     for shard, peer in shards_of_others(where, own, stage - 1, rank):
-        yield Receive(shard, stage - 1, peer)
+        yield actions.Receive(shard, stage - 1, peer)
     for segment in where.segments[stage]:
         if where.sliced[segment]:
-            yield SliceForward(shards, segment)
+            yield actions.SliceForward(shards, segment)
         else:
-            yield from (Forward(shard, segment) for shard in own)
+            yield from (actions.Forward(shard, segment) for shard in own)
     for shard, peer in shards_of_others(where, own, stage + 1, rank):
-        yield Send(shard, stage, peer)
+        yield actions.Send(shard, stage, peer)
 
 
-def backward(where: Places, work: Work, rank: int) -> Iterator[Action]:
+def backward(where: Places, work: Work, rank: int) -> Iterator[actions.Action]:
     stage, shards = work.stage, where.sets[work.set_index]
     own = where.own(rank, stage, shards)
     for shard, peer in shards_of_others(where, own, stage + 1, rank):
-        yield ReceiveGradient(shard, stage, peer)
+        yield actions.ReceiveGradient(shard, stage, peer)
     for segment in reversed(where.segments[stage]):
         if where.sliced[segment]:
-            yield SliceBackward(shards, segment)
+            yield actions.SliceBackward(shards, segment)
             continue
         for shard in own:
             if where.grid.stages[stage].recompute:
-                yield Recompute(shard, segment)
-            yield Backward(shard, segment)
+                yield actions.Recompute(shard, segment)
+            yield actions.Backward(shard, segment)
     for shard, peer in shards_of_others(where, own, stage - 1, rank):
-        yield SendGradient(shard, stage - 1, peer)
+        yield actions.SendGradient(shard, stage - 1, peer)
 
 
-def backward_weight(where: Places, work: Work, rank: int) -> Iterator[Action]:
+def backward_weight(where: Places, work: Work, rank: int) -> Iterator[actions.Action]:
     own = where.own(rank, work.stage, where.sets[work.set_index])
     for segment in reversed(where.segments[work.stage]):
         if not where.sliced[segment]:
-            yield from (BackwardWeight(shard, segment) for shard in own)
+            yield from (actions.BackwardWeight(shard, segment) for shard in own)
 
 
-PASSES: dict[Kind, Callable[[Places, Work, int], Iterator[Action]]] = {
+PASSES: dict[Kind, Callable[[Places, Work, int], Iterator[actions.Action]]] = {
     "F": forward,
     "B": backward,
     "W": backward_weight,

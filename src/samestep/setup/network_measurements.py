@@ -15,12 +15,7 @@ from samestep.job.job import Job
 from samestep.job.objective import Objective
 from samestep.job.training_data import first_shard
 from samestep.numerics import random_streams
-from samestep.parallel.cutting.cut import (
-    Cut,
-    Segment,
-    cut,
-    parameters_of,
-)
+from samestep.parallel.cutting.cut import Cut, Segment, cut, parameters_of
 from samestep.parallel.cutting.recorder import record
 from samestep.parallel.cutting.recording import Recording
 from samestep.parallel.cutting.slices import outputs_of
@@ -30,12 +25,7 @@ from samestep.parallel.execution.network import untouched_buffers
 from samestep.parallel.gradients.job_optimizer import is_elementwise
 from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
 from samestep.setup.laid_out_model import LaidOutModel, hollow
-from samestep.setup.named_plans import (
-    DEFAULT_SLICES,
-    chain_of,
-    sliceable,
-    work_of,
-)
+from samestep.setup.named_plans import DEFAULT_SLICES, chain_of, sliceable, work_of
 from samestep.system.device import precision_of
 
 

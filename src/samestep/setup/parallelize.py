@@ -17,23 +17,11 @@ from samestep.errors import JobRefused, PlanRefused
 from samestep.job.job import Job
 from samestep.job.objective import Objective
 from samestep.job.scheduler import make_scheduler
-from samestep.job.training_data import (
-    Note,
-    first_shard,
-    shard_batches,
-    training_rows,
-)
+from samestep.job.training_data import Note, first_shard, shard_batches, training_rows
 from samestep.numerics import random_streams
 from samestep.parallel.cutting.cut import Cut, check_stages
 from samestep.parallel.cutting.sliced_attention import slice_attention
-from samestep.parallel.cutting.slices import (
-    SlicedLayer,
-    SlicedRegion,
-    SliceOf,
-    copied,
-    slice_layer,
-    slice_sizes,
-)
+from samestep.parallel.cutting.slices import SlicedLayer, SlicedRegion, SliceOf, copied, slice_layer, slice_sizes
 from samestep.parallel.execution.buffers import Buffers
 from samestep.parallel.execution.bundles import Bundles
 from samestep.parallel.execution.cut_executor import CutExecutor
@@ -60,15 +48,7 @@ from samestep.parallel.lazy_init.address_space import reserve
 from samestep.parallel.lazy_init.lazy_replay import LazyModel
 from samestep.plan.plan import Plan
 from samestep.setup.executor_inputs import between_hosts, inputs_of
-from samestep.setup.laid_out_model import (
-    LaidOutModel,
-    Names,
-    edges_of,
-    entry_segments,
-    hollow,
-    ownership_of,
-    pieces_of,
-)
+from samestep.setup.laid_out_model import LaidOutModel, Names, edges_of, entry_segments, hollow, ownership_of, pieces_of
 from samestep.setup.local_part import take_local_part
 from samestep.setup.run_memory import RunMemory
 from samestep.sync.logical_workers import logical_of

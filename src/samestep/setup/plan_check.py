@@ -23,13 +23,7 @@ from samestep.schedule.draw import schedule_svg, schedule_text
 from samestep.schedule.grid import Grid
 from samestep.schedule.local_steps import check_local_step, local_step_schedule
 from samestep.schedule.stale_steps import check_overlapped
-from samestep.setup.laid_out_model import (
-    LaidOutModel,
-    edges_of,
-    hollow,
-    ownership_of,
-    pieces_of,
-)
+from samestep.setup.laid_out_model import LaidOutModel, edges_of, hollow, ownership_of, pieces_of
 from samestep.sync.logical_workers import Logical, at_meetings, logical_of
 from samestep.sync.staleness import steps_stale
 

@@ -42,7 +42,7 @@ def values(executor: Executor, step: int) -> dict[str, Any]:
     """The state that is not tensors, the same on every worker."""
     groups = [
         {"names": names, **plain(group, "the optimizer's parameter group")}
-        for names, group in zip(executor.update.group_names, executor.update.hyperparameters(), strict=True)
+        for names, group in zip(executor.update.group_names, executor.update.state.hyperparameters(), strict=True)
     ]
     scheduler = None if executor.scheduler is None else plain(executor.scheduler.state_dict(), "the scheduler's state")
     found = {"optimizer": groups, "scheduler": scheduler, "seed": executor.plan.numerics.seed, "step": step}

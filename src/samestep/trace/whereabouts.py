@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from samestep.errors import Disagreement
 from samestep.schedule.actions import class_name
 
 PLACE = struct.Struct("<qqqqddd24s104s")
@@ -172,3 +173,14 @@ def _read(memory: Any, rank: int, counter: int, slots: tuple[int, int], form: st
 
 def _plain(text: bytes) -> str:
     return text.rstrip(b"\0").decode(errors="replace")
+
+
+def check_same_place(rank: int, own: bytes, peer: int, other: bytes) -> None:
+    """Raises Disagreement where two workers meet in different calls or actions (`Whereabouts.tag`)."""
+    if own != other:
+        mine, theirs = (tag.decode(errors="replace") or "no call of its trainer" for tag in (own, other))
+        raise Disagreement(
+            f"worker {rank} is in {mine} and meets worker {peer}, which is in {theirs}: every worker must make the "
+            "same calls in the same order and as often; look for a call under `if rank == ...`, for calls in another "
+            "order, and for a loop that ends earlier on one worker"
+        )

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from samestep.errors import Disagreement, PeerLost
+from samestep.trace.whereabouts import check_same_place
 from samestep.transport.links import Links, Pending
-from samestep.transport.shared_memory import check_same_place
 from samestep.transport.strides import empty_from, header, payload
 from samestep.transport.transport import Transport
 

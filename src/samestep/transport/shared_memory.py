@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from samestep.errors import Disagreement, PeerLost
+from samestep.errors import PeerLost
 from samestep.trace.timesheet import Timesheet
+from samestep.trace.whereabouts import check_same_place
 from samestep.transport.links import Links
 from samestep.transport.shared_tensors import Boxes, SharedTensors
 from samestep.transport.transport import Counted
@@ -167,14 +168,3 @@ class SharedTransport:
         self._packets.close()
         while self.when_closed:
             self.when_closed.pop()()
-
-
-def check_same_place(rank: int, own: bytes, peer: int, other: bytes) -> None:
-    """Raises Disagreement where two workers meet in different calls or actions (`Whereabouts.tag`)."""
-    if own != other:
-        mine, theirs = (tag.decode(errors="replace") or "no call of its trainer" for tag in (own, other))
-        raise Disagreement(
-            f"worker {rank} is in {mine} and meets worker {peer}, which is in {theirs}: every worker must make the "
-            "same calls in the same order and as often; look for a call under `if rank == ...`, for calls in another "
-            "order, and for a loop that ends earlier on one worker"
-        )

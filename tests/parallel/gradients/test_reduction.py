@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from samestep.numerics.addition_order import addition_order
 from samestep.numerics.numerics import Numerics
 from samestep.numerics.reduction_tree import Node, local_plan, tree_sum
 from samestep.parallel.gradients.layout import (
@@ -15,7 +16,7 @@ from samestep.parallel.gradients.layout import (
     storage_order,
 )
 from samestep.parallel.gradients.ownership import Ownership, num_published, stage_ownership
-from samestep.parallel.gradients.reduction import TreeReduction, addition_order
+from samestep.parallel.gradients.reduction import TreeReduction
 from samestep.plan.plan import Plan
 
 assignments = st.lists(st.integers(0, 5), min_size=2, max_size=5).filter(any).map(tuple)

@@ -87,7 +87,7 @@ def trained_by(make: Make, workers: int, steps: int, **options: bool) -> dict[st
         worker = Worker(make, workers, rank, **options)
         for step in range(steps):
             worker.step(step)
-        for piece, kind, key, value in worker.update.state():
+        for piece, kind, key, value in worker.update.state.pieces():
             name = f"{worker.layout.entries[piece.entry].name}/{kind}/{key}"
             if kind == "elementwise":
                 whole = found.setdefault(
@@ -192,8 +192,8 @@ def test_groups_by_number_of_dimensions_stay_what_they_are(workers: int) -> None
         assert torch.equal(over[name], value), name
     worker = Worker(rule_of_two_groups, workers, 0)
     assert worker.update.group_names == [["large", "conv"], ["small", "unused", "scalar"]]
-    assert [group["weight_decay"] for group in worker.update.hyperparameters()] == [0.1, 0.0]
-    assert all("params" not in group for group in worker.update.hyperparameters())
+    assert [group["weight_decay"] for group in worker.update.state.hyperparameters()] == [0.1, 0.0]
+    assert all("params" not in group for group in worker.update.state.hyperparameters())
 
 
 def test_state_exists_once_over_all_workers() -> None:
@@ -202,7 +202,7 @@ def test_state_exists_once_over_all_workers() -> None:
     for rank in range(3):
         worker = Worker(lambda params: optim.SGD(params, lr=0.1, momentum=0.9), 3, rank)
         worker.step(0)
-        sizes.append(sum(value.numel() for _, _, _, value in worker.update.state()))
+        sizes.append(sum(value.numel() for _, _, _, value in worker.update.state.pieces()))
     assert sum(sizes) == sum(p.numel() for name, p in net().named_parameters() if name != "unused")
 
 
@@ -261,14 +261,14 @@ def test_state_that_was_put_back_goes_on_as_if_nothing_had_been(kind: str, optio
     for (piece, target), (_, other) in zip(first.update.targets, second.update.targets, strict=True):
         other.data.copy_(target.data)
         assert piece in second.pieces
-    for piece, state_kind, key, value in list(first.update.state()):
-        second.update.restore(piece, state_kind, key, value)
+    for piece, state_kind, key, value in list(first.update.state.pieces()):
+        second.update.state.restore(piece, state_kind, key, value)
     for step in (2, 3):
         first.step(step)
         second.step(step)
     for (_, a), (_, b) in zip(first.update.targets, second.update.targets, strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(first.update.state(), second.update.state(), strict=True):
+    for a, b in zip(first.update.state.pieces(), second.update.state.pieces(), strict=True):
         assert a[:3] == b[:3]
         assert torch.equal(a[3], b[3])
 
@@ -337,4 +337,4 @@ def test_state_without_a_plain_form_is_refused_by_name() -> None:
     worker = Worker(Pickled, 1, 0, whole=True)
     worker.step(0)
     with pytest.raises(JobRefused, match="Pickled keeps 'what' as a object"):
-        list(worker.update.state())
+        list(worker.update.state.pieces())

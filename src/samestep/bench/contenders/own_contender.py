@@ -25,6 +25,7 @@ def run_ours(request: Request, pipes: Pipes) -> None:
         settings={"source": vars(request.source), "pipes": vars(pipes)},
         settings_are_text=False,
         steps=EVER,
+        stall=0.0,  # waiting for its turn is no stall
         epochs=None,
     )
     try:

@@ -28,7 +28,7 @@ class LocalState:
             head = f"local/{replica.number}"
             for name, i in self._entries.items():
                 yield StatePiece(f"{head}/parameter/{name}", meeting.layout.flat(replica.memory, i), whole=False)
-            for piece, kind, key, value in replica.update.state():
+            for piece, kind, key, value in replica.update.state.pieces():
                 label = f"{head}/{kind}/{names[piece.entry]}/{key}"
                 yield StatePiece(label, value, whole=kind != "elementwise")
             for name, buffer in zip(replica.buffers.names, replica.buffers.values, strict=True):
@@ -79,4 +79,4 @@ class LocalState:
         else:
             parameter, _, key = name.rpartition("/")
             piece = next(p for p, _ in replica.update.targets if p.entry == self._entries[parameter])
-            replica.update.restore(piece, kind, key, stored.read())
+            replica.update.state.restore(piece, kind, key, stored.read())

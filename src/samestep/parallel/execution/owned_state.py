@@ -79,7 +79,7 @@ class OwnedState:
             entry = self.layout.entries[piece.entry]
             flat = storage_order(entry.param.detach())[piece.start : piece.stop]
             yield StatePiece(f"parameter/{entry.name}", flat, piece.start, whole=False)
-        for piece, kind, key, value in self.update.state():
+        for piece, kind, key, value in self.update.state.pieces():
             if piece in own:
                 label, is_whole = f"{kind}/{self.layout.entries[piece.entry].name}/{key}", kind != "elementwise"
                 yield StatePiece(label, value, 0 if is_whole else piece.start, is_whole)
@@ -113,7 +113,7 @@ class OwnedState:
     def finish(self, edges: Stored) -> None:
         for (kind, name), value in self._collected.items():
             parameter, _, key = name.rpartition("/")
-            self.update.restore(self._own[parameter], kind, key, value)
+            self.update.state.restore(self._own[parameter], kind, key, value)
         if self.edges is not None:
             self.edges.before = edges
 

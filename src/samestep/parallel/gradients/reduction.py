@@ -9,19 +9,18 @@ Worker w reads its pieces from every worker's published slots and leaves the sum
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from samestep.numerics.reduction_tree import Node, fold_plan
+from samestep.numerics.addition_order import Addition, addition_order
+from samestep.numerics.reduction_tree import Node
 from samestep.parallel.gradients.compressed_edges import CompressedEdges
 from samestep.parallel.gradients.layout import Layout, Piece
 from samestep.parallel.gradients.ownership import Ownership
 
 SUM_CHUNK = 65_536  # elements summed at a time: several operands of a chunk fit in L2
 
-Addition = tuple[int, int]  # positions of nodes: into, other
 Source = tuple[Node, Tensor]  # a partial sum: of which node, 1-D
 
 
@@ -145,24 +144,3 @@ class TreeReduction:
         foreign = [part.nbytes for (rank, _), part in zip(holders, parts, strict=True) if rank != self._rank]
         self._read[num_shards] += sum(foreign)
         return list(zip(nodes, parts, strict=True))
-
-
-@cache
-def addition_order(nodes: tuple[Node, ...], num_shards: int) -> list[tuple[int, int]]:
-    """The additions that join `nodes` (in shard order) into the root: pairs (into, other) of positions.
-
-    After a pair, `into` holds the sum. For nodes (2,0) (0,4) (0,5) (1,3), the publication of 5,3 of
-    eight shards: (1, 2), (1, 3), (0, 1).
-    """
-    open_nodes: list[int] = []  # positions that hold the tree's open sums, as the slots of the fold
-    order: list[tuple[int, int]] = []
-    for position, fold in enumerate(fold_plan(nodes, num_shards).folds):
-        carry = position
-        for slot in fold.into:
-            order.append((open_nodes[slot], carry))
-            carry = open_nodes[slot]
-        del open_nodes[fold.into[-1] + 1 if fold.into else fold.slot :]
-        if not fold.into:
-            open_nodes.append(position)
-    assert len(open_nodes) == 1, f"{nodes} do not cover {num_shards} shards"
-    return order

@@ -136,11 +136,11 @@ class Observer(Attendant):
 
     def _optimizer(self, state: StepState) -> None:
         update = self._executor.update
-        for number, group in enumerate(update.hyperparameters()):
+        for number, group in enumerate(update.state.hyperparameters()):
             for name, value in group.items():
                 if isinstance(value, int | float | Tensor):
                     self._note("setting", f"{name} of group {number}", value)
-        for piece, kind, key, value in update.state():
+        for piece, kind, key, value in update.state.pieces():
             name = f"{key} of {self._executor.layout.entries[piece.entry].name}"
             if kind == "elementwise":
                 self._stretches("optimizer state", name, value, piece)
