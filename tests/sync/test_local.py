@@ -30,7 +30,7 @@ from samestep.sync.logical_workers import (
     check_local,
     logical_of,
 )
-from samestep.trace.action_names import name_of
+from samestep.trace.chrome import name_of
 from samestep.training.checkpoints import weights
 from thread_hosts import on
 

@@ -20,8 +20,7 @@ from samestep.schedule.actions import (
     SendGradient,
     SliceForward,
 )
-from samestep.trace.action_names import name_of
-from samestep.trace.chrome import chrome_trace
+from samestep.trace.chrome import chrome_trace, name_of
 from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import WorkerTrace
 from traces import trace

@@ -86,7 +86,13 @@ def compare_policies(
     with Launcher() as launcher:
         for policy in policies:
             say(f"training with {policy}")
-            courses.append(course_of(launcher, request, policy))
+            steps = StepTimes()
+            try:
+                report = launcher.run(request.but(sync=policy), steps)
+            except Refused as error:
+                courses.append(Course(policy, refused=str(error).splitlines()[0]))
+            else:
+                courses.append(course_from_report(policy, steps.seconds, report))
     return compare_courses(courses, target, window)
 
 
@@ -101,15 +107,6 @@ def compare_courses(courses: Sequence[Course], target: float | None, window: int
         first = next((course for course in run if course.policy == EXACT), run[0])
         target = first.smoothed(window)[-1]
     return PolicyComparison(tuple(courses), target, window)
-
-
-def course_of(launcher: Launcher, request: Request, policy: str) -> Course:
-    steps = StepTimes()
-    try:
-        report = launcher.run(request.but(sync=policy), steps)
-    except Refused as error:
-        return Course(policy, refused=str(error).splitlines()[0])
-    return course_from_report(policy, steps.seconds, report)
 
 
 def course_from_report(policy: str, seconds: Sequence[float], report: Report) -> Course:

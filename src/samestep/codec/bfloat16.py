@@ -20,13 +20,8 @@ class BFloat16:
     packed: one bfloat16 tensor of shape (n,).
     """
 
-    @property
-    def name(self) -> str:
-        return "bfloat16"
-
-    @property
-    def grain(self) -> int:
-        return 1
+    name = "bfloat16"
+    grain = 1
 
     def encode(self, values: Tensor, state: State) -> list[Tensor]:
         return [values.to(torch.bfloat16, copy=True, memory_format=torch.contiguous_format)]

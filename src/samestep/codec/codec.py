@@ -43,12 +43,10 @@ class Codec(Protocol):
     @property
     def name(self) -> str:
         """As `parse_codec` reads it, every setting spelled out, e.g. int8:256."""
-        ...
 
     @property
     def grain(self) -> int | None:
         """Elements that depend on one another; a divisor of 32,768. None: the whole parameter does."""
-        ...
 
     def encode(self, values: Tensor, state: State) -> list[Tensor]:
         """Pack float32, float64 or bfloat16 values: 1-D with a grain, else of the parameter's shape.
@@ -56,15 +54,12 @@ class Codec(Protocol):
         Leaves `values` alone. The packed tensors are contiguous, as ready to be sent as they are, and
         share no memory with `values` or `state`.
         """
-        ...
 
     def decode(self, packed: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A new tensor of the shape and type that was encoded; needs no state."""
-        ...
 
     def nbytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Exact size of all packed tensors together, in bytes, for values of this shape and type."""
-        ...
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

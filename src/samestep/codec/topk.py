@@ -28,6 +28,7 @@ class TopK:
     """
 
     fraction: float = 0.01
+    grain = GRID
 
     def __post_init__(self) -> None:
         fits = 0 < self.fraction <= 1
@@ -36,10 +37,6 @@ class TopK:
     @property
     def name(self) -> str:
         return f"topk:{float(self.fraction)!r}"
-
-    @property
-    def grain(self) -> int:
-        return GRID
 
     def encode(self, values: Tensor, state: State) -> list[Tensor]:
         indices = torch.empty(sum(self._kept(values.numel())), dtype=INDEX, device=values.device)

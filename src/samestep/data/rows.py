@@ -29,7 +29,6 @@ class Rows(Protocol):
 
     def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
         """The batch of each (epoch, rows) request, in order."""
-        ...
 
 
 class TensorRows:
@@ -54,7 +53,7 @@ class TensorRows:
     def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
         if self._num_loader_workers:
             keys = (np.asarray(rows) for _, rows in requests)
-            yield from load(_WholeBatches(self._batch), keys, _as_it_is, self._num_loader_workers)
+            yield from load(_WholeBatches(self._batch), keys, lambda batch: batch, self._num_loader_workers)
             return
         for _, rows in requests:
             yield self._batch(rows)
@@ -80,10 +79,6 @@ class _WholeBatches(Dataset[Any]):
 
     def __getitems__(self, key: Any) -> Any:
         return self._batch(key)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 class DatasetRows:

@@ -167,9 +167,10 @@ def find(workers: Mapping[int, WorkerView], patience: float) -> Stall | None:
             if all(one.waits >= patience for one in circle):
                 return circle_stall(circle, workers)
             continue
-        found = last_stall(last, workers, patience)
-        if found is not None:
-            return found
+        if last.still >= patience:
+            return culprit_stall(last, hold(last), workers)
+        if is_slower(last, workers):
+            return culprit_stall(last, Kind.SLOW, workers)
     for worker in workers.values():
         if worker.process.is_stopped and worker.still >= patience:
             return culprit_stall(worker, Kind.STOPPED, workers)
@@ -187,13 +188,6 @@ def chain(worker: WorkerView, workers: Mapping[int, WorkerView]) -> list[WorkerV
     while path[-1].peer in workers and workers[path[-1].peer] not in path:
         path.append(workers[path[-1].peer])
     return path
-
-
-def last_stall(last: WorkerView, workers: Mapping[int, WorkerView], patience: float) -> Stall | None:
-    """The stall by a worker that others wait for and that does not wait itself."""
-    if last.still >= patience:
-        return culprit_stall(last, hold(last), workers)
-    return culprit_stall(last, Kind.SLOW, workers) if is_slower(last, workers) else None
 
 
 def hold(worker: WorkerView) -> Kind:
@@ -241,9 +235,8 @@ def culprit_stall(worker: WorkerView, kind: Kind, workers: Mapping[int, WorkerVi
     waiting = blocked_by(worker, workers)
     meets = next((one for one in workers.values() if one.peer == worker.rank), None)
     key = (kind, worker.rank) if kind == Kind.SLOW else (worker.rank, worker.number, worker.call)
-    return Stall(
-        kind, (worker.rank,), waiting, f"{worker.name} {complaint(worker, kind, meets)}{waiting_text(waiting)}", key
-    )
+    text = f"{worker.name} {complaint(worker, kind, meets)}{waiting_text(waiting)}"
+    return Stall(kind, (worker.rank,), waiting, text, key)
 
 
 def circle_stall(circle: Sequence[WorkerView], workers: Mapping[int, WorkerView]) -> Stall:

@@ -1,7 +1,7 @@
 """Numbers from the traces of a run: medians over its steps."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,7 +14,6 @@ from samestep.trace.worker_trace import WorkerTrace
 COMPUTE = tuple(class_name(kind) for kind in COMPUTING)
 COMMUNICATE = tuple(class_name(kind) for kind in COMMUNICATION)
 
-T = TypeVar("T")
 K = TypeVar("K")
 
 
@@ -70,21 +69,12 @@ def trace_medians(traces: Sequence[WorkerTrace]) -> TraceMedians:
     return TraceMedians(
         steps=len(steps),
         seconds=statistics.median(duration(event for event in events if event.step == step) for step in steps),
-        busy=tuple(per_step(trace.events, steps, kind_of, lambda event: event.busy) for trace in traces),
-        waits=per_step(
-            [(wait, wait.cause) for wait in waits if wait.cause is not None],
-            steps,
-            lambda pair: (pair[0].rank, pair[1]),
-            lambda pair: pair[0].seconds,
-            lambda pair: pair[0].step,
+        busy=tuple(
+            per_step(((e.step, class_name(type(e.action)), e.busy) for e in trace.events), steps) for trace in traces
         ),
+        waits=per_step(((w.step, (w.rank, w.cause), w.seconds) for w in waits if w.cause is not None), steps),
         under_way=tuple(
-            per_step(
-                [wait for wait in waits if wait.cause is None and wait.rank == trace.rank],
-                steps,
-                lambda wait: wait.kind,
-                lambda wait: wait.seconds,
-            )
+            per_step(((w.step, w.kind, w.seconds) for w in waits if w.cause is None and w.rank == trace.rank), steps)
             for trace in traces
         ),
         hosts=tuple(trace.host for trace in traces),
@@ -108,10 +98,6 @@ def duration(events: Iterable[Event]) -> float:
     return max(event.stop for event in found) - min(event.start for event in found)
 
 
-def kind_of(event: Event) -> str:
-    return class_name(type(event.action))
-
-
 def shards_of(trace: WorkerTrace) -> set[int]:
     """The shards of the step with most of them: the last step of an epoch may have fewer."""
     found: dict[int, set[int]] = {}
@@ -122,21 +108,9 @@ def shards_of(trace: WorkerTrace) -> set[int]:
     return max(found.values(), key=len, default=set())
 
 
-def step_of(one: object) -> int:
-    step: int = one.step  # type: ignore[attr-defined]
-    return step
-
-
-def per_step(
-    things: Iterable[T],
-    steps: Sequence[int],
-    name: Callable[[T], K],
-    seconds: Callable[[T], float],
-    step: Callable[[T], int] = step_of,
-) -> dict[K, float]:
-    """Median over all steps of the sum in each, by name."""
+def per_step(spans: Iterable[tuple[int, K, float]], steps: Sequence[int]) -> dict[K, float]:
+    """Median over all steps of the sum in each, by name. spans: step, name and seconds of each."""
     sums: dict[K, dict[int, float]] = {}
-    for one in things:
-        own = sums.setdefault(name(one), dict.fromkeys(steps, 0.0))
-        own[step(one)] += seconds(one)
-    return {key: statistics.median(own.values()) for key, own in sums.items()}
+    for step, name, seconds in spans:
+        sums.setdefault(name, dict.fromkeys(steps, 0.0))[step] += seconds
+    return {name: statistics.median(own.values()) for name, own in sums.items()}

@@ -20,7 +20,7 @@ TO_FILL_IN = """
 def as_text(facts: Facts) -> str:
     """All facts, in groups under their names."""
     groups = {
-        "versions": _versions(facts),
+        "versions": ((name, version or "not installed") for name, version in facts.versions.items()),
         "machine": _machine(facts),
         "limits": _limits(facts),
         "environment": iter(facts.environment.items()),
@@ -47,11 +47,6 @@ def rate(bytes_per_second: float) -> str:
 
 def seconds(value: float) -> str:
     return units.write(rounded(value), units.SECONDS)
-
-
-def _versions(facts: Facts) -> Lines:
-    for name, version in facts.versions.items():
-        yield name, version or "not installed"
 
 
 def _machine(facts: Facts) -> Lines:

@@ -16,18 +16,10 @@ import psutil
 
 from samestep.doctor.facts import Facts, Interface, Launchers, Limits, MachineSpeed, Memory, Processor
 from samestep.errors import PlanRefused, SamestepError
-from samestep.launch.environment import (
-    ROOT,
-    launchers_seen,
-    mkl_mode,
-    physical_cores,
-    pinned_environment,
-    shown_variables,
-    starters_found,
-    world,
-)
+from samestep.launch import environment
 from samestep.system.control_groups import control_group
 from samestep.system.json_values import value_from
+from samestep.system.procfs import text_of
 
 PACKAGES = ("samestep", "torch", "numpy", "safetensors", "click", "rich", "psutil", "pyarrow", "tensorboard")
 PROGRAM = "import sys; sys.path.append(sys.argv[1]); from samestep.doctor.measure_speed import main; main()"
@@ -44,9 +36,9 @@ def inspect_machine(measured: MachineSpeed | None, failure: str | None = None, r
         control_group=control_group(root),
         memory=_memory(root),
         limits=_limits(root),
-        mkl=mkl_mode(),
-        environment=shown_variables(),
-        launchers=Launchers(launchers_seen(), starters_found(), _world()),
+        mkl=environment.mkl_mode(),
+        environment=environment.shown_variables(),
+        launchers=Launchers(environment.launchers_seen(), environment.starters_found(), _world()),
         interfaces=_interfaces(),
         measured=measured,
         failure=failure,
@@ -61,10 +53,11 @@ def _version(package: str) -> str | None:
 
 
 def _processor(root: Path) -> Processor:
-    named = [line for line in _lines(root / "proc/cpuinfo") if line.startswith(("model name", "Model", "cpu\t"))]
+    lines = text_of(root / "proc/cpuinfo").splitlines()
+    named = [line for line in lines if line.startswith(("model name", "Model", "cpu\t"))]
     model = named[0].partition(":")[2].strip() if named else platform.processor() or "unknown"
     affinity = tuple(sorted(os.sched_getaffinity(0)))
-    return Processor(model, physical_cores(), psutil.cpu_count() or len(affinity), affinity)
+    return Processor(model, environment.physical_cores(), psutil.cpu_count() or len(affinity), affinity)
 
 
 def _memory(root: Path) -> Memory:
@@ -77,7 +70,7 @@ def _memory(root: Path) -> Memory:
 
 
 def _limits(root: Path) -> Limits:
-    numbers = [int(text) for line in _lines(root / "proc/sys/net/ipv4/ip_local_port_range") for text in line.split()]
+    numbers = [int(text) for text in text_of(root / "proc/sys/net/ipv4/ip_local_port_range").split()]
     loopback = psutil.net_if_stats().get("lo")
     return Limits(
         open_files=_soft(resource.RLIMIT_NOFILE),
@@ -95,7 +88,7 @@ def _soft(kind: int) -> int | None:
 
 def _world() -> str:
     try:
-        others = world()
+        others = environment.world()
     except PlanRefused as refused:
         return f"would be refused: {refused}"
     if others is None:
@@ -116,22 +109,15 @@ def _interfaces() -> tuple[Interface, ...]:
     )
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
-
-
 def measure_in_own_process() -> MachineSpeed:
     """Measure this machine. Raises SamestepError with the last line of a measuring process that fails."""
     ours, theirs = os.pipe()
     with os.fdopen(ours) as answer:
-        arguments = [str(ROOT), str(theirs), str(physical_cores()), str(os.getpid())]
+        arguments = [environment.ROOT, theirs, environment.physical_cores(), os.getpid()]
         try:
             ended = subprocess.run(
-                [sys.executable, "-P", "-c", PROGRAM, *arguments],
-                env=pinned_environment(),
+                [sys.executable, "-P", "-c", PROGRAM, *map(str, arguments)],
+                env=environment.pinned_environment(),
                 pass_fds=[theirs],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

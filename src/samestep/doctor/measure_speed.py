@@ -41,7 +41,7 @@ def main() -> None:
 def measure(threads: int) -> MachineSpeed:
     """The speed of this machine. Call it in a process with one thread; it takes about three seconds."""
     assert num_threads() == 1, "a process forked from one with threads hangs"
-    one, everything = (in_fork(partial(speeds, count)) for count in (1, threads))
+    one, everything = (start_in_fork(partial(speeds, count))() for count in (1, threads))
     return MachineSpeed(
         isa=instruction_set("cpu"),
         threads=threads,
@@ -56,13 +56,8 @@ def measure(threads: int) -> MachineSpeed:
     )
 
 
-def in_fork(work: Callable[[], Any]) -> Any:
-    """The result of `work`, which JSON can hold, from a child of its own."""
-    return start_in_fork(work)()
-
-
 def start_in_fork(work: Callable[[], Any]) -> Callable[[], Any]:
-    """Start `work` in a child; the returned function waits for its result."""
+    """Start `work` in a child; the returned function waits for its result, which JSON can hold."""
     ours, theirs = os.pipe()
 
     def answer() -> int:

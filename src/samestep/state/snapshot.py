@@ -22,6 +22,8 @@ from samestep.state.checkpoint import FORMAT, Description, file_hash, publish, t
 from samestep.state.digest import Leaves, chunk_leaves, joint_digest, tensor_leaf, value_leaf
 from samestep.system.json_values import as_before, plain
 
+OPTIMIZED = ("tensor", "int", "float", "edge", "local")  # labels of state of the optimizer, which each owner writes
+
 
 def state_pieces(executor: Executor, *, once: bool = False) -> Iterator[StatePiece]:
     """The pieces that this worker owns; those that several hosts own come from each, or `once` from the first."""
@@ -67,41 +69,30 @@ def save(executor: Executor, step: int, root: Path, run: str, fingerprint: dict[
         temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
     transport.exchange(b"")
     path = temporary / f"worker-{transport.rank}.safetensors"
-    owned = (
-        part for part in state_pieces(executor, once=True) if not part.whole or transport.rank == 0 or _is_state(part)
-    )
-    save_file(
-        {
-            f"{part.label}@{part.start}": part.tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for part in owned
-        },
-        path,
-    )
+    tensors = {
+        f"{part.label}@{part.start}": part.tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for part in state_pieces(executor, once=True)
+        if not part.whole or transport.rank == 0 or part.label.split("/", 1)[0] in OPTIMIZED
+    }
+    save_file(tensors, path)
     hashes = transport.exchange(file_hash(path).encode())
     if transport.rank == 0:
         state = values(executor, step)
         files = {f"worker-{rank}.safetensors": text.decode() for rank, text in enumerate(hashes)}
-        publish(
-            temporary,
-            Description(
-                format=FORMAT,
-                step=step,
-                numerics=executor.plan.numerics.line(),
-                digest=found,
-                fingerprint=fingerprint,
-                optimizer=state["optimizer"],
-                scheduler=state["scheduler"],
-                cpu=platform.processor() or platform.machine(),
-                files=files,
-            ),
-            root,
+        description = Description(
+            format=FORMAT,
+            step=step,
+            numerics=executor.plan.numerics.line(),
+            digest=found,
+            fingerprint=fingerprint,
+            optimizer=state["optimizer"],
+            scheduler=state["scheduler"],
+            cpu=platform.processor() or platform.machine(),
+            files=files,
         )
+        publish(temporary, description, root)
     transport.exchange(b"")
     return root
-
-
-def _is_state(part: StatePiece) -> bool:
-    return part.label.split("/", 1)[0] in ("tensor", "int", "float", "edge", "local")
 
 
 def restore(executor: Executor, folder: Path, description: Description) -> None:

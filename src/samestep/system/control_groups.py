@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from samestep.system.procfs import text_of
+
 N = TypeVar("N", int, float)
 
 NO_LIMIT = 1 << 60  # version 1 writes a number near 2**63 for "none"
@@ -25,17 +27,17 @@ class ControlGroup:
 
 def control_group(root: Path = Path("/")) -> ControlGroup:
     """The limits of this process; what cannot be read counts as no limit."""
-    paths = dict(_paths(_text(root / "proc/self/cgroup")))
+    paths = dict(_paths(text_of(root / "proc/self/cgroup")))
     top = root / "sys/fs/cgroup"
     if (top / "cgroup.controllers").is_file():
         groups = list(_upwards(top, paths.get("", "/")))
-        cores = [_quota(*_text(group / "cpu.max").partition(" ")[::2]) for group in groups]
-        memory = [_number(_text(group / "memory.max")) for group in groups]
+        cores = [_quota(*text_of(group / "cpu.max").partition(" ")[::2]) for group in groups]
+        memory = [_number(text_of(group / "memory.max")) for group in groups]
         return ControlGroup(2, _least(cores), _least(memory))
     cpu = list(_upwards(top / "cpu", paths.get("cpu", "/")))
-    cores = [_quota(_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")) for group in cpu]
+    cores = [_quota(text_of(group / "cpu.cfs_quota_us"), text_of(group / "cpu.cfs_period_us")) for group in cpu]
     memories = _upwards(top / "memory", paths.get("memory", "/"))
-    memory = [_number(_text(group / "memory.limit_in_bytes")) for group in memories]
+    memory = [_number(text_of(group / "memory.limit_in_bytes")) for group in memories]
     version = 1 if (top / "cpu").is_dir() or (top / "memory").is_dir() else None
     return ControlGroup(version, _least(cores), _least([m for m in memory if m is not None and m < NO_LIMIT]))
 
@@ -44,7 +46,7 @@ class OutOfMemory:
     """Count of the processes killed because the control group of `pid`, or one above it, ran out of memory."""
 
     def __init__(self, pid: int, root: Path = Path("/")) -> None:
-        paths, top = dict(_paths(_text(root / f"proc/{pid}/cgroup"))), root / "sys/fs/cgroup"
+        paths, top = dict(_paths(text_of(root / f"proc/{pid}/cgroup"))), root / "sys/fs/cgroup"
         if "memory" in paths:  # version 1, where each group counts its own
             inside = PurePosixPath(paths["memory"].lstrip("/"))
             self._files = [top / "memory" / inside / "memory.oom_control", top / "memory" / "memory.oom_control"]
@@ -57,7 +59,7 @@ class OutOfMemory:
         return self._count() > self._before
 
     def _count(self) -> int:
-        lines = [line.partition(" ") for file in self._files for line in _text(file).splitlines()]
+        lines = [line.partition(" ") for file in self._files for line in text_of(file).splitlines()]
         return sum(int(number) for name, _, number in lines if name == "oom_kill" and number.strip().isdigit())
 
 
@@ -84,13 +86,6 @@ def _quota(quota: str, period: str) -> float | None:
 
 def _number(text: str) -> int | None:
     return int(text) if text.strip().lstrip("-").isdigit() else None
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def _least(values: Iterable[N | None]) -> N | None:

@@ -78,7 +78,11 @@ def same_device() -> Callable[[], None]:
 def to_device(values: Any, device: torch.device) -> Any:
     """A nest of tuples, lists and mappings with its tensors on `device`; those already there are not copied."""
     if isinstance(values, Tensor):
-        return values if values.device == device else _pinned(values, device).to(device, non_blocking=True)
+        if values.device == device:
+            return values
+        if device.type == "cuda" and not values.is_pinned():
+            values = values.pin_memory()  # a copy from there runs beside Python
+        return values.to(device, non_blocking=True)
     if isinstance(values, Mapping):
         moved = {name: to_device(value, device) for name, value in values.items()}
         return moved if type(values) is dict else type(values)(moved)  # type: ignore[call-arg]
@@ -86,11 +90,6 @@ def to_device(values: Any, device: torch.device) -> Any:
         parts = [to_device(value, device) for value in values]
         return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
     return values
-
-
-def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` in pinned memory where the device is a GPU: a copy from there runs beside Python."""
-    return tensor.pin_memory() if device.type == "cuda" and not tensor.is_pinned() else tensor
 
 
 def move_rest(model: nn.Module, device: torch.device) -> None:

@@ -23,11 +23,11 @@ class Vital:
 
 
 def vital(pid: int) -> Vital:
-    text = _text(PROC / str(pid) / "stat")
+    text = text_of(PROC / str(pid) / "stat")
     if not text:
         return Vital(GONE)
     fields = text.rpartition(")")[2].split()
-    asleep_in = _text(PROC / str(pid) / "wchan").strip()
+    asleep_in = text_of(PROC / str(pid) / "wchan").strip()
     seconds = (int(fields[11]) + int(fields[12])) / TICKS
     return Vital(fields[0], seconds, "" if asleep_in == "0" else asleep_in, int(fields[19]))
 
@@ -36,7 +36,7 @@ def children(pid: int) -> list[int]:
     """The processes whose parent is `pid`, by age."""
     found = []
     for entry in PROC.iterdir():
-        if entry.name.isdigit() and (text := _text(entry / "stat")):
+        if entry.name.isdigit() and (text := text_of(entry / "stat")):
             fields = text.rpartition(")")[2].split()
             if int(fields[1]) == pid and fields[0] not in "ZX":
                 found.append((int(fields[19]), int(entry.name)))
@@ -45,14 +45,15 @@ def children(pid: int) -> list[int]:
 
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal; without one it would end."""
-    for line in _text(PROC / str(pid) / "status").splitlines():
+    for line in text_of(PROC / str(pid) / "status").splitlines():
         if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False
 
 
-def _text(file: Path) -> str:
+def text_of(file: Path) -> str:
+    """The text of one of the kernel's files; "" where it cannot be read: the process has just ended, for instance."""
     try:
         return file.read_text(errors="replace")
-    except OSError:  # the process has just ended, or the kernel does not tell
+    except OSError:
         return ""

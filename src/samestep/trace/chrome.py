@@ -11,8 +11,8 @@ How long an action waited is known, not when; the wait is drawn at its beginning
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from samestep.schedule.actions import Receive, ReceiveGradient, Send, SendGradient
-from samestep.trace.action_names import category_of, name_of
+from samestep.schedule.actions import COMMUNICATION, Action, Receive, ReceiveGradient, Send, SendGradient, class_name
+from samestep.schedule.draw import COMPUTING, bar_kind, shards_label
 from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import Message, WorkerTrace, fields_of, message_of
 
@@ -57,7 +57,7 @@ def slices_of(trace: WorkerTrace, event: Event, origin: float) -> Iterator[Slice
         waiting = {"name": "wait", "cat": "wait", "cname": COLOURS["wait"], "args": {**said, "in": name}}
         yield {"ph": "X", **waiting, **place, **span(start, busy)}
     if stop > busy or stop == start:
-        category = category_of(event.action)
+        category = "communicate" if isinstance(event.action, COMMUNICATION) else "compute"
         colour = {"cname": COLOURS[category]} if category in COLOURS else {}
         yield {"ph": "X", "name": name, "cat": category, **colour, "args": said, **place, **span(busy, stop)}
 
@@ -114,3 +114,15 @@ def nanoseconds(seconds: float) -> int:
 
 def span(start: int, stop: int) -> dict[str, float]:
     return {"ts": start / 1e3, "dur": (stop - start) / 1e3}
+
+
+def name_of(action: Action) -> str:
+    """As in the drawing of a schedule: "F0 seg 2", "B0-3 seg 1"; "Send F0 to 1"; else its class, "Reduce"."""
+    if isinstance(action, COMPUTING):
+        segment = getattr(action, "segment", None)
+        return f"{bar_kind(action)}{shards_label(action)}" + ("" if segment is None else f" seg {segment}")
+    if isinstance(action, Send | SendGradient):
+        return f"Send {'F' if isinstance(action, Send) else 'B'}{action.shard} to {action.peer}"
+    if isinstance(action, Receive | ReceiveGradient):
+        return f"Receive {'F' if isinstance(action, Receive) else 'B'}{action.shard} from {action.peer}"
+    return class_name(type(action))

@@ -13,7 +13,7 @@ whole is kept beside, and says whether the bits are equal.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,16 +130,11 @@ class Record:
         """All values of a step: by key, one from each process that noted it."""
         found: dict[Key, list[Noted]] = {}
         for rank in self.ranks(step):
-            for key, noted in self._file(step, rank):
-                found.setdefault(key, []).append(noted)
+            with safe_open(self.folder / f"step-{step:06d}.worker-{rank}.safetensors", framework="pt") as file:
+                for text, (digest, shape, value) in json.loads(file.metadata()["facts"]).items():
+                    noted = Noted(rank, digest, tuple(shape), file.get_tensor(text).double(), value)
+                    found.setdefault(Key.parse(text), []).append(noted)
         return found
-
-    def _file(self, step: int, rank: int) -> Iterator[tuple[Key, Noted]]:
-        path = self.folder / f"step-{step:06d}.worker-{rank}.safetensors"
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            for text, (digest, shape, value) in facts.items():
-                yield Key.parse(text), Noted(rank, digest, tuple(shape), file.get_tensor(text).double(), value)
 
 
 Step = Mapping[Key, Sequence[Noted]]

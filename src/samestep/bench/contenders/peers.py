@@ -44,11 +44,9 @@ class PeerMethod(Protocol):
     @property
     def note(self) -> str:
         """A note for readers of the table."""
-        ...
 
     def step(self, batch: Any) -> Tensor:
         """Train on a batch. Returns this worker's part of the batch's loss: the parts add up to it. 0-dim."""
-        ...
 
 
 Build = Callable[[Job, nn.Module, int, int], PeerMethod]

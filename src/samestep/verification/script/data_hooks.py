@@ -25,29 +25,24 @@ class DataHooks:
 
     def install(self) -> None:
         build, walk = DataLoader.__init__, DistributedSampler.__iter__
-        hooks = self
 
         def build_loader(loader: Any, dataset: Any, batch_size: int | None = 1, *more: Any, **options: Any) -> None:
-            found = [value for value in (*more, *options.values()) if isinstance(value, DistributedSampler)]
+            found: list[Any] = [value for value in (*more, *options.values()) if isinstance(value, DistributedSampler)]
             if found and batch_size is not None:
-                batch_size = hooks._batch_size(batch_size, found[0])
+                number = len(self.facts["loaders"])
+                if self._sizes is not None and number < len(self._sizes):
+                    batch_size = self._sizes[number]
+                self.facts["loaders"].append({"batch": batch_size, "shuffled": bool(found[0].shuffle)})
+                self.facts["rows"] = max(self.facts["rows"], len(found[0].dataset))
             build(loader, dataset, batch_size, *more, **options)
 
         def walk_sampler(sampler: Any) -> Iterator[int]:
             order = list(walk(sampler))
-            hooks._see_pass(sampler, order)
+            self._see_pass(sampler, order)
             return iter(order)
 
         DataLoader.__init__ = build_loader  # type: ignore[method-assign, assignment]
         DistributedSampler.__iter__ = walk_sampler  # type: ignore[method-assign, assignment]
-
-    def _batch_size(self, size: int, sampler: Any) -> int:
-        number = len(self.facts["loaders"])
-        if self._sizes is not None and number < len(self._sizes):
-            size = self._sizes[number]
-        self.facts["loaders"].append({"batch": size, "shuffled": bool(sampler.shuffle)})
-        self.facts["rows"] = max(self.facts["rows"], len(sampler.dataset))
-        return size
 
     def _see_pass(self, sampler: Any, order: list[int]) -> None:
         digest = digest_of(json.dumps(order).encode())

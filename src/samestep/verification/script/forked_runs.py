@@ -78,7 +78,8 @@ def fork(
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         faulthandler.register(signal.SIGUSR1, file=(folder / f"stacks-{rank}.txt").open("w"), all_threads=True)
-        os.environ.update(torchrun_variables(rank, size, port))
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
+        os.environ.update(GROUP_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
         script = Path(request["script"])
         sys.argv = [str(script), *request["arguments" if size > 1 else "reference_arguments"]]
         code = run_script(
@@ -86,19 +87,6 @@ def fork(
         )
     finally:
         os._exit(code)
-
-
-def torchrun_variables(rank: int, size: int, port: int) -> dict[str, str]:
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
 
 
 def run_script(hooks: ScriptHooks, script: Path, output: TextIO) -> int:

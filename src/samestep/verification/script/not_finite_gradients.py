@@ -14,11 +14,15 @@ def judge_finite(view: StepRecords) -> Finding | None:
     """The first value that is not finite, whether or not one process has one as well; with the same rows, it has."""
     local = first_not_finite(view.workers, "local gradient")
     if local is not None:
-        return local_finding(view, *local)
+        key, noted = local
+        losses = view.workers.get(Key("loss", "loss", key.shard), ())
+        loss = "".join(f", from a loss of {float(one.values[0]):.4g}" for one in losses if one.rank == noted.rank)
+        why = f"the gradient of its own rows has {value_name(noted)}{loss}{on_one_process(view, key.kind)}"
+        return Finding(Cause.NOT_FINITE, view.step, key.kind, key.name, why, key.shard, noted.rank)
     has_local = any(key.kind == "local gradient" for key in view.workers)
-    loss = None if has_local else first_not_finite(view.workers, "loss")
-    if loss is not None:
-        key, noted = loss
+    bad_loss = None if has_local else first_not_finite(view.workers, "loss")
+    if bad_loss is not None:
+        key, noted = bad_loss
         why = f"the loss is {float(noted.values[0]):g}{on_one_process(view, key.kind)}"
         return Finding(Cause.NOT_FINITE, view.step, key.kind, key.name, why, key.shard, noted.rank)
     combined = first_not_finite(view.workers, "gradient")
@@ -33,13 +37,6 @@ def judge_finite(view: StepRecords) -> Finding | None:
 def first_not_finite(run: Step, kind: str) -> tuple[Key, Noted] | None:
     """The value of the earliest micro-batch, there of the first worker, there the one noted first."""
     return min(not_finite_values(run, [kind]), key=lambda one: (one[0].shard, one[1].rank), default=None)
-
-
-def local_finding(view: StepRecords, key: Key, noted: Noted) -> Finding:
-    losses = view.workers.get(Key("loss", "loss", key.shard), ())
-    loss = "".join(f", from a loss of {float(one.values[0]):.4g}" for one in losses if one.rank == noted.rank)
-    why = f"the gradient of its own rows has {value_name(noted)}{loss}{on_one_process(view, key.kind)}"
-    return Finding(Cause.NOT_FINITE, view.step, key.kind, key.name, why, key.shard, noted.rank)
 
 
 def value_name(noted: Noted) -> str:
