@@ -41,22 +41,23 @@ class SeenEnoughError(Exception):
 
 
 class UntilStall:
-    """A watcher that leaves a run when something is said of it."""
+    """A watcher that leaves a run at its first stall, or at the first of one kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str | None = None) -> None:
+        self.kind = kind
         self.step = 0.0  # when the last news came that workers are up
 
     def see(self, event: Event, outcome: Outcome) -> None:
         if event["event"] == "up":
             self.step = time.monotonic()
-        if event["event"] == "stall":
+        if event["event"] == "stall" and self.kind in (None, event["kind"]):
             raise SeenEnoughError(event)
 
 
 def sentence(launcher: Launcher, fault: str, **settings: Any) -> Event:
     """What is said of a job that goes wrong in worker 2 of 4; in time, and with its stacks in a private file."""
     workers, begins = settings.pop("workers", 4), settings.pop("begins", 0.0)
-    watcher = UntilStall()
+    watcher = UntilStall(settings.pop("kind", None))
     with pytest.raises(SeenEnoughError) as seen:
         samestep.train(
             f"{HANGING}:job", settings={"fault": fault, **settings}, workers=workers, plan="data", stall=LIMIT,
@@ -116,8 +117,8 @@ def test_what_holds_up_a_run_is_said_in_one_sentence(launcher: Launcher, fault: 
     ],
 )
 def test_a_loader_that_is_stuck_is_named_with_its_worker(launcher: Launcher, fault: str, does: str) -> None:
-    event = sentence(launcher, fault, loaders=1)
-    assert event["kind"] == "loader stuck"
+    # On a busy machine the loaders' own start may hold up a step before.
+    event = sentence(launcher, fault, loaders=1, kind="loader stuck", begins=30.0)
     pattern = rf"worker 2 waits for its loader process \d+, which {does}, in Load\(\) of step \d, for \d+ s"
     assert re.fullmatch(pattern + WAIT, event["text"]), event["text"]
 

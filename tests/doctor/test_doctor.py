@@ -17,6 +17,7 @@ from samestep.launch.environment import (
 )
 from samestep.plan.cluster import Cluster
 from samestep.system.control_groups import ControlGroup
+from samestep.system.json_values import value_from
 
 SECRET = "a-word-that-nobody-may-see"
 
@@ -41,7 +42,7 @@ def test_the_json_has_every_fact_and_what_was_measured(told: Ended) -> None:
     assert found["failure"] is None
     assert found["versions"]["torch"]
     assert found["environment"]["OMP_NUM_THREADS"] == "1"
-    measured = MachineSpeed.from_json(found["measured"])
+    measured = value_from(MachineSpeed, found["measured"])
     assert measured.threads == physical_cores()
     assert min(measured.copy, measured.copy_all, measured.products, measured.products_all) > 0
     assert min(measured.links.exchange, measured.links.fence, measured.links.send.link.bandwidth) > 0
@@ -54,7 +55,7 @@ def test_no_secret_is_told(told: Ended) -> None:
 
 
 def test_the_text_says_what_the_facts_are(told: Ended) -> None:
-    facts = inspect_machine(MachineSpeed.from_json(json.loads(told.out)["measured"]))
+    facts = inspect_machine(value_from(MachineSpeed, json.loads(told.out)["measured"]))
     text = as_text(facts)
     for room in ("versions", "machine", "limits", "environment", "launchers", "network", "measured"):
         assert f"{room}\n" in text

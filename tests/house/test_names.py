@@ -11,6 +11,10 @@ import samestep
 SRC = Path(samestep.__file__).parent
 
 ONE_IDEA_IN_TWO_ROOMS = {
+    "options.py": {
+        "commands/options.py": "the options of a request as flags of the command line",
+        "launch/request/options.py": "the same options as fields",
+    },
     "plan.py": {
         "commands/plan.py": "the command that prints what the other defines: `samestep plan` is its name for users",
         "plan/plan.py": "the plan itself",

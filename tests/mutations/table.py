@@ -126,7 +126,7 @@ MUTATIONS = [
         "codec/feedback.py",
         "residual -= self.inner.decode(packed, values.shape, values.dtype)",
         "residual.zero_()",
-        ("tests/codec/test_codec.py",),
+        ("tests/codec/test_codec.py::test_feedback_loses_nothing",),
     ),
     Mutation(
         "sync: the outer momentum has the wrong sign",
@@ -147,7 +147,7 @@ MUTATIONS = [
         "planner/search/greedy_shares.py",
         "finishing[rank](counts[rank] + 1)",
         "finishing[rank](1)",
-        ("tests/planner/search",),
+        ("tests/planner/search/test_greedy_shares.py",),
     ),
     Mutation(
         "planner: the slowest split is the best one",

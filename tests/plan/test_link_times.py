@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from samestep.plan.link_times import Curve, LinkTimes, fitted
 from samestep.plan.machine import Link
+from samestep.system.json_values import value_from
 from samestep.transport.threads import ThreadFabric
 from samestep.transport.timing import measure_links
 
@@ -32,7 +34,7 @@ def test_any_points_give_a_link(times: list[float]) -> None:
 def test_times_travel_as_json() -> None:
     curve = Curve(((64, 1e-5), (4096, 2e-5)), 1e-10)
     times = LinkTimes(1e-5, 2e-5, curve, curve)
-    assert LinkTimes.from_json(json.loads(json.dumps(times.as_json()))) == times
+    assert value_from(LinkTimes, json.loads(json.dumps(asdict(times)))) == times
 
 
 @pytest.mark.parametrize("pair", [(0, 1), (2, 0)])

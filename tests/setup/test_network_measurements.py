@@ -17,6 +17,7 @@ from samestep.planner.cost.chain import Chain
 from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.network_measurements import survey
 from samestep.setup.parallelize import prepare
+from samestep.system.json_values import value_from
 
 FAMILIES = ("mlp", "cnn", "gpt", "resnet", "embedding", "encoder")
 
@@ -162,7 +163,7 @@ def test_batches_are_what_the_job_says() -> None:
 def test_a_chain_travels_as_json() -> None:
     for family in FAMILIES:
         found = chain(getattr(grids, family)())
-        assert Chain.from_json(found.as_json()) == found
+        assert value_from(Chain, dataclasses.asdict(found)) == found
 
 
 def test_a_layer_has_no_more_slices_than_outputs() -> None:

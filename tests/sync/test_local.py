@@ -31,6 +31,7 @@ from samestep.sync.logical_workers import (
     logical_of,
 )
 from samestep.trace.action_names import name_of
+from samestep.training.checkpoints import weights
 from thread_hosts import on
 
 JOBS = Path(jobs.__file__)
@@ -249,7 +250,7 @@ def test_looking_at_the_mean_moves_nobody(trainer: samestep.Trainer) -> None:
     assert found["loss"] > 0
     assert all(torch.equal(a, b) for a, b in zip(thetas(executor), before, strict=True))
     assert trainer.digest() == digest
-    state = trainer._training.weights()
+    state = weights(trainer._training)
     mean = torch.stack(before).double().mean(0)
     at = 0
     for entry in executor.layout.entries:

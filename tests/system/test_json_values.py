@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch import nn, optim
 from torch.optim import lr_scheduler as lrs
 
 from samestep.errors import JobRefused
-from samestep.system.json_values import as_before, plain
+from samestep.system.json_values import as_before, plain, value_from
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
 keys = st.text(max_size=3) | st.integers() | st.just("pairs") | st.tuples(st.integers(), st.text(max_size=2))
@@ -128,3 +129,35 @@ def test_a_scheduler_goes_on_as_if_it_had_not_stopped(name: str, after: int) -> 
     assert advance(other, resumed, 20) == rates
     assert plain(resumed.state_dict(), "it") == plain(scheduler.state_dict(), "it")
     assert after == 9 or len({tuple(rate) for rate in rates}) > 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    numbers: tuple[int, ...] = ()
+    pair: tuple[str, float] = ("", 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    name: str
+    first: Inner
+    all: tuple[Inner, ...] = ()
+    last: Inner | None = None
+    free: Any = None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Outer("a", Inner()),
+        Outer("b", Inner((1, 2), ("x", 0.5)), (Inner((3,)), Inner()), Inner((4,)), {"a": [1, None]}),
+    ],
+)
+def test_a_dataclass_comes_back_as_it_was(value: Outer) -> None:
+    assert value_from(Outer, json.loads(json.dumps(dataclasses.asdict(value)))) == value
+
+
+def test_strange_and_missing_fields_are_errors() -> None:
+    for fields in ({"name": "a", "first": {}, "more": 1}, {"name": "a"}):
+        with pytest.raises(TypeError):
+            value_from(Outer, fields)

@@ -1,7 +1,7 @@
 """A comparison of contestants and its result: their order, ties, the regret of our pick."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from samestep.bench.contenders.contender_process import Contender
@@ -54,9 +54,6 @@ class Regret:
     ratio: Interval
     is_tie: bool
 
-    def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "ratio": vars(self.ratio)}
-
 
 @dataclass(frozen=True)
 class ComparisonResult:
@@ -80,8 +77,8 @@ class ComparisonResult:
             "reference": self.reference,
             "again": None if self.again is None else vars(self.again),
             "noise": self.noise,
-            "regret": None if self.among_plans is None else self.among_plans.as_json(),
-            "regret_among_all": None if self.among_all is None else self.among_all.as_json(),
+            "regret": None if self.among_plans is None else asdict(self.among_plans),
+            "regret_among_all": None if self.among_all is None else asdict(self.among_all),
             "contestants": [line.as_json() for line in self.lines],
         }
 

@@ -118,10 +118,11 @@ class Rounds:
             yield
         except DoesNotApply as error:
             self.found[name].refused = str(error)
-            self._running.pop(name).stop()
         except Failed as error:
             self.found[name].failed = str(error)
-            self._running.pop(name).stop()
+        else:
+            return
+        self._running.pop(name).stop()
 
 
 def race(

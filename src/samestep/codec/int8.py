@@ -11,12 +11,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from samestep.codec.codec import (
-    GRID,
-    State,
-    require,
-    wide,
-)
+from samestep.codec.codec import GRID, State, require, wide
 
 STEPS = 127  # on either side of zero
 

@@ -116,7 +116,7 @@ def explained(
         needs = found.text(draw=False).removeprefix(found.plan).strip().splitlines()
         Path(html).write_text(page(decision, explanation, found.plan, needs, answer.text if answer else ""))
     if as_json:
-        extra = {"explanation": explanation.as_json(), "why_not": None if answer is None else answer.as_json()}
+        extra = {"explanation": explanation.as_json(), "why_not": None if answer is None else asdict(answer)}
         return found, json.dumps(fields_of(found) | extra)
     sections = [found.text(draw=draw), explanation.text(), *([f"why not {answer.text}"] if answer else [])]
     return found, "\n\n".join(sections)

@@ -1,5 +1,6 @@
 """`samestep simulate`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from samestep.plan.cluster import Cluster
 from samestep.planner.explain.scaling_text import svg as picture
 from samestep.planner.explain.scaling_text import text
 from samestep.planner.search.scaling_curve import Scaling
+from samestep.system.json_values import value_from
 
 
 @click.command()
@@ -36,12 +38,12 @@ def simulate(
             raise Refused(f"--svg {svg} cannot be written: {Path(svg).parent} must be a folder, and FILE no folder")
         request = make_request(job, settings, {**given, "plan": "auto", "cluster": str(there)})
         with Launcher() as launcher:
-            found = Scaling.from_json(launcher.simulated(request, counts))
+            found: Scaling = value_from(Scaling, launcher.simulated(request, counts))
         print(text(found))
         if svg is not None:
             Path(svg).write_text(picture(found))
         if as_json:
-            print_json(found.as_json())
+            print_json(asdict(found))
 
 
 def counts_of(words: str) -> tuple[int, ...]:

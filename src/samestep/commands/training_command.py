@@ -7,13 +7,7 @@ from samestep.commands.exit_codes import show_error
 from samestep.commands.options import guard_missing, make_request
 from samestep.errors import SamestepError
 from samestep.job.report import Report
-from samestep.launch.environment import (
-    is_building,
-    is_pinned,
-    start_again_pinned,
-    unused_launcher,
-    world,
-)
+from samestep.launch.environment import is_building, is_pinned, start_again_pinned, unused_launcher, world
 from samestep.launch.run.launcher import Launcher
 from samestep.launch.run.progress import OnlyStalls, Progress
 

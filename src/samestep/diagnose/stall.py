@@ -26,7 +26,7 @@ FEW = 5  # steps before a worker's usual pace is known
 
 
 class Kind(StrEnum):
-    """What holds a culprit."""
+    """Kind of thing that holds a culprit."""
 
     DEAD = "dead"
     MEMORY = "memory exhausted"

@@ -80,14 +80,6 @@ class MachineSpeed:
     links: LinkTimes
     gpus: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(fields: Mapping[str, Any]) -> "MachineSpeed":
-        links = LinkTimes.from_json(fields["links"])
-        return MachineSpeed(**{**fields, "links": links, "gpus": tuple(fields["gpus"])})
-
 
 @dataclass(frozen=True)
 class Facts:

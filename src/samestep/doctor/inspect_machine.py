@@ -27,6 +27,7 @@ from samestep.launch.environment import (
     world,
 )
 from samestep.system.control_groups import control_group
+from samestep.system.json_values import value_from
 
 PACKAGES = ("samestep", "torch", "numpy", "safetensors", "click", "rich", "psutil", "pyarrow", "tensorboard")
 PROGRAM = "import sys; sys.path.append(sys.argv[1]); from samestep.doctor.measure_speed import main; main()"
@@ -145,4 +146,5 @@ def measure_in_own_process() -> MachineSpeed:
         if ended.returncode != 0:
             last = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
             raise SamestepError(f"the process that measures ended: {last}")
-        return MachineSpeed.from_json(json.loads(answer.read()))
+        speed: MachineSpeed = value_from(MachineSpeed, json.loads(answer.read()))
+        return speed

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from samestep.doctor.facts import MachineSpeed
 from samestep.plan.link_times import LinkTimes
 from samestep.system.device import instruction_set
+from samestep.system.json_values import value_from
 from samestep.system.processes import die_with_parent, fork, num_threads
 from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.timing import measure_links, outboxes
@@ -33,7 +35,7 @@ def main() -> None:
     """Measure and write JSON. Arguments: number of the file to write to, threads, process id of the command."""
     die_with_parent(int(sys.argv[4]))
     with os.fdopen(int(sys.argv[2]), "w") as file:
-        json.dump(measure(int(sys.argv[3])).as_json(), file)
+        json.dump(asdict(measure(int(sys.argv[3]))), file)
 
 
 def measure(threads: int) -> MachineSpeed:
@@ -111,13 +113,14 @@ def link_times() -> LinkTimes:
     results = [start_in_fork(partial(_worker, fabric, rank)) for rank in range(2)]
     fabric.close()
     found = [result() for result in results]
-    return LinkTimes.from_json(found[0])
+    times: LinkTimes = value_from(LinkTimes, found[0])
+    return times
 
 
 def _worker(fabric: SharedFabric, rank: int) -> dict[str, Any]:
     transport = fabric.endpoint(rank)
     try:
-        return measure_links(transport).as_json()
+        return asdict(measure_links(transport))
     finally:
         transport.close()
 

@@ -127,9 +127,7 @@ def world_of(env: Mapping[str, str]) -> World | None:
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "the environment"
         rank, size, address, port = _required(env, launcher, ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
         store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        return World(
-            launcher, _whole_number(rank), _whole_number(size), address, _whole_number(port), run, epoch, store
-        )
+        return _world(launcher, rank, size, (address, port), run, epoch, joins_store=store)
     if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         rank, size, job, nodes = _required(
             env, "srun", ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID", "SLURM_STEP_NODELIST"]
@@ -138,16 +136,7 @@ def world_of(env: Mapping[str, str]) -> World | None:
         port = env.get("MASTER_PORT", str(SLURM_PORTS[int(job) % len(SLURM_PORTS)]))
         epoch = int(env.get("SLURM_RESTART_COUNT", "0"))
         address = env.get("MASTER_ADDR", first_node(nodes))
-        return World(
-            "srun",
-            _whole_number(rank),
-            _whole_number(size),
-            address,
-            _whole_number(port),
-            run,
-            epoch,
-            joins_store=False,
-        )
+        return _world("srun", rank, size, (address, port), run, epoch)
     if "PET_NNODES" in env and env["PET_NNODES"] != "1":
         if env.get("PET_NPROC_PER_NODE", "1") != "1":
             raise PlanRefused(
@@ -156,17 +145,17 @@ def world_of(env: Mapping[str, str]) -> World | None:
             )
         names = ["PET_NODE_RANK", "PET_NNODES", "PET_MASTER_ADDR", "PET_MASTER_PORT"]
         rank, size, address, port = _required(env, "Kubernetes", names)
-        return World(
-            "Kubernetes",
-            _whole_number(rank),
-            _whole_number(size),
-            address,
-            _whole_number(port),
-            run,
-            epoch,
-            joins_store=False,
-        )
+        return _world("Kubernetes", rank, size, (address, port), run, epoch)
     return None
+
+
+def _world(
+    launcher: str, rank: str, size: str, place: tuple[str, str], run: str, epoch: int, *, joins_store: bool = False
+) -> World:
+    address, port = place
+    return World(
+        launcher, _whole_number(rank), _whole_number(size), address, _whole_number(port), run, epoch, joins_store
+    )
 
 
 def unused_launcher() -> str | None:

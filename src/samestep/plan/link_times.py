@@ -1,8 +1,7 @@
 """Times of a transport's verbs between two workers, as data; `transport/timing.py` measures them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from samestep.plan.machine import Link
 
@@ -32,17 +31,6 @@ class LinkTimes:
     fence: float
     send: Curve
     move: Curve
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(fields: Mapping[str, Any]) -> "LinkTimes":
-        return LinkTimes(fields["exchange"], fields["fence"], _curve(fields["send"]), _curve(fields["move"]))
-
-
-def _curve(fields: Mapping[str, Any]) -> Curve:
-    return Curve(tuple((nbytes, seconds) for nbytes, seconds in fields["points"]), fields["cpu"])
 
 
 def fitted(points: Sequence[tuple[int, float]]) -> Link:

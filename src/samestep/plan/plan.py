@@ -216,13 +216,7 @@ def _numbers(values: Sequence[int]) -> str:
 
 OPTIONS = ("order", "depth")
 FIELDS: Mapping[str, type] = {"numerics": str, "transport": str, "assign": list, "order": str, "depth": int}
-STAGE_FIELDS: Mapping[str, type] = {
-    "first": str,
-    "workers": list,
-    "assign": list,
-    "slices": dict,
-    "recompute": bool,
-}
+STAGE_FIELDS: Mapping[str, type] = {"first": str, "workers": list, "assign": list, "slices": dict, "recompute": bool}
 
 
 def parse_fields(text: str, source: str) -> dict[str, Any]:

@@ -158,30 +158,10 @@ class Average:
     """Average the logical workers' parameters over the owned pieces, summed in the tree's order."""
 
 
-Action = (
-    Load
-    | Forward
-    | Recompute
-    | Backward
-    | BackwardWeight
-    | SliceForward
-    | SliceBackward
-    | Send
-    | Receive
-    | SendGradient
-    | ReceiveGradient
-    | Lockstep
-    | Agree
-    | Reduce
-    | MergeBuffers
-    | Clip
-    | Update
-    | Publish
-    | Post
-    | Await
-    | LocalStep
-    | Average
-)
+ShardAction = Forward | Recompute | Backward | BackwardWeight | SliceForward | SliceBackward | Lockstep
+Message = Send | Receive | SendGradient | ReceiveGradient
+StepAction = Agree | Reduce | MergeBuffers | Clip | Update | Publish | Post | Await | LocalStep | Average
+Action = Load | ShardAction | Message | StepAction
 Schedule = tuple[Action, ...]
 
 COMMUNICATION = (Send, Receive, SendGradient, ReceiveGradient, Agree, Reduce, Publish, Post, Await, Average)

@@ -18,20 +18,8 @@ from torch import Tensor, nn
 from samestep.parallel.execution.executor import Executor
 from samestep.parallel.execution.owned_state import StatePiece, StoredPiece, fill
 from samestep.parallel.gradients.layout import dense
-from samestep.state.checkpoint import (
-    FORMAT,
-    Description,
-    file_hash,
-    publish,
-    temporary_of,
-)
-from samestep.state.digest import (
-    Leaves,
-    chunk_leaves,
-    joint_digest,
-    tensor_leaf,
-    value_leaf,
-)
+from samestep.state.checkpoint import FORMAT, Description, file_hash, publish, temporary_of
+from samestep.state.digest import Leaves, chunk_leaves, joint_digest, tensor_leaf, value_leaf
 from samestep.system.json_values import as_before, plain
 
 

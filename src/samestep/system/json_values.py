@@ -1,7 +1,10 @@
 """Python values as JSON: hyperparameters and states of schedulers, and numbers that JSON does not have."""
 
+import dataclasses
+import functools
 import json
 import math
+import typing
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -64,3 +67,21 @@ def finite(value: Any) -> Any:
 def line_of(found: Mapping[str, Any]) -> str:
     """One JSON object on one line, with null for NaN and infinities."""
     return json.dumps(finite(found), allow_nan=False)
+
+
+def value_from(kind: Any, found: Any) -> Any:
+    """A value of type `kind` from the JSON of its `dataclasses.asdict`: dataclasses and tuples are restored."""
+    inner = typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        make: Any = kind
+        hints = field_types(make)
+        return make(**{name: value_from(hints.get(name), value) for name, value in found.items()})
+    if typing.get_origin(kind) is tuple:
+        kinds = [inner[0]] * len(found) if inner[1:] == (...,) else inner
+        return tuple(map(value_from, kinds, found))
+    return value_from(inner[0], found) if inner[1:] == (type(None),) and found is not None else found
+
+
+@functools.cache
+def field_types(kind: Any) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)

@@ -1,4 +1,4 @@
-"""What the kernel says of a process: seen from outside, whatever the process does or does not do."""
+"""Facts of a process from the kernel: seen from outside, whatever the process does or does not do."""
 
 import os
 from dataclasses import dataclass

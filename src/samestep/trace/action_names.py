@@ -1,14 +1,6 @@
 """Names of actions in pictures and tables."""
 
-from samestep.schedule.actions import (
-    COMMUNICATION,
-    Action,
-    Receive,
-    ReceiveGradient,
-    Send,
-    SendGradient,
-    class_name,
-)
+from samestep.schedule.actions import COMMUNICATION, Action, Receive, ReceiveGradient, Send, SendGradient, class_name
 from samestep.schedule.draw import COMPUTING, bar_kind, shards_label
 
 

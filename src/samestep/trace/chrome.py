@@ -11,20 +11,10 @@ How long an action waited is known, not when; the wait is drawn at its beginning
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from samestep.schedule.actions import (
-    Receive,
-    ReceiveGradient,
-    Send,
-    SendGradient,
-)
+from samestep.schedule.actions import Receive, ReceiveGradient, Send, SendGradient
 from samestep.trace.action_names import category_of, name_of
 from samestep.trace.timesheet import Event
-from samestep.trace.worker_trace import (
-    Message,
-    WorkerTrace,
-    fields_of,
-    message_of,
-)
+from samestep.trace.worker_trace import Message, WorkerTrace, fields_of, message_of
 
 Slice = dict[str, Any]
 

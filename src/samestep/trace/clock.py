@@ -39,9 +39,7 @@ class Offset:
 
 
 def stamped(
-    exchange: Callable[[bytes], Sequence[bytes]],
-    rounds: int = ROUNDS,
-    clock: Callable[[], float] = time.perf_counter,
+    exchange: Callable[[bytes], Sequence[bytes]], rounds: int = ROUNDS, clock: Callable[[], float] = time.perf_counter
 ) -> list[Stamps]:
     """Every worker's stamps, in the order of ranks. exchange: everybody's record to everybody; all must call this."""
     exchange(b"")  # begin together

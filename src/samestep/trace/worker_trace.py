@@ -10,14 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
-from samestep.schedule.actions import (
-    Action,
-    Receive,
-    ReceiveGradient,
-    Send,
-    SendGradient,
-    class_name,
-)
+from samestep.schedule.actions import Action, Receive, ReceiveGradient, Send, SendGradient, class_name
 from samestep.trace.timesheet import Event, Ring
 
 Message = tuple[int, bool, int, int, int, int]  # step, whether forward, shard, stage, from, to

@@ -11,11 +11,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 
 import torch
 
 from samestep.plan.link_times import Curve, LinkTimes
+from samestep.system.json_values import value_from
 from samestep.transport.transport import Transport
 
 SIZES = (64, 4 * 1024, 64 * 1024, 512 * 1024, 4 * 1024**2, 16 * 1024**2)  # bytes
@@ -36,8 +38,9 @@ def measure_links(
     exchange, _ = stand.median(lambda: transport.exchange(RECORD))
     fence, _ = stand.median(transport.fence)
     found = LinkTimes(exchange, fence, stand.curve(stand.there_and_back, sizes, 2), stand.curve(stand.move, sizes, 1))
-    told = transport.exchange(json.dumps(found.as_json()).encode())[pair[0]]
-    return LinkTimes.from_json(json.loads(told))
+    told = transport.exchange(json.dumps(asdict(found)).encode())[pair[0]]
+    times: LinkTimes = value_from(LinkTimes, json.loads(told))
+    return times
 
 
 class _Stand:

@@ -62,6 +62,7 @@ def test_a_model_of_its_own_is_traced_for_the_pipeline_and_has_no_pair_for_tenso
     assert races["tp 2"].refused == "no two Linear layers follow one another in a Sequential"
 
 
+@pytest.mark.slow
 def test_a_weighted_sum_in_forward() -> None:
     races = found("forward", "samestep data", "plain 1", "ddp 2", "pp 2")
     assert races["pp 2"].refused == "torch's pipelining wants a loss separate from the model, and the job has forward="

@@ -14,8 +14,8 @@ from samestep.launch.hosts.host_watcher import (
     SILENT,
     STARTUP,
     Relay,
-    worker_from,
 )
+from samestep.system.json_values import value_from
 
 PERIOD = 0.5
 SETUP = {
@@ -42,8 +42,8 @@ def hear(relay: Relay, ago: float) -> None:
 
 def test_a_worker_travels_as_text() -> None:
     found: Any = json.loads(json.dumps(asdict(SEEN)))
-    assert worker_from(found) == SEEN
-    assert worker_from(json.loads(json.dumps(asdict(WorkerView(3, "w"))))) == WorkerView(3, "w")
+    assert value_from(WorkerView, found) == SEEN
+    assert value_from(WorkerView, json.loads(json.dumps(asdict(WorkerView(3, "w"))))) == WorkerView(3, "w")
 
 
 def test_a_host_that_has_not_come_yet_is_not_silent(relay: Relay) -> None:

@@ -17,14 +17,13 @@ from samestep.launch.probe import choose_plan, measure_job
 from samestep.launch.probe.choose_plan import (
     freedom_for,
     max_workers,
-    numerics_for,
     pick_plan,
     this_machine,
     why_no_search,
 )
 from samestep.launch.probe.profiling import profiled
 from samestep.launch.request.request import Request
-from samestep.launch.request.resolve import chosen_numerics, with_numerics
+from samestep.launch.request.resolve import chosen_numerics, numerics_for, with_numerics
 from samestep.numerics import random_streams
 from samestep.numerics.numerics import Numerics
 from samestep.plan.plan import Plan

@@ -11,9 +11,9 @@ from samestep.numerics.numerics import Numerics
 from samestep.plan.plan import Plan, Stage
 from samestep.plan.prediction import PARTS, in_ms
 from samestep.planner.cost.estimate import estimate
-from samestep.planner.explain.comparison import compare_to_pick, runners_up
 from samestep.planner.explain.explanation import explain
 from samestep.planner.explain.layer_choices import LayerChoice, layer_choices
+from samestep.planner.explain.plan_comparison import compare_to_pick, runners_up
 from samestep.planner.search.decision import Decision
 from samestep.planner.search.search import PlanningProblem, search
 

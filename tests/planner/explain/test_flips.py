@@ -7,7 +7,6 @@ import pytest
 
 from planner.made_up import any_decision, chain, cluster, decision, profile
 from samestep.planner.cost.estimate import estimate
-from samestep.planner.explain.comparison import shape
 from samestep.planner.explain.flips import (
     LARGE,
     Flip,
@@ -21,6 +20,7 @@ from samestep.planner.explain.flips import (
     with_rows,
     worker_flips,
 )
+from samestep.planner.explain.plan_comparison import shape
 from samestep.planner.search.decision import Decision
 from samestep.planner.search.search import TIE
 

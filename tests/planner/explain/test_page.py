@@ -10,9 +10,9 @@ import pytest
 from planner.made_up import any_decision, chain, cluster, costs, decision, profile
 from samestep.plan.prediction import PARTS, in_ms
 from samestep.planner.explain.charts import LEFT, RIGHT, WIDTH, parts_chart
-from samestep.planner.explain.comparison import compare_to_pick, runners_up
 from samestep.planner.explain.explanation import explain
 from samestep.planner.explain.page import page
+from samestep.planner.explain.plan_comparison import compare_to_pick, runners_up
 from samestep.planner.explain.timeline import UNITS, timeline_bars, timeline_svg, timeline_text
 from samestep.planner.search.decision import Decision
 

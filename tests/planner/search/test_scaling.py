@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import asdict
 
 import pytest
 
@@ -17,6 +18,7 @@ from samestep.planner.explain.scaling_text import svg, text
 from samestep.planner.search.scaling import doubling, scaling
 from samestep.planner.search.scaling_curve import Scaling
 from samestep.planner.search.search import PlanningProblem, SearchSpace, search
+from samestep.system.json_values import value_from
 
 
 def found_for(chain: Chain, cluster: Cluster, counts: tuple[int, ...]) -> Scaling:
@@ -66,7 +68,7 @@ def test_a_picture_of_one_number() -> None:
 
 def test_it_travels_as_json() -> None:
     found = found_for(even_chain(3, 4), uniform(4, 2), (1, 4))
-    assert Scaling.from_json(json.loads(json.dumps(found.as_json()))) == found
+    assert value_from(Scaling, json.loads(json.dumps(asdict(found)))) == found
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def run_ours(request: Request, pipes: Pipes) -> None:
         settings={"source": vars(request.source), "pipes": vars(pipes)},
         settings_are_text=False,
         steps=EVER,
+        stall=0.0,  # waiting for its turn is no stall
         epochs=None,
     )
     try:
@@ -40,14 +41,11 @@ def waiting_job(source: dict[str, Any], pipes: dict[str, str]) -> Job:
     """The job of a source, as it is compared; worker 0 waits for its turn after every step."""
     inner = JobSource(**source)
     job = as_compared(call(load_function(inner), inner))
-    return dataclasses.replace(job, callbacks=[WaitForTurn(Pipes(**pipes), _end_this_run)])
+    # the usual signal ends the run: the workers stop after their next step
+    wait_for_turn = WaitForTurn(Pipes(**pipes), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return dataclasses.replace(job, callbacks=[wait_for_turn])
 
 
 def as_compared(job: Job) -> Job:
     """Steps only, all of the same length: nothing evaluated, no callbacks, no short last batch."""
     return dataclasses.replace(job, evaluate=None, callbacks=(), drop_last=True)
-
-
-def _end_this_run() -> None:
-    """End the run with the usual signal: the workers stop after their next step."""
-    os.kill(os.getpid(), signal.SIGTERM)

@@ -114,7 +114,7 @@ def train_in_turns(build: Build, spec: ContenderSpec, rank: int, pipes: Pipes) -
     model = job.build_model()
     workers = 1 if spec.kind == "plain" else spec.size
     way = build(job, model, rank, workers)
-    batches = batches_of(job, own_rows(job, rank, workers) if spec.kind in ("ddp", "fsdp2") else None)
+    batches = batches_of(job, shard_rows(job.batch_size, workers)[rank] if spec.kind in ("ddp", "fsdp2") else None)
     first = _sum(way.step(next(batches)), workers)
     turns = ContenderTurns(pipes) if rank == 0 else None
     if turns is not None:
@@ -157,17 +157,11 @@ def job_of(request: Request) -> Job:
     return as_compared(resolve.job_of(request)[0])
 
 
-def own_rows(job: Job, rank: int, workers: int) -> slice:
-    """The rows of a batch that a worker gets when they are divided."""
-    part = shard_rows(job.batch_size, workers)[rank]
-    return slice(part.start, part.stop)
-
-
-def batches_of(job: Job, own: slice | None) -> Iterator[Any]:
+def batches_of(job: Job, own: range | None) -> Iterator[Any]:
     """The batches of a run from its first step on, without end, with the rows in `own` (None: all)."""
     rows = training_rows(job)
     order = job.row_order(rows.num_rows).batches(0)
-    return iter(rows.take((epoch, batch if own is None else batch[own]) for epoch, batch in order))
+    return iter(rows.take((epoch, batch if own is None else batch[own.start : own.stop]) for epoch, batch in order))
 
 
 def _passed_on(turns: ContenderTurns | None, workers: int) -> int:

@@ -21,13 +21,7 @@ from samestep.errors import PlanRefused, SamestepError, TrainingFailed
 from samestep.job.job import Job
 from samestep.launch.environment import building
 from samestep.launch.hosts.membership import ANSWER_TIME, Membership, in_time
-from samestep.launch.probe.choose_plan import (
-    decide_on,
-    this_host,
-    why_no_search,
-    with_pick,
-    within,
-)
+from samestep.launch.probe.choose_plan import decide_on, this_host, why_no_search, with_pick, within
 from samestep.launch.request.request import Request
 from samestep.launch.request.resolve import job_of
 from samestep.launch.run.launcher import Launcher

@@ -13,19 +13,14 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any
 
-from samestep.diagnose.stacks import Frame
-from samestep.diagnose.stall import (
-    OwnWork,
-    Process,
-    WorkerView,
-    aged,
-)
+from samestep.diagnose.stall import WorkerView, aged
 from samestep.launch.run.stall_watch import Member, StallWatch
 from samestep.system import wire
+from samestep.system.json_values import value_from
 from samestep.trace.whereabouts import SIZE
 
 SILENT = 3  # periods without news, after which a host is silent
@@ -83,7 +78,7 @@ class Relay:
                 found[rank] = WorkerView(rank, self._setup["names"][rank], host, self._setup["host_names"][rank])
         for at, text in list(self._heard.values()):
             for fields_of in json.loads(text)["workers"]:
-                found[fields_of["rank"]] = aged(worker_from(fields_of), now - at)
+                found[fields_of["rank"]] = aged(value_from(WorkerView, fields_of), now - at)
         for rank, worker in found.items():
             if (age := self._age(worker.host)) > SILENT * self._period:
                 found[rank] = replace(worker, silent=age, keeps_store=rank == 0 and self._store_is_mute())
@@ -127,19 +122,3 @@ class Relay:
                         if text != self._heard.get(host, (0.0, ""))[1]:
                             self._heard[host] = time.monotonic(), text
                 time.sleep(self._period / 2)
-
-
-def worker_from(found: dict[str, Any]) -> WorkerView:
-    """A worker's view from another watcher's `asdict`."""
-    known = {field.name for field in fields(WorkerView)} - {"process", "loaders", "pace"}
-    return WorkerView(
-        **{name: value for name, value in found.items() if name in known},
-        pace=None if found["pace"] is None else OwnWork(**found["pace"]),
-        process=process_from(found["process"]),
-        loaders=tuple(process_from(one) for one in found["loaders"]),
-    )
-
-
-def process_from(found: dict[str, Any]) -> Process:
-    frame = found["frame"]
-    return Process(**{**found, "frame": None if frame is None else Frame(**frame)})

@@ -16,14 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samestep.diagnose.stall import CONNECT
-from samestep.errors import (
-    CheckpointRefused,
-    PeerLost,
-    PlanRefused,
-    Refused,
-    SamestepError,
-    TrainingFailed,
-)
+from samestep.errors import CheckpointRefused, PeerLost, PlanRefused, Refused, SamestepError, TrainingFailed
 from samestep.job.job import Job
 from samestep.job.report import Report
 from samestep.launch.environment import World, building, let_cublas_repeat
@@ -47,12 +40,7 @@ from samestep.launch.run.worker import WorkerRun, work
 from samestep.parallel.demand.workspace import mail_slots
 from samestep.planner.search.decision import Decision
 from samestep.setup.laid_out_model import LaidOutModel
-from samestep.setup.run_memory import (
-    RunMemory,
-    bind,
-    groups_that_meet,
-    share,
-)
+from samestep.setup.run_memory import RunMemory, bind, groups_that_meet, share
 from samestep.state.checkpoint import remove_unfinished, temporary_of
 from samestep.state.digest import Leaves, joint_digest, tensor_leaf
 from samestep.system.device import check_device, take_device

@@ -11,7 +11,7 @@ from samestep.system.processes import fork
 
 
 def in_child(work: Callable[[], Any]) -> Any:
-    """What `work` returns, computed in a child, so that this process stays as it is; see `fork_all`."""
+    """Result of `work`, computed in a child, so that this process stays as it is; see `fork_all`."""
     return fork_all([work])()[0]
 
 

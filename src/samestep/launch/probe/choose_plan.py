@@ -5,6 +5,7 @@ The planner does not choose numerics: seed, shards, threads and slices stay as t
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +16,11 @@ from samestep.errors import PlanRefused
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
 from samestep.launch.environment import machine_name
+from samestep.launch.probe.measure_job import median
+from samestep.launch.probe.probe import Probe, probe
 from samestep.launch.probe.profiling import profiled
-from samestep.launch.probe.runoff import run_off
-from samestep.launch.request.lock_file import locked
 from samestep.launch.request.request import Mode, Request
-from samestep.launch.request.resolve import threads_of
+from samestep.launch.request.resolve import numerics_for
 from samestep.numerics.numerics import Numerics
 from samestep.numerics.policy import EXACT, Local, parse_policy
 from samestep.plan.cluster import Cluster
@@ -30,6 +31,8 @@ from samestep.planner.search.decision import Decision, decide
 from samestep.planner.search.search import SearchSpace
 
 SHORT = 100  # steps: a run that is shorter is not worth measuring, unless somebody asked for it
+TURNS, SECONDS = 3, 0.8  # of each plan in a run-off; a slow one takes longer
+LEAST_STEPS = 3
 
 
 def pick_plan(request: Request, job: Job, model: nn.Module, chosen: dict[str, Any]) -> tuple[Request, Decision | None]:
@@ -73,21 +76,6 @@ def decide_on(
     numerics = numerics_for(request, job, chosen)
     freedom = freedom_for(request, cluster.workers, numerics, counts)
     return decide(profile, cluster, numerics, freedom)
-
-
-def numerics_for(request: Request, job: Job, chosen: dict[str, Any]) -> Numerics:
-    """The numerics as far as they are given: optimizer and processor are not known yet."""
-    return Numerics(
-        seed=job.seed,
-        shards=job.resolved_shards(),
-        threads=threads_of(chosen, request),
-        precision=job.precision,
-        sync_batchnorm=job.sync_batchnorm,
-        slices=str(chosen.get("slices") or locked(request.source.locked).get("slices", "none")),
-        join=int(chosen.get("join", 0)),
-        codec=job.codec,
-        sync=job.sync,
-    )
 
 
 def max_workers(request: Request, numerics: Numerics) -> int:
@@ -142,3 +130,26 @@ def within(passing: Passing) -> Link:
     """The link that passing tensors between two workers amounts to."""
     per_byte = passing.send_byte + passing.receive_byte
     return Link(rounded(passing.send + passing.receive), rounded(1 / per_byte) if per_byte else 1e10)
+
+
+def run_off(job: Job, model: nn.Module, decision: Decision) -> dict[str, float]:
+    """Median seconds of a step of the best two candidates, by name, for `--probe`. Raises what a worker raised.
+
+    They run in turns, so that costs outside the model count too.
+    """
+    two = decision.ranking[:2]
+    if len(two) < 2:
+        return {}
+    steps: dict[str, list[float]] = {one.name: [] for one in two}
+    for turn in range(TURNS):
+        for one in two if turn % 2 == 0 else reversed(two):
+            steps[one.name] += steps_of(probe(job, one.plan, model, SECONDS, LEAST_STEPS))
+    return {name: median(seconds) for name, seconds in steps.items()}
+
+
+def steps_of(found: Probe) -> list[float]:
+    """Seconds from the begin of each step to that of the next one."""
+    begins: dict[int, float] = {}
+    for sample in found.samples[0]:
+        begins.setdefault(sample.step, sample.start)
+    return [b - a for a, b in itertools.pairwise(begins.values())]

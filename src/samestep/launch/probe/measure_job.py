@@ -20,29 +20,15 @@ from torch import nn
 from samestep.errors import Refused
 from samestep.job.job import Job
 from samestep.launch.probe.children import fork_all
-from samestep.launch.probe.probe import (
-    ActionTiming,
-    Probe,
-    probe,
-)
+from samestep.launch.probe.probe import ActionTiming, Probe, probe
 from samestep.numerics.numerics import Numerics
 from samestep.numerics.reduction_tree import local_plan
 from samestep.plan.cluster import Cluster
 from samestep.plan.machine import Host, Link
-from samestep.plan.plan import (
-    Plan,
-    Stage,
-    equal_shares,
-    slices_text,
-)
+from samestep.plan.plan import Plan, Stage, equal_shares, slices_text
 from samestep.planner.cost.chain import Chain
 from samestep.planner.cost.estimate import estimate
-from samestep.planner.cost.measured_costs import (
-    MeasuredCosts,
-    Pair,
-    Passing,
-    Table,
-)
+from samestep.planner.cost.measured_costs import MeasuredCosts, Pair, Passing, Table
 from samestep.transport.shared_fabric import SharedFabric
 
 BUDGET = 10.0  # seconds for all probes together; slow steps may take longer

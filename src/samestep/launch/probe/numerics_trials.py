@@ -20,12 +20,7 @@ from samestep.numerics import random_streams
 from samestep.numerics.numerics import Numerics
 from samestep.plan.plan import Plan, equal_shares
 from samestep.planner.search.decision import Decision
-from samestep.planner.search.numerics_choice import (
-    Trial,
-    choose_trial,
-    trial_settings,
-    trial_table,
-)
+from samestep.planner.search.numerics_choice import Trial, choose_trial, trial_settings, trial_table
 from samestep.setup.named_plans import DEFAULT_SLICES
 
 MIN_GAIN = 0.02  # by which slices must be predicted to be faster

@@ -13,15 +13,10 @@ from torch import nn
 
 from samestep.errors import PlanRefused
 from samestep.job.job import Job
-from samestep.launch.probe.choose_plan import (
-    decide_on,
-    numerics_for,
-    profile_for,
-    why_no_search,
-    with_pick,
-)
+from samestep.launch.probe.choose_plan import decide_on, profile_for, why_no_search, with_pick
 from samestep.launch.probe.profiling import ground_of
 from samestep.launch.request.request import Request
+from samestep.launch.request.resolve import numerics_for
 from samestep.parallel.lazy_init.lazy_replay import LazyModel
 from samestep.plan.cluster import Cluster
 from samestep.planner.cost.profile import Profile

@@ -28,12 +28,7 @@ from samestep.parallel.demand.workspace import mail_slots
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.parallelize import divide, prepare, take_part
-from samestep.setup.run_memory import (
-    RunMemory,
-    bind,
-    groups_that_meet,
-    share,
-)
+from samestep.setup.run_memory import RunMemory, bind, groups_that_meet, share
 from samestep.system import heap
 from samestep.trace.timesheet import Event
 from samestep.training.trainer import Training
@@ -105,7 +100,7 @@ def first_error(failures: Sequence[dict[str, Any]]) -> SamestepError:
 
 @dataclass(frozen=True)
 class ProbedPart:
-    """What all workers of a probe share. seconds, least_steps: how long they run."""
+    """Values that all workers of a probe share. seconds, least_steps: how long they run."""
 
     job: Job
     plan: Plan

@@ -23,7 +23,7 @@ Counts: TypeAlias = tuple[int, ...] | None
 
 
 class Spelling(StrEnum):
-    """What a text stands for."""
+    """Value that a text stands for."""
 
     FILE = "file"
     FOLDER = "folder"
@@ -41,7 +41,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class JobSource:
-    """Where the job function is found: in a file, or in a module that can be imported by name.
+    """Place of the job function: in a file, or in a module that can be imported by name.
 
     settings: its arguments, text from a command line or values. folder, path: the current folder and the places of
     modules where the request was made.
@@ -59,7 +59,7 @@ class JobSource:
 
 @dataclass(frozen=True)
 class NumericsOptions:
-    """What fixes the bits."""
+    """Settings that fix the bits."""
 
     shards: Annotated[Int, Flag("S, into how many shards a batch is cut. Part of the numbers.")] = None
     threads: Annotated[Int, Flag("Intra-op threads per worker. Part of the numbers. Default: 1.")] = None

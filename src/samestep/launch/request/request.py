@@ -1,4 +1,4 @@
-"""What a command asks of a run's leader: plain values that travel as one JSON object."""
+"""Request of a command to a run's leader: plain values that travel as one JSON object."""
 
 import sys
 import uuid
@@ -24,7 +24,7 @@ NUMBERS = ("workers", "shards", "slices", "threads", "steps", "epochs", "seed", 
 
 
 class Mode(StrEnum):
-    """What is asked for."""
+    """Kind of answer that is asked for."""
 
     TRAIN = "train"
     OUTLINE = "outline"  # the plan that would be run

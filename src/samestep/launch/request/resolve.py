@@ -19,29 +19,10 @@ from samestep.launch.request.importing import call, load_function
 from samestep.launch.request.lock_file import locked
 from samestep.launch.request.request import Request
 from samestep.numerics import random_streams
-from samestep.numerics.numerics import (
-    CHOSEN,
-    Numerics,
-    check_environment,
-    parse_line,
-)
-from samestep.numerics.policy import (
-    EXACT,
-    Local,
-    check_policy,
-    parse_policy,
-)
+from samestep.numerics.numerics import CHOSEN, Numerics, check_environment, parse_line
+from samestep.numerics.policy import EXACT, Local, check_policy, parse_policy
 from samestep.plan.cluster import Cluster
-from samestep.plan.plan import (
-    OPTIONS,
-    Plan,
-    Stage,
-    equal_shares,
-    parse_fields,
-    parse_stages,
-    slices_text,
-    spell,
-)
+from samestep.plan.plan import OPTIONS, Plan, Stage, equal_shares, parse_fields, parse_stages, slices_text, spell
 from samestep.setup.named_plans import pipeline_stages, resolved, sliced_stage
 from samestep.system.device import instruction_set
 
@@ -109,25 +90,30 @@ def threads_of(chosen: dict[str, Any], request: Request) -> int:
     return int(chosen.get("threads") or str(locked(request.source.locked).get("threads", 1)))
 
 
-def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str, model: nn.Module) -> Plan:
-    """The plan of a request. Raises PlanRefused when workers, assignment and shards do not fit one another."""
-    assert job.shards is not None
-    fields = (
-        None
-        if request.planning.plan_text is None
-        else parse_fields(request.planning.plan_text, f"--plan {request.planning.plan}")
-    )
-    stages = _stages(job, request, model, job.shards, fields)
-    numerics = Numerics(
+def numerics_for(request: Request, job: Job, chosen: dict[str, Any]) -> Numerics:
+    """The numerics as far as they are given: optimizer and processor are not known yet."""
+    return Numerics(
         seed=job.seed,
-        shards=job.shards,
+        shards=job.resolved_shards(),
         threads=threads_of(chosen, request),
         precision=job.precision,
         sync_batchnorm=job.sync_batchnorm,
-        slices=slices_text(stages),
+        slices=str(chosen.get("slices") or locked(request.source.locked).get("slices", "none")),
         join=int(chosen.get("join", 0)),
         codec=job.codec,
         sync=job.sync,
+    )
+
+
+def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str, model: nn.Module) -> Plan:
+    """The plan of a request. Raises PlanRefused when workers, assignment and shards do not fit one another."""
+    assert job.shards is not None
+    text, source = request.planning.plan_text, f"--plan {request.planning.plan}"
+    fields = None if text is None else parse_fields(text, source)
+    stages = _stages(job, request, model, job.shards, fields)
+    numerics = dataclasses.replace(
+        numerics_for(request, job, chosen),
+        slices=slices_text(stages),
         optimizer=optimizer,
         torch=str(torch.__version__),
         isa=instruction_set(request.planning.device),
@@ -155,8 +141,7 @@ def _stages(
             raise PlanRefused(
                 f"--plan {asked.plan} says which worker computes which stage: leave --workers and --assign out"
             )
-        source = f"--plan {asked.plan}"
-        return resolved(parse_stages(fields["stage"]), job, model, shards, source)
+        return resolved(parse_stages(fields["stage"]), job, model, shards, f"--plan {asked.plan}")
     if asked.plan in ("auto", "data"):
         if request.numerics.slices is not None:
             raise PlanRefused("--slices needs a plan that slices layers: add --plan hybrid or --plan slices")

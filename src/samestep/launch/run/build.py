@@ -14,12 +14,7 @@ from samestep.job.training_data import training_rows
 from samestep.launch.probe.choose_plan import pick_plan
 from samestep.launch.probe.other_cluster import pick_plan_for_cluster
 from samestep.launch.request.request import Request
-from samestep.launch.request.resolve import (
-    chosen_numerics,
-    hosts_of,
-    job_of,
-    make_plan,
-)
+from samestep.launch.request.resolve import chosen_numerics, hosts_of, job_of, make_plan
 from samestep.launch.run.worker import EventSender, Resumption, WorkerRun
 from samestep.numerics import random_streams
 from samestep.parallel.gradients.job_optimizer import implementation

@@ -24,13 +24,7 @@ from samestep.launch.request.request import Mode, Request
 from samestep.launch.run.answers import ANSWERS
 from samestep.launch.run.build import build
 from samestep.launch.run.stall_watch import Member, StallWatch
-from samestep.launch.run.worker import (
-    LOST_A_PEER,
-    WorkerRun,
-    in_memory,
-    run_threads,
-    run_worker,
-)
+from samestep.launch.run.worker import LOST_A_PEER, WorkerRun, in_memory, run_threads, run_worker
 from samestep.parallel.demand.workspace import mail_slots
 from samestep.parallel.gradients.stretches import by_host
 from samestep.setup.laid_out_model import LaidOutModel
@@ -38,11 +32,7 @@ from samestep.setup.parallelize import divide, prepare
 from samestep.setup.run_memory import bind, groups_that_meet, share
 from samestep.state.checkpoint import remove_unfinished
 from samestep.system import heap, wire
-from samestep.system.processes import (
-    die_on_word_from,
-    fork,
-    num_threads,
-)
+from samestep.system.processes import die_on_word_from, fork, num_threads
 from samestep.trace.whereabouts import SIZE
 from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts

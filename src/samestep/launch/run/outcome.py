@@ -7,11 +7,7 @@ is the cause; errors of workers that merely lost a peer are left out.
 import signal
 from dataclasses import dataclass, field
 
-from samestep.errors import (
-    Interrupted,
-    SamestepError,
-    TrainingFailed,
-)
+from samestep.errors import Interrupted, SamestepError, TrainingFailed
 from samestep.job.report import Report, WorkerTime
 from samestep.launch.failure import Event, error_from
 from samestep.plan.prediction import Prediction

@@ -20,31 +20,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from samestep.diagnose.stacks import (
-    Frame,
-    is_below,
-    place_in,
-    threads_of,
-    waits_for_loader,
-    waits_for_lock,
-)
-from samestep.diagnose.stall import (
-    FEW,
-    Kind,
-    OwnWork,
-    Process,
-    Stall,
-    WorkerView,
-    find,
-)
+from samestep.diagnose.stacks import Frame, is_below, place_in, threads_of, waits_for_loader, waits_for_lock
+from samestep.diagnose.stall import FEW, Kind, OwnWork, Process, Stall, WorkerView, find
 from samestep.launch.environment import ROOT
 from samestep.system.control_groups import OutOfMemory
-from samestep.system.procfs import (
-    Vital,
-    catches,
-    children,
-    vital,
-)
+from samestep.system.procfs import Vital, catches, children, vital
 from samestep.trace.whereabouts import NOBODY, place_of, wait_of
 
 DUMP = signal.SIGRTMAX - 5  # unused by others: SIGUSR1 and 2 are the user's

@@ -13,7 +13,7 @@ from samestep.trace.timesheet import Timesheet
 class StepResult:
     """Result of a step, equal on every worker.
 
-    loss: NaN where logical workers go apart and do not meet in this step; `known` has it after they have met.
+    loss: NaN where logical workers take local steps and do not meet in this one; `known` has it after they have met.
     """
 
     number: int

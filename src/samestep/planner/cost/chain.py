@@ -9,8 +9,7 @@ Free of torch. Bytes are those of one shard (the first one of a step) unless sai
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,3 @@ class Chain:
     @property
     def parameters(self) -> int:
         return sum(unit.parameters for unit in self.units)
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(fields: Mapping[str, Any]) -> "Chain":
-        units = tuple(Unit(**unit) for unit in fields["units"])
-        regions = tuple(
-            SliceableRegion(**{**r, "layers": tuple(r["layers"]), "units": tuple(r["units"])})
-            for r in fields["regions"]
-        )
-        return Chain(**{**fields, "units": units, "regions": regions})

@@ -5,8 +5,7 @@ bandwidth. Between them costs are interpolated by the number of workers. All of 
 the simulator finds how long a worker waits for others.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 
@@ -109,15 +108,3 @@ class MeasuredCosts:
     def slope(self, region: int) -> Pair:
         """Seconds of one slice of a region more or less, for the rows of all shards."""
         return self.alone.regions[region].scaled(1 / max(1, self.alone.own[region]))
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(found: Mapping[str, Any]) -> "MeasuredCosts":
-        return MeasuredCosts(table_from(found["alone"]), table_from(found["together"]), Passing(**found["passing"]))
-
-
-def table_from(found: Mapping[str, Any]) -> Table:
-    pairs = {name: tuple(Pair(**pair) for pair in found[name]) for name in ("units", "regions", "rests")}
-    return Table(**{**found, **pairs, "whole": Pair(**found["whole"]), "own": tuple(found["own"])})

@@ -15,6 +15,7 @@ from typing import Any
 from samestep.errors import PlanRefused
 from samestep.planner.cost.chain import Chain
 from samestep.planner.cost.measured_costs import MeasuredCosts
+from samestep.system.json_values import value_from
 
 FORMAT = 3
 
@@ -53,8 +54,8 @@ class Profile:
             "job": self.job,
             "of": self.of,
             "ground": asdict(self.conditions),
-            "chain": self.chain.as_json(),
-            "costs": self.costs.as_json(),
+            "chain": asdict(self.chain),
+            "costs": asdict(self.costs),
         }
         return json.dumps(fields, indent=1)
 
@@ -68,8 +69,8 @@ class Profile:
                 raise PlanRefused(f"{source} is a profile of format {found}, this version reads {FORMAT}: remove it")
             return Profile(
                 Conditions(**fields["ground"]),
-                Chain.from_json(fields["chain"]),
-                MeasuredCosts.from_json(fields["costs"]),
+                value_from(Chain, fields["chain"]),
+                value_from(MeasuredCosts, fields["costs"]),
                 fields["job"],
                 fields["of"],
             )
@@ -96,7 +97,7 @@ class Profile:
 
 def profile_key(conditions: Conditions, chain: Chain) -> str:
     """The name of a profile: the same for jobs with the same layers under the same conditions."""
-    fields: Mapping[str, Any] = {"format": FORMAT, "ground": asdict(conditions), "chain": chain.as_json()}
+    fields: Mapping[str, Any] = {"format": FORMAT, "ground": asdict(conditions), "chain": asdict(chain)}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from samestep.plan.prediction import PARTS, in_ms
-from samestep.planner.explain.comparison import Comparison
+from samestep.planner.explain.plan_comparison import Comparison
 
 WIDTH, LEFT, RIGHT, ROW, BAR, TOP = 960, 260, 90, 32, 20, 36  # pixels
 

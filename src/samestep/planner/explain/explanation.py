@@ -4,13 +4,13 @@ It is made from a `Decision` alone; nothing is measured here.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from samestep.plan.prediction import Prediction, in_ms
-from samestep.planner.explain.comparison import Comparison, runners_up
 from samestep.planner.explain.flips import Flip, flips, gain_of_slices
 from samestep.planner.explain.layer_choices import LayerChoice, layer_choices
+from samestep.planner.explain.plan_comparison import Comparison, runners_up
 from samestep.planner.search.decision import Decision
 
 TUNE = "other shards and threads are not known without measuring: `samestep plan --tune-numerics` does"
@@ -51,9 +51,9 @@ class Explanation:
             "name": self.name,
             "kind": self.kind,
             "prediction": self.prediction.as_json(),
-            "runners_up": [one.as_json() for one in self.runners_up],
-            "layers": [line.as_json() for line in self.layers],
-            "flips": [flip.as_json() for flip in self.flips],
+            "runners_up": list(map(asdict, self.runners_up)),
+            "layers": list(map(asdict, self.layers)),
+            "flips": list(map(asdict, self.flips)),
             "numerics": list(self.numerics),
             "measured": list(self.measured),
         }

@@ -8,8 +8,7 @@ slices   the search with slices allowed, where the numerics have none
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from samestep.errors import PlanRefused
 from samestep.numerics.numerics import num_shards_of
@@ -19,7 +18,7 @@ from samestep.plan.plan import Plan
 from samestep.plan.prediction import in_ms
 from samestep.planner.cost.chain import Chain
 from samestep.planner.cost.measured_costs import MeasuredCosts, Pair, Table
-from samestep.planner.explain.comparison import shape
+from samestep.planner.explain.plan_comparison import shape
 from samestep.planner.search.decision import Decision
 from samestep.planner.search.search import TIE, Candidate, search
 
@@ -39,9 +38,6 @@ class Flip:
     seconds: float  # of that plan there
     pick: float  # seconds of the pick there
     text: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def flips(decision: Decision) -> list[Flip]:

@@ -5,8 +5,7 @@ Equal layers (repeated blocks) share one line.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from samestep.errors import PlanRefused
 from samestep.plan.plan import Plan
@@ -37,9 +36,6 @@ class LayerChoice:
         way = "sliced" if self.is_sliced else "whole"
         sizes = f"weights {sized(self.weights)}, activations {sized(self.activations)}"
         return f"{self.name}: {way} ({sizes}): {self.why}"
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def sized(nbytes: float) -> str:

@@ -5,9 +5,9 @@ from html import escape
 
 from samestep.plan.prediction import in_ms
 from samestep.planner.explain.charts import parts_chart
-from samestep.planner.explain.comparison import compare_to_pick
 from samestep.planner.explain.explanation import Explanation
 from samestep.planner.explain.layer_choices import sized
+from samestep.planner.explain.plan_comparison import compare_to_pick
 from samestep.planner.explain.timeline import timeline_svg
 from samestep.planner.search.decision import Decision
 

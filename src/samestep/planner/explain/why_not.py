@@ -10,7 +10,7 @@ from samestep.numerics.numerics import parse_line
 from samestep.plan.plan import OPTIONS, Plan, Stage, equal_shares, parse_fields, parse_stages, slices_text
 from samestep.planner.cost.chain import SliceableRegion
 from samestep.planner.cost.profile import profile_key
-from samestep.planner.explain.comparison import Comparison, compare_to_pick
+from samestep.planner.explain.plan_comparison import Comparison, compare_to_pick
 from samestep.planner.search.decision import Decision
 from samestep.planner.search.search import is_convolution, like_regions, pipelines, ranked
 
@@ -24,9 +24,6 @@ class Answer:
     plan: str
     comparison: Comparison | None
     text: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def why_not(decision: Decision, name: str, text: str | None = None) -> Answer:

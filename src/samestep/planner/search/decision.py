@@ -22,6 +22,7 @@ from samestep.planner.search.search import (
     worker_row,
 )
 from samestep.planner.search.stage_costs import NothingFits
+from samestep.system.json_values import value_from
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,11 @@ class Decision:
 
     @staticmethod
     def from_json(found: Mapping[str, Any]) -> "Decision":
-        freedom = SearchSpace(**{**found["freedom"], "workers": tuple(found["freedom"]["workers"])})
         decision = decide(
             Profile.parse(found["profile"], "the profile"),
             Cluster.parse(found["cluster"]),
             Numerics(**parse_line(found["numerics"])),  # type: ignore[arg-type]
-            freedom,
+            value_from(SearchSpace, found["freedom"]),
         )
         return decision.after(found["measured"]) if found["measured"] else decision
 

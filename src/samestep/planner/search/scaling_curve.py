@@ -1,8 +1,7 @@
 """Scaling of a job as values that the command reads: the best plan and its step for each number of workers."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,3 @@ class Scaling:
     cluster: str  # its fingerprint
     costs: str  # their source
     units: int
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(fields: Mapping[str, Any]) -> "Scaling":
-        return Scaling(**{**fields, "points": tuple(Point(**point) for point in fields["points"])})

@@ -10,8 +10,9 @@ gradients show the cause: the sum should be 1 l_0 + 1 l_1 + ... + 1 l_(S-1), and
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -71,17 +72,10 @@ def differences_of(found: Step, wanted: Step) -> Iterator[ValueDifference]:
 
 
 def explain(step: int, first: ValueDifference, now: tuple[Step, Step], before: tuple[Step, Step]) -> Finding:
-    cause, why = MEANINGS.get(first.key.kind) or EXPLANATIONS[first.key.kind](first, now, before)
-    return Finding(
-        cause=cause,
-        step=step,
-        kind=first.key.kind,
-        name=first.key.name,
-        why=why,
-        shard=None if first.key.shard < 0 else first.key.shard,
-        worker=first.found.rank,
-        distance=first.distance,
-    )
+    key = first.key
+    cause, why = MEANINGS.get(key.kind) or EXPLANATIONS[key.kind](first, now, before)
+    shard = None if key.shard < 0 else key.shard
+    return Finding(cause, step, key.kind, key.name, why, shard, first.found.rank, first.distance)
 
 
 Pair = tuple[Step, Step]  # found, wanted
@@ -97,21 +91,21 @@ MEANINGS = {  # of kinds whose differences have one cause
 }
 
 
-def _activation(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
-    cause = Cause.ROUNDING if first.distance < ROUNDING else Cause.HIDDEN_STATE
-    return cause, f"rows, weights and random numbers are the same, and the output is {_offset(first)}"
+def _own_work(same: str, first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
+    """Explain a value that a shard's worker computes from equal ones. same: the equal ones, and the value's name."""
+    return Cause.ROUNDING if first.distance < ROUNDING else Cause.HIDDEN_STATE, f"{same} is {_offset(first)}"
 
 
 def _loss(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
     found, wanted = float(first.found.values[0]), float(first.wanted.values[0])
+    if first.key.kind == "evaluation":
+        return (
+            Cause.LOSS_WEIGHTING,
+            f"{found:g} instead of {wanted:g}, of the same held-out rows by the same parameters",
+        )
     if first.key.name == "of the batch" or first.key.kind == "loss weight":
         return Cause.LOSS_WEIGHTING, f"{found:g} instead of {wanted:g}, from the same shards"
     return Cause.HIDDEN_STATE, f"{found:g} instead of {wanted:g}, though every layer's output is the same"
-
-
-def _local(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
-    cause = Cause.ROUNDING if first.distance < ROUNDING else Cause.HIDDEN_STATE
-    return cause, f"the same forward, and the gradient is {_offset(first)}"
 
 
 def _gradient(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
@@ -239,17 +233,12 @@ def _buffer(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str
     return cause, f"after the step it is {_offset(first)}"
 
 
-def _evaluation(first: ValueDifference, now: Pair, before: Pair) -> tuple[Cause, str]:
-    found, wanted = float(first.found.values[0]), float(first.wanted.values[0])
-    return Cause.LOSS_WEIGHTING, f"{found:g} instead of {wanted:g}, of the same held-out rows by the same parameters"
-
-
-EXPLANATIONS = {
-    "evaluation": _evaluation,
-    "activation": _activation,
+EXPLANATIONS: Mapping[str, Callable[[ValueDifference, Pair, Pair], tuple[Cause, str]]] = {
+    "evaluation": _loss,
+    "activation": partial(_own_work, "rows, weights and random numbers are the same, and the output"),
     "loss": _loss,
     "loss weight": _loss,
-    "local gradient": _local,
+    "local gradient": partial(_own_work, "the same forward, and the gradient"),
     "gradient": _gradient,
     "clip norm": _norm,
     "setting": _optimizer,

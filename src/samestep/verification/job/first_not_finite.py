@@ -17,13 +17,7 @@ def not_finite(run: Record) -> Finding | None:
         bad = not_finite_values(run.of(step), LOOKED_AT)
         if bad:
             key, noted = min(bad, key=lambda one: KINDS.index(one[0].kind))
-            return Finding(
-                cause=Cause.NOT_FINITE,
-                step=step,
-                kind=key.kind,
-                name=key.name,
-                why="everything before it is finite" if len(bad) == 1 else f"the first of {len(bad)} of this step",
-                shard=None if key.shard < 0 else key.shard,
-                worker=noted.rank,
-            )
+            why = "everything before it is finite" if len(bad) == 1 else f"the first of {len(bad)} of this step"
+            shard = None if key.shard < 0 else key.shard
+            return Finding(Cause.NOT_FINITE, step, key.kind, key.name, why, shard, noted.rank)
     return None

@@ -39,14 +39,12 @@ class Observer(Attendant):
 
     def __init__(self, executor: Executor, recorder: RecordWriter) -> None:
         self._executor, self._recorder = executor, recorder
-        self._shard: ContextVar[int | None] = ContextVar(
-            "shard", default=None
-        )  # in lockstep, shards take turns in threads
+        self._shard: ContextVar[int | None] = ContextVar("shard", default=None)  # shards in lockstep have threads
         self._after: dict[type, Callable[[StepState], None]] = {
             actions.Load: self._rows,
             actions.Agree: self._losses,
             actions.Reduce: self._gradients,
-            actions.Clip: self._norm,
+            actions.Clip: lambda state: self._note("clip norm", "", state.norm),
             actions.Update: self._optimizer,
             actions.Publish: self._end,
         }
@@ -134,10 +132,7 @@ class Observer(Attendant):
                 self._note("gradient", name, "none", part=piece.start // CHUNK)
             else:
                 self._stretches("gradient", name, found, piece)
-        self._wholes("gradient", lambda i: self._executor.gradients.total(i))
-
-    def _norm(self, state: StepState) -> None:
-        self._note("clip norm", "", state.norm)
+        self._wholes("gradient", self._executor.gradients.total)
 
     def _optimizer(self, state: StepState) -> None:
         update = self._executor.update

@@ -19,17 +19,13 @@ COLLECTIVES = (
 )  # fmt: skip
 
 
+Named = Callable[[], Iterator[tuple[str, Tensor]]]
+
+
 class CollectiveLog:
     """Wrappers of torch's collectives. named: the parameters that a collective's tensor may belong to."""
 
-    def __init__(
-        self,
-        folder: Path,
-        rank: int,
-        script: Path,
-        step: Callable[[], int],
-        named: Callable[[], Iterator[tuple[str, Tensor]]],
-    ) -> None:
+    def __init__(self, folder: Path, rank: int, script: Path, step: Callable[[], int], named: Named) -> None:
         self._log = (folder / f"collectives-{rank}.jsonl").open("w", buffering=1)
         self._script, self._step, self._named = script, step, named
         self._in_collective = False
@@ -66,11 +62,9 @@ class CollectiveLog:
             if tensor is parameter or tensor.data_ptr() == parameter.data_ptr() != 0:
                 return name, list(tensor.shape)
             gradient = parameter.grad
-            if (
-                gradient is not None
-                and not hasattr(gradient, "full_tensor")
-                and tensor.data_ptr() == gradient.data_ptr() != 0
-            ):
+            if gradient is None or hasattr(gradient, "full_tensor"):
+                continue
+            if tensor.data_ptr() == gradient.data_ptr() != 0:
                 return f"gradient of {name}", list(tensor.shape)
         return "", list(tensor.shape)
 

@@ -79,8 +79,11 @@ def fork(
         os.dup2(output.fileno(), 2)
         faulthandler.register(signal.SIGUSR1, file=(folder / f"stacks-{rank}.txt").open("w"), all_threads=True)
         os.environ.update(torchrun_variables(rank, size, port))
-        arguments = request["arguments"] if size > 1 else request["reference_arguments"]
-        code = run_script(folder, rank, Path(request["script"]), arguments, request["steps"], sizes, name, output)
+        script = Path(request["script"])
+        sys.argv = [str(script), *request["arguments" if size > 1 else "reference_arguments"]]
+        code = run_script(
+            ScriptHooks(folder, rank, script, request["steps"], sizes, name == "perturbed"), script, output
+        )
     finally:
         os._exit(code)
 
@@ -98,20 +101,9 @@ def torchrun_variables(rank: int, size: int, port: int) -> dict[str, str]:
     }
 
 
-def run_script(
-    folder: Path,
-    rank: int,
-    script: Path,
-    arguments: list[str],
-    steps: int,
-    sizes: list[int] | None,
-    name: str,
-    output: TextIO,
-) -> int:
+def run_script(hooks: ScriptHooks, script: Path, output: TextIO) -> int:
     torch.set_num_threads(1)
-    hooks = ScriptHooks(folder, rank, script, steps, sizes, name == "perturbed")
     hooks.install()
-    sys.argv = [str(script), *arguments]
     sys.path.insert(0, str(script.parent))
     code = 0
     try:

@@ -76,7 +76,8 @@ class Sums:
 def sums_of(view: StepRecords) -> Sums:
     wanted, bounds, found = view.on_one_process("gradient"), view.bounds("gradient"), view.per_rank("gradient")
     names = [name for name in wanted if all(name in mine and same_shape(mine, wanted, name) for mine in found.values())]
-    names = [name for name in names if float(wanted[name].norm()) > zero_bound(wanted)]
+    nothing = NOTHING * max((float(each.norm()) for each in wanted.values()), default=0.0)
+    names = [name for name in names if float(wanted[name].norm()) > nothing]
     wrong = [
         name
         for name in names
@@ -131,7 +132,8 @@ def explain_factor(view: StepRecords, sums: Sums) -> tuple[Cause, str] | None:
     k = common_factor([mine[n] for n in sums.wrong], [sums.wanted[n] for n in sums.wrong], sums.bounds, sums.wrong)
     if k is None:
         return None
-    known = name_factor(k, len(sums.found), micro_batches(view))
+    micro = 1 + max((key.shard for key in view.workers if key.kind == "rows"), default=0)
+    known = name_factor(k, len(sums.found), micro)
     why = f"{k:.6g} times one process's gradient{known}, in {sums.count()}"
     if len(sums.wrong) == len(sums.names):
         return Cause.LOSS_WEIGHTING, why
@@ -145,11 +147,6 @@ def explain_weights(view: StepRecords, sums: Sums) -> tuple[Cause, str]:
         return Cause.UNKNOWN, f"workers agree with one another, in {sums.count()} not with one process"
     got, right = (", ".join(f"{value:.4g}" for value in each) for each in weights)
     return Cause.LOSS_WEIGHTING, f"parts are weighted {got}, on one process {right}"
-
-
-def zero_bound(tensors: Vectors) -> float:
-    """The norm below which a gradient is zero up to rounding."""
-    return NOTHING * max((float(each.norm()) for each in tensors.values()), default=0.0)
 
 
 def common_factor(
@@ -166,10 +163,6 @@ def common_factor(
         if relative_distance([a / k], [b]) > 3 * bounds.get(name, 0.0):
             return None
     return k
-
-
-def micro_batches(view: StepRecords) -> int:
-    return 1 + max((key.shard for key in view.workers if key.kind == "rows"), default=0)
 
 
 def name_factor(k: float, workers: int, micro: int) -> str:

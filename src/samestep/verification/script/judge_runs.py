@@ -15,18 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from samestep.verification.causes import Cause, Finding
-from samestep.verification.record import KINDS, Key, Record, Step
+from samestep.verification.record import KINDS, Record, Step
+from samestep.verification.script import optimizer_updates
 from samestep.verification.script.collective_order import ObservedWorker, describe, judge_collectives, order_differs
 from samestep.verification.script.data_order import judge_passes, judge_rows, judge_stream
 from samestep.verification.script.gradient_sums import judge_accumulation, judge_gradients
 from samestep.verification.script.not_finite_gradients import judge_finite
-from samestep.verification.script.optimizer_updates import (
-    judge_clip,
-    judge_membership,
-    judge_settings,
-    judge_state,
-    judge_unchanged,
-)
 from samestep.verification.script.step_records import Facts, StepRecords
 
 
@@ -46,8 +40,7 @@ def judge(runs: ScriptRecords) -> tuple[list[Finding], int]:
     """The findings of the first step that has any, and how many tensors were compared."""
     compared = 0
     for step in runs.reference.steps():
-        reference, again = runs.reference.of(step), runs.again.of(step)
-        found = not_deterministic(step, reference, again)
+        found = not_deterministic(step, runs.reference.of(step), runs.again.of(step))
         if found is not None:
             return [found], compared
     findings: list[Finding] = []
@@ -69,16 +62,12 @@ def judge(runs: ScriptRecords) -> tuple[list[Finding], int]:
 
 def not_deterministic(step: int, one: Step, other: Step) -> Finding | None:
     """The first bits in which two runs on one process differ: no other run can be compared with either."""
-    for key in sorted(one, key=causal_order):
+    for key in sorted(one, key=lambda key: KINDS.index(key.kind)):
         digests = [[noted.digest for noted in run.get(key, [])] for run in (one, other)]
         if digests[0] != digests[1]:
             why = "two runs of the script on one process differ here already; seed it, or use deterministic kernels"
             return Finding(Cause.NOT_DETERMINISTIC, step, key.kind, key.name, why)
     return None
-
-
-def causal_order(key: Key) -> int:
-    return KINDS.index(key.kind)
 
 
 def judge_step(
@@ -90,13 +79,13 @@ def judge_step(
         or judge_stream(view)
         or judge_collectives(view.step, observed)
         or judge_finite(view)
-        or judge_membership(view)
+        or optimizer_updates.judge_membership(view)
         or judge_accumulation(view)
         or judge_gradients(view)
-        or judge_clip(view)
-        or judge_settings(view, earlier)
-        or judge_unchanged(view)
-        or judge_state(view)
+        or optimizer_updates.judge_clip(view)
+        or optimizer_updates.judge_settings(view, earlier)
+        or optimizer_updates.judge_unchanged(view)
+        or optimizer_updates.judge_state(view)
     )
     return [found] if found else []
 
@@ -123,9 +112,6 @@ def location(one: ObservedWorker) -> str:
     if one.in_collective and one.collectives:
         return describe(one.collectives[-1])
     lines = [line.strip() for line in one.stack.splitlines() if line.strip().startswith("File")]
-    own = [
-        line
-        for line in lines
-        if "/torch/" not in line and "samestep/verification" not in line and "<frozen" not in line
-    ]
+    foreign = ("/torch/", "samestep/verification", "<frozen")
+    own = [line for line in lines if not any(part in line for part in foreign)]
     return (own or lines or ["a place that left no stack"])[0]

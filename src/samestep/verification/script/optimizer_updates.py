@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from samestep.verification.causes import Cause, Finding
-from samestep.verification.record import Key, Noted, Step, relative_distance
+from samestep.verification.record import Key, Step, relative_distance
 from samestep.verification.script.step_records import StepRecords
 
 CHOSEN = {"optimizer state": 1e-4, "parameter": 1e-4, "buffer": 0.0}  # relative distances below it never count
@@ -114,11 +114,7 @@ def judge_state(view: StepRecords) -> Finding | None:
                 distance = relative_distance([noted.values], [wanted[key.name]])
                 largest = float((noted.values - wanted[key.name]).abs().max()) if distance else 0.0
                 if distance > max(bounds[key.name], CHOSEN[kind]) and not largest < TINY:
-                    of_norm = key.name.rsplit(".", 1)[0] in view.batchnorms()
-                    return state_finding(view.step, key, noted, Cause.BATCHNORM if of_norm else cause, distance)
+                    cause = Cause.BATCHNORM if key.name.rsplit(".", 1)[0] in view.batchnorms() else cause
+                    why = f"worker {noted.rank}'s is {distance:.2g} from one process's, from gradients that are right"
+                    return Finding(cause, view.step, kind, key.name, why, None, noted.rank, distance)
     return None
-
-
-def state_finding(step: int, key: Key, noted: Noted, cause: Cause, distance: float) -> Finding:
-    why = f"worker {noted.rank}'s is {distance:.2g} from one process's, from gradients that are right"
-    return Finding(cause, step, key.kind, key.name, why, worker=noted.rank, distance=distance)

@@ -87,21 +87,16 @@ def judge_results(folder: Path, script: Path, workers: int, timeout: float) -> S
     reference = next(one for one in result if one["run"] == "reference")
     if not any(one.failed for one in observed):
         check_reference(folder, script, reference, timeout)
-    facts = [facts_of(folder / "workers", rank) for rank in range(workers)]
+    written = [folder / "workers" / f"facts-{rank}.json" for rank in range(workers)]
+    facts = [json.loads(path.read_text()) if path.exists() else {} for path in written]
     if any(one.failed for one in observed):
         if reference["status"] and all(one.failed and not one.killed for one in observed):
             check_reference(folder, script, reference, timeout)
         return ScriptVerdict((judge_stopped(observed, timeout),), 0, 0, ())
     if not any(fact.get("steps") for fact in facts):
         raise Refused(f"{script} trains nothing: no optimizer took a step; verify compares training steps")
-    runs = ScriptRecords(
-        workers=Record(folder / "workers"),
-        reference=Record(folder / "reference"),
-        again=Record(folder / "again"),
-        perturbed=Record(folder / "perturbed"),
-        facts=tuple(facts),
-        observed=observed,
-    )
+    mine, one, again, moved = (Record(folder / name) for name in ("workers", "reference", "again", "perturbed"))
+    runs = ScriptRecords(mine, one, again, moved, tuple(facts), observed)
     findings, compared = judge(runs)
     notes = []
     if any(fact["dropout"] for fact in facts):
@@ -139,9 +134,3 @@ def observe_worker(folder: Path, one: dict[str, Any]) -> ObservedWorker:
         last_lines=tuple(output[-LINES:]),
         stack=stacks.read_text() if stacks.exists() else "",
     )
-
-
-def facts_of(folder: Path, rank: int) -> dict[str, Any]:
-    path = folder / f"facts-{rank}.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found

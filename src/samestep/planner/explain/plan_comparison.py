@@ -1,8 +1,7 @@
 """Comparison of a plan with the pick: the parts of the step in which it loses, and those in which it wins."""
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from samestep.plan.plan import Plan
 from samestep.plan.prediction import PARTS, in_ms
@@ -52,9 +51,6 @@ class Comparison:
             return "a tie with the pick, which is the simpler plan or the faster one"
         word = "more" if self.more > 0 else "less"
         return f"{in_ms(abs(self.more))} ms ({abs(self.more) / pick:.0%}) {word} than the pick"
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def compare_to_pick(decision: Decision, other: Candidate) -> Comparison:
