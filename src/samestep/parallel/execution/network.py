@@ -43,9 +43,8 @@ class Passage:
     rng: random_streams.State | None = None  # where the shard's random streams stand
     grads: Gradients = field(default_factory=dict)
     cells: dict[int, Cell] = field(default_factory=dict)
-    before: dict[int, tuple[dict[int, Tensor], random_streams.State | None]] = field(
-        default_factory=dict
-    )  # to compute again
+    # by segment: values and streams, to compute it again
+    before: dict[int, tuple[dict[int, Tensor], random_streams.State | None]] = field(default_factory=dict)
 
     def keep(self, number: int) -> None:
         """Forget the values that nothing after segment `number` wants."""
