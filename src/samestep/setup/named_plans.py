@@ -10,7 +10,7 @@ Presets leave whole what cannot be sliced; a plan that names such a layer is ref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from torch import nn
 
@@ -52,7 +52,7 @@ def layers_of(job: Job, model: nn.Module, shards: int, firsts: Sequence[str] = (
         if any(True for _ in module.parameters(recurse=False)) and not inside:
             found[name] = why_not_sliced(module, shared=_is_shared(model, module))
     able = [name for name, reason in found.items() if reason is None]
-    recording = _record(job, model, shards, able, firsts)
+    recording = recorded(job, model, shards, able, firsts)
     wanted = {value for call in recording.calls for value in call.takes} | values_in(recording.result)
     for name in able:
         calls = [call for call in recording.calls if call.what == name]
@@ -147,7 +147,7 @@ def pipeline_stages(job: Job, model: nn.Module, shards: int, workers: int) -> tu
     Raises PlanRefused where there is no such part.
     """
     parts = chain_of(model)
-    recording = _record(job, model, shards, parts)
+    recording = recorded(job, model, shards, parts)
     work = work_of(recording, model, parts)
     parts = list(work)
     if len(parts) < 1:
@@ -186,7 +186,7 @@ def chain_of(model: nn.Module) -> list[str]:
     return found
 
 
-def _record(job: Job, model: nn.Module, shards: int, parts: Sequence[str], firsts: Sequence[str] = ()) -> Recording:
+def recorded(job: Job, model: nn.Module, shards: int, parts: Sequence[str], firsts: Sequence[str] = ()) -> Recording:
     with untouched_buffers(model), precision_of(job.precision, next(model.parameters()).device):
         return record(model, Objective(job.loss, job.forward).run, first_shard(job, shards), firsts, parts)
 
@@ -215,10 +215,7 @@ def _positions(recording: Recording, value: int) -> int:
 
 def balanced(work: Sequence[float], num_stages: int) -> list[int]:
     """Bounds of contiguous stages whose largest sum is least (dynamic programming over prefixes)."""
-    n = len(work)
-    sums = [0.0]
-    for value in work:
-        sums.append(sums[-1] + value)
+    n, sums = len(work), list(accumulate(work, initial=0.0))
     best: list[list[tuple[float, int]]] = [[(sums[i], 0) for i in range(n + 1)]]
     for p in range(1, num_stages):
         row = [(float("inf"), 0)] * (n + 1)

@@ -12,21 +12,16 @@ from torch import nn
 
 from samestep.errors import JobRefused, Refused
 from samestep.job.job import Job
-from samestep.job.objective import Objective
-from samestep.job.training_data import first_shard
 from samestep.numerics import random_streams
 from samestep.parallel.cutting.cut import Cut, Segment, cut, parameters_of
-from samestep.parallel.cutting.recorder import record
 from samestep.parallel.cutting.recording import Recording
 from samestep.parallel.cutting.slices import outputs_of
 from samestep.parallel.demand.footprint import state_per_element
 from samestep.parallel.execution.bundles import HEAD
-from samestep.parallel.execution.network import untouched_buffers
 from samestep.parallel.gradients.job_optimizer import is_elementwise
 from samestep.planner.cost.chain import Chain, SliceableRegion, Unit
 from samestep.setup.laid_out_model import LaidOutModel, hollow
-from samestep.setup.named_plans import DEFAULT_SLICES, chain_of, sliceable, work_of
-from samestep.system.device import precision_of
+from samestep.setup.named_plans import DEFAULT_SLICES, chain_of, recorded, sliceable, work_of
 
 
 def survey(job: Job, prepared: LaidOutModel, num_slices: int | None = None) -> Chain:
@@ -64,7 +59,7 @@ def finest(job: Job, model: nn.Module, shards: int) -> tuple[Recording, Cut]:
     refused: Refused | None = None
     for starts in candidates(job, model, shards):
         try:
-            recording = recorded(job, model, shards, starts)
+            recording = recording_of(job, model, shards, starts)
             return recording, cut(recording, model, 1 + len(starts), {})
         except Refused as error:
             refused = error
@@ -74,10 +69,10 @@ def finest(job: Job, model: nn.Module, shards: int) -> tuple[Recording, Cut]:
 def candidates(job: Job, model: nn.Module, shards: int) -> Iterator[list[str]]:
     """Lists of places to cut at, from fine to coarse."""
     layers = [name for name, module in model.named_modules() if has_own_weights(model, name, module)]
-    recording = recorded(job, model, shards, [], layers)
+    recording = recording_of(job, model, shards, [], layers)
     yield cutting_points(recording, layers, model)
     parts = chain_of(model)
-    coarse = recorded(job, model, shards, [], parts)
+    coarse = recording_of(job, model, shards, [], parts)
     yield cutting_points(coarse, parts, model)
     yield []
 
@@ -105,10 +100,9 @@ def cutting_points(recording: Recording, layers: Sequence[str], model: nn.Module
     return [n for n in sorted(free, key=once.__getitem__) if any(at < once[n] for at in first.values())]
 
 
-def recorded(job: Job, model: nn.Module, shards: int, starts: Sequence[str], cuts: Sequence[str] = ()) -> Recording:
+def recording_of(job: Job, model: nn.Module, shards: int, starts: Sequence[str], cuts: Sequence[str] = ()) -> Recording:
     random_streams.enter(job.seed, "record")
-    with untouched_buffers(model), precision_of(job.precision, next(model.parameters()).device):
-        return record(model, Objective(job.loss, job.forward).run, first_shard(job, shards), starts, cuts)
+    return recorded(job, model, shards, cuts, starts)
 
 
 def units_of(recording: Recording, found: Cut, model: nn.Module) -> tuple[Unit, ...]:
@@ -167,7 +161,7 @@ def regions_of(
     }
     if not slices:
         return ()
-    found = cut(recorded(job, model, shards, [], list(slices)), model, 1, slices)
+    found = cut(recording_of(job, model, shards, [], list(slices)), model, 1, slices)
     return tuple(region_of(found, segment, model, slices, names) for segment in found.segments if segment.region)
 
 

@@ -281,6 +281,7 @@ def network_of(prepared: LaidOutModel, plan: Plan, executor: Executor) -> Networ
             row = None if region.row is None else prepared.sliced[region.row]
             regions[number] = SlicedRegion(region, prepared.sliced[region.column], row, own, model, place_of)
     segments = entry_segments(prepared)
+    computed = [i for i, own in enumerate(ownership_of(prepared, plan)) if transport.rank in own.workers]
     numbers = range(len(structure.segments))
     return Network(
         plan=plan,
@@ -288,16 +289,10 @@ def network_of(prepared: LaidOutModel, plan: Plan, executor: Executor) -> Networ
         bundles=Bundles(transport),
         recipe=prepared.recipe,
         regions=regions,
-        entries=[_entries_in(prepared, plan, segments, number, transport.rank) for number in numbers],
+        entries=[[i for i in computed if segments[i] == number] for number in numbers],
         buffers=[segment_buffers(structure, number, executor.buffers) for number in numbers],
         recompute_stages=[stage.recompute for stage in plan.stages],
     )
-
-
-def _entries_in(prepared: LaidOutModel, plan: Plan, segments: Sequence[int], number: int, rank: int) -> list[int]:
-    """The entries of a segment whose gradient worker `rank` computes."""
-    ownership = ownership_of(prepared, plan)
-    return [i for i, segment in enumerate(segments) if segment == number and rank in ownership[i].workers]
 
 
 def segment_buffers(structure: Cut, number: int, buffers: Buffers) -> list[int]:
@@ -306,6 +301,5 @@ def segment_buffers(structure: Cut, number: int, buffers: Buffers) -> list[int]:
     for call in structure.segments[number].calls:
         found |= call.names
         if isinstance(call.what, str):
-            prefix = call.what
-            found |= {name for name in buffers.names if name.startswith(f"{prefix}.")}
+            found |= {name for name in buffers.names if name.startswith(call.what + ".")}
     return [i for i, name in enumerate(buffers.names) if name in found]

@@ -151,13 +151,13 @@ def cut(recording: Recording, model: nn.Module, num_stages: int, sliced: Mapping
                 frozenset(v for call in calls for v in call.changes) - made[i],
             )
         )
-    crossings = tuple(
-        tuple(sorted({v for s in segments if s.stage <= p for v in s.gives} & _taken_after(segments, p)))
-        for p in range(num_stages - 1)
-    )
+    crossings = []
+    for p in range(num_stages - 1):
+        taken_later = {v for s in segments if s.stage > p for v in s.takes}
+        crossings.append(tuple(sorted({v for s in segments if s.stage <= p for v in s.gives} & taken_later)))
     found = Cut(
         tuple(segments),
-        crossings,
+        tuple(crossings),
         recording.result,
         recording.shapes,
         recording.nbytes | {-1 - value: nbytes for value, nbytes in recording.nbytes.items()},  # sums without bias
@@ -170,10 +170,6 @@ def cut(recording: Recording, model: nn.Module, num_stages: int, sliced: Mapping
     _check_layers(found, model)
     _check_grad_mode(found)
     return found
-
-
-def _taken_after(segments: Sequence[Segment], stage: int) -> set[int]:
-    return {value for segment in segments if segment.stage > stage for value in segment.takes}
 
 
 def values_in(tree: Any) -> frozenset[int]:

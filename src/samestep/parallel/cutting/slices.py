@@ -5,9 +5,8 @@ A layer is cut along its outputs into K slices. K is part of the numbers; who co
     column   x (rows, in)           W = [W_0; W_1; ...]       y = [x W_0ᵀ + b_0 | x W_1ᵀ + b_1 | ...]
     row      y_k (rows, cut of in)  W = [W_0 | W_1 | ...]     z = Σ_k y_k W_kᵀ + b, in the tree's order
 
-A slice's gradient takes all rows of the set in one product and needs no reduction; the input's
-gradient is the sum over slices, in the tree's order. Convolutions and embeddings are cut by output
-channels and by embedding columns.
+A slice's gradient takes all rows of the set in one product and needs no reduction; the input's gradient is the sum over
+slices, in the tree's order. Convolutions and embeddings are cut by output channels and by embedding columns.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -157,12 +156,7 @@ def copied(part: SliceOf) -> Tensor:
 
 
 def slice_layer(
-    name: str,
-    module: nn.Module,
-    *,
-    is_row: bool,
-    sizes: Sequence[int],
-    values: Callable[[SliceOf], Tensor] = copied,
+    name: str, module: nn.Module, *, is_row: bool, sizes: Sequence[int], values: Callable[[SliceOf], Tensor] = copied
 ) -> SlicedLayer:
     """Cut `module` into slices of `sizes`, with leaves of `values`."""
     num_slices = len(sizes)

@@ -59,11 +59,7 @@ def footprint(
     outside = max((e.nbytes for e, home in used if home.adds(rank) or e.param.dim() != 2), default=0)
     owned = sum((p.stop - p.start) * layout.entries[p.entry].param.element_size() for p in pieces)
     return Footprint(
-        values,
-        slots + outside,
-        int(owned * state),
-        activations(step, rank, schedule),
-        workspace(step, rank),
+        values, slots + outside, int(owned * state), activations(step, rank, schedule), workspace(step, rank)
     )
 
 

@@ -1,8 +1,7 @@
 """Bundles: what a shard carries over a cut, as one message with a name.
 
-Between two workers that hold several stages each, bundles may be sent in another order than the
-receiver asks for them: activations for one stage and gradients for another. The name says which is
-which; what comes too early is kept.
+Between two workers that hold several stages each, bundles may be sent in another order than the receiver asks for them:
+activations for one stage and gradients for another. The name says which is which; what comes too early is kept.
 """
 
 import struct

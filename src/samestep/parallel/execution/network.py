@@ -43,9 +43,8 @@ class Passage:
     rng: random_streams.State | None = None  # where the shard's random streams stand
     grads: Gradients = field(default_factory=dict)
     cells: dict[int, Cell] = field(default_factory=dict)
-    before: dict[int, tuple[dict[int, Tensor], random_streams.State | None]] = field(
-        default_factory=dict
-    )  # to compute again
+    # by segment: values and streams, to compute it again
+    before: dict[int, tuple[dict[int, Tensor], random_streams.State | None]] = field(default_factory=dict)
 
     def keep(self, number: int) -> None:
         """Forget the values that nothing after segment `number` wants."""
@@ -245,7 +244,7 @@ class Network:
         outputs = joint.forward(
             [passage.values[region.takes] for passage in passages],
             (self.plan.numerics.seed, "slice", step, shards.start),
-            needs_grad=self._is_differentiable(region.takes),
+            needs_grad=region.takes in self.structure.floats and region.takes >= self.structure.num_inputs,
         )
         for passage, output in zip(passages, outputs, strict=True):
             passage.values[region.makes] = output
@@ -260,9 +259,6 @@ class Network:
         for passage, grad in zip(passages, found, strict=False):
             of_later_uses = passage.grads.get(region.takes)
             passage.grads[region.takes] = grad if of_later_uses is None else of_later_uses + grad
-
-    def _is_differentiable(self, value: int) -> bool:
-        return value in self.structure.floats and value >= self.structure.num_inputs
 
     def _meeting(self, number: int, shards: range, num_shards: int) -> JoinGroup:
         stage = self.plan.stages[self.segment(number).stage]

@@ -39,11 +39,8 @@ def host_partials(ownership: Ownership, host: int, hosts: Sequence[int], num_uni
     nodes, holders = ownership.published(num_units)
     here = [(n, h) for n, h in zip(nodes, holders, strict=True) if hosts[h[0]] == host]
     plan = fold_plan(tuple(node for node, _ in here), num_units)
-    positions: dict[int, int] = {}  # of the holder, by slot of the fold
-    for position, fold in enumerate(plan.folds):
-        if not fold.into:
-            positions[fold.slot] = position
-    left = tuple((node, positions[slot]) for slot, node in enumerate(plan.left))
+    holder_of_slot = {fold.slot: holder for holder, fold in enumerate(plan.folds) if not fold.into}
+    left = tuple((node, holder_of_slot[slot]) for slot, node in enumerate(plan.left))
     return HostPartials(tuple(h for _, h in here), left)
 
 

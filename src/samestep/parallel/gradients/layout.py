@@ -140,8 +140,7 @@ def share_pieces(
 ) -> list[list[Piece]]:
     """Cut the managed parameters into one contiguous share per worker, as equal as the cuts allow.
 
-    `whole` forbids cuts inside a parameter (optimizers not known to be elementwise); `entries` limits
-    it to some.
+    `whole` forbids cuts inside a parameter (optimizers not known to be elementwise); `entries` limits it to some.
     """
     wanted_entries = None if entries is None else set(entries)
     sizes = {i: e.param.numel() for i, e in layout.owners() if wanted_entries is None or i in wanted_entries}

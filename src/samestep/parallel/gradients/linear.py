@@ -1,10 +1,9 @@
 """Write a Linear's weight gradient once, into its final place.
 
-Autograd makes the gradient in fresh memory and somebody then copies or adds it. A matrix product can
-write with `out=` instead: same kernel, same bits, a third of the memory traffic. What the
-kernel wrote is handed to autograd as the gradient, so hooks, tied uses and repeated calls keep their
-meaning; the slot recognises its own memory and does not copy. The product may also be deferred (`deferred.py`): it is
-the same one then.
+Autograd makes the gradient in fresh memory and somebody then copies or adds it. A matrix product can write with `out=`
+instead: same kernel, same bits, a third of the memory traffic. What the kernel wrote is handed to autograd as the
+gradient, so hooks, tied uses and repeated calls keep their meaning; the slot recognises its own memory and does not
+copy. The product may also be deferred (`deferred.py`): it is the same one then.
 """
 
 from collections.abc import Callable

@@ -4,8 +4,7 @@
 step. A scalar whose gradient function hands out the given gradients is the same to the engine: they
 are put in before anything else runs.
 
-Where the gradient comes much later than the tensor, a seed stands for it in the graph, and the tensor's
-memory can go:
+Where the gradient comes much later than the tensor, a seed stands for it in the graph, and the tensor's memory can go:
 
     h = block(x)      seed = Seed(h)      send h, forget it      ...      backward_from([seed], [dh])
 """

@@ -252,7 +252,8 @@ class _DispatchRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         overwrites = bool(writes) and (name in OVERWRITING or torch.Tag.out in func.tags)
         ids = {id(tensor) for tensor in writes} if overwrites else set()
         reads = [tensor for tensor in inputs if id(tensor) not in ids]
-        if overwrites and not _separate(self._recorder, reads, writes):
+        view = self._recorder.view
+        if overwrites and not {view(t).storage for t in reads}.isdisjoint(view(t).storage for t in writes):
             overwrites, reads = False, inputs
         known = all(self._recorder.is_known(tensor) for tensor in reads)
         generator = None
@@ -373,7 +374,3 @@ def _mutated(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dic
 
 def _alias(value: Any) -> str:
     return "".join(sorted(value.alias_info.before_set))
-
-
-def _separate(recorder: LazyRecorder, reads: Sequence[Tensor], writes: Sequence[Tensor]) -> bool:
-    return {recorder.view(t).storage for t in reads}.isdisjoint(recorder.view(t).storage for t in writes)

@@ -85,9 +85,7 @@ def narrowed(part: TensorView, dim: int, start: int, stop: int) -> TensorView:
     return TensorView(part.storage, part.dtype, shape, part.stride, part.offset + start * part.stride[dim])
 
 
-def _places(
-    found: Tensor | Sequence[tuple[Window, Tensor]] | None,
-) -> Sequence[tuple[Window | None, Tensor]]:
+def _places(found: Tensor | Sequence[tuple[Window, Tensor]] | None) -> Sequence[tuple[Window | None, Tensor]]:
     if found is None:
         return ()
     return [(None, found)] if isinstance(found, Tensor) else found
@@ -224,7 +222,7 @@ class _Replay:
     def _take(self, part: TensorView, output: Tensor) -> None:
         """Put a new tensor into its storage's place, or let it stand for the storage."""
         fits = (output.shape, output.stride(), output.storage_offset()) == (part.shape, part.stride, part.offset)
-        if self._has_place(part.storage) or not fits:
+        if part.storage in self._kept or self._direct(part.storage) is not None or not fits:
             part.of(*self._at(part.storage)).copy_(output)
         else:
             self._memory[part.storage] = output.untyped_storage(), 0
@@ -235,9 +233,6 @@ class _Replay:
             self._unread = None  # before there is a larger one
             self._unread = memory_of(part.end)
         return self._unread, 0
-
-    def _has_place(self, number: int) -> bool:
-        return number in self._kept or self._direct(number) is not None
 
     def _direct(self, number: int) -> Tensor | None:
         """The destination that can stand for a storage, if there is one."""
