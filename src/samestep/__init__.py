@@ -8,13 +8,7 @@ if TYPE_CHECKING:
     from samestep.data.npy_files import Files
     from samestep.data.ordered import Ordered
     from samestep.data.parquet import Parquet
-    from samestep.errors import (
-        Disagreement,
-        Interrupted,
-        Refused,
-        SamestepError,
-        TrainingFailed,
-    )
+    from samestep.errors import Disagreement, Interrupted, Refused, SamestepError, TrainingFailed
     from samestep.job.callbacks import JsonLines, TensorBoard
     from samestep.job.job import Job
     from samestep.job.metrics import Predictions, accuracy

@@ -13,12 +13,7 @@ from click.testing import CliRunner
 
 import samestep
 from commands import free_port
-from samestep.audit.memory_watch import (
-    WatchedTensor,
-    change,
-    regions,
-    single_bits,
-)
+from samestep.audit.memory_watch import WatchedTensor, change, regions, single_bits
 from samestep.cli import main
 from samestep.errors import Refused, TrainingFailed
 from samestep.launch.run.launcher import Launcher

@@ -4,15 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.audit.differences import (
-    Again,
-    difference,
-    differing,
-    first_difference,
-    nearest,
-    packed,
-    text_of,
-)
+from samestep.audit.differences import Again, difference, differing, first_difference, nearest, packed, text_of
 from samestep.audit.fingerprint import key_of
 
 

@@ -4,15 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samestep.audit.fingerprint import (
-    NARROW,
-    ROUND,
-    WIDE,
-    blocks,
-    fingerprint,
-    joined,
-    odd,
-)
+from samestep.audit.fingerprint import NARROW, ROUND, WIDE, blocks, fingerprint, joined, odd
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
 

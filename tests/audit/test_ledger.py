@@ -2,15 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.audit.ledger import (
-    AT_ONCE,
-    Balance,
-    Ledger,
-    balance,
-    demanded,
-    mistake,
-    text_of,
-)
+from samestep.audit.ledger import AT_ONCE, Balance, Ledger, balance, demanded, mistake, text_of
 
 NOTHING = np.zeros(0, np.int64)
 

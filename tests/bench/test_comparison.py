@@ -8,13 +8,7 @@ import pytest
 from samestep.bench.comparison import ComparisonResult, verdict_of
 from samestep.bench.comparison_picture import comparison_picture
 from samestep.bench.comparison_table import comparison_table
-from samestep.bench.contestants import (
-    AGAIN,
-    Contestant,
-    chosen,
-    peers,
-    pick_of,
-)
+from samestep.bench.contestants import AGAIN, Contestant, chosen, peers, pick_of
 from samestep.bench.rounds import Measurements
 from samestep.errors import PlanRefused
 from samestep.numerics.numerics import Numerics

@@ -5,14 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.bench.intervals import (
-    Interval,
-    draws_of,
-    median_of,
-    noise_of,
-    ratio_of,
-    regret_of,
-)
+from samestep.bench.intervals import Interval, draws_of, median_of, noise_of, ratio_of, regret_of
 
 seconds = st.floats(1e-6, 1e3)
 samples = st.lists(seconds, min_size=1, max_size=15)

@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 
 import samestep
 from samestep.bench.contenders.contender_process import Contender, DoesNotApply, Failed
-from samestep.bench.rounds import (
-    WARM,
-    TimeBudget,
-    order_of,
-    race,
-)
+from samestep.bench.rounds import WARM, TimeBudget, order_of, race
 
 SOURCES = Path(samestep.__file__).parents[1]
 

@@ -5,13 +5,7 @@ import os
 import threading
 from pathlib import Path
 
-from samestep.diagnose.stacks import (
-    Frame,
-    place_in,
-    threads_of,
-    waits_for_loader,
-    waits_for_lock,
-)
+from samestep.diagnose.stacks import Frame, place_in, threads_of, waits_for_loader, waits_for_lock
 
 TEXT = """\
 Thread 0x00007f0000000001 (most recent call first):

@@ -6,16 +6,7 @@ from typing import Any
 import pytest
 
 from samestep.diagnose.stacks import Frame
-from samestep.diagnose.stall import (
-    Kind,
-    OwnWork,
-    Process,
-    Stall,
-    WorkerView,
-    aged,
-    blocked_by,
-    find,
-)
+from samestep.diagnose.stall import Kind, OwnWork, Process, Stall, WorkerView, aged, blocked_by, find
 from samestep.trace.whereabouts import LEFT, NOBODY
 
 PATIENCE = 24.0

@@ -1,11 +1,6 @@
 from samestep.diagnose.summary import trace_summary
 from samestep.plan.prediction import PARTS, Prediction
-from samestep.schedule.actions import (
-    Agree,
-    Backward,
-    Forward,
-    Load,
-)
+from samestep.schedule.actions import Agree, Backward, Forward, Load
 from traces import trace
 
 WORKERS = [

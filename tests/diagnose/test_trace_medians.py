@@ -3,14 +3,7 @@
 import pytest
 
 from samestep.diagnose.trace_medians import trace_medians
-from samestep.schedule.actions import (
-    Agree,
-    Backward,
-    Forward,
-    Lockstep,
-    Reduce,
-    Send,
-)
+from samestep.schedule.actions import Agree, Backward, Forward, Lockstep, Reduce, Send
 from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import WorkerTrace
 from traces import trace

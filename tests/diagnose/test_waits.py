@@ -7,15 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep.diagnose.waits import waits_of
-from samestep.schedule.actions import (
-    Agree,
-    Forward,
-    Lockstep,
-    Receive,
-    Reduce,
-    Send,
-    SliceForward,
-)
+from samestep.schedule.actions import Agree, Forward, Lockstep, Receive, Reduce, Send, SliceForward
 from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import WorkerTrace
 from traces import trace

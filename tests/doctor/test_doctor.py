@@ -9,12 +9,7 @@ from commands import Command, Ended
 from samestep.doctor.facts import MachineSpeed
 from samestep.doctor.facts_text import as_text
 from samestep.doctor.inspect_machine import inspect_machine
-from samestep.launch.environment import (
-    SHOWN,
-    launchers_seen,
-    physical_cores,
-    shown_variables,
-)
+from samestep.launch.environment import SHOWN, launchers_seen, physical_cores, shown_variables
 from samestep.plan.cluster import Cluster
 from samestep.system.control_groups import ControlGroup
 from samestep.system.json_values import value_from

@@ -5,12 +5,7 @@ import re
 import pytest
 
 from samestep.errors import PlanRefused
-from samestep.launch.environment import (
-    SLURM_PORTS,
-    World,
-    first_node,
-    world_of,
-)
+from samestep.launch.environment import SLURM_PORTS, World, first_node, world_of
 
 TORCHRUN = {
     "RANK": "3",

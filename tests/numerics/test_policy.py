@@ -8,14 +8,7 @@ from hypothesis import strategies as st
 
 from samestep.errors import PlanRefused
 from samestep.numerics.numerics import Numerics, parse_line
-from samestep.numerics.policy import (
-    Local,
-    Nesterov,
-    Policy,
-    Stale,
-    check_policy,
-    parse_policy,
-)
+from samestep.numerics.policy import Local, Nesterov, Policy, Stale, check_policy, parse_policy
 
 numbers = st.integers(1, 10**6)
 rates = st.floats(0, 100, exclude_min=True)

@@ -8,13 +8,7 @@ from hypothesis import strategies as st
 
 from samestep.numerics.addition_order import addition_order
 from samestep.numerics.numerics import Numerics
-from samestep.numerics.reduction_tree import (
-    Node,
-    fold_plan,
-    local_plan,
-    promoted,
-    tree_sum,
-)
+from samestep.numerics.reduction_tree import Node, fold_plan, local_plan, promoted, tree_sum
 from samestep.parallel.execution.joint import join_sums, partial_sums
 from samestep.parallel.gradients.ownership import num_published, stage_ownership
 from samestep.plan.plan import Plan

@@ -7,13 +7,7 @@ from itertools import combinations
 import numpy as np
 from hypothesis import strategies as st
 
-from samestep.planner.search.pipeline_costs import (
-    LayerCosts,
-    PipelineCosts,
-    Replication,
-    WorkerRow,
-    ring_all_reduce,
-)
+from samestep.planner.search.pipeline_costs import LayerCosts, PipelineCosts, Replication, WorkerRow, ring_all_reduce
 from samestep.planner.search.stage_costs import Floats, StageSpan
 
 amounts = st.integers(0, 20).map(float)

@@ -14,14 +14,7 @@ from samestep.errors import PlanRefused
 from samestep.job.job import Job
 from samestep.numerics.numerics import Numerics
 from samestep.plan.plan import Plan, Stage, slices_text
-from samestep.setup.named_plans import (
-    balanced,
-    chain_of,
-    pipeline_stages,
-    resolved,
-    sliceable,
-    sliced_stage,
-)
+from samestep.setup.named_plans import balanced, chain_of, pipeline_stages, resolved, sliceable, sliced_stage
 from samestep.setup.parallelize import divide, prepare
 
 

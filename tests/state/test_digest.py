@@ -7,13 +7,7 @@ from hypothesis import strategies as st
 
 from samestep.errors import Disagreement
 from samestep.parallel.gradients.layout import CHUNK
-from samestep.state.digest import (
-    chunk_leaves,
-    digest_of,
-    joint_digest,
-    tensor_leaf,
-    value_leaf,
-)
+from samestep.state.digest import chunk_leaves, digest_of, joint_digest, tensor_leaf, value_leaf
 from samestep.transport.threads import ThreadFabric
 
 FLAT = torch.randn(5 * CHUNK + 1234, generator=torch.Generator().manual_seed(1))

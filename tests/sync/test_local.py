@@ -24,12 +24,7 @@ from samestep.plan.plan import Plan, Stage
 from samestep.schedule import actions
 from samestep.schedule.local_steps import check_local_step, local_step_schedule
 from samestep.sync.averaging import ObservedBound, Outer, distance_from_mean
-from samestep.sync.logical_workers import (
-    Logical,
-    at_meetings,
-    check_local,
-    logical_of,
-)
+from samestep.sync.logical_workers import Logical, at_meetings, check_local, logical_of
 from samestep.trace.chrome import name_of
 from samestep.training.checkpoints import weights
 from thread_hosts import on

@@ -18,12 +18,7 @@ from hosts import HostsUnavailable, report_of
 from jobs import stale as jobs
 from pairwise import crossed, in_turn
 from plainly import batch_of, distance, initial_model, moves, parameters_of
-from samestep.errors import (
-    Disagreement,
-    PlanRefused,
-    Refused,
-    TrainingFailed,
-)
+from samestep.errors import Disagreement, PlanRefused, Refused, TrainingFailed
 from samestep.job.report import Report
 from samestep.launch.run.launcher import Launcher
 from samestep.launch.run.progress import summary
@@ -32,27 +27,13 @@ from samestep.parallel.gradients.layout import Layout
 from samestep.parallel.gradients.ownership import Ownership
 from samestep.parallel.gradients.stretches import Stretches, is_first, owners
 from samestep.plan.plan import Plan, Stage
-from samestep.schedule.actions import (
-    Action,
-    Await,
-    Backward,
-    Post,
-    Schedule,
-    Update,
-)
+from samestep.schedule.actions import Action, Await, Backward, Post, Schedule, Update
 from samestep.schedule.checker import check
 from samestep.schedule.grid import Grid, StageGrid
 from samestep.schedule.passes import schedule_of
 from samestep.schedule.simulator import simulate
 from samestep.schedule.stale_steps import check_overlapped, set_of
-from samestep.sync.staleness import (
-    Bound,
-    check_stale,
-    relative_distance,
-    sample,
-    steps_stale,
-    version_at,
-)
+from samestep.sync.staleness import Bound, check_stale, relative_distance, sample, steps_stale, version_at
 from thread_hosts import on
 
 JOBS = Path(jobs.__file__)

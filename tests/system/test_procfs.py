@@ -6,12 +6,7 @@ import subprocess
 import time
 
 from commands import wait_until
-from samestep.system.procfs import (
-    GONE,
-    catches,
-    children,
-    vital,
-)
+from samestep.system.procfs import GONE, catches, children, vital
 
 
 def test_a_process_is_seen_to_sleep_stop_and_end() -> None:

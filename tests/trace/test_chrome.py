@@ -11,15 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep.job.report import Report
-from samestep.schedule.actions import (
-    Agree,
-    Forward,
-    Receive,
-    Reduce,
-    Send,
-    SendGradient,
-    SliceForward,
-)
+from samestep.schedule.actions import Agree, Forward, Receive, Reduce, Send, SendGradient, SliceForward
 from samestep.trace.chrome import chrome_trace, name_of
 from samestep.trace.timesheet import Event
 from samestep.trace.worker_trace import WorkerTrace

@@ -9,14 +9,7 @@ import pytest
 
 from commands import wait_until
 from samestep.schedule.actions import Agree, Forward
-from samestep.trace.whereabouts import (
-    LEFT,
-    NOBODY,
-    SIZE,
-    Whereabouts,
-    place_of,
-    wait_of,
-)
+from samestep.trace.whereabouts import LEFT, NOBODY, SIZE, Whereabouts, place_of, wait_of
 
 RANK = 1
 

@@ -7,21 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.schedule.actions import (
-    Action,
-    Forward,
-    Lockstep,
-    SliceForward,
-)
+from samestep.schedule.actions import Action, Forward, Lockstep, SliceForward
 from samestep.trace.timesheet import Event, Ring
-from samestep.trace.worker_trace import (
-    WorkerTrace,
-    action_of,
-    decoded,
-    encoded,
-    fields_of,
-    last_steps,
-)
+from samestep.trace.worker_trace import WorkerTrace, action_of, decoded, encoded, fields_of, last_steps
 
 small = st.integers(0, 9)
 

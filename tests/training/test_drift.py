@@ -8,12 +8,7 @@ from hypothesis import strategies as st
 
 from samestep.plan.plan import equal_shares
 from samestep.planner.search.greedy_shares import greedy_shares
-from samestep.training.drift import (
-    FIRST_TRIAL,
-    LEAST,
-    WINDOW,
-    Drift,
-)
+from samestep.training.drift import FIRST_TRIAL, LEAST, WINDOW, Drift
 
 SHARD = 0.01  # seconds
 

@@ -8,15 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.verification.record import (
-    FOLDED,
-    Key,
-    Record,
-    RecordWriter,
-    folded,
-    relative_distance,
-    tensor_digest,
-)
+from samestep.verification.record import FOLDED, Key, Record, RecordWriter, folded, relative_distance, tensor_digest
 
 
 def test_what_is_noted_is_read_in_its_order(tmp_path: Path) -> None:

@@ -17,14 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from samestep.audit.differences import (
-    Again,
-    ReplicaDifference,
-    difference,
-    first_difference,
-    nearest,
-    text_of,
-)
+from samestep.audit.differences import Again, ReplicaDifference, difference, first_difference, nearest, text_of
 from samestep.audit.fingerprint import key_of
 from samestep.audit.memory_watch import MemoryWatch
 from samestep.audit.replay import Replay

@@ -15,14 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from samestep.audit.fingerprint import (
-    NARROW,
-    ROUND,
-    WIDE,
-    WORD,
-    blocks,
-    odd,
-)
+from samestep.audit.fingerprint import NARROW, ROUND, WIDE, WORD, blocks, odd
 from samestep.parallel.execution.executor import Executor
 from samestep.parallel.gradients.layout import Piece, share_pieces
 from samestep.state import snapshot

@@ -6,19 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from samestep.audit.fingerprint import (
-    WIDE,
-    WORD,
-    blocks,
-    fingerprint,
-    joined,
-)
-from samestep.audit.memory_watch import (
-    MemoryWatch,
-    WatchedTensor,
-    buffer_parts,
-    state_parts,
-)
+from samestep.audit.fingerprint import WIDE, WORD, blocks, fingerprint, joined
+from samestep.audit.memory_watch import MemoryWatch, WatchedTensor, buffer_parts, state_parts
 from samestep.parallel.execution.executor import Executor
 from samestep.parallel.gradients.layout import CHUNK
 from samestep.state import snapshot

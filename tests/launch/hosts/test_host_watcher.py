@@ -10,11 +10,7 @@ import pytest
 from samestep.diagnose.stacks import Frame
 from samestep.diagnose.stall import OwnWork, Process, WorkerView
 from samestep.launch.hosts import host_watcher
-from samestep.launch.hosts.host_watcher import (
-    SILENT,
-    STARTUP,
-    Relay,
-)
+from samestep.launch.hosts.host_watcher import SILENT, STARTUP, Relay
 from samestep.system.json_values import value_from
 
 PERIOD = 0.5

@@ -11,15 +11,7 @@ import pytest
 from commands import free_port
 from samestep.errors import PlanRefused, TrainingFailed
 from samestep.launch.environment import World
-from samestep.launch.hosts.membership import (
-    OPEN,
-    assemble,
-    connect,
-    look_up,
-    own_facts,
-    stores,
-    wait_for_door,
-)
+from samestep.launch.hosts.membership import OPEN, assemble, connect, look_up, own_facts, stores, wait_for_door
 from samestep.launch.request.request import Request
 
 REQUEST = Request.of(run="r")

@@ -14,13 +14,7 @@ from jobs import grids
 from samestep.errors import PlanRefused
 from samestep.job.report import Report
 from samestep.launch.probe import choose_plan, measure_job
-from samestep.launch.probe.choose_plan import (
-    freedom_for,
-    max_workers,
-    pick_plan,
-    this_machine,
-    why_no_search,
-)
+from samestep.launch.probe.choose_plan import freedom_for, max_workers, pick_plan, this_machine, why_no_search
 from samestep.launch.probe.profiling import profiled
 from samestep.launch.request.request import Request
 from samestep.launch.request.resolve import chosen_numerics, numerics_for, with_numerics

@@ -10,12 +10,7 @@ from torch import nn, optim
 
 from samestep.errors import JobRefused, PlanRefused, Refused
 from samestep.job.job import Job
-from samestep.launch.request.importing import (
-    SCRIPT,
-    call,
-    load_function,
-    typed,
-)
+from samestep.launch.request.importing import SCRIPT, call, load_function, typed
 from samestep.launch.request.options import JobSource
 
 

@@ -9,12 +9,7 @@ from torch import Tensor, nn
 from samestep.errors import JobRefused
 from samestep.numerics.numerics import shard_rows
 from samestep.numerics.reduction_tree import tree_sum
-from samestep.parallel.execution.buffers import (
-    Buffers,
-    buffer_starts,
-    merged,
-    same_bits,
-)
+from samestep.parallel.execution.buffers import Buffers, buffer_starts, merged, same_bits
 
 
 class Counting(nn.Module):

@@ -17,13 +17,7 @@ from samestep.parallel.cutting.attention import Attention
 from samestep.parallel.cutting.cut import Region, cut
 from samestep.parallel.cutting.recorder import record
 from samestep.parallel.cutting.sliced_attention import slice_attention
-from samestep.parallel.cutting.slices import (
-    SlicedRegion,
-    outputs_of,
-    slice_layer,
-    slice_sizes,
-    why_not_sliced,
-)
+from samestep.parallel.cutting.slices import SlicedRegion, outputs_of, slice_layer, slice_sizes, why_not_sliced
 from samestep.parallel.execution.joint import Joint, meeting_of
 from samestep.transport.threads import ThreadFabric
 

@@ -8,12 +8,7 @@ from hypothesis import strategies as st
 
 from samestep.numerics.numerics import Numerics
 from samestep.numerics.reduction_tree import Node, fold_plan, local_plan
-from samestep.parallel.gradients.ownership import (
-    Ownership,
-    num_published,
-    slice_ownership,
-    stage_ownership,
-)
+from samestep.parallel.gradients.ownership import Ownership, num_published, slice_ownership, stage_ownership
 from samestep.plan.plan import Plan, Stage
 
 

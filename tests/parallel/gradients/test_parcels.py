@@ -7,13 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samestep.parallel.gradients.parcels import (
-    ALIGN,
-    LARGEST,
-    Parcel,
-    in_parcels,
-    padded,
-)
+from samestep.parallel.gradients.parcels import ALIGN, LARGEST, Parcel, in_parcels, padded
 from samestep.transport.baton import Baton
 from samestep.transport.links import Pending
 from samestep.transport.threads import ThreadLinks

@@ -9,12 +9,7 @@ from torch import Tensor, nn
 from samestep.numerics.addition_order import addition_order
 from samestep.numerics.numerics import Numerics
 from samestep.numerics.reduction_tree import Node, local_plan, tree_sum
-from samestep.parallel.gradients.layout import (
-    CHUNK,
-    Layout,
-    share_pieces,
-    storage_order,
-)
+from samestep.parallel.gradients.layout import CHUNK, Layout, share_pieces, storage_order
 from samestep.parallel.gradients.ownership import Ownership, num_published, stage_ownership
 from samestep.parallel.gradients.reduction import TreeReduction
 from samestep.plan.plan import Plan

@@ -16,14 +16,7 @@ from samestep.parallel.gradients.job_optimizer import (
     skip_dynamo_in_step,
     skip_dynamo_while_building,
 )
-from samestep.parallel.gradients.layout import (
-    CHUNK,
-    Layout,
-    Piece,
-    share_pieces,
-    storage_order,
-    untie,
-)
+from samestep.parallel.gradients.layout import CHUNK, Layout, Piece, share_pieces, storage_order, untie
 from samestep.parallel.gradients.sharded_update import ShardedUpdate
 
 Make = Callable[[Iterable[Any]], optim.Optimizer]

@@ -10,22 +10,11 @@ from hypothesis import strategies as st
 from test_layout import layout_of
 from torch import Tensor
 
-from samestep.numerics.reduction_tree import (
-    Node,
-    fold_plan,
-    promoted,
-    tree_sum,
-)
+from samestep.numerics.reduction_tree import Node, fold_plan, promoted, tree_sum
 from samestep.parallel.gradients.host_routes import host_partials
 from samestep.parallel.gradients.layout import CHUNK, Layout
 from samestep.parallel.gradients.ownership import Ownership
-from samestep.parallel.gradients.stretches import (
-    Stretch,
-    Stretches,
-    by_host,
-    is_first,
-    owners,
-)
+from samestep.parallel.gradients.stretches import Stretch, Stretches, by_host, is_first, owners
 
 SIZES = st.integers(1, 300) | st.sampled_from([CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 7 * CHUNK + 5])
 

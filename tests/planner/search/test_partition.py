@@ -11,13 +11,7 @@ from planner.chains import all_splits, best, chains, equal_rows, free_replicatio
 from samestep.errors import PlanRefused
 from samestep.planner.search.bisection import fewest_splits
 from samestep.planner.search.partition import best_partition, group_sizes, partition
-from samestep.planner.search.pipeline_costs import (
-    LayerCosts,
-    PipelineCosts,
-    Replication,
-    WorkerRow,
-    ring_all_reduce,
-)
+from samestep.planner.search.pipeline_costs import LayerCosts, PipelineCosts, Replication, WorkerRow, ring_all_reduce
 from samestep.planner.search.stage_costs import NothingFits, Partition
 
 microbatches = st.integers(1, 4)

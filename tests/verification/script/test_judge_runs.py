@@ -13,12 +13,7 @@ from samestep.verification.causes import Cause
 from samestep.verification.record import Key, Record, RecordWriter
 from samestep.verification.script.collective_order import Call, judge_collectives, order_differs
 from samestep.verification.script.data_order import judge_passes
-from samestep.verification.script.judge_runs import (
-    ScriptRecords,
-    judge,
-    judge_step,
-    judge_stopped,
-)
+from samestep.verification.script.judge_runs import ScriptRecords, judge, judge_step, judge_stopped
 
 ROWS = Key("rows", "batch", 0)
 
