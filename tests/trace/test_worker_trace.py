@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.schedule.actions import Action, Forward, Lockstep, SliceForward
+from samestep.schedule.actions import Action, Forward, Lockstep, SliceForward, class_name
 from samestep.trace.timesheet import Event, Ring
 from samestep.trace.worker_trace import WorkerTrace, action_of, decoded, encoded, fields_of, last_steps
 
@@ -38,7 +38,7 @@ def test_what_travels_is_what_was_sent(trace: WorkerTrace) -> None:
 
 @given(actions())
 def test_an_action_is_its_class_and_fields(action: Action) -> None:
-    assert action_of(type(action).__name__, fields_of(action)) == action
+    assert action_of(class_name(type(action)), fields_of(action)) == action
 
 
 def test_sets_of_shards_keep_their_kind() -> None:
