@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -57,6 +58,7 @@ FORBIDDEN = ("pickle", "marshal", "shelve", "dill", "cloudpickle")
 """Modules that run code when they read."""
 
 
+@cache
 def sources() -> list[Path]:
     return sorted(SRC.rglob("*.py"))
 
@@ -78,6 +80,7 @@ def file_of(module: str) -> Path | None:
     return path / "__init__.py" if (path / "__init__.py").is_file() else None
 
 
+@cache
 def imported(file: Path) -> set[Path]:
     """The files of samestep that `file` imports, anywhere in it; `from room import file` is the file."""
     found: set[Path | None] = set()
@@ -143,6 +146,7 @@ def test_imports_are_absolute() -> None:
         assert not relative, f"{module_name(file)} has a relative import, which this test cannot see"
 
 
+@cache
 def names_in(file: Path) -> set[str]:
     """Every dotted name that is read or imported in `file`."""
     found: set[str] = set()
