@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 import samestep
+from rest import is_left
 from samestep.job.report import Report
 from samestep.launch.run.launcher import Launcher
 from samestep.plan.plan import Plan
@@ -39,6 +40,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.hosts)
         if fixtures & {"group", "memory_group"}:
             item.add_marker(pytest.mark.root)
+        if is_left(item.nodeid.removeprefix("tests/")):
+            item.add_marker(pytest.mark.slow)
     if not config.getoption("--thorough"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
