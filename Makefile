@@ -9,8 +9,8 @@ READY := .venv/.ready
 train: $(READY)
 	$(BIN)/python examples/compare.py
 
-# Processes of pytest. Tests often wait for processes of their own, so that a third is of use on two cores.
-SIDE_BY_SIDE ?= 3
+# Processes of pytest. Tests often wait for processes of their own, so that more than two are of use on two cores.
+SIDE_BY_SIDE ?= 4
 PYTEST := $(BIN)/pytest --quiet --numprocesses $(SIDE_BY_SIDE) --dist worksteal
 
 # What every change has to pass, within minutes.

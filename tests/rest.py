@@ -10,13 +10,14 @@ LEFT_TO_TEST_ALL: Mapping[str, Mapping[str, str]] = {
         "test_a_sequential_with_clipping": "a model of its own, with all contenders",
     },
     "commands/test_bench_command.py": {
-        "test_a_stopped_comparison_ends_at_once_with_130_and_leaves_nothing[SIGTERM": "SIGINT",
+        "test_a_stopped_comparison_ends_at_once_with_130_and_leaves_nothing": "run/test_leftovers.py stops runs",
         "test_nothing_outlives_a_killed_comparison": "run/test_leftovers.py kills runs",
     },
     "commands/test_verify_command.py": {
         "test_plans_with_slices_and_stages_are_verified_layer_by_layer[slices": "pipeline",
     },
     "launch/hosts/test_bad_weather.py": {
+        "test_a_data_file_that_one_worker_does_not_find_ends_all_at_once[1-500": "the other host, and fewer steps",
         "test_a_worker_lost_in_a_step_is_named_on_all_hosts[SIGSTOP-3": "SIGSTOP-0",
         "test_a_worker_lost_in_a_step_is_named_on_all_hosts[error-3": "error-0",
         "test_a_worker_lost_in_a_step_is_named_on_all_hosts[SIGKILL-3": "SIGKILL-0",
@@ -30,7 +31,17 @@ LEFT_TO_TEST_ALL: Mapping[str, Mapping[str, str]] = {
         "test_auto_gives_the_digest_of_one_worker[gpt": "the MLP",
         "test_a_number_of_workers_is_kept[3": "two workers",
     },
+    "launch/request/test_refusals.py": {
+        "test_a_script_that_trains_while_it_is_imported_is_told_of_the_guard[the file": "the function",
+        "test_a_script_that_trains_while_it_is_imported_is_told_of_the_guard[the command": "the function",
+        "test_a_guarded_script_trains[the file": "the function",
+    },
+    "launch/run/test_leftovers.py": {
+        "test_a_stopped_run_without_checkpoint_ends_at_once_with_130[2-0": "with loader workers",
+        "test_a_kill_during_a_save_leaves_whole_checkpoints_only[command": "the leader, and a worker",
+    },
     "parallel/lazy_init/test_lazy_replay.py": {
+        "test_what_nobody_reads_is_drawn_in_pieces": "any subset gets the same values",
         "test_a_quarter_fits_where_the_whole_does_not[drawn_twice": "plain",
         "test_a_quarter_fits_where_the_whole_does_not[functional": "plain",
     },
@@ -45,6 +56,12 @@ LEFT_TO_TEST_ALL: Mapping[str, Mapping[str, str]] = {
         "test_workers_with_memories_of_their_own_give_one_workers_digest[cnn": "three workers, the MLP",
         "test_workers_with_memories_of_their_own_give_one_workers_digest[gpt": "three workers, the MLP",
         "test_workers_with_memories_of_their_own_give_one_workers_digest[mlp-2": "three workers",
+    },
+    "diagnose/test_stalls.py": {
+        "test_a_worker_that_is_stopped_is_no_broken_link[2": "worker 0",
+    },
+    "transport/test_rendezvous.py": {
+        "test_processes_meet_share_memory_of_zeros_and_are_connected_each_to_each[4": "two processes",
     },
     "transparency/test_hugging_face.py": {
         "test_stages_leave_the_bits_and_slices_have_one_digest[bert": "gpt2",
