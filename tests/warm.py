@@ -200,7 +200,9 @@ def _serve(end: socket.socket) -> Callable[[], object]:
     import samestep.launch.run.fork_server  # noqa: F401
     from samestep import cli  # noqa: F401
     from samestep.launch.environment import PINNED
+    from samestep.system import heap
 
+    heap.before_fork()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         text, files, _, _ = socket.recv_fds(end, 1, 4)

@@ -315,11 +315,15 @@ def hosts() -> Iterator[Hosts]:
         pytest.skip(str(reason))
 
 
-def on_hosts(folder: Path, hosts: Hosts, fault: str, counts: tuple[int, ...] = (1, 2)) -> ByHand:
+def on_hosts(folder: Path, hosts: Hosts, fault: str, counts: tuple[int, ...] = (1, 2), step: int = 3) -> ByHand:
     run = ByHand(folder, counts, hosts)
-    run.start(HANGING, "--set", f"fault={fault}", "--set", "pace=0.02", "--stall", LIMIT, "--plan", "data", "--quiet",
-              "--epochs", 50)  # fmt: skip
+    run.start(HANGING, "--set", f"fault={fault}", "--set", "pace=0.02", "--set", f"note={folder / 'note'}",
+              "--set", f"step={step}", "--stall", LIMIT, "--plan", "data", "--quiet", "--epochs", 50)  # fmt: skip
     return run
+
+
+def wait_until_it_trains(run: ByHand) -> None:
+    wait_until("the step of the fault, which is none", (run.folder / "note").exists)
 
 
 def first_words(run: ByHand, rank: int) -> str:
@@ -354,9 +358,9 @@ def test_a_worker_of_another_host_is_named_where_worker_0_is_with_its_line(tmp_p
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_worker_that_is_stopped_is_no_broken_link(tmp_path: Path, hosts: Hosts, victim: int) -> None:
     """Worker 0 keeps the store at which the hosts' watchers meet."""
-    run = on_hosts(tmp_path, hosts, "sleepless")
+    run = on_hosts(tmp_path, hosts, "sleepless", step=30)
     try:
-        time.sleep(6)
+        wait_until_it_trains(run)
         os.kill(run.started[victim].pid, signal.SIGSTOP)
         texts = [first_words(run, 0)] + ([first_words(run, 1)] if victim == 0 else [])
     finally:
@@ -366,9 +370,9 @@ def test_a_worker_that_is_stopped_is_no_broken_link(tmp_path: Path, hosts: Hosts
 
 
 def test_a_link_that_is_down_is_told_from_both_sides(tmp_path: Path, hosts: Hosts) -> None:
-    run = on_hosts(tmp_path, hosts, "sleepless")
+    run = on_hosts(tmp_path, hosts, "sleepless", step=30)
     try:
-        time.sleep(6)
+        wait_until_it_trains(run)
         hosts[1].link_down()
         texts = [first_words(run, 0), first_words(run, 1)]
     finally:

@@ -12,15 +12,17 @@ import signal
 import socket
 import sys
 
-import torch  # noqa: F401 - imported once, here, for every process that is forked from this one
+import numpy.random  # noqa: F401 - imported once, here, for every process that is forked from this one
+import torch  # noqa: F401
 
 from samestep.launch.run import leader
-from samestep.system import wire
+from samestep.system import heap, wire
 from samestep.system.processes import die_with_parent, leave
 
 
 def serve_runs(end: socket.socket) -> None:
     """Fork a leader for every run socket that arrives, until the command closes its end."""
+    heap.before_fork()  # of what was imported: else every leader goes through all of it before it forks
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # leaders are reaped by the kernel
     while True:
         request, files = wire.receive(end)
