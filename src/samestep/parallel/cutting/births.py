@@ -37,8 +37,8 @@ class Births(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @contextmanager
     def during(self, call: int, given: Iterable[Tensor], *, may_read_all: bool = False) -> Iterator[None]:
         """Inside, `call` runs. may_read_all: backward does, of the graph that it goes through."""
-        self._call, self._may_read_all, self.read = call, may_read_all, set()
         self._given = {number for tensor in given for number in addresses(tensor)}
+        self._call, self._may_read_all, self.read = call, may_read_all, set()
         try:
             yield
         finally:

@@ -4,6 +4,7 @@
 - the calls that change one buffer, and those that read it as well
 - what torch.autograd.grad inside forward goes back through: its graph ends at a segment's edge
 - what is inside of a torch.no_grad()
+- who makes and who takes a sparse tensor, which no transport sends
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -31,7 +32,7 @@ class Bond:
 
 def bonds_of(recording: Recording, model: nn.Module) -> list[Bond]:
     calls = recording.calls
-    found = [*_of_state(calls, model), *_of_backwards(calls), *_of_grad_mode(calls)]
+    found = [*_of_state(calls, model), *_of_backwards(calls), *_of_grad_mode(calls), *_of_sparse(recording)]
     return [bond for bond in found if len(bond.calls) > 1]
 
 
@@ -121,3 +122,10 @@ def _of_grad_mode(calls: Sequence[Call]) -> Iterator[Bond]:
             begun = None
         elif not call.arguments[0][0] and begun is None:
             begun = i
+
+
+def _of_sparse(recording: Recording) -> Iterator[Bond]:
+    for value in recording.shapes.keys() - recording.windows.keys():
+        users = [i for i, call in enumerate(recording.calls) if value in call.takes or value in call.makes]
+        if value >= recording.num_inputs:
+            yield Bond(tuple(users), "a sparse tensor is used", "cut elsewhere, or make it again on the other side")

@@ -236,6 +236,7 @@ class _Recorder(TorchFunctionMode):
         given = _Given((args, kwargs), self.reference)
         versions = [tensor._version for tensor in self._made]
         buffers = self._buffers.before(what, given.names)
+        is_checkpointed = _is_in_checkpoint()
         number, is_backward = len(self._numbered) - 1, what in BACKWARDS if callable(what) else False
         with self._saved.counted(), self._births.during(number, given.tensors, may_read_all=is_backward):
             result = function(*args, **kwargs)
@@ -264,6 +265,7 @@ class _Recorder(TorchFunctionMode):
             opens=given.opens,
             left=tuple(path for path, _ in left),
             moves=moves,
+            is_checkpointed=is_checkpointed and bool(moves),
         )
         if is_guard and not made:
             call = replace(call, expected=result, is_guard=True)
@@ -370,6 +372,12 @@ def _names(model: nn.Module, modules: Collection[str]) -> list[str]:
     """All names of some modules: one may have two parents."""
     wanted = {id(model.get_submodule(name)) for name in modules}
     return [name for name, module in model.named_modules(remove_duplicate=False) if id(module) in wanted]
+
+
+def _is_in_checkpoint() -> bool:
+    """Whether torch.utils.checkpoint runs this, to run it again in backward. Buffers then change a second time."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and getattr(hooks[0], "__qualname__", "").startswith("_checkpoint_hook.")
 
 
 def _autocast() -> tuple[bool, torch.dtype]:

@@ -118,6 +118,15 @@ class Buffers:
             self._bind(i, value)
         self._fresh.clear()
 
+    def taken(self, changed: bytes) -> dict[int, Tensor]:
+        """The buffers that are bound now, of those that a shard changed; `give_back` binds them for its backward."""
+        return {i: self._bound(i) for i, has_changed in enumerate(changed) if has_changed}
+
+    def give_back(self, taken: Mapping[int, Tensor]) -> None:
+        for i, value in taken.items():
+            self._bind(i, value)
+        self._fresh.difference_update(taken)
+
     def _bound(self, i: int) -> Tensor:
         module, local = self._homes[i][0]
         bound = module._buffers[local]
