@@ -24,6 +24,7 @@ from samestep.planner.search.decision import Decision
 from samestep.setup.laid_out_model import LaidOutModel, hollow
 from samestep.setup.parallelize import divide, prepare
 from samestep.setup.plan_check import check_memory, checked, footprints
+from samestep.setup.proof import prove_cut
 from samestep.state.checkpoint import finished, read_description
 from samestep.sync.logical_workers import check_local
 from samestep.sync.staleness import check_stale
@@ -77,6 +78,8 @@ def build(
     check_local(plan, request.planning.device, is_limited=request.planning.memory_limit is not None)
     prepared = divide(job, plan, prepared)
     _, schedules = checked(job, plan, prepared)
+    if plan.stages and initial is None:
+        prove_cut(job, plan, prepared)
     if request.planning.memory_limit is not None:
         check_memory(footprints(job, plan, prepared, schedules, hosts), request.planning.memory_limit)
     resumption = find_checkpoint(request)

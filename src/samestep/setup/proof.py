@@ -1,0 +1,203 @@
+"""Proof of a cut on the job itself: one shard, computed by the uncut model and by the cut one, must be the same shard.
+
+    uncut   x -> model -> loss -> backward              }  loss, gradients, buffers, random streams
+    cut     x -> segment 0 -> segment 1 -> ... -> back  }  bit for bit; with slices up to measured rounding
+
+A cut assumes much about a job: that what segments use comes from the batch, that nobody reads what a layer leaves
+behind, that a layer is in one stage. The job is asked whether it holds: before its first update, and again for every new
+record (another shape, another way through forward).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samestep.data.batches import num_rows
+from samestep.errors import PlanRefused, SamestepError
+from samestep.job.job import Job
+from samestep.job.training_data import first_shards
+from samestep.numerics import random_streams
+from samestep.parallel.cutting.cut import Cut, parameters_of
+from samestep.parallel.cutting.recording import signature
+from samestep.parallel.execution.buffers import same_bits
+from samestep.plan.plan import Plan
+from samestep.setup.laid_out_model import LaidOutModel
+from samestep.setup.shard_result import Shard, ShardResult, by_segments, by_whole_model
+
+SAFETY = 16.0  # times what moving every weight by a unit in the last place changes
+LEAST = 1e-6  # relative; a few units in the last place of float32
+LOOKED_AT = 8  # shards among which one is looked for that has the shapes of the recorded one
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first value in which the cut model differs from the uncut one."""
+
+    kind: str  # loss, gradient, buffer, random stream
+    name: str
+    how: str
+
+
+def prove_cut(job: Job, plan: Plan, prepared: LaidOutModel) -> None:
+    """Prove a cut before the first update, on a shard other than the recorded one where there is one.
+
+    Raises PlanRefused where the cut model computes something else than the uncut one, and what the job raises.
+    """
+    assert prepared.recipe is not None
+    shards = first_shards(job, plan.numerics.shards, LOOKED_AT)
+    others = [i for i, batch in enumerate(shards) if i and signature(batch) in prepared.recipe.known]
+    number = others[0] if others else len(shards) - 1
+    prove_shard(job, plan, prepared, shards[number], number)
+
+
+def prove_shard(job: Job, plan: Plan, prepared: LaidOutModel, batch: Any, number: int) -> None:
+    """Prove the cut on one batch. Raises PlanRefused."""
+    shard = Shard(batch, num_rows(batch), (job.seed, "step", 0, number))
+    drops = not prepared.sliced
+    wanted = by_whole_model(job, prepared, shard, drops=drops)
+    try:
+        found = by_segments(job, prepared, plan, shard, drops=drops)
+    except SamestepError:
+        raise
+    except Exception as error:
+        raise refused(
+            f"fails where the uncut one does not ({type(error).__name__}: {first_line(error)})", ""
+        ) from error
+    if prepared.sliced:
+        moved = by_whole_model(job, prepared, shard, drops=drops, moved=True)
+        same = up_to_rounding(wanted, moved)
+    else:
+        same = bit_for_bit
+    difference = next(differences(found, wanted, same), None)
+    if difference is not None:
+        raise refused(f"gives {difference.how}", likely_reason(difference, prepared))
+
+
+def refused(what: str, reason: str) -> PlanRefused:
+    return PlanRefused(
+        f"the model cut as the plan says {what}, on one shard of this job from the same weights, buffers and random "
+        f"stream{': ' + reason if reason else ''}. Use --plan data, which leaves the model uncut, or cut elsewhere"
+    )
+
+
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+# ------------------------------------------------------------------------------------------------- what is compared
+
+Same = Callable[[str, Tensor, Tensor], bool]
+
+
+def differences(found: ShardResult, wanted: ShardResult, same: Same) -> Iterator[Difference]:
+    """Values that differ, causes before effects: what forward leaves, the loss, gradients from the first layer on."""
+    for name, buffer in wanted.buffers.items():
+        if not same(f"buffer {name}", found.buffers[name], buffer):
+            yield Difference("buffer", name, f"another buffer {name}{distance_text(found.buffers[name], buffer)}")
+    if not same("loss", found.loss, wanted.loss) or found.weight != wanted.weight:
+        yield Difference(
+            "loss", "", f"a loss of {float(found.loss):.9g} where the uncut one gives {float(wanted.loss):.9g}"
+        )
+    if not random_streams.same(found.streams, wanted.streams):
+        yield Difference("random stream", "", "random generators that stand elsewhere after forward")
+    for name, gradient in wanted.gradients.items():
+        own = found.gradients[name]
+        if own is None or gradient is None:
+            if own is not gradient:
+                has, lacks = ("a", "none") if gradient is None else ("no", "one")
+                yield Difference("gradient", name, f"{has} gradient of {name} where the uncut one gives {lacks}")
+        elif not same(f"gradient {name}", own, gradient):
+            yield Difference("gradient", name, f"another gradient of {name}{distance_text(own, gradient)}")
+
+
+def bit_for_bit(what: str, found: Tensor, wanted: Tensor) -> bool:
+    return same_bits(found, wanted)
+
+
+def up_to_rounding(wanted: ShardResult, moved: ShardResult) -> Same:
+    """Whether two tensors differ by no more than rounding explains: `moved` has weights moved by it."""
+    spread = {"loss": relative(moved.loss, wanted.loss)}
+    spread |= {f"buffer {name}": relative(moved.buffers[name], buffer) for name, buffer in wanted.buffers.items()}
+    for name, gradient in wanted.gradients.items():
+        other = moved.gradients[name]
+        spread[f"gradient {name}"] = 0.0 if other is None or gradient is None else relative(other, gradient)
+
+    def same(what: str, found: Tensor, wanted: Tensor) -> bool:
+        return same_bits(found, wanted) or relative(found, wanted) <= SAFETY * max(LEAST, spread[what])
+
+    return same
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """Norm of the difference over the norm of `wanted`; infinite where shapes differ or nothing is to divide by."""
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return float("inf")
+    a, b = (tensor.to(torch.complex128 if tensor.is_complex() else torch.float64) for tensor in (found, wanted))
+    off, norm = float((a - b).abs().square().sum()) ** 0.5, float(b.abs().square().sum()) ** 0.5
+    return 0.0 if off == 0 else off / norm if norm > 0 else float("inf")
+
+
+def distance_text(found: Tensor, wanted: Tensor) -> str:
+    off = relative(found, wanted)
+    return f" ({off:.1e} off)" if 0 < off < float("inf") else ""
+
+
+# --------------------------------------------------------------------------------------------------- likely reasons
+
+
+def likely_reason(difference: Difference, prepared: LaidOutModel) -> str:
+    """What in the job may be the cause of a difference, and where; empty where nothing is known."""
+    structure, model = prepared.structure, prepared.model
+    assert structure is not None
+    if difference.kind == "loss":
+        return constants(structure)
+    if difference.kind == "buffer":
+        return (
+            f"a layer that holds {difference.name} runs another number of times (torch.utils.checkpoint runs it again)"
+        )
+    if difference.kind == "gradient":
+        return several_uses(structure, model, difference.name) or hooks(model, difference.name) or constants(structure)
+    return ""
+
+
+def constants(structure: Cut) -> str:
+    """The places at which segments use a tensor that neither the batch nor the model has."""
+    places = [
+        f"{call} at {call.place} uses a tensor of shape {tuple(leaf.shape)}"
+        for segment in structure.segments
+        for call in segment.calls
+        for leaf in torch.utils._pytree.tree_leaves(call.arguments)
+        if isinstance(leaf, Tensor)
+    ]
+    if not places:
+        return "forward or loss reads what is not passed on from call to call, such as a value left on a module"
+    return f"{places[0]} that comes neither from the batch nor from the model, and keeps the value of the first batch"
+
+
+def several_uses(structure: Cut, model: nn.Module, name: str) -> str:
+    """The segments that use a parameter, where there are several."""
+    params = dict(model.named_parameters(remove_duplicate=False))
+    shared = {other for other, param in params.items() if param is params[name]}
+    uses = [
+        (number, segment.stage, call.place)
+        for number, segment in enumerate(structure.segments)
+        for call in segment.calls
+        if shared.intersection(parameters_of(call, model))
+    ]
+    if len({number for number, _, _ in uses}) < 2:
+        return ""
+    where = ", ".join(f"segment {number} of stage {stage} ({place})" for number, stage, place in uses)
+    return f"its module is called in {where}, and only one of them keeps its gradient"
+
+
+def hooks(model: nn.Module, name: str) -> str:
+    """The hooks of the modules around a parameter."""
+    parts = name.split(".")
+    for end in range(len(parts) - 1, -1, -1):
+        module = model.get_submodule(".".join(parts[:end]))
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return f"module {'.'.join(parts[:end]) or 'the model'} has hooks, which a cut forward may not call"
+    return ""

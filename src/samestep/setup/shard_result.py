@@ -1,0 +1,206 @@
+"""What one shard gives: loss, gradients, buffers, random streams; computed without a trace in the model.
+
+The uncut model computes it as torch does, the cut one segment by segment as a worker of the plan would that had all of
+them. Both start from the same weights, buffers and random streams, so they can be compared (`proof.py`).
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from samestep.job.job import Job
+from samestep.job.objective import Objective, ShardLoss
+from samestep.numerics import random_streams
+from samestep.parallel.execution.bundles import Bundles
+from samestep.parallel.execution.network import Network
+from samestep.plan.plan import Plan
+from samestep.setup.laid_out_model import LaidOutModel
+from samestep.setup.regions import regions_of
+from samestep.system.device import precision_of
+from samestep.transport.threads import ThreadFabric
+
+PROBABILITIES = {  # functions that drop elements, and how they are given the probability: by position, and by name
+    nn.functional.dropout: (1, "p"),
+    nn.functional.dropout1d: (1, "p"),
+    nn.functional.dropout2d: (1, "p"),
+    nn.functional.dropout3d: (1, "p"),
+    nn.functional.alpha_dropout: (1, "p"),
+    nn.functional.feature_alpha_dropout: (1, "p"),
+    nn.functional.scaled_dot_product_attention: (4, "dropout_p"),
+    nn.functional.multi_head_attention_forward: (10, "dropout_p"),
+    torch.dropout: (1, "p"),
+}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of a step. stream: the names of its random stream."""
+
+    batch: Any
+    rows: int
+    stream: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """Findings of one shard. gradients: by parameter; None where it has none. streams: after forward."""
+
+    loss: Tensor
+    weight: float
+    gradients: Mapping[str, Tensor | None]
+    buffers: Mapping[str, Tensor]
+    streams: random_streams.State
+
+
+class _WithoutDropout(TorchFunctionMode):
+    """Inside, nothing is dropped: slices draw masks of their own, which no uncut layer draws."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in PROBABILITIES:
+            position, name = PROBABILITIES[func]
+            if len(args) > position:
+                args = (*args[:position], 0.0, *args[position + 1 :])
+            else:
+                kwargs[name] = 0.0
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Inside, buffers are copies and parameters have no gradients. What happens to modules, gradients and random
+    generators is forgotten."""
+    streams = random_streams.leave()
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    gradients = [(param, param.grad) for param in model.parameters()]
+    copies: dict[int, Tensor] = {}
+    for module, own in buffers:
+        for name, buffer in own.items():
+            if buffer is not None:
+                module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+    for param, _ in gradients:
+        param.grad = None
+    try:
+        yield
+    finally:
+        for module, found in attributes:
+            vars(module).clear()
+            vars(module).update(found)
+        for module, own in buffers:
+            module._buffers.clear()
+            module._buffers.update(own)
+        for param, grad in gradients:
+            param.grad = grad
+        random_streams.resume(streams)
+
+
+@contextmanager
+def moved_weights(model: nn.Module) -> Iterator[None]:
+    """Inside, every weight is moved up or down by one unit in the last place, to measure what rounding does."""
+    random_streams.enter(0, "moved")
+    before = [(param, param.data) for param in model.parameters() if param.is_floating_point()]
+    for param, data in before:
+        away = torch.where(torch.rand(data.shape, device=data.device) < 0.5, torch.inf, -torch.inf)
+        param.data = torch.nextafter(data, away.to(data.dtype))
+    try:
+        yield
+    finally:
+        for param, data in before:
+            param.data = data
+
+
+def by_whole_model(
+    job: Job, prepared: LaidOutModel, shard: Shard, *, drops: bool = True, moved: bool = False
+) -> ShardResult:
+    """The result of the uncut model. drops: whether its dropout drops. moved: with weights moved by rounding."""
+    model, objective = prepared.model, Objective(job.loss, job.forward)
+    with prepared.whole(), undisturbed(model), moved_weights(model) if moved else nullcontext():
+        random_streams.enter(*shard.stream)
+        with _dropout(drops), _precision(job, model):
+            loss = objective(model, shard.batch, shard.rows)
+            streams = random_streams.leave()
+        objective.seeded(loss, shard.rows).backward()  # type: ignore[no-untyped-call]
+        gradients = {name: _taken(param) for name, param, _ in prepared.names}  # wholes, also of sliced layers
+        return ShardResult(loss.objective.detach(), loss.weight, gradients, _buffers(model), streams)
+
+
+def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, drops: bool = True) -> ShardResult:
+    """The result of the cut model, by one worker that has all stages and slices of `plan`."""
+    model, objective, network = prepared.model, Objective(job.loss, job.forward), _network(prepared, plan)
+    numbers = range(len(network.structure.segments))
+    loss: ShardLoss | None = None
+    with undisturbed(model):
+        random_streams.enter(*shard.stream)
+        with _dropout(drops), _precision(job, model):
+            for number in numbers:
+                if number in network.regions:
+                    network.slice_forward(number, range(1), 1, 0)
+                else:
+                    loss = network.forward(0, number, shard.batch, shard.rows, objective)
+        assert loss is not None, "the last segment is dense"
+        streams = random_streams.leave()
+        buffers = {name: buffer.clone() for name, buffer in _buffers(model).items()}
+        seeded: Tensor | None = objective.seeded(loss, shard.rows)
+        for number in reversed(numbers):
+            if number in network.regions:
+                network.slice_backward(number, range(1))
+            else:
+                network.backward(0, number, seeded)
+                seeded = None
+        gradients = _gradients(prepared)
+    return ShardResult(loss.objective.detach(), loss.weight, gradients, buffers, streams)
+
+
+def _network(prepared: LaidOutModel, plan: Plan) -> Network:
+    assert prepared.recipe is not None, "a plan with stages has cut the model"
+    assert prepared.structure is not None, "a plan with stages has cut the model"
+    alone, endpoint, numbers = (
+        plan.on_one_worker(),
+        ThreadFabric(1).endpoint(0),
+        range(len(prepared.structure.segments)),
+    )
+    return Network(
+        plan=alone,
+        transport=endpoint,
+        bundles=Bundles(endpoint),
+        recipe=prepared.recipe,
+        regions=regions_of(prepared, alone, 0, lambda param: lambda: None),
+        entries=[()] * len(numbers),
+        buffers=[()] * len(numbers),
+        recompute_stages=[False] * len(plan.stages),
+    )
+
+
+def _gradients(prepared: LaidOutModel) -> dict[str, Tensor | None]:
+    """The gradients of all parameters, those of slices put together. They are taken from the parameters."""
+    cut = {id(whole): (dim, leaves) for layer in prepared.sliced.values() for whole, dim, leaves in layer.wholes()}
+    found: dict[str, Tensor | None] = {}
+    for name, param, _ in prepared.names:
+        dim, leaves = cut.get(id(param), (0, [param]))
+        parts = [_taken(leaf) for leaf in leaves]
+        there = [part for part in parts if part is not None]
+        found[name] = there[0] if len(parts) == 1 and there else torch.cat(there, dim) if there else None
+    return found
+
+
+def _taken(param: nn.Parameter) -> Tensor | None:
+    grad, param.grad = param.grad, None
+    return grad
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_buffers())
+
+
+def _dropout(drops: bool) -> AbstractContextManager[Any]:
+    return nullcontext() if drops else _WithoutDropout()
+
+
+def _precision(job: Job, model: nn.Module) -> AbstractContextManager[Any]:
+    return precision_of(job.precision, next(model.parameters()).device)
