@@ -4,8 +4,8 @@
     cut     x -> segment 0 -> segment 1 -> ... -> back  }  bit for bit; with slices up to measured rounding
 
 A cut assumes much about a job: that what segments use comes from the batch, that nobody reads what a layer leaves
-behind, that a layer is in one stage. The job is asked whether it holds: before its first update, and again for every new
-record (another shape, another way through forward).
+behind, that a layer is in one stage. The job is asked whether it holds: before its first update, and again for every
+new record (another shape, another way through forward).
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samestep.data.batches import num_rows
-from samestep.errors import PlanRefused, SamestepError
+from samestep.errors import JobRefused, PlanRefused, SamestepError
 from samestep.job.job import Job
 from samestep.job.training_data import first_shards
 from samestep.numerics import random_streams
@@ -25,7 +24,7 @@ from samestep.parallel.cutting.recording import signature
 from samestep.parallel.execution.buffers import same_bits
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
-from samestep.setup.shard_result import Shard, ShardResult, by_segments, by_whole_model
+from samestep.setup.shard_result import Shard, ShardResult, by_segments, by_whole_model, torchs_own_linears
 
 SAFETY = 16.0  # times what moving every weight by a unit in the last place changes
 LEAST = 1e-6  # relative; a few units in the last place of float32
@@ -34,11 +33,16 @@ LOOKED_AT = 8  # shards among which one is looked for that has the shapes of the
 
 @dataclass(frozen=True)
 class Difference:
-    """The first value in which the cut model differs from the uncut one."""
+    """The first value in which one way to compute a shard differs from another."""
 
     kind: str  # loss, gradient, buffer, random stream
     name: str
-    how: str
+    found: str
+    wanted: str = ""
+
+    def text(self, other: str) -> str:
+        """other: the way that is right."""
+        return f"{self.found} {f'where {other} gives {self.wanted}' if self.wanted else f'than {other}'}"
 
 
 def prove_cut(job: Job, plan: Plan, prepared: LaidOutModel) -> None:
@@ -55,7 +59,7 @@ def prove_cut(job: Job, plan: Plan, prepared: LaidOutModel) -> None:
 
 def prove_shard(job: Job, plan: Plan, prepared: LaidOutModel, batch: Any, number: int) -> None:
     """Prove the cut on one batch. Raises PlanRefused."""
-    shard = Shard(batch, num_rows(batch), (job.seed, "step", 0, number))
+    shard = Shard(batch, (job.seed, "step", 0, number))
     drops = not prepared.sliced
     wanted = by_whole_model(job, prepared, shard, drops=drops)
     try:
@@ -66,14 +70,57 @@ def prove_shard(job: Job, plan: Plan, prepared: LaidOutModel, batch: Any, number
         raise refused(
             f"fails where the uncut one does not ({type(error).__name__}: {first_line(error)})", ""
         ) from error
-    if prepared.sliced:
+    difference = next(differences(found, wanted, bit_for_bit), None)
+    if difference is not None and prepared.sliced:
         moved = by_whole_model(job, prepared, shard, drops=drops, moved=True)
-        same = up_to_rounding(wanted, moved)
-    else:
-        same = bit_for_bit
-    difference = next(differences(found, wanted, same), None)
+        difference = next(differences(found, wanted, up_to_rounding(wanted, moved)), None)
     if difference is not None:
-        raise refused(f"gives {difference.how}", likely_reason(difference, prepared))
+        raise refused(f"gives {difference.text('the uncut one')}", likely_reason(difference, prepared))
+
+
+def prove_new_records(job: Job, plan: Plan, prepared: LaidOutModel) -> None:
+    """From now on, prove the cut on every batch that is recorded anew, and on the next one that is like it."""
+    recipe = prepared.recipe
+    assert recipe is not None
+    record, again = recipe.of, set[str]()
+
+    def of(batch: Any) -> Cut:
+        before = len(recipe.known)
+        found = record(batch)
+        if len(recipe.known) > before:
+            again.add(signature(batch))
+        elif not again or signature(batch) not in again:
+            return found
+        else:
+            again.remove(signature(batch))
+        prove_shard(job, plan, prepared, batch, 0)
+        return found
+
+    recipe.of = of  # type: ignore[method-assign]
+
+
+def prove_layers(job: Job, prepared: LaidOutModel, batch: Any, step: int, number: int) -> None:
+    """Prove the layers that samestep computes in its own way against torch's, up to rounding, on one batch.
+
+    Raises JobRefused. What is wrong in the same way on every worker shows in no digest.
+    """
+    shard = Shard(batch, (job.seed, "step", step, number))
+    try:
+        found = by_whole_model(job, prepared, shard)
+    except Exception:  # noqa: BLE001 - forward will raise it again, at its own place
+        return
+    with torchs_own_linears(prepared.model):
+        wanted = by_whole_model(job, prepared, shard)
+        if next(differences(found, wanted, up_to_rounding(wanted, wanted)), None) is None:
+            return
+        moved = by_whole_model(job, prepared, shard, moved=True)
+    difference = next(differences(found, wanted, up_to_rounding(wanted, moved)), None)
+    if difference is not None:
+        raise JobRefused(
+            f"samestep's way to compute Linear layers gives {difference.text('torch')} on shard {number} of step {step}: "
+            "a fault of samestep, please report it; layers of a class of your own (class Plain(nn.Linear): pass) are left "
+            "to torch"
+        )
 
 
 def refused(what: str, reason: str) -> PlanRefused:
@@ -96,21 +143,21 @@ def differences(found: ShardResult, wanted: ShardResult, same: Same) -> Iterator
     """Values that differ, causes before effects: what forward leaves, the loss, gradients from the first layer on."""
     for name, buffer in wanted.buffers.items():
         if not same(f"buffer {name}", found.buffers[name], buffer):
-            yield Difference("buffer", name, f"another buffer {name}{distance_text(found.buffers[name], buffer)}")
+            yield Difference("buffer", name, f"another buffer {name}{off_by(found.buffers[name], buffer)}")
     if not same("loss", found.loss, wanted.loss) or found.weight != wanted.weight:
         yield Difference(
             "loss", "", f"a loss of {float(found.loss):.9g} where the uncut one gives {float(wanted.loss):.9g}"
         )
     if not random_streams.same(found.streams, wanted.streams):
-        yield Difference("random stream", "", "random generators that stand elsewhere after forward")
+        yield Difference("random stream", "", "another state of the random generators after forward")
     for name, gradient in wanted.gradients.items():
         own = found.gradients[name]
         if own is None or gradient is None:
             if own is not gradient:
-                has, lacks = ("a", "none") if gradient is None else ("no", "one")
-                yield Difference("gradient", name, f"{has} gradient of {name} where the uncut one gives {lacks}")
+                words = ("a", "none") if gradient is None else ("no", "one")
+                yield Difference("gradient", name, f"{words[0]} gradient of {name}", words[1])
         elif not same(f"gradient {name}", own, gradient):
-            yield Difference("gradient", name, f"another gradient of {name}{distance_text(own, gradient)}")
+            yield Difference("gradient", name, f"another gradient of {name}{off_by(own, gradient)}")
 
 
 def bit_for_bit(what: str, found: Tensor, wanted: Tensor) -> bool:
@@ -140,7 +187,7 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return 0.0 if off == 0 else off / norm if norm > 0 else float("inf")
 
 
-def distance_text(found: Tensor, wanted: Tensor) -> str:
+def off_by(found: Tensor, wanted: Tensor) -> str:
     off = relative(found, wanted)
     return f" ({off:.1e} off)" if 0 < off < float("inf") else ""
 

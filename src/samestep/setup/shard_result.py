@@ -18,8 +18,9 @@ from samestep.job.objective import Objective, ShardLoss
 from samestep.numerics import random_streams
 from samestep.parallel.execution.bundles import Bundles
 from samestep.parallel.execution.network import Network
+from samestep.parallel.gradients import linear
 from samestep.plan.plan import Plan
-from samestep.setup.laid_out_model import LaidOutModel
+from samestep.setup.laid_out_model import LaidOutModel, entry_segments
 from samestep.setup.regions import regions_of
 from samestep.system.device import precision_of
 from samestep.transport.threads import ThreadFabric
@@ -39,10 +40,9 @@ PROBABILITIES = {  # functions that drop elements, and how they are given the pr
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of a step. stream: the names of its random stream."""
+    """One shard of a step. stream: the names of its random stream. How many rows it has is only a factor."""
 
     batch: Any
-    rows: int
     stream: tuple[int | str, ...]
 
 
@@ -115,6 +115,20 @@ def moved_weights(model: nn.Module) -> Iterator[None]:
             param.data = data
 
 
+@contextmanager
+def torchs_own_linears(model: nn.Module) -> Iterator[None]:
+    """Inside, every Linear that writes its gradient once is torch's again."""
+    found = [vars(module) for module in model.modules() if type(module) is nn.Linear]
+    own = [
+        (one, one.pop("forward")) for one in found if getattr(one.get("forward"), "__module__", "") == linear.__name__
+    ]
+    try:
+        yield
+    finally:
+        for attributes, forward in own:
+            attributes["forward"] = forward
+
+
 def by_whole_model(
     job: Job, prepared: LaidOutModel, shard: Shard, *, drops: bool = True, moved: bool = False
 ) -> ShardResult:
@@ -123,9 +137,9 @@ def by_whole_model(
     with prepared.whole(), undisturbed(model), moved_weights(model) if moved else nullcontext():
         random_streams.enter(*shard.stream)
         with _dropout(drops), _precision(job, model):
-            loss = objective(model, shard.batch, shard.rows)
+            loss = objective(model, shard.batch, 1)
             streams = random_streams.leave()
-        objective.seeded(loss, shard.rows).backward()  # type: ignore[no-untyped-call]
+        objective.seeded(loss, 1).backward()  # type: ignore[no-untyped-call]
         gradients = {name: _taken(param) for name, param, _ in prepared.names}  # wholes, also of sliced layers
         return ShardResult(loss.objective.detach(), loss.weight, gradients, _buffers(model), streams)
 
@@ -134,6 +148,7 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
     """The result of the cut model, by one worker that has all stages and slices of `plan`."""
     model, objective, network = prepared.model, Objective(job.loss, job.forward), _network(prepared, plan)
     numbers = range(len(network.structure.segments))
+    stage_of = _stages(prepared)
     loss: ShardLoss | None = None
     with undisturbed(model):
         random_streams.enter(*shard.stream)
@@ -142,18 +157,22 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
                 if number in network.regions:
                     network.slice_forward(number, range(1), 1, 0)
                 else:
-                    loss = network.forward(0, number, shard.batch, shard.rows, objective)
+                    loss = network.forward(0, number, shard.batch, 1, objective)
         assert loss is not None, "the last segment is dense"
         streams = random_streams.leave()
         buffers = {name: buffer.clone() for name, buffer in _buffers(model).items()}
-        seeded: Tensor | None = objective.seeded(loss, shard.rows)
+        seeded: Tensor | None = objective.seeded(loss, 1)
+        gradients: dict[str, Tensor | None] = dict.fromkeys(stage_of)
         for number in reversed(numbers):
             if number in network.regions:
                 network.slice_backward(number, range(1))
             else:
                 network.backward(0, number, seeded)
                 seeded = None
-        gradients = _gradients(prepared)
+            stage = network.stage_of(number)
+            if number == 0 or network.stage_of(number - 1) != stage:
+                found = _gradients(prepared)  # a stage's workers keep those of its own parameters only
+                gradients |= {name: grad for name, grad in found.items() if stage_of[name] == stage}
     return ShardResult(loss.objective.detach(), loss.weight, gradients, buffers, streams)
 
 
@@ -175,6 +194,17 @@ def _network(prepared: LaidOutModel, plan: Plan) -> Network:
         buffers=[()] * len(numbers),
         recompute_stages=[False] * len(plan.stages),
     )
+
+
+def _stages(prepared: LaidOutModel) -> dict[str, int]:
+    """The stage whose workers keep each parameter's gradient."""
+    assert prepared.structure is not None
+    segments, whole_of = prepared.structure.segments, {name: name for name, _, _ in prepared.names}
+    for layer in prepared.sliced.values():
+        names = {id(param): name for name, param, _ in prepared.names}
+        whole_of |= {part: names[id(of.whole)] for part, of in layer.parts.items()}
+    numbers = zip(prepared.layout.entries, entry_segments(prepared), strict=True)
+    return {whole_of[entry.name]: segments[number].stage for entry, number in numbers}
 
 
 def _gradients(prepared: LaidOutModel) -> dict[str, Tensor | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from samestep.audit.audit import audits_of
 from samestep.audit.ledger import Bookkeeping
+from samestep.audit.proofs import proofs_of
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
 from samestep.parallel.execution.attendant import Attendant
@@ -50,5 +51,6 @@ def watched_training(
     executor = take_part(job, plan, prepared, shared, transport, first_step, allow_nan=allow_nan, note=note)
     audits = audits_of(executor, job, prepared, shared.parameters, watch.audit, first_step)
     rebalancing = [Rebalancing(executor, job, prepared, shared, note)] if watch.rebalance else []
-    attendants: list[Attendant] = [*audits, *rebalancing, *ledger]
+    proofs = proofs_of(executor, job, prepared, shared, watch.audit, first_step)
+    attendants: list[Attendant] = [*proofs, *audits, *rebalancing, *ledger]
     return Training(job, executor, first_step, attendants), rebalancing[0].done if rebalancing else ()
