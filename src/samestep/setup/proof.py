@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from samestep.errors import JobRefused, PlanRefused, SamestepError
 from samestep.job.job import Job
@@ -24,10 +25,11 @@ from samestep.parallel.cutting.recording import signature
 from samestep.parallel.execution.buffers import same_bits
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
-from samestep.setup.shard_result import Shard, ShardResult, by_segments, by_whole_model, torchs_own_linears
+from samestep.setup.shard_result import Shard, ShardResult, by_segments, by_whole_model, stand_ins, torchs_own_linears
 
 SAFETY = 16.0  # times what moving every weight by a unit in the last place changes
 LEAST = 1e-6  # relative; a few units in the last place of float32
+FITS = 8  # the part of the memory limit that values may take: slices and two sets of gradients are as large
 LOOKED_AT = 8  # shards among which one is looked for that has the shapes of the recorded one
 
 
@@ -35,7 +37,7 @@ LOOKED_AT = 8  # shards among which one is looked for that has the shapes of the
 class Difference:
     """The first value in which one way to compute a shard differs from another."""
 
-    kind: str  # loss, gradient, buffer, random stream
+    kind: str  # loss, buffer, random stream, attribute, gradient
     name: str
     found: str
     wanted: str = ""
@@ -45,16 +47,25 @@ class Difference:
         return f"{self.found} {f'where {other} gives {self.wanted}' if self.wanted else f'than {other}'}"
 
 
-def prove_cut(job: Job, plan: Plan, prepared: LaidOutModel) -> None:
+def prove_cut(job: Job, plan: Plan, prepared: LaidOutModel, memory_limit: int | None = None) -> str:
     """Prove a cut before the first update, on a shard other than the recorded one where there is one.
 
-    Raises PlanRefused where the cut model computes something else than the uncut one, and what the job raises.
+    Returns what could not be proven, empty if nothing. memory_limit: bytes; layers that do not fit compute with one
+    value for all their weights, and without gradient. Raises PlanRefused where the cut model computes something else
+    than the uncut one, and what the job raises.
     """
     assert prepared.recipe is not None
     shards = first_shards(job, plan.numerics.shards, LOOKED_AT)
     others = [i for i, batch in enumerate(shards) if i and signature(batch) in prepared.recipe.known]
     number = others[0] if others else len(shards) - 1
-    prove_shard(job, plan, prepared, shards[number], number)
+    if prepared.initial is None:
+        prove_shard(job, plan, prepared, shards[number], number)
+        return ""
+    assert memory_limit is not None, "only a limit makes a model that has no values"
+    with stand_ins(prepared, memory_limit // FITS) as fitting:
+        prove_shard(job, plan, prepared, shards[number], number)
+    total = len(prepared.names)
+    return "" if fitting == total else f"the cut is proven on {fitting} of {total} parameters, as many as fit"
 
 
 def prove_shard(job: Job, plan: Plan, prepared: LaidOutModel, batch: Any, number: int) -> None:
@@ -117,9 +128,9 @@ def prove_layers(job: Job, prepared: LaidOutModel, batch: Any, step: int, number
     difference = next(differences(found, wanted, up_to_rounding(wanted, moved)), None)
     if difference is not None:
         raise JobRefused(
-            f"samestep's way to compute Linear layers gives {difference.text('torch')} on shard {number} of step {step}: "
-            "a fault of samestep, please report it; layers of a class of your own (class Plain(nn.Linear): pass) are left "
-            "to torch"
+            f"samestep's way to compute Linear layers gives {difference.text('torch')} on shard {number} of step "
+            f"{step}: a fault of samestep, please report it; layers of a class of your own (class Plain(nn.Linear): "
+            "pass) are left to torch"
         )
 
 
@@ -140,16 +151,18 @@ Same = Callable[[str, Tensor, Tensor], bool]
 
 
 def differences(found: ShardResult, wanted: ShardResult, same: Same) -> Iterator[Difference]:
-    """Values that differ, causes before effects: what forward leaves, the loss, gradients from the first layer on."""
+    """Values that differ: the loss, what forward leaves behind, gradients from the first layer on."""
+    if not same("loss", found.loss, wanted.loss) or found.weight != wanted.weight:
+        yield Difference("loss", "", f"a loss of {float(found.loss):.9g}", f"{float(wanted.loss):.9g}")
     for name, buffer in wanted.buffers.items():
         if not same(f"buffer {name}", found.buffers[name], buffer):
             yield Difference("buffer", name, f"another buffer {name}{off_by(found.buffers[name], buffer)}")
-    if not same("loss", found.loss, wanted.loss) or found.weight != wanted.weight:
-        yield Difference(
-            "loss", "", f"a loss of {float(found.loss):.9g} where the uncut one gives {float(wanted.loss):.9g}"
-        )
     if not random_streams.same(found.streams, wanted.streams):
         yield Difference("random stream", "", "another state of the random generators after forward")
+    for name in wanted.attributes.keys() | found.attributes.keys():
+        own, value = found.attributes.get(name), wanted.attributes.get(name)
+        if own != value:
+            yield Difference("attribute", name, f"{name} = {own!r} after forward", repr(value))
     for name, gradient in wanted.gradients.items():
         own = found.gradients[name]
         if own is None or gradient is None:
@@ -196,32 +209,36 @@ def off_by(found: Tensor, wanted: Tensor) -> str:
 
 
 def likely_reason(difference: Difference, prepared: LaidOutModel) -> str:
-    """What in the job may be the cause of a difference, and where; empty where nothing is known."""
+    """The likely cause of a difference in the job, and its place; empty where nothing is known."""
     structure, model = prepared.structure, prepared.model
     assert structure is not None
+    left = "forward or loss reads what is not passed on from call to call, such as a value left on a module"
     if difference.kind == "loss":
-        return constants(structure)
+        return constant(structure) or left
     if difference.kind == "buffer":
-        return (
-            f"a layer that holds {difference.name} runs another number of times (torch.utils.checkpoint runs it again)"
+        return constant(structure) or (
+            "its layer runs another number of times (torch.utils.checkpoint runs layers again), or code around the "
+            "layers replaces it"
         )
+    if difference.kind == "attribute":
+        return "code around the layers changes it in every forward, and a cut forward does not run that code"
     if difference.kind == "gradient":
-        return several_uses(structure, model, difference.name) or hooks(model, difference.name) or constants(structure)
+        name = difference.name
+        return several_uses(structure, model, name) or hooks(model, name) or constant(structure) or left
     return ""
 
 
-def constants(structure: Cut) -> str:
-    """The places at which segments use a tensor that neither the batch nor the model has."""
-    places = [
-        f"{call} at {call.place} uses a tensor of shape {tuple(leaf.shape)}"
-        for segment in structure.segments
-        for call in segment.calls
-        for leaf in torch.utils._pytree.tree_leaves(call.arguments)
-        if isinstance(leaf, Tensor)
-    ]
-    if not places:
-        return "forward or loss reads what is not passed on from call to call, such as a value left on a module"
-    return f"{places[0]} that comes neither from the batch nor from the model, and keeps the value of the first batch"
+def constant(structure: Cut) -> str:
+    """The first place at which a segment uses a tensor that neither the batch nor the model has; empty if none does."""
+    for segment in structure.segments:
+        for call in segment.calls:
+            for leaf in tree_leaves(call.arguments):
+                if isinstance(leaf, Tensor):
+                    return (
+                        f"{call} at {call.place} uses a tensor of shape {tuple(leaf.shape)} that comes neither from "
+                        "the batch nor from the model, and keeps the value of the first batch"
+                    )
+    return ""
 
 
 def several_uses(structure: Cut, model: nn.Module, name: str) -> str:

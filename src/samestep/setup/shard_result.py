@@ -1,4 +1,4 @@
-"""What one shard gives: loss, gradients, buffers, random streams; computed without a trace in the model.
+"""Result of one shard: loss, gradients, buffers, random streams; computed without a trace in the model.
 
 The uncut model computes it as torch does, the cut one segment by segment as a worker of the plan would that had all of
 them. Both start from the same weights, buffers and random streams, so they can be compared (`proof.py`).
@@ -38,6 +38,9 @@ PROBABILITIES = {  # functions that drop elements, and how they are given the pr
 }
 
 
+SPREAD = 0.05  # of stand-ins for weights
+
+
 @dataclass(frozen=True)
 class Shard:
     """One shard of a step. stream: the names of its random stream. How many rows it has is only a factor."""
@@ -48,13 +51,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """Findings of one shard. gradients: by parameter; None where it has none. streams: after forward."""
+    """Findings of one shard.
+
+    gradients: by parameter; None where it has none. streams: after forward. attributes: plain values that modules have
+    afterwards.
+    """
 
     loss: Tensor
     weight: float
     gradients: Mapping[str, Tensor | None]
     buffers: Mapping[str, Tensor]
     streams: random_streams.State
+    attributes: Mapping[str, Any]
 
 
 class _WithoutDropout(TorchFunctionMode):
@@ -116,6 +124,38 @@ def moved_weights(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def stand_ins(prepared: LaidOutModel, most: int) -> Iterator[int]:
+    """Inside, a model that has no values computes with others. Yields how many of its parameters have them.
+
+    most: bytes. Parameters that do not fit have one value for all elements, and no gradient.
+    """
+    params, left, fitting = list(prepared.model.parameters()), most, 0
+    leaves = [leaf for layer in prepared.sliced.values() for leaf in layer.leaves]
+    before = [(param, param.data, param.requires_grad) for param in (*params, *leaves)]
+    generator = torch.Generator().manual_seed(0)
+    names = {id(param) for _, param, _ in prepared.names}
+    for param in params:
+        nbytes = param.numel() * param.element_size()
+        if param.is_floating_point() and nbytes <= left:
+            param.data = torch.empty_like(param).normal_(0, SPREAD, generator=generator)
+            left, fitting = left - nbytes, fitting + (id(param) in names)
+        else:
+            param.data = torch.full((1,), SPREAD, dtype=param.dtype).expand(param.shape)
+            param.requires_grad_(False)
+    for layer in prepared.sliced.values():
+        for part, leaf in zip(layer.parts.values(), layer.leaves, strict=True):
+            own = part.of(part.whole.data)
+            leaf.data = own.contiguous() if part.whole.requires_grad else own
+            leaf.requires_grad_(part.whole.requires_grad)
+    try:
+        yield fitting
+    finally:
+        for param, data, requires_grad in before:
+            param.data = data
+            param.requires_grad_(requires_grad)
+
+
+@contextmanager
 def torchs_own_linears(model: nn.Module) -> Iterator[None]:
     """Inside, every Linear that writes its gradient once is torch's again."""
     found = [vars(module) for module in model.modules() if type(module) is nn.Linear]
@@ -134,14 +174,17 @@ def by_whole_model(
 ) -> ShardResult:
     """The result of the uncut model. drops: whether its dropout drops. moved: with weights moved by rounding."""
     model, objective = prepared.model, Objective(job.loss, job.forward)
-    with prepared.whole(), undisturbed(model), moved_weights(model) if moved else nullcontext():
+    whole = prepared.whole() if prepared.initial is None else nullcontext()
+    with whole, undisturbed(model), moved_weights(model) if moved else nullcontext():
         random_streams.enter(*shard.stream)
         with _dropout(drops), _precision(job, model):
             loss = objective(model, shard.batch, 1)
             streams = random_streams.leave()
         objective.seeded(loss, 1).backward()  # type: ignore[no-untyped-call]
         gradients = {name: _taken(param) for name, param, _ in prepared.names}  # wholes, also of sliced layers
-        return ShardResult(loss.objective.detach(), loss.weight, gradients, _buffers(model), streams)
+        return ShardResult(
+            loss.objective.detach(), loss.weight, gradients, _buffers(model), streams, _attributes(model)
+        )
 
 
 def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, drops: bool = True) -> ShardResult:
@@ -173,7 +216,8 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
             if number == 0 or network.stage_of(number - 1) != stage:
                 found = _gradients(prepared)  # a stage's workers keep those of its own parameters only
                 gradients |= {name: grad for name, grad in found.items() if stage_of[name] == stage}
-    return ShardResult(loss.objective.detach(), loss.weight, gradients, buffers, streams)
+        attributes = _attributes(model)
+    return ShardResult(loss.objective.detach(), loss.weight, gradients, buffers, streams, attributes)
 
 
 def _network(prepared: LaidOutModel, plan: Plan) -> Network:
@@ -226,6 +270,15 @@ def _taken(param: nn.Parameter) -> Tensor | None:
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_buffers())
+
+
+def _attributes(model: nn.Module) -> dict[str, Any]:
+    return {
+        f"{prefix}.{name}" if prefix else name: value
+        for prefix, module in model.named_modules()
+        for name, value in vars(module).items()
+        if type(value) in (int, float, bool, str, type(None))
+    }
 
 
 def _dropout(drops: bool) -> AbstractContextManager[Any]:
