@@ -58,7 +58,7 @@ class Buffers:
         changed = bytearray(len(self.values))
         for i in range(len(self.values)) if only is None else only:
             value = self.values[i]
-            bound = self._bound(i)
+            bound = self.bound_tensor(i)
             if bound.shape != value.shape or bound.dtype != value.dtype:
                 raise JobRefused(
                     f"forward changed buffer {self.names[i]} from {value.dtype} {tuple(value.shape)} to "
@@ -111,14 +111,14 @@ class Buffers:
     def bound(self) -> list[Tensor]:
         """The buffers that are bound now; `rebind` puts them back, when shards in lockstep take turns."""
         self._fresh.clear()  # the next shard to begin must not take a copy that this one goes on with
-        return [self._bound(i) for i in range(len(self.values))]
+        return [self.bound_tensor(i) for i in range(len(self.values))]
 
     def rebind(self, bound: Sequence[Tensor]) -> None:
         for i, value in enumerate(bound):
             self._bind(i, value)
         self._fresh.clear()
 
-    def _bound(self, i: int) -> Tensor:
+    def bound_tensor(self, i: int) -> Tensor:
         module, local = self._homes[i][0]
         bound = module._buffers[local]
         assert bound is not None
