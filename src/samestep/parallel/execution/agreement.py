@@ -22,6 +22,7 @@ from torch import Tensor, optim
 
 from samestep.errors import JobRefused
 from samestep.job.objective import LossFacts
+from samestep.parallel.gradients.job_optimizer import groups_changed
 from samestep.transport.transport import Transport
 
 HEAD = struct.Struct("<?dHIII")  # stop, seconds, and how many: steps taken, entries, facts, shards with buffers
@@ -119,17 +120,23 @@ class Alike:
                     )
 
 
-@dataclass
 class Settings:
     """An optimizer's hyperparameters: a learning rate that one worker sets alone gives its pieces another update."""
 
-    optimizer: optim.Optimizer
-    way_out: str = (
+    way_out = (
         "every worker must set the same values: let a scheduler do it (Job.scheduler, called on every worker alike), "
         "or set them by the step's number on every worker"
     )
 
+    def __init__(self, optimizer: optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._sizes = [len(group["params"]) for group in optimizer.param_groups]
+
     def word(self) -> int:
+        """Raises JobRefused where there are other groups than at the beginning."""
+        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
+        if sizes != self._sizes:
+            raise groups_changed(f"the optimizer began with {text(self._sizes)} and has {text(sizes)} now")
         found = (tuple(_plain(value) for value in group.values()) for group in self.optimizer.param_groups)
         return hash(tuple(found)) % 2**64
 
@@ -140,6 +147,11 @@ class Settings:
             for name, value in group.items()
             if name != "params"
         }
+
+
+def text(sizes: Sequence[int]) -> str:
+    """Sizes of groups in words, as this worker has them."""
+    return f"{len(sizes)} parameter group{'s' * (len(sizes) != 1)} of {' + '.join(map(str, sizes))} parameters"
 
 
 def _plain(value: Any) -> Any:
