@@ -47,7 +47,7 @@ def train(
     checkpoint: str | Path | None = None,
     every: int | None = None,
     resume: bool = False,
-    change: Sequence[str] | str = (),
+    change: Sequence[str] | str | None = None,
     rebalance: str | None = None,
     audit: int | None = None,
     allow_nan: bool = False,
@@ -134,8 +134,7 @@ def _request(
         n: str(Path(options[n]).absolute()) for n in ("profile", "save", "checkpoint") if options.get(n) is not None
     }
     hosts = options.get("hosts")
-    if "change" in options:
-        change = options["change"]
+    if (change := options.get("change")) is not None:
         options["change"] = tuple(change.split(",") if isinstance(change, str) else change)
     counts = {"assign": _assign(options.get("assign")), "hosts": None if hosts is None else tuple(hosts)}
     return Request.made_here(source, plan, **options | paths | counts)

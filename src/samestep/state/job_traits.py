@@ -22,12 +22,16 @@ DRIVEN = ("base_lrs", "_last_lr")  # of a schedule's state: what it got from the
 
 @dataclass(frozen=True)
 class Difference:
-    """One difference of a job from a checkpoint's. name: what `--change` calls it."""
+    """One difference of a job from a checkpoint's. name: what `--change` calls it.
+
+    matters: by itself. A setting matters by what it makes, which is compared too.
+    """
 
     name: str
     what: str
     there: Any
     here: Any
+    matters: bool = True
 
     def __str__(self) -> str:
         return f"its {self.what} is {brief(self.there, self.here)}, this job's is {brief(self.here, self.there)}"
@@ -56,7 +60,7 @@ def of_hyperparameters(there: Sequence[Traits], here: Sequence[Traits]) -> Itera
             name = key.removeprefix("initial_")
             if name not in seen and not same(old.get(key), new.get(key)):
                 seen.add(name)
-                yield Difference(name, f"{key} of parameter group {number}", old.get(key), new.get(key))
+                yield Difference(name, f"{name} of parameter group {number}", old.get(key), new.get(key))
 
 
 def of_schedule(there: Traits | None, here: Traits | None, ignored: Iterable[str]) -> Iterator[Difference]:
@@ -81,7 +85,7 @@ def of_settings(there: Traits, here: Traits, lengths: tuple[Traits, Traits]) -> 
             continue
         if (there.get(name), here.get(name)) in zip(before, now, strict=True):
             continue
-        yield Difference(name, f"setting {name}", there.get(name), here.get(name))
+        yield Difference(name, f"setting {name}", there.get(name), here.get(name), matters=False)
 
 
 def of_data(there: Traits | None, here: Traits | None) -> Iterator[Difference]:
@@ -143,20 +147,21 @@ def not_meant(found: Iterable[Difference], change: Iterable[str]) -> list[Differ
     return [one for one in found if spelled(one.name) not in meant]
 
 
-def refuse(found: Sequence[Difference], folder: Path) -> None:
-    """Raises CheckpointRefused, naming all differences and the way on, if there are any."""
-    if found:
+def refuse(found: Sequence[Difference], folder: Path) -> list[str]:
+    """Raises CheckpointRefused, naming all differences and the way on, if one matters; else returns warnings."""
+    if any(one.matters for one in found):
         names = ",".join(dict.fromkeys(spelled(one.name) for one in found))
         raise CheckpointRefused(
             f"checkpoint {folder} is of another job: {'; '.join(map(str, found))}: "
             f"resume with the job that wrote it, use another --checkpoint folder, or add --change {names} if that is "
             "meant"
         )
+    return [f"the job is not quite the checkpoint's: {one}; what it makes and does is the same" for one in found]
 
 
 def check_names(change: Iterable[str], known: Iterable[Mapping[str, Any] | Iterable[str]]) -> None:
     """Raises CheckpointRefused for a name that nothing of the job has."""
-    names = {spelled(name) for some in known for name in some}
+    names = {spelled(name.removeprefix("initial_")) for some in known for name in some}
     for name in change:
         if spelled(name) not in names:
             raise CheckpointRefused(

@@ -43,7 +43,7 @@ def restore(training: Training, folder: Path, description: Description, change: 
         made = [] if job is None else job.compare_made(description, change)
         snapshot.restore(training.executor, folder, description)
         done = [] if job is None else job.compare_done(description, exactly=not warnings)
-        refuse(not_meant([*found, *made, *done], change), folder)
+        warnings += refuse(not_meant([*found, *made, *done], change), folder)
         if job is not None:
             warnings += job.told(description)
         if job is not None and job.adopt([*found, *made, *done], description):

@@ -20,7 +20,7 @@ from samestep.job.job import Job
 from samestep.job.schedule_functions import function_values, rates_ahead, values_read
 from samestep.parallel.execution.attendant import Attendant
 from samestep.parallel.execution.executor import Executor
-from samestep.state.checkpoint import Description
+from samestep.state.checkpoint import OF_THE_STATE, Description
 from samestep.state.job_traits import Difference, Traits, check_names, differences, renamed, same
 from samestep.system.json_values import plain
 from samestep.training.data_sample import data_sample
@@ -113,7 +113,8 @@ class JobIdentity(Attendant):
             return []
         here = self._agreed(self.made)
         known = [here["settings"], there["settings"], *here["hyperparameters"], *there["hyperparameters"]]
-        check_names(change, [*known, description.fingerprint, ("schedule", "data", "model", "loss")])
+        more = [name for name in description.fingerprint if name not in OF_THE_STATE]
+        check_names(change, [*known, more, ("schedule", "data", "model", "loss")])
         return differences(there, here)
 
     def compare_done(self, description: Description, *, exactly: bool) -> list[Difference]:

@@ -79,7 +79,7 @@ class Trainer:
             self._training, _ = training_of(run, joined.prepared, joined.shared, joined.transport)
             if run.resumption is not None:
                 self.warnings = checkpoints.restore(
-                    self._training, run.resumption.folder, run.resumption.description, request.training.change
+                    self._training, run.resumption.folder, run.resumption.description, request.training.change or ()
                 )
 
     @property

@@ -221,7 +221,7 @@ def train(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
     root = None if run.request.training.checkpoint is None else Path(run.request.training.checkpoint)
     if run.resumption is not None:
         for warning in checkpoints.restore(
-            trainer, run.resumption.folder, run.resumption.description, run.request.training.change
+            trainer, run.resumption.folder, run.resumption.description, run.request.training.change or ()
         ):
             if reports.rank == 0:
                 run.report("warning", text=warning)
