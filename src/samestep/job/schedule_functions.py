@@ -1,4 +1,4 @@
-"""What a schedule does that its `state_dict` does not hold: functions, and the values that they read.
+"""Functions of a schedule, which its `state_dict` does not hold, and the values that they read.
 
 A `LambdaLR` saves no function. So a schedule is compared by the rates that it gives in the next steps, by the values of
 its functions at a few steps, and by the plain values that these functions find in closures and globals.

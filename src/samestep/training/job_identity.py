@@ -1,4 +1,4 @@
-"""What a job is, by what it makes and by what it does: written to checkpoints, compared when one is resumed.
+"""Identity of a job, by what it makes and by what it does: written to checkpoints, compared when one is resumed.
 
 as it begins    hyperparameters, schedule, settings, data, modules                 `made`
 at a save       the schedule's next rates, one shard's loss and gradients          `recorded`
@@ -32,7 +32,7 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a job comes from. settings: as JSON holds them. file: its hash. computes: whether a worker has the whole
+    """Origin of a job. settings: as JSON holds them. file: its hash. computes: whether a worker has the whole
     model, to compute a shard of it."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class JobIdentity(Attendant):
 
     @property
     def made(self) -> Traits:
-        """What the job has made."""
+        """Traits that the job has made."""
         if self._made is None:
             job, scheduler = self.job, self.executor.scheduler
             groups, state = self._began[0]
@@ -88,7 +88,7 @@ class JobIdentity(Attendant):
         return {"columns": columns, "rows": rows}
 
     def record(self) -> Traits:
-        """What the job does now. All workers must call it. Raises JobRefused for a schedule that cannot go on."""
+        """Traits of what the job does now. All workers must call it. Raises JobRefused for a schedule that cannot go on."""
         update, scheduler = self.executor.update, self.executor.scheduler
         if scheduler is not None:
             now = values_read(scheduler)

@@ -118,7 +118,7 @@ def settings_for(function: Callable[..., Any], source: JobSource) -> dict[str, A
 
 
 def origin_of(source: JobSource) -> Origin:
-    """Where the job of this process comes from: its function's arguments, defaults included, and its file's hash."""
+    """Origin of the job of this process: its function's arguments, defaults included, and its file's hash."""
     name = SCRIPT if source.module == "__main__" else Path(source.file).stem if source.file else source.module
     module = sys.modules.get(str(name))
     function = getattr(module, source.function, None)
