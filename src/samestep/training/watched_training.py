@@ -4,7 +4,7 @@ The one file that knows both the steps and those who watch them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from samestep.audit.audit import audits_of
 from samestep.audit.ledger import Bookkeeping
@@ -18,6 +18,7 @@ from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.parallelize import take_part
 from samestep.setup.run_memory import RunMemory
 from samestep.training.drift import Reassignment, Rebalancing
+from samestep.training.job_identity import JobIdentity, Origin
 from samestep.training.trainer import Training
 from samestep.transport.transport import Transport
 
@@ -27,11 +28,12 @@ class Watch:
     """Attendants that a training is to have.
 
     audit: steps from one audit to the next; 0: no audits and no ledger. rebalance: reassign shards when workers' speeds
-    change, over memory that was shared for any assignment.
+    change, over memory that was shared for any assignment. origin: where the job comes from.
     """
 
     audit: int = 0
     rebalance: bool = False
+    origin: Origin = field(default_factory=Origin)
 
 
 def watched_training(
@@ -54,5 +56,6 @@ def watched_training(
     audits = audits_of(executor, job, prepared, shared.parameters, watch.audit, first_step)
     rebalancing = [Rebalancing(executor, job, prepared, shared, note)] if watch.rebalance else []
     proofs = proofs_of(executor, job, prepared, shared, watch.audit, first_step)
-    attendants: list[Attendant] = [*proofs, *audits, *rebalancing, *ledger]
+    origin = watch.origin if prepared.initial is None else replace(watch.origin, computes=False)
+    attendants: list[Attendant] = [JobIdentity(job, executor, origin), *proofs, *audits, *rebalancing, *ledger]
     return Training(job, executor, first_step, attendants), rebalancing[0].done if rebalancing else ()
