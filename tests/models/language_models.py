@@ -63,7 +63,15 @@ def translating(kind: str, config: Mapping[str, Any] = ENCODER, **more: Any) -> 
     return of("AutoModelForSeq2SeqLM", kind, {**config, **more})
 
 
-GPT = {"vocab_size": VOCABULARY, "n_positions": 64, "n_embd": 32, "n_layer": 4, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+GPT = {
+    "vocab_size": VOCABULARY,
+    "n_positions": 64,
+    "n_embd": 32,
+    "n_layer": 4,
+    "n_head": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 MODELS: dict[str, Callable[[], Specimen]] = {
     "gpt2": causal("gpt2", GPT),

@@ -60,7 +60,13 @@ def run(launcher: Launcher, name: str, plan: str, workers: int, *, calm: bool = 
         return Outcome(name, where, "refused late" if step or seen.steps else "refused", str(error))
     except (SamestepError, TimeoutError) as error:
         trace = getattr(error, "traceback", "")
-        return Outcome(name, where, "raised" if trace or "signal" in str(error) or not isinstance(error, SamestepError) else "refused", str(error), trace)
+        return Outcome(
+            name,
+            where,
+            "raised" if trace or "signal" in str(error) or not isinstance(error, SamestepError) else "refused",
+            str(error),
+            trace,
+        )
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
@@ -87,7 +93,11 @@ def judged(launcher: Launcher, name: str, plain: PlainRun, *, drops: bool) -> li
         elif isinstance(still, Outcome):
             found.append(Outcome(name, f"slices {workers}", "raised", f"the data plan without dropout: {still.text}"))
         elif (off := difference(list(report.losses), list(still.losses))) > CLOSE:
-            found.append(Outcome(name, f"slices {workers}", "wrong", f"losses {off:.1e} off: {_shown(report)}, not {_shown(still)}"))
+            found.append(
+                Outcome(
+                    name, f"slices {workers}", "wrong", f"losses {off:.1e} off: {_shown(report)}, not {_shown(still)}"
+                )
+            )
         elif isinstance(other, Outcome) or other.digest != report.digest:
             found.append(Outcome(name, f"slices {workers}", "wrong", "another digest than on one worker"))
         else:

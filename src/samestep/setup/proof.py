@@ -25,7 +25,7 @@ from samestep.parallel.cutting.recording import signature
 from samestep.parallel.execution.buffers import same_bits
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
-from samestep.setup.shard_result import Shard, ShardResult, by_segments, by_whole_model, stand_ins, torchs_own_linears
+from samestep.setup.shard_result import Shard, ShardResult, by_segments, by_whole_model, stand_ins, torchs_own_layers
 
 SAFETY = 16.0  # times what moving every weight by a unit in the last place changes
 LEAST = 1e-6  # relative; a few units in the last place of float32
@@ -120,7 +120,7 @@ def prove_layers(job: Job, prepared: LaidOutModel, batch: Any, step: int, number
         found = by_whole_model(job, prepared, shard)
     except Exception:  # noqa: BLE001 - forward will raise it again, at its own place
         return
-    with torchs_own_linears(prepared.model):
+    with torchs_own_layers(prepared.model):
         wanted = by_whole_model(job, prepared, shard)
         if next(differences(found, wanted, up_to_rounding(wanted, wanted)), None) is None:
             return
@@ -152,7 +152,7 @@ Same = Callable[[str, Tensor, Tensor], bool]
 
 def differences(found: ShardResult, wanted: ShardResult, same: Same) -> Iterator[Difference]:
     """Values that differ: the loss, what forward leaves behind, gradients from the first layer on."""
-    if not same("loss", found.loss, wanted.loss) or found.weight != wanted.weight:
+    if not same("loss", found.loss, wanted.loss) or found.facts[1:] != wanted.facts[1:]:
         yield Difference("loss", "", f"a loss of {float(found.loss):.9g}", f"{float(wanted.loss):.9g}")
     for name, buffer in wanted.buffers.items():
         if not same(f"buffer {name}", found.buffers[name], buffer):

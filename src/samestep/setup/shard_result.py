@@ -4,9 +4,11 @@ The uncut model computes it as torch does, the cut one segment by segment as a w
 them. Both start from the same weights, buffers and random streams, so they can be compared (`proof.py`).
 """
 
+import copy
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,11 +16,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from samestep.job.job import Job
-from samestep.job.objective import Objective, ShardLoss
+from samestep.job.objective import LossFacts, Objective, ShardLoss
 from samestep.numerics import random_streams
 from samestep.parallel.execution.bundles import Bundles
 from samestep.parallel.execution.network import Network
-from samestep.parallel.gradients import linear
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel, entry_segments
 from samestep.setup.regions import regions_of
@@ -43,10 +44,11 @@ SPREAD = 0.05  # of stand-ins for weights
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of a step. stream: the names of its random stream. How many rows it has is only a factor."""
+    """One shard of a step. stream: the names of its random stream. rows: of which only the weight of a mean depends."""
 
     batch: Any
     stream: tuple[int | str, ...]
+    rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class ShardResult:
     """
 
     loss: Tensor
-    weight: float
+    facts: LossFacts
     gradients: Mapping[str, Tensor | None]
     buffers: Mapping[str, Tensor]
     streams: random_streams.State
@@ -81,41 +83,56 @@ class _WithoutDropout(TorchFunctionMode):
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Inside, buffers are copies and parameters have no gradients. What happens to modules, gradients and random
-    generators is forgotten."""
+    """Inside, buffers are copies and parameters have no gradients.
+
+    What happens to modules, their lists, sets and dicts, to gradients and random generators is forgotten.
+    """
     streams = random_streams.leave()
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    kept = [(module, dict(vars(module)), _containers(module)) for module in model.modules()]
     gradients = [(param, param.grad) for param in model.parameters()]
     copies: dict[int, Tensor] = {}
-    for module, own in buffers:
-        for name, buffer in own.items():
-            if buffer is not None:
-                module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
-    for param, _ in gradients:
-        param.grad = None
     try:
+        for module, _, _ in kept:
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
+        for param, _ in gradients:
+            param.grad = None
         yield
     finally:
-        for module, found in attributes:
+        for module, attributes, containers in kept:
             vars(module).clear()
-            vars(module).update(found)
-        for module, own in buffers:
-            module._buffers.clear()
-            module._buffers.update(own)
+            vars(module).update(attributes)
+            for container, content in containers:
+                _refill(container, content)
         for param, grad in gradients:
             param.grad = grad
         random_streams.resume(streams)
 
 
+def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
+    """The module's own lists, dicts and sets, each with a copy of what it holds."""
+    return [
+        (value, copy.copy(value)) for value in vars(module).values() if isinstance(value, dict | list | set | deque)
+    ]
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, dict | set):
+        container.update(content)
+    else:
+        container.extend(content)
+
+
 @contextmanager
 def moved_weights(model: nn.Module) -> Iterator[None]:
     """Inside, every weight is moved up or down by one unit in the last place, to measure what rounding does."""
-    random_streams.enter(0, "moved")
+    generator = torch.Generator().manual_seed(0)
     before = [(param, param.data) for param in model.parameters() if param.is_floating_point()]
     for param, data in before:
-        away = torch.where(torch.rand(data.shape, device=data.device) < 0.5, torch.inf, -torch.inf)
-        param.data = torch.nextafter(data, away.to(data.dtype))
+        away = torch.where(torch.rand(data.shape, generator=generator) < 0.5, torch.inf, -torch.inf)
+        param.data = torch.nextafter(data, away.to(data))
     try:
         yield
     finally:
@@ -156,35 +173,42 @@ def stand_ins(prepared: LaidOutModel, most: int) -> Iterator[int]:
 
 
 @contextmanager
-def torchs_own_linears(model: nn.Module) -> Iterator[None]:
-    """Inside, every Linear that writes its gradient once is torch's again."""
-    found = [vars(module) for module in model.modules() if type(module) is nn.Linear]
-    own = [
-        (one, one.pop("forward")) for one in found if getattr(one.get("forward"), "__module__", "") == linear.__name__
-    ]
+def torchs_own_layers(model: nn.Module) -> Iterator[None]:
+    """Inside, every layer has torch's or the user's own forward: none writes gradients to places, or meets shards."""
+    found = [vars(module) for module in model.modules()]
+    own = [one for one in found if getattr(one.get("forward"), "__module__", "").startswith("samestep.")]
+    forwards = [one.pop("forward") for one in own]
     try:
         yield
     finally:
-        for attributes, forward in own:
+        for attributes, forward in zip(own, forwards, strict=True):
             attributes["forward"] = forward
+
+
+def by_model(model: nn.Module, objective: Objective, precision: str, shard: Shard) -> ShardResult:
+    """The result of a model as it is. Raises what it or the loss raises."""
+    with undisturbed(model), torch.enable_grad():
+        random_streams.enter(*shard.stream)
+        with precision_of(precision, next(model.parameters()).device):
+            loss = objective(model, shard.batch, shard.rows)
+        streams = random_streams.leave()
+        if loss.objective.requires_grad:
+            objective.seeded(loss, shard.rows).backward()  # type: ignore[no-untyped-call]
+        gradients = {name: param.grad for name, param in model.named_parameters() if param.requires_grad}
+        return ShardResult(
+            loss.objective.detach(), loss.facts, gradients, dict(model.named_buffers()), streams, _attributes(model)
+        )
 
 
 def by_whole_model(
     job: Job, prepared: LaidOutModel, shard: Shard, *, drops: bool = True, moved: bool = False
 ) -> ShardResult:
     """The result of the uncut model. drops: whether its dropout drops. moved: with weights moved by rounding."""
-    model, objective = prepared.model, Objective(job.loss, job.forward)
+    model, names = prepared.model, {name for name, _, _ in prepared.names}
     whole = prepared.whole() if prepared.initial is None else nullcontext()
-    with whole, undisturbed(model), moved_weights(model) if moved else nullcontext():
-        random_streams.enter(*shard.stream)
-        with _dropout(drops), _precision(job, model):
-            loss = objective(model, shard.batch, 1)
-            streams = random_streams.leave()
-        objective.seeded(loss, 1).backward()  # type: ignore[no-untyped-call]
-        gradients = {name: _taken(param) for name, param, _ in prepared.names}  # wholes, also of sliced layers
-        return ShardResult(
-            loss.objective.detach(), loss.weight, gradients, _buffers(model), streams, _attributes(model)
-        )
+    with whole, moved_weights(model) if moved else nullcontext(), _dropout(drops):
+        found = by_model(model, Objective(job.loss, job.forward), job.precision, shard)
+    return replace(found, gradients={name: grad for name, grad in found.gradients.items() if name in names})
 
 
 def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, drops: bool = True) -> ShardResult:
@@ -195,16 +219,16 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
     loss: ShardLoss | None = None
     with undisturbed(model):
         random_streams.enter(*shard.stream)
-        with _dropout(drops), _precision(job, model):
+        with _dropout(drops), precision_of(job.precision, next(model.parameters()).device):
             for number in numbers:
                 if number in network.regions:
                     network.slice_forward(number, range(1), 1, 0)
                 else:
-                    loss = network.forward(0, number, shard.batch, 1, objective)
+                    loss = network.forward(0, number, shard.batch, shard.rows, objective)
         assert loss is not None, "the last segment is dense"
         streams = random_streams.leave()
-        buffers = {name: buffer.clone() for name, buffer in _buffers(model).items()}
-        seeded: Tensor | None = objective.seeded(loss, 1)
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        seeded: Tensor | None = objective.seeded(loss, shard.rows)
         gradients: dict[str, Tensor | None] = dict.fromkeys(stage_of)
         for number in reversed(numbers):
             if number in network.regions:
@@ -217,7 +241,7 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
                 found = _gradients(prepared)  # a stage's workers keep those of its own parameters only
                 gradients |= {name: grad for name, grad in found.items() if stage_of[name] == stage}
         attributes = _attributes(model)
-    return ShardResult(loss.objective.detach(), loss.weight, gradients, buffers, streams, attributes)
+    return ShardResult(loss.objective.detach(), loss.facts, gradients, buffers, streams, attributes)
 
 
 def _network(prepared: LaidOutModel, plan: Plan) -> Network:
@@ -268,10 +292,6 @@ def _taken(param: nn.Parameter) -> Tensor | None:
     return grad
 
 
-def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_buffers())
-
-
 def _attributes(model: nn.Module) -> dict[str, Any]:
     return {
         f"{prefix}.{name}" if prefix else name: value
@@ -283,7 +303,3 @@ def _attributes(model: nn.Module) -> dict[str, Any]:
 
 def _dropout(drops: bool) -> AbstractContextManager[Any]:
     return nullcontext() if drops else _WithoutDropout()
-
-
-def _precision(job: Job, model: nn.Module) -> AbstractContextManager[Any]:
-    return precision_of(job.precision, next(model.parameters()).device)

@@ -78,6 +78,13 @@ def build(
     check_local(plan, request.planning.device, is_limited=request.planning.memory_limit is not None)
     prepared = divide(job, plan, prepared)
     _, schedules = checked(job, plan, prepared)
+    if request.planning.memory_limit is not None:
+        check_memory(footprints(job, plan, prepared, schedules, hosts), request.planning.memory_limit)
+    resumption = find_checkpoint(request)
+    done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
+    run = WorkerRun(
+        job, plan, request, send, resumption, done, hosts, rebalances=rebalances(asked, plan), decision=decision
+    )
     if plan.stages:
         try:
             unproven = prove_cut(job, plan, prepared, request.planning.memory_limit)
@@ -89,13 +96,6 @@ def build(
             return build(*with_pick(asked, uncut)[:1], send, hosts, made, uncut)
         if unproven:
             send({"event": "warning", "text": unproven})
-    if request.planning.memory_limit is not None:
-        check_memory(footprints(job, plan, prepared, schedules, hosts), request.planning.memory_limit)
-    resumption = find_checkpoint(request)
-    done = memoryview(mmap.mmap(-1, 8 * plan.workers)).cast("q")
-    run = WorkerRun(
-        job, plan, request, send, resumption, done, hosts, rebalances=rebalances(asked, plan), decision=decision
-    )
     send(announcement(run) | {"prediction": None if decision is None else decision.prediction.as_json()})
     return run, prepared, pristine
 
