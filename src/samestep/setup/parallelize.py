@@ -25,8 +25,9 @@ from samestep.parallel.cutting.slices import SlicedLayer, SliceOf, copied, slice
 from samestep.parallel.execution.buffers import Buffers
 from samestep.parallel.execution.bundles import Bundles
 from samestep.parallel.execution.cut_executor import CutExecutor
+from samestep.parallel.execution.cut_recipe import CutRecipe, Key
 from samestep.parallel.execution.executor import Executor
-from samestep.parallel.execution.network import CutRecipe, Network
+from samestep.parallel.execution.network import Network
 from samestep.parallel.execution.stale_executor import StaleExecutor, number_on_host, sets_of
 from samestep.parallel.execution.synchronized_batchnorm import synchronise_batchnorm
 from samestep.parallel.gradients.compressed_reduction import CompressedReduction
@@ -79,7 +80,7 @@ def prepare(job: Job, model: nn.Module, initial: LazyModel | None = None) -> Lai
     return LaidOutModel(model, optimizer, names, Layout(names), initial)
 
 
-def divide(job: Job, plan: Plan, prepared: LaidOutModel, known: dict[str, Cut] | None = None) -> LaidOutModel:
+def divide(job: Job, plan: Plan, prepared: LaidOutModel, known: dict[Key, Cut] | None = None) -> LaidOutModel:
     """Cut the network as a plan with stages says.
 
     known: the cuts of another copy of the model. Raises PlanRefused or JobRefused for what cannot be cut.
@@ -286,8 +287,8 @@ def network_of(prepared: LaidOutModel, plan: Plan, executor: Executor) -> Networ
 
 
 def segment_buffers(structure: Cut, number: int, buffers: Buffers) -> list[int]:
-    """The buffers that a segment's calls use."""
-    found: set[str] = set()
+    """The buffers that a segment's calls use; those that no call uses have their homes too."""
+    found = {name for name, home in structure.homes.items() if home == number and name not in structure.used}
     for call in structure.segments[number].calls:
         found |= call.names
         if isinstance(call.what, str):

@@ -13,7 +13,7 @@ from samestep.job.objective import ShardLoss
 from samestep.numerics import random_streams
 from samestep.numerics.reduction_tree import local_plan
 from samestep.parallel.execution.executor import Executor, StepState
-from samestep.parallel.execution.network import Network
+from samestep.parallel.execution.network import Network, OtherWayTaken
 from samestep.schedule import actions
 
 
@@ -28,12 +28,22 @@ class CutExecutor(Executor):
         with self._precision(), self.unchanged.during_forward():
             if action.segment == 0:
                 random_streams.enter(self.plan.numerics.seed, "step", state.number, shard)
-            self.buffers.begin_shard(own)
-            batch, rows = state.batches[shard], state.rows[shard]
-            loss = self.network.forward(shard, action.segment, batch, rows, self.objective)
+            loss = self._through(action, state)
             state.note_changed(shard, self.buffers.end_shard(shard, own))
         if loss is not None:
             self._keep_loss(shard, loss, state)
+
+    def _through(self, action: actions.Forward, state: StepState) -> ShardLoss | None:
+        """Forward through a segment; from its beginning once more where a guard turns to another way."""
+        shard, own = action.shard, self.network.buffers[action.segment]
+        while True:
+            self.buffers.begin_shard(own)
+            try:
+                return self.network.forward(
+                    shard, action.segment, state.batches[shard], state.rows[shard], self.objective
+                )
+            except OtherWayTaken:
+                self.buffers.forget(own)
 
     def recompute(self, action: actions.Recompute, state: StepState) -> None:
         own = self.network.buffers[action.segment]
