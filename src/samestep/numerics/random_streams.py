@@ -2,6 +2,8 @@
 
 import random
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +53,16 @@ def resume(state: State) -> None:
         torch.cuda.set_rng_state(state.gpu)
     random.setstate(state.python)
     np.random.set_state(state.numpy)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Inside, streams may be entered; afterwards the generators are as they were."""
+    state = leave()
+    try:
+        yield
+    finally:
+        resume(state)
 
 
 def same(a: State, b: State) -> bool:
