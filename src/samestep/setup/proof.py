@@ -133,10 +133,10 @@ def check_repeats(job: Job, prepared: LaidOutModel, shard: Shard) -> None:
         first, second = losses_of_two(prepared.model, Objective(job.loss, job.forward), job.precision, shard)
     if not same_bits(first, second):
         raise JobRefused(
-            f"forward gives a loss of {float(first):.9g}, and {float(second):.9g} when it runs again on the same shard from "
-            "the same weights, buffers and random streams: it reads what an earlier forward left behind (an attribute of a "
-            "module, a generator of its own), so that the numbers would depend on who computed which shards; keep it in "
-            "a buffer, and draw from torch's default generator"
+            f"forward gives a loss of {float(first):.9g}, and {float(second):.9g} when it runs again on the same shard "
+            "from the same weights, buffers and random streams: it reads what an earlier forward left behind (an "
+            "attribute of a module, a generator of its own), so that the numbers would depend on who computed which "
+            "shards; keep it in a buffer, and draw from torch's default generator"
         )
 
 
