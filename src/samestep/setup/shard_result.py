@@ -228,15 +228,17 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
 
 def _through(network: Network, number: int, batch: Any, rows: int, objective: Objective) -> ShardLoss | None:
     """Forward through a segment; from its beginning once more where a guard turns to another way."""
+    modules = list(network.recipe.model.modules())
     while True:
-        bound = [(module._buffers, dict(module._buffers)) for module in network.recipe.model.modules()]
-        for now, before in bound:
-            now |= {name: None if buffer is None else buffer.clone() for name, buffer in before.items()}
+        homes = [(module, name, b) for module in modules for name, b in module._buffers.items() if b is not None]
+        copies = {id(buffer): buffer.clone() for _, _, buffer in homes}
+        for module, name, buffer in homes:
+            module._buffers[name] = copies[id(buffer)]
         try:
             return network.forward(0, number, batch, rows, objective)
         except OtherWayTaken:
-            for now, before in bound:
-                now |= before
+            for module, name, buffer in homes:
+                module._buffers[name] = buffer
 
 
 def _network(prepared: LaidOutModel, plan: Plan) -> Network:
