@@ -39,6 +39,7 @@ class Report:
     deals: (first step, shards of each worker), where shards were reassigned because workers' speeds had changed.
     audits: number of comparisons of the workers' states, all of which found them equal.
     epochs_proven: epochs in which every row was used exactly once; None without a ledger.
+    rows_dropped: rows in these epochs that Job.collate_fn has left out.
     traces: per worker, the last steps action by action, if requested.
     sync: figures of a sync policy other than exact: bound (steps), staleness (the largest seen, steps), divergence
         (relative), and updates or meetings. With stale(S), divergence is the largest distance of parameters from
@@ -65,6 +66,7 @@ class Report:
     deals: Sequence[tuple[int, tuple[int, ...]]] = ()
     audits: int = 0
     epochs_proven: int | None = None
+    rows_dropped: int = 0
     sync: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -103,6 +105,7 @@ class Report:
             "deals": [{"step": step, "assign": list(assign)} for step, assign in self.deals],
             "audits": self.audits,
             "epochs_proven": self.epochs_proven,
+            "rows_dropped": self.rows_dropped,
             "times": [vars(time) for time in self.times],
             "predicted_seconds_per_step": None if self.prediction is None else self.prediction.seconds,
             "prediction_error": self.prediction_error,

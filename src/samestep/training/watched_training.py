@@ -17,6 +17,7 @@ from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.parallelize import take_part
 from samestep.setup.run_memory import RunMemory
 from samestep.training.drift import Reassignment, Rebalancing
+from samestep.training.kept_rows import KeptRows
 from samestep.training.trainer import Training
 from samestep.transport.transport import Transport
 
@@ -47,10 +48,11 @@ def watched_training(
     """Worker `transport.rank`'s training from `first_step` on, and a list that its reassignments of shards go to."""
     order = None if job.data is None or not watch.audit else job.row_order(training_rows(job).num_rows)
     ledger = [] if order is None else [Bookkeeping(order, transport, first_step)]
-    note = ledger[0].note if ledger else None
+    kept = [] if job.collate_fn is None else [KeptRows(ledger[0] if ledger else None)]
+    note = kept[0].note if kept else ledger[0].note if ledger else None
     executor = take_part(job, plan, prepared, shared, transport, first_step, allow_nan=allow_nan, note=note)
     executor.alike.facts.append(Settings(executor.optimizers()[0][0].optimizer))
     audits = audits_of(executor, job, prepared, shared.parameters, watch.audit, first_step)
     rebalancing = [Rebalancing(executor, job, prepared, shared, note)] if watch.rebalance else []
-    attendants: list[Attendant] = [*audits, *rebalancing, *ledger]
+    attendants: list[Attendant] = [*kept, *audits, *rebalancing, *ledger]
     return Training(job, executor, first_step, attendants), rebalancing[0].done if rebalancing else ()

@@ -50,7 +50,7 @@ class CutExecutor(Executor):
         loss: ShardLoss | None = state.losses.pop(shard) if self.is_last(segment) else None
         is_split = self.plan.splits_backward(stage)
         self.gradients.begin_shard(shard, *self._work(state).folds[stage][shard], may_wait=is_split)
-        seeded = None if loss is None else self.objective.seeded(loss, sum(state.rows))
+        seeded = None if loss is None else self.objective.seeded(loss, state.batch_rows)
         self.network.backward(shard, segment, seeded)
         if is_split:
             self.gradients.pause_shard(segment)
