@@ -1,7 +1,7 @@
 """Report of a finished run. Imports no torch, so that commands start fast."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -113,9 +113,13 @@ class Report:
         }
         return dict(finite(found))
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        """Also at the interpreter's end, when modules have no names any more."""
         if self.weights_file is not None:
-            os.close(self.weights_file)
+            try:  # noqa: SIM105 - contextlib may be gone
+                close(self.weights_file)
+            except OSError:
+                pass
 
 
 def _read(file: int, size: int) -> list[bytes]:

@@ -80,6 +80,12 @@ def pack(state: State) -> Tensor:
     return torch.cat([state.torch, own, *([] if state.gpu is None else [state.gpu])])
 
 
+def packed_size() -> int:
+    """Bytes of a packed state."""
+    gpu = torch.cuda.get_rng_state().numel() if uses_gpu() else 0
+    return torch.default_generator.get_state().numel() + OTHERS + gpu
+
+
 def unpack(packed: Tensor) -> State:
     """The state that was packed."""
     size = torch.get_rng_state().numel()

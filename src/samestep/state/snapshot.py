@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save as to_bytes
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from samestep.errors import CheckpointRefused, JobRefused
 from samestep.parallel.execution.executor import Executor
 from samestep.parallel.execution.owned_state import StatePiece, StoredPiece, fill
 from samestep.parallel.gradients.layout import dense
@@ -41,8 +43,10 @@ def constants(executor: Executor) -> Iterator[tuple[str, nn.Parameter]]:
 def values(executor: Executor, step: int) -> dict[str, Any]:
     """The state that is not tensors, the same on every worker."""
     groups = [
-        {"names": names, **plain(group, "the optimizer's parameter group")}
-        for names, group in zip(executor.update.group_names, executor.update.state.hyperparameters(), strict=True)
+        {"names": names, **{key: plain(value, group_text(executor, i, key)) for key, value in group.items()}}
+        for i, (names, group) in enumerate(
+            zip(executor.update.group_names, executor.update.state.hyperparameters(), strict=True)
+        )
     ]
     scheduler = None if executor.scheduler is None else plain(executor.scheduler.state_dict(), "the scheduler's state")
     found = {"optimizer": groups, "scheduler": scheduler, "seed": executor.plan.numerics.seed, "step": step}
@@ -50,9 +54,20 @@ def values(executor: Executor, step: int) -> dict[str, Any]:
     return found if numerics.policy is None else {**found, "sync": numerics.sync}
 
 
-def digest(executor: Executor, step: int) -> str:
-    """SHA-256 over the state of the run after `step` steps. All workers must call it."""
-    leaves: Leaves = {"values": value_leaf(values(executor, step))}
+def group_text(executor: Executor, number: int, key: str) -> str:
+    """A hyperparameter in words."""
+    return f"{key!r} in parameter group {number} of the optimizer {type(executor.update.optimizer).__name__}"
+
+
+def digest(executor: Executor, step: int, stored: Description | None = None) -> str:
+    """SHA-256 over the state of the run after `step` steps. All workers must call it.
+
+    stored: a checkpoint whose optimizers' and schedule's values count in the place of the executor's.
+    """
+    plain_values = values(executor, step)
+    if stored is not None:
+        plain_values |= {"optimizer": stored.optimizer, "scheduler": stored.scheduler}
+    leaves: Leaves = {"values": value_leaf(plain_values)}
     for part in state_pieces(executor):
         if part.whole:
             leaves[part.label] = tensor_leaf(part.tensor)
@@ -61,8 +76,13 @@ def digest(executor: Executor, step: int) -> str:
     return joint_digest(leaves, executor.transport)
 
 
-def save(executor: Executor, step: int, root: Path, run: str, fingerprint: dict[str, Any]) -> Path:
-    """Write a checkpoint. All workers must call it; it is there, whole, when they return."""
+def save(
+    executor: Executor, step: int, root: Path, run: str, fingerprint: dict[str, Any], **job: dict[str, Any] | None
+) -> Path:
+    """Write a checkpoint. All workers must call it; it is there, whole, when they return.
+
+    job: the description's fields about the job.
+    """
     transport, temporary = executor.transport, temporary_of(root, run)
     found = digest(executor, step)
     if transport.rank == 0:
@@ -89,6 +109,7 @@ def save(executor: Executor, step: int, root: Path, run: str, fingerprint: dict[
             scheduler=state["scheduler"],
             cpu=platform.processor() or platform.machine(),
             files=files,
+            **job,
         )
         publish(temporary, description, root)
     transport.exchange(b"")
@@ -110,6 +131,11 @@ def restore(executor: Executor, folder: Path, description: Description) -> None:
     state.finish(StoredEdges(files))
     _restore_values(executor, description)
     executor.share_values()
+    if (found := digest(executor, description.step, description)) != description.digest:
+        raise CheckpointRefused(
+            f"checkpoint {folder} was written with the state {description.digest[:16]}, and what was read from it is "
+            f"{found[:16]}: remove the folder, or look at the memory and the disk of this machine"
+        )
 
 
 def _stored(file: Any, key: str, label: str, start: int) -> StoredPiece:
@@ -158,14 +184,49 @@ def _restore_values(executor: Executor, description: Description) -> None:
             for name, value in stored.items():
                 if name != "names":
                     group[name] = as_before(value, group.get(name))
-        if scheduler is not None:
+        if scheduler is not None and description.fingerprint["scheduler"] == type(scheduler).__name__:
             scheduler.load_state_dict(as_before(description.scheduler, scheduler.state_dict()))
 
 
 def weights(executor: Executor) -> dict[str, Tensor]:
-    """The model's `state_dict`, as independent contiguous tensors."""
+    """The model's `state_dict` under its own names, compiled or not, as independent contiguous tensors."""
     with executor.whole():
         return {
-            name: dense(value.detach().cpu()).contiguous().clone()
-            for name, value in executor.model.state_dict().items()
+            name: dense(value.detach().cpu()).contiguous().clone() for name, value in named_weights(executor).items()
         }
+
+
+def named_weights(executor: Executor) -> dict[str, Tensor]:
+    """The model's `state_dict`. Raises JobRefused for what a file of tensors cannot hold."""
+    found = executor.model.state_dict()
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            raise JobRefused(
+                f"{name} in the model's state_dict is a {type(value).__name__}, which a file of weights cannot hold "
+                "without pickle: let get_extra_state return a tensor, or register what it keeps as buffers"
+            )
+        check_storable(f"{name} in the model's state_dict", value)
+    compiled = [name for name, module in executor.model.named_modules() if type(module).__name__ == "OptimizedModule"]
+    own = {name: uncompiled(name, compiled) for name in found}
+    return {own[name]: value for name, value in found.items()} if len(set(own.values())) == len(found) else found
+
+
+def uncompiled(name: str, compiled: Sequence[str]) -> str:
+    """A parameter's name without the level that torch.compile puts in. compiled: names of the compiled modules, of
+    which inner ones are within outer ones."""
+    for module in reversed(compiled):
+        prefix = f"{module}." if module else ""
+        if name.startswith(f"{prefix}_orig_mod."):
+            name = prefix + name.removeprefix(f"{prefix}_orig_mod.")
+    return name
+
+
+def check_storable(what: str, tensor: Tensor) -> None:
+    """Raises JobRefused for a tensor that safetensors has no type for."""
+    try:
+        to_bytes({"x": torch.zeros(1, dtype=tensor.dtype)})
+    except (KeyError, ValueError, RuntimeError):
+        raise JobRefused(
+            f"{what} is {tensor.dtype}, which a file of tensors (safetensors) cannot hold: keep it in another type, "
+            "for example its view_as_real"
+        ) from None

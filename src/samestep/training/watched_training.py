@@ -4,10 +4,11 @@ The one file that knows both the steps and those who watch them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from samestep.audit.audit import audits_of
 from samestep.audit.ledger import Bookkeeping
+from samestep.audit.proofs import proofs_of
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
 from samestep.parallel.execution.agreement import Settings
@@ -17,7 +18,9 @@ from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.parallelize import take_part
 from samestep.setup.run_memory import RunMemory
 from samestep.training.drift import Reassignment, Rebalancing
+from samestep.training.job_identity import JobIdentity, Origin
 from samestep.training.kept_rows import KeptRows
+from samestep.training.rehearsal import Ends, Rehearsal
 from samestep.training.trainer import Training
 from samestep.transport.transport import Transport
 
@@ -27,11 +30,14 @@ class Watch:
     """Attendants that a training is to have.
 
     audit: steps from one audit to the next; 0: no audits and no ledger. rebalance: reassign shards when workers' speeds
-    change, over memory that was shared for any assignment.
+    change, over memory that was shared for any assignment. origin: where the job comes from. ends: what it is to leave
+    behind, rehearsed after the first update.
     """
 
     audit: int = 0
     rebalance: bool = False
+    ends: Ends | None = None
+    origin: Origin = field(default_factory=Origin)
 
 
 def watched_training(
@@ -54,5 +60,9 @@ def watched_training(
     executor.alike.facts.append(Settings(executor.optimizers()[0][0].optimizer))
     audits = audits_of(executor, job, prepared, shared.parameters, watch.audit, first_step)
     rebalancing = [Rebalancing(executor, job, prepared, shared, note)] if watch.rebalance else []
-    attendants: list[Attendant] = [*kept, *audits, *rebalancing, *ledger]
+    proofs = proofs_of(executor, job, prepared, shared, watch.audit, first_step)
+    origin = watch.origin if prepared.initial is None else replace(watch.origin, computes=False)
+    identity = JobIdentity(job, executor, origin)
+    rehearsal = [] if watch.ends is None else [Rehearsal(executor, watch.ends)]
+    attendants: list[Attendant] = [*kept, identity, *rehearsal, *proofs, *audits, *rebalancing, *ledger]
     return Training(job, executor, first_step, attendants), rebalancing[0].done if rebalancing else ()

@@ -45,8 +45,8 @@ class Trainer:
 
     job: a `Job`, or a function that makes one, called under the job's seed.
     options: of `samestep.train`: plan, shards, slices, assign, threads, numerics, codec, sync, steps, epochs, seed,
-        checkpoint, resume, allow_nan, memory_limit, rebalance, audit, device, settings, stall; and timeout, seconds
-        that workers wait for one another.
+        checkpoint, resume, change, allow_nan, memory_limit, rebalance, audit, device, settings, stall; and timeout,
+        seconds that workers wait for one another.
     warnings: differences from the checkpoint that training goes on from.
 
     Every method must be called by all workers alike. Raises Refused when the job, plan or checkpoint cannot be run, or
@@ -80,7 +80,9 @@ class Trainer:
             joined = self._joined
             self._training, _ = training_of(run, joined.prepared, joined.shared, joined.transport)
             if run.resumption is not None:
-                self.warnings = checkpoints.restore(self._training, run.resumption.folder, run.resumption.description)
+                self.warnings = checkpoints.restore(
+                    self._training, run.resumption.folder, run.resumption.description, request.training.change or ()
+                )
             self._loop = OwnLoop(self._training)
 
     @property
@@ -214,7 +216,7 @@ def leave(membership: Membership, transport: Transport) -> None:
 def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[str, Any]) -> Request:
     """The request of a script's own loop. Raises Refused for unknown options and for values that cannot be."""
     known = ("shards", "slices", "assign", "threads", "numerics", "codec", "sync", "steps", "epochs", "seed", "resume",
-             "checkpoint", "allow_nan", "memory_limit", "rebalance", "audit", "device", "settings",
+             "change", "checkpoint", "allow_nan", "memory_limit", "rebalance", "audit", "device", "settings",
              "timeout", "stall")  # fmt: skip
     if strange := sorted(set(options) - set(known)):
         raise JobRefused(f"Trainer has no option {', '.join(strange)}: it takes plan, {', '.join(known)}")
@@ -223,8 +225,9 @@ def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[s
         file=None if script is None else str(Path(script).absolute()),
         settings=dict(options.pop("settings", None) or {}),
     )
-    if options.get("assign") is not None:
-        options["assign"] = tuple(options["assign"])
+    for name in ("assign", "change"):
+        if options.get(name) is not None:
+            options[name] = (options[name],) if isinstance(options[name], str) else tuple(options[name])
     if options.get("checkpoint") is not None:
         options["checkpoint"] = str(Path(options["checkpoint"]).absolute())
     return Request.made_here(source, plan, default_workers=1, plan_is_asked=False, **options)

@@ -121,6 +121,15 @@ class Buffers:
             self._bind(i, value)
         self._fresh.clear()
 
+    def taken(self, changed: bytes) -> dict[int, Tensor]:
+        """The buffers that are bound now, of those that a shard changed; `give_back` binds them for its backward."""
+        return {i: self.bound_tensor(i) for i, has_changed in enumerate(changed) if has_changed}
+
+    def give_back(self, taken: Mapping[int, Tensor]) -> None:
+        for i, value in taken.items():
+            self._bind(i, value)
+        self._fresh.difference_update(taken)
+
     def bound_tensor(self, i: int) -> Tensor:
         module, local = self._homes[i][0]
         bound = module._buffers[local]
