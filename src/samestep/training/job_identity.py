@@ -88,7 +88,7 @@ class JobIdentity(Attendant):
         return {"columns": columns, "rows": rows}
 
     def record(self) -> Traits:
-        """Traits of what the job does now. All workers must call it. Raises JobRefused for a schedule that cannot go on."""
+        """Traits of what the job does now. All workers must call it. Raises JobRefused for a schedule that changed."""
         update, scheduler = self.executor.update, self.executor.scheduler
         if scheduler is not None:
             now = values_read(scheduler)
