@@ -63,7 +63,7 @@ def products() -> Results:
 
 
 def onednn_products() -> Results:
-    if LINEAR is not None and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if LINEAR is not None:
         for rows, inner, columns in ((3, 64, 48), (16, 256, 192), (32, 513, 130)):
             x, weight = numbers(rows, inner), numbers(columns, inner, salt=2)
             yield LINEAR(x, weight, numbers(columns, salt=3), "none", [], "")

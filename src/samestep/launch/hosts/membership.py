@@ -353,7 +353,7 @@ def own_facts(request: Request) -> dict[str, Any]:
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "instruction set": instruction_set(request.planning.device),
-        "kernels": known_kernels(request.planning.device),
+        "kernels": dict(known_kernels(request.planning.device).hashes),
         "devices": num_devices(request.planning.device),
         "job's file": None if request.source.file is None else file_fact(Path(request.source.file)),
         "last checkpoint": checkpoint_fact(request),

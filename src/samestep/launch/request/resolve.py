@@ -16,7 +16,7 @@ from samestep.codec.edge_codec import NONE, parse_codec
 from samestep.errors import PlanRefused
 from samestep.job.job import Job
 from samestep.launch.request.importing import call, load_function
-from samestep.launch.request.known_kernels import known_kernels
+from samestep.launch.request.known_kernels import check_promises, known_kernels
 from samestep.launch.request.lock_file import locked
 from samestep.launch.request.request import Request
 from samestep.numerics import random_streams
@@ -112,6 +112,8 @@ def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str
     text, source = request.planning.plan_text, f"--plan {request.planning.plan}"
     fields = None if text is None else parse_fields(text, source)
     stages = _stages(job, request, model, job.shards, fields)
+    kernels = known_kernels(request.planning.device)
+    check_promises(kernels)
     numerics = dataclasses.replace(
         numerics_for(request, job, chosen),
         slices=slices_text(stages),
@@ -119,7 +121,7 @@ def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str
         torch=str(torch.__version__),
         isa=instruction_set(request.planning.device),
         mkl=request.numerics.mkl,
-        kernels=fingerprint_of(known_kernels(request.planning.device)),
+        kernels=fingerprint_of(kernels.hashes),
     )
     check_environment({name: value for name, value in chosen.items() if name not in CHOSEN}, numerics)
     transport = request.planning.transport or (fields["transport"] if fields else "processes")
