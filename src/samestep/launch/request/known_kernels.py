@@ -46,7 +46,7 @@ class KnownKernels:
 
 @functools.cache
 def known_kernels(device: str) -> KnownKernels:
-    """What is known of the kernels; of a GPU its name."""
+    """Knowledge of the kernels; of a GPU its name."""
     if device != "cpu":
         return KnownKernels({"GPU": instruction_set(device)})
     path = cache_folder() / f"kernels-{_key()}.json"
