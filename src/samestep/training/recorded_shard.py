@@ -5,7 +5,9 @@ changes the loss, a layer, a dropout rate or the data changes it, whoever comput
 """
 
 import math
+import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from samestep.job.training_data import first_shard
 from samestep.numerics import random_streams
 from samestep.numerics.numerics import num_shards_of, shard_rows
 from samestep.parallel.execution.executor import Executor
-from samestep.setup.shard_gradients import ShardGradients, shard_gradients
+from samestep.setup.shard_result import Shard, ShardResult, by_model, torchs_own_layers
 from samestep.state.digest import tensor_leaf
 from samestep.state.job_traits import Difference, Traits
 from samestep.system.device import to_device
@@ -36,10 +38,9 @@ def recorded_shard(job: Job, executor: Executor) -> Traits | None:
     streams = random_streams.leave()
     try:
         batch = to_device(first_shard(job, numerics.shards), executor.device)
-        with executor.whole():
-            found = shard_gradients(
-                executor.model, executor.objective, batch, rows, numerics.precision, numerics.seed, "recorded shard"
-            )
+        shard = Shard(batch, (numerics.seed, "recorded shard"), rows)
+        with executor.whole(), torchs_own_layers(executor.model), uncompiled():
+            found = by_model(executor.model, executor.objective, numerics.precision, shard)
             return {**as_traits(found), "precision": numerics.precision}
     except Exception as error:  # noqa: BLE001 - the user's model, on a shard beside the run
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
@@ -47,7 +48,12 @@ def recorded_shard(job: Job, executor: Executor) -> Traits | None:
         random_streams.resume(streams)
 
 
-def as_traits(found: ShardGradients) -> Traits:
+def uncompiled() -> AbstractContextManager[Any]:
+    """Inside, what torch.compile made runs as it was written: another machine may compile it otherwise."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def as_traits(found: ShardResult) -> Traits:
     """As JSON: loss and weight in hexadecimal, of each gradient and buffer the hash and the norm."""
     value, weight, is_mean = found.facts
     return {

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from samestep.audit.audit import audits_of
 from samestep.audit.ledger import Bookkeeping
+from samestep.audit.proofs import proofs_of
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
+from samestep.parallel.execution.agreement import Settings
 from samestep.parallel.execution.attendant import Attendant
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
@@ -50,8 +52,10 @@ def watched_training(
     ledger = [] if order is None else [Bookkeeping(order, transport, first_step)]
     note = ledger[0].note if ledger else None
     executor = take_part(job, plan, prepared, shared, transport, first_step, allow_nan=allow_nan, note=note)
+    executor.alike.facts.append(Settings(executor.optimizers()[0][0].optimizer))
     audits = audits_of(executor, job, prepared, shared.parameters, watch.audit, first_step)
     rebalancing = [Rebalancing(executor, job, prepared, shared, note)] if watch.rebalance else []
+    proofs = proofs_of(executor, job, prepared, shared, watch.audit, first_step)
     origin = watch.origin if prepared.initial is None else replace(watch.origin, computes=False)
-    attendants: list[Attendant] = [JobIdentity(job, executor, origin), *audits, *rebalancing, *ledger]
+    attendants: list[Attendant] = [JobIdentity(job, executor, origin), *proofs, *audits, *rebalancing, *ledger]
     return Training(job, executor, first_step, attendants), rebalancing[0].done if rebalancing else ()

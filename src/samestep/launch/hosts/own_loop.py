@@ -37,6 +37,7 @@ from samestep.plan.plan import Plan
 from samestep.state.checkpoint import remove_unfinished, unfinished_file
 from samestep.system import heap
 from samestep.training import checkpoints
+from samestep.training.own_batches import OwnLoop
 from samestep.transport.transport import Transport
 
 
@@ -75,6 +76,7 @@ class Trainer:
         self._step_number = run.first_step
         self._leave = weakref.finalize(self, leave, self._membership, self._joined.transport)
         self.warnings: list[str] = [text for text in [untried_torch(str(torch.__version__))] if text is not None]
+        self._loop: OwnLoop | None = None
         with self._explaining():
             joined = self._joined
             self._training, _ = training_of(run, joined.prepared, joined.shared, joined.transport)
@@ -82,6 +84,7 @@ class Trainer:
                 self.warnings += checkpoints.restore(
                     self._training, run.resumption.folder, run.resumption.description, request.training.change or ()
                 )
+            self._loop = OwnLoop(self._training)
 
     @property
     def rank(self) -> int:
@@ -121,11 +124,15 @@ class Trainer:
     def step(self, batch: Any = None) -> StepResult:
         """Train on `batch`, the whole one and the same on every worker; without one, on the job's next batch.
 
-        Raises JobRefused where there is neither.
+        Generators of torch, NumPy and Python are afterwards as they were. Raises JobRefused where there is neither,
+        where workers were given other batches, where steps on the job's batches and on others are mixed, and where the
+        model was changed since the last step: buffers by a forward in train mode, gradients by a backward.
         """
         if batch is None:
             self._check_data()
-        with self._explaining():
+        with self._explaining(), random_streams.kept():
+            assert self._loop is not None
+            self._loop.begin(batch)
             found = self._training.step() if batch is None else self._training.step_batch(batch)
             self._step_number = found.number + 1
             return found
@@ -136,7 +143,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """The metrics over Job.evaluate."""
-        with self._explaining():
+        with self._explaining(), random_streams.kept():
             return self._training.evaluation.after(self._training.step_number)
 
     def digest(self) -> str:
@@ -175,9 +182,13 @@ class Trainer:
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
-        """A failure names hosts and causes, and is reported to the others."""
+        """A failure names hosts and causes, and is reported to the others; so is a model changed between two calls."""
         try:
+            if self._loop is not None:
+                self._loop.check_left_alone()
             yield
+            if self._loop is not None:
+                self._loop.rest()
         except SamestepError as error:
             failure = failure_event(error, self.rank, self._step_number)
             self._leave.detach()

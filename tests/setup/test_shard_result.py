@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from samestep.job.objective import Objective
 from samestep.numerics import random_streams
 from samestep.parallel.gradients.linear import write_weight_gradients_once
-from samestep.setup.shard_gradients import shard_gradients
+from samestep.setup.shard_result import Shard, ShardResult, by_model, torchs_own_layers
 
 
 class Leaving(nn.Module):
@@ -83,6 +83,11 @@ def loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return ((outputs - targets) ** 2).mean()
 
 
+def computed(model: nn.Module, batch: Any, rows: int, *stream: int | str) -> ShardResult:
+    with torchs_own_layers(model):
+        return by_model(model, Objective(loss, None), "float32", Shard(batch, stream, rows))
+
+
 def bits(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
@@ -102,22 +107,17 @@ def traces(model: nn.Module) -> list[Any]:
 def test_it_is_what_autograd_gives_and_leaves_no_trace(name: str, slots: bool) -> None:
     torch.manual_seed(1)
     model, x, y = MODELS[name](), torch.randn(5, 6), torch.randn(5, 6)
-    seen: list[str] = []
     place = torch.zeros(36)
     if slots:
         write_weight_gradients_once(model, lambda param: lambda: place.view(6, 6) if param.shape == (6, 6) else None)
-    for one, param in model.named_parameters():
-        if param.requires_grad:
-            param.register_post_accumulate_grad_hook(lambda _, one=one: seen.append(one))
     before, state, random = traces(model), {k: bits(v) for k, v in model.state_dict().items()}, random_streams.leave()
 
-    found = shard_gradients(model, Objective(loss, None), (x, y), 5, "float32", 7, "here")
+    found = computed(model, (x, y), 5, 7, "here")
 
     assert traces(model) == before
     assert all(torch.equal(value, state[k]) for k, value in model.state_dict().items())
     assert random_streams.same(random_streams.leave(), random)
     assert all(param.grad is None for param in model.parameters())
-    assert seen == []
     assert not place.any()
 
     for module in model.modules():
@@ -139,7 +139,7 @@ def test_it_is_what_autograd_gives_and_leaves_no_trace(name: str, slots: bool) -
 def test_it_may_be_computed_any_number_of_times(seed: int, name: str) -> None:
     torch.manual_seed(seed)
     model, x, y = MODELS[name](), torch.randn(4, 6), torch.randn(4, 6)
-    first, again = (shard_gradients(model, Objective(loss, None), (x, y), 4, "float32", seed) for _ in range(2))
+    first, again = (computed(model, (x, y), 4, seed) for _ in range(2))
     assert first.facts == again.facts
     assert all(
         (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
@@ -151,6 +151,6 @@ def test_a_failure_leaves_no_trace_either() -> None:
     model, batch = Leaving(), (torch.randn(5, 7), torch.randn(5, 6))
     before, random = traces(model), random_streams.leave()
     with pytest.raises(RuntimeError):
-        shard_gradients(model, Objective(loss, None), batch, 5, "float32", 0)
+        computed(model, batch, 5, 0)
     assert traces(model) == before
     assert random_streams.same(random_streams.leave(), random)

@@ -1,0 +1,31 @@
+"""All models of the zoo, by name; which library each needs."""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+
+from models import hand_written_models, language_models, perception_models
+from models.specimen import Specimen
+
+LIBRARIES: Mapping[str, Mapping[str, Callable[[], Specimen]]] = {
+    "hand-written": hand_written_models.MODELS,
+    "transformers, language": language_models.MODELS,
+    "transformers, perception": perception_models.MODELS,
+}
+"""By the library, and what of it."""
+
+KIND = {name: library for library, models in LIBRARIES.items() for name in models}
+
+
+def names(only: tuple[str, ...] = ()) -> list[str]:
+    """Names of models; those that begin with one of `only`."""
+    return [name for name in KIND if not only or name.startswith(only) or KIND[name].startswith(only)]
+
+
+def missing(name: str) -> str | None:
+    """The library that a model needs and that is not installed."""
+    library = KIND[name].partition(",")[0].replace("-", "_")
+    return None if library == "hand_written" or importlib.util.find_spec(library) else library
+
+
+def specimen(name: str) -> Specimen:
+    return LIBRARIES[KIND[name]][name]()
