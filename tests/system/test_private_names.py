@@ -28,14 +28,24 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         "parallel/gradients/clipping.py",
     ),
     # torch.no_grad, as a record of forward sees it
-    "torch._C._set_grad_enabled": ("parallel/cutting/cut.py", "parallel/cutting/recorder.py"),
+    "torch._C._set_grad_enabled": (
+        "parallel/cutting/bonds.py",
+        "parallel/cutting/cut.py",
+        "parallel/cutting/recorder.py",
+    ),
+    # hooks on what autograd saves, and transforms that want a Linear of torch's own
+    "torch._C._autograd._top_saved_tensors_default_hooks": ("parallel/cutting/recorder.py",),
+    "torch._C._are_functorch_transforms_active": ("parallel/gradients/linear.py",),
     # memory with a place of its own
     "torch.UntypedStorage._new_shared": ("system/nameless_memory.py",),
     "torch.UntypedStorage._new_with_weak_ptr": ("parallel/lazy_init/lazy_record.py",),
-    # initial values that are computed later
+    # initial values that are computed later, and where a tensor comes from
     "torch._meta_registrations": ("parallel/lazy_init/shape_inference.py",),
     "torch.nn.init._no_grad_trunc_normal_": ("parallel/lazy_init/lazy_record.py",),
-    "torch.utils._python_dispatch.TorchDispatchMode": ("parallel/lazy_init/lazy_record.py",),
+    "torch.utils._python_dispatch.TorchDispatchMode": (
+        "parallel/cutting/births.py",
+        "parallel/lazy_init/lazy_record.py",
+    ),
     "torch.utils._python_dispatch._disable_current_modes": ("parallel/lazy_init/lazy_record.py",),
     # the compiler, kept out of optimizers
     "torch._dynamo": ("verification/script/forked_runs.py",),
@@ -67,7 +77,8 @@ def names_in(tree: ast.AST) -> set[str]:
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) > 1:
             found.add(f"{ast.unparse(node.args[0])}.{str(ast.unparse(node.args[1])).strip(chr(39))}")
-    return {name for name in found if is_private(name)}
+    private = {name for name in found if is_private(name)}
+    return {name for name in private if not any(other.startswith(f"{name}.") for other in private)}
 
 
 def is_private(name: str) -> bool:

@@ -7,6 +7,7 @@ by, and the precision of products. To compute it takes less than a second, to lo
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -91,8 +92,9 @@ def _spelled(version: tuple[int, ...]) -> str:
 
 
 def _key() -> str:
-    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    processor = [line for line in lines if line.partition(":")[0].strip() in OF_PROCESSOR]
+    with Path("/proc/cpuinfo").open() as lines:  # those of the first core
+        first = itertools.takewhile(str.strip, lines)
+        processor = [line for line in first if line.partition(":")[0].strip() in OF_PROCESSOR]
     switches = [
         instruction_set("cpu"),
         torch.get_float32_matmul_precision(),
