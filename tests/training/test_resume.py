@@ -265,4 +265,4 @@ def test_a_schedule_that_sees_much_data_is_not_slowed_by_it(launcher: Launcher, 
     (tmp_path / "seeing.py").write_text(text.replace("max(floor,", "max(floor + 0 * len(DATA),"))
     samestep.train(f"{tmp_path / 'seeing.py'}:job", workers=1, steps=1, checkpoint=tmp_path / "kept", launcher=launcher)
     stored_reads = stored(tmp_path / "kept", 1)["made"]["schedule"]["reads"]
-    assert set(stored_reads) == {"WARM in lr_lambdas[0]", "floor in lr_lambdas[0]"}
+    assert {name.split(" ")[0] for name in stored_reads} == {"WARM", "floor"}
