@@ -116,6 +116,8 @@ def open_files() -> int:
 
 
 def main() -> None:
+    gc.collect()
+    gc.freeze()  # what was imported: else every collection goes through it
     for line in sys.stdin:
         before = open_files()
         result = sit(json.loads(line))
