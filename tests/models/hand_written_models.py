@@ -1,5 +1,6 @@
 """Models written by hand, of the kinds that people write: shared layers, sides, branches, objects, derivatives."""
 
+import itertools
 from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ def squared(model: nn.Module, batch: Any) -> Tensor:
     return F.mse_loss(model(batch[0]), batch[1])
 
 
-def of(model: Callable[[], nn.Module], x: Callable[[], Tensor], loss: Loss = classified, y: Callable[[], Tensor] = classes) -> Callable[[], Specimen]:
+def of(
+    model: Callable[[], nn.Module], x: Callable[[], Tensor], loss: Loss = classified, y: Callable[[], Tensor] = classes
+) -> Callable[[], Specimen]:
     return lambda: Specimen(model, loss, (x(), y()))
 
 
@@ -33,12 +36,12 @@ def rows(*shape: int) -> Callable[[], Tensor]:
 
 def mlp(*sizes: int, last: bool = False) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers if last else layers[:-1])
 
 
-# ------------------------------------------------------------------------------------------- one encoder, several inputs
+# ---------------------------------------------------------------------------------------- one encoder, several inputs
 
 
 class Siamese(nn.Module):
@@ -83,7 +86,10 @@ class SimCLR(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder, self.projector = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), mlp(8, 16, 8)
+        self.encoder, self.projector = (
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            mlp(8, 16, 8),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         z = F.normalize(self.projector(self.encoder(torch.cat([x, x.flip(3)]))), dim=1)
@@ -109,7 +115,11 @@ class Recursive(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inp, self.block, self.out = nn.Linear(8, 16), nn.TransformerEncoderLayer(16, 4, 24, dropout=0.1, batch_first=True), nn.Linear(16, 3)
+        self.inp, self.block, self.out = (
+            nn.Linear(8, 16),
+            nn.TransformerEncoderLayer(16, 4, 24, dropout=0.1, batch_first=True),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.inp(x)
@@ -144,7 +154,9 @@ class TiedLanguageModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(50, 16), nn.Parameter(0.1 * torch.randn(8, 16))
-        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0, batch_first=True, norm_first=True) for _ in range(3))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0, batch_first=True, norm_first=True) for _ in range(3)
+        )
         self.head = nn.Linear(16, 50, bias=False)
         self.head.weight = self.tokens.weight
 
@@ -165,7 +177,12 @@ def next_word(model: nn.Module, batch: Any) -> Tensor:
 class Vae(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.encoder, self.mean, self.deviation, self.decoder = mlp(8, 32, last=True), nn.Linear(32, 4), nn.Linear(32, 4), mlp(4, 32, 8)
+        self.encoder, self.mean, self.deviation, self.decoder = (
+            mlp(8, 32, last=True),
+            nn.Linear(32, 4),
+            nn.Linear(32, 4),
+            mlp(4, 32, 8),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.encoder(x)
@@ -191,7 +208,12 @@ class Diffusion(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.time, self.inp, self.mid, self.out = nn.Embedding(10, 32), nn.Linear(8, 32), mlp(32, 32, 32), nn.Linear(32, 8)
+        self.time, self.inp, self.mid, self.out = (
+            nn.Embedding(10, 32),
+            nn.Linear(8, 32),
+            mlp(32, 32, 32),
+            nn.Linear(32, 8),
+        )
         self.register_buffer("kept", torch.linspace(0.99, 0.1, 10))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -227,7 +249,11 @@ class Reinforce(nn.Module):
         policy, value = torch.distributions.Categorical(logits=self.policy(h)), self.value(h).squeeze(1)
         action = policy.sample()
         reward = (action == 1).float()
-        return (-policy.log_prob(action) * (reward - value.detach())).mean() + F.mse_loss(value, reward) - 0.01 * policy.entropy().mean()
+        return (
+            (-policy.log_prob(action) * (reward - value.detach())).mean()
+            + F.mse_loss(value, reward)
+            - 0.01 * policy.entropy().mean()
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
@@ -250,7 +276,9 @@ class TabNetLike(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm, shared = nn.BatchNorm1d(8), nn.Linear(8, 32)
-        self.steps = nn.ModuleList(nn.ModuleDict({"shared": shared, "own": nn.Linear(16, 32), "mask": nn.Linear(8, 8)}) for _ in range(3))
+        self.steps = nn.ModuleList(
+            nn.ModuleDict({"shared": shared, "own": nn.Linear(16, 32), "mask": nn.Linear(8, 8)}) for _ in range(3)
+        )
         self.out = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -269,8 +297,16 @@ class FeatureTokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight, self.bias, self.kinds, self.cls = nn.Parameter(torch.randn(4, 16)), nn.Parameter(torch.zeros(4, 16)), nn.Embedding(10, 16), nn.Parameter(torch.randn(16))
-        self.blocks, self.head = nn.ModuleList(nn.TransformerEncoderLayer(16, 4, 32, dropout=0.1, batch_first=True) for _ in range(2)), nn.Linear(16, 3)
+        self.weight, self.bias, self.kinds, self.cls = (
+            nn.Parameter(torch.randn(4, 16)),
+            nn.Parameter(torch.zeros(4, 16)),
+            nn.Embedding(10, 16),
+            nn.Parameter(torch.randn(16)),
+        )
+        self.blocks, self.head = (
+            nn.ModuleList(nn.TransformerEncoderLayer(16, 4, 32, dropout=0.1, batch_first=True) for _ in range(2)),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, batch: Any) -> Tensor:
         x, k = batch["numbers"], batch["kinds"]
@@ -287,7 +323,11 @@ def table() -> dict[str, Tensor]:
 class DeepCross(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.cross, self.deep, self.out = nn.ModuleList(nn.Linear(8, 8) for _ in range(3)), mlp(8, 32, 16), nn.Linear(24, 3)
+        self.cross, self.deep, self.out = (
+            nn.ModuleList(nn.Linear(8, 8) for _ in range(3)),
+            mlp(8, 32, 16),
+            nn.Linear(24, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         c = x
@@ -301,7 +341,11 @@ class Experts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.router, self.experts, self.out = nn.Linear(8, 4), nn.ModuleList(mlp(8, 16, 8) for _ in range(4)), nn.Linear(8, 3)
+        self.router, self.experts, self.out = (
+            nn.Linear(8, 4),
+            nn.ModuleList(mlp(8, 16, 8) for _ in range(4)),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.router(x).softmax(1)
@@ -356,7 +400,11 @@ def joined(items: list[tuple[Tensor, Tensor, Tensor]]) -> Graph:
 class GraphNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.inp, self.layers, self.out = nn.Linear(6, 16), nn.ModuleList(nn.Linear(32, 16) for _ in range(3)), nn.Linear(16, 3)
+        self.inp, self.layers, self.out = (
+            nn.Linear(6, 16),
+            nn.ModuleList(nn.Linear(32, 16) for _ in range(3)),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, batch: Graph) -> Tensor:
         h = self.inp(batch.x)
@@ -392,7 +440,11 @@ def sparse_graph_net() -> Specimen:
 class PointNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.point, self.turn, self.head = nn.Sequential(nn.Conv1d(3, 16, 1), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 32, 1)), nn.Linear(3, 9), nn.Linear(32, 3)
+        self.point, self.turn, self.head = (
+            nn.Sequential(nn.Conv1d(3, 16, 1), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 32, 1)),
+            nn.Linear(3, 9),
+            nn.Linear(32, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         turn = self.turn(x.mean(1)).view(-1, 3, 3) + torch.eye(3)
@@ -407,22 +459,37 @@ class PackedLstm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokens, self.rnn, self.out = nn.Embedding(50, 8), nn.LSTM(8, 16, 2, batch_first=True, bidirectional=True), nn.Linear(32, 3)
+        self.tokens, self.rnn, self.out = (
+            nn.Embedding(50, 8),
+            nn.LSTM(8, 16, 2, batch_first=True, bidirectional=True),
+            nn.Linear(32, 3),
+        )
 
     def forward(self, batch: Any) -> Tensor:
-        packed = nn.utils.rnn.pack_padded_sequence(self.tokens(batch[0]), batch[2], batch_first=True, enforce_sorted=False)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.tokens(batch[0]), batch[2], batch_first=True, enforce_sorted=False
+        )
         h, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=10)
         return self.out(h.amax(1))
 
 
 def packed_lstm() -> Specimen:
-    return Specimen(PackedLstm, lambda model, batch: F.cross_entropy(model(batch), batch[1]), [(numbers(10, below=50, seed=i), torch.tensor(i % 3), torch.tensor(3 + i % 8)) for i in range(ROWS)])
+    return Specimen(
+        PackedLstm,
+        lambda model, batch: F.cross_entropy(model(batch), batch[1]),
+        [(numbers(10, below=50, seed=i), torch.tensor(i % 3), torch.tensor(3 + i % 8)) for i in range(ROWS)],
+    )
 
 
 class GruTagger(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.tokens, self.rnn, self.drop, self.out = nn.Embedding(50, 16), nn.GRU(16, 16, batch_first=True), nn.Dropout(0.1), nn.Linear(16, 5)
+        self.tokens, self.rnn, self.drop, self.out = (
+            nn.Embedding(50, 16),
+            nn.GRU(16, 16, batch_first=True),
+            nn.Dropout(0.1),
+            nn.Linear(16, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.drop(self.rnn(self.tokens(x))[0])).transpose(1, 2)
@@ -453,7 +520,12 @@ class Attending(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokens, self.encoder, self.decoder, self.attention, self.out = (
-            nn.Embedding(30, 16), nn.GRU(16, 16, batch_first=True), nn.GRU(16, 16, batch_first=True), nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(32, 30))  # fmt: skip
+            nn.Embedding(30, 16),
+            nn.GRU(16, 16, batch_first=True),
+            nn.GRU(16, 16, batch_first=True),
+            nn.MultiheadAttention(16, 2, batch_first=True),
+            nn.Linear(32, 30),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         memory, last = self.encoder(self.tokens(x))
@@ -470,7 +542,11 @@ def reversed_words(model: nn.Module, batch: Any) -> Tensor:
 class Ctc(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.rnn, self.out = nn.Conv1d(6, 16, 3, padding=1), nn.GRU(16, 16, batch_first=True), nn.Linear(16, 5)
+        self.conv, self.rnn, self.out = (
+            nn.Conv1d(6, 16, 3, padding=1),
+            nn.GRU(16, 16, batch_first=True),
+            nn.Linear(16, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.rnn(torch.relu(self.conv(x)).transpose(1, 2))[0]).log_softmax(2)
@@ -487,7 +563,9 @@ class PaddedEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokens, self.out = nn.Embedding(50, 16, padding_idx=0), nn.Linear(16, 3)
-        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0, batch_first=True) for _ in range(3))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0, batch_first=True) for _ in range(3)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h, padded = self.tokens(x), x == 0
@@ -505,7 +583,11 @@ class LayerDrop(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inp, self.blocks, self.out = nn.Linear(8, 16), nn.ModuleList(mlp(16, 24, 16) for _ in range(4)), nn.Linear(16, 3)
+        self.inp, self.blocks, self.out = (
+            nn.Linear(8, 16),
+            nn.ModuleList(mlp(16, 24, 16) for _ in range(4)),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.inp(x)
@@ -518,7 +600,12 @@ class LayerDrop(nn.Module):
 class StateSpace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.inp, self.decay, self.gate, self.out = nn.Linear(4, 16), nn.Parameter(torch.rand(16)), nn.Linear(4, 16), nn.Linear(16, 3)
+        self.inp, self.decay, self.gate, self.out = (
+            nn.Linear(4, 16),
+            nn.Parameter(torch.rand(16)),
+            nn.Linear(4, 16),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         u, g, h = self.inp(x), torch.sigmoid(self.gate(x)), torch.zeros(len(x), 16)
@@ -550,7 +637,14 @@ class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         conv = lambda a, b: nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(inplace=True))  # noqa: E731
-        self.down1, self.down2, self.mid, self.up2, self.up1, self.out = conv(3, 8), conv(8, 16), conv(16, 16), conv(32, 8), conv(16, 8), nn.Conv2d(8, 3, 1)
+        self.down1, self.down2, self.mid, self.up2, self.up1, self.out = (
+            conv(3, 8),
+            conv(8, 16),
+            conv(16, 16),
+            conv(32, 8),
+            conv(16, 8),
+            nn.Conv2d(8, 3, 1),
+        )
         self.grow = nn.ConvTranspose2d(8, 8, 2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -567,7 +661,11 @@ class ResNet(nn.Module):
             super().__init__()
             self.conv1, self.bn1 = nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b)
             self.conv2, self.bn2 = nn.Conv2d(b, b, 3, 1, 1, bias=False), nn.BatchNorm2d(b)
-            self.short = nn.Identity() if a == b and stride == 1 else nn.Sequential(nn.Conv2d(a, b, 1, stride, bias=False), nn.BatchNorm2d(b))
+            self.short = (
+                nn.Identity()
+                if a == b and stride == 1
+                else nn.Sequential(nn.Conv2d(a, b, 1, stride, bias=False), nn.BatchNorm2d(b))
+            )
             self.relu = nn.ReLU(inplace=True)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -590,7 +688,12 @@ class Mixer(nn.Module):
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.n1, self.n2, self.tokens, self.channels = nn.LayerNorm(16), nn.LayerNorm(16), mlp(16, 24, 16), mlp(16, 32, 16)
+            self.n1, self.n2, self.tokens, self.channels = (
+                nn.LayerNorm(16),
+                nn.LayerNorm(16),
+                mlp(16, 24, 16),
+                mlp(16, 32, 16),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             x = x + self.tokens(self.n1(x).transpose(1, 2)).transpose(1, 2)
@@ -598,7 +701,12 @@ class Mixer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch, self.blocks, self.norm, self.head = nn.Conv2d(3, 16, 4, 4), nn.Sequential(*(self.Block() for _ in range(3))), nn.LayerNorm(16), nn.Linear(16, 3)
+        self.patch, self.blocks, self.norm, self.head = (
+            nn.Conv2d(3, 16, 4, 4),
+            nn.Sequential(*(self.Block() for _ in range(3))),
+            nn.LayerNorm(16),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(self.blocks(self.patch(x).flatten(2).transpose(1, 2))).mean(1))
@@ -610,7 +718,10 @@ class DiT(nn.Module):
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm1, self.norm2 = nn.LayerNorm(16, elementwise_affine=False), nn.LayerNorm(16, elementwise_affine=False)
+            self.norm1, self.norm2 = (
+                nn.LayerNorm(16, elementwise_affine=False),
+                nn.LayerNorm(16, elementwise_affine=False),
+            )
             self.attention, self.mlp = nn.MultiheadAttention(16, 4, batch_first=True), mlp(16, 32, 16)
             self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(16, 6 * 16))
 
@@ -676,19 +787,28 @@ class Turned(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.where, self.turn, self.body = nn.Conv2d(3, 4, 4, 4), nn.Linear(64, 6), nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 3))
+        self.where, self.turn, self.body = (
+            nn.Conv2d(3, 4, 4, 4),
+            nn.Linear(64, 6),
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 3)),
+        )
         nn.init.zeros_(self.turn.weight)
         self.turn.bias.data.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
 
     def forward(self, x: Tensor) -> Tensor:
         theta = self.turn(torch.relu(self.where(x)).flatten(1)).view(-1, 2, 3)
-        return self.body(F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False))
+        return self.body(
+            F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+        )
 
 
 class CheckpointedNorm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.parts, self.out = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU()) for _ in range(3)), nn.Linear(16, 3)
+        self.parts, self.out = (
+            nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU()) for _ in range(3)),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for part in self.parts:
@@ -700,7 +820,14 @@ class Spectral(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         norm = nn.utils.parametrizations.spectral_norm
-        self.body = nn.Sequential(norm(nn.Conv2d(3, 8, 3)), nn.LeakyReLU(0.1), norm(nn.Conv2d(8, 8, 3)), nn.LeakyReLU(0.1), nn.Flatten(), norm(nn.Linear(8 * 144, 3)))
+        self.body = nn.Sequential(
+            norm(nn.Conv2d(3, 8, 3)),
+            nn.LeakyReLU(0.1),
+            norm(nn.Conv2d(8, 8, 3)),
+            nn.LeakyReLU(0.1),
+            nn.Flatten(),
+            norm(nn.Linear(8 * 144, 3)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
@@ -811,7 +938,11 @@ class Lora(nn.Module):
     class Adapted(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.base, self.down, self.up = nn.Linear(16, 16).requires_grad_(False), nn.Linear(16, 2, bias=False), nn.Linear(2, 16, bias=False)
+            self.base, self.down, self.up = (
+                nn.Linear(16, 16).requires_grad_(False),
+                nn.Linear(16, 2, bias=False),
+                nn.Linear(2, 16, bias=False),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return torch.relu(self.base(x) + self.up(self.down(x)))
@@ -829,7 +960,10 @@ class Distilled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.teacher, self.student = mlp(16, 32, 3).requires_grad_(False), nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.1), nn.ReLU(), nn.Linear(16, 3))
+        self.teacher, self.student = (
+            mlp(16, 32, 3).requires_grad_(False),
+            nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.1), nn.ReLU(), nn.Linear(16, 3)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -842,7 +976,12 @@ class Fourier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inp, self.weight, self.pass_by, self.out = nn.Conv1d(2, 8, 1), nn.Parameter(0.1 * torch.randn(8, 8, 4, 2)), nn.Conv1d(8, 8, 1), nn.Conv1d(8, 1, 1)
+        self.inp, self.weight, self.pass_by, self.out = (
+            nn.Conv1d(2, 8, 1),
+            nn.Parameter(0.1 * torch.randn(8, 8, 4, 2)),
+            nn.Conv1d(8, 8, 1),
+            nn.Conv1d(8, 1, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.inp(x)
@@ -889,14 +1028,24 @@ def in_dataclass() -> Specimen:
     def collate(items: list[Any]) -> Sample:
         return Sample(*(torch.stack(column) for column in zip(*items, strict=True)))
 
-    return Specimen(lambda: mlp(8, 32, 16, 3), loss, list(zip(drawn(ROWS, 8), classes(), drawn(ROWS, seed=2).abs(), strict=True)), collate)
+    return Specimen(
+        lambda: mlp(8, 32, 16, 3),
+        loss,
+        list(zip(drawn(ROWS, 8), classes(), drawn(ROWS, seed=2).abs(), strict=True)),
+        collate,
+    )
 
 
 def in_mapping() -> Specimen:
     def collate(items: list[Any]) -> Table:
         return Table(x=torch.stack([x for x, _ in items]), y=torch.stack([y for _, y in items]))
 
-    return Specimen(lambda: mlp(8, 32, 16, 3), lambda model, batch: F.cross_entropy(model(batch["x"]), batch["y"]), list(zip(drawn(ROWS, 8), classes(), strict=True)), collate)
+    return Specimen(
+        lambda: mlp(8, 32, 16, 3),
+        lambda model, batch: F.cross_entropy(model(batch["x"]), batch["y"]),
+        list(zip(drawn(ROWS, 8), classes(), strict=True)),
+        collate,
+    )
 
 
 def in_slots() -> Specimen:
@@ -904,7 +1053,12 @@ def in_slots() -> Specimen:
         x = torch.stack([x for x, _ in items])
         return Nested({"left": x, "right": [x.flip(1), "noted"]}, torch.stack([y for _, y in items]))
 
-    return Specimen(TwoInputs, lambda model, batch: F.cross_entropy(model(batch), batch.y), list(zip(drawn(ROWS, 8), classes(), strict=True)), collate)
+    return Specimen(
+        TwoInputs,
+        lambda model, batch: F.cross_entropy(model(batch), batch.y),
+        list(zip(drawn(ROWS, 8), classes(), strict=True)),
+        collate,
+    )
 
 
 MODELS: dict[str, Callable[[], Specimen]] = {
@@ -923,16 +1077,25 @@ MODELS: dict[str, Callable[[], Specimen]] = {
     "diffusion": of(Diffusion, rows(8), lambda model, batch: model(batch[0])),
     "masked autoencoder": of(MaskedAutoencoder, rows(6, 4), lambda model, batch: model(batch[0])),
     "reinforce": of(Reinforce, rows(6), lambda model, batch: model(batch[0])),
-    "deepfm": of(DeepFM, lambda: numbers(ROWS, 6, below=10), lambda model, batch: F.binary_cross_entropy_with_logits(model(batch[0]), batch[1].float()), lambda: classes(2)),
+    "deepfm": of(
+        DeepFM,
+        lambda: numbers(ROWS, 6, below=10),
+        lambda model, batch: F.binary_cross_entropy_with_logits(model(batch[0]), batch[1].float()),
+        lambda: classes(2),
+    ),
     "tabnet-like": of(TabNetLike, rows(8)),
-    "ft-transformer": lambda: Specimen(FeatureTokens, lambda model, batch: F.cross_entropy(model(batch), batch["y"]), table()),
+    "ft-transformer": lambda: Specimen(
+        FeatureTokens, lambda model, batch: F.cross_entropy(model(batch), batch["y"]), table()
+    ),
     "deep and cross": of(DeepCross, rows(8)),
     "experts": of(Experts, rows(8), with_balance),
     "graph net": graph_net,
     "sparse graph net": sparse_graph_net,
     "pointnet": of(PointNet, rows(10, 3)),
     "packed lstm": packed_lstm,
-    "gru tagger": of(GruTagger, lambda: numbers(ROWS, 8, below=50), classified, lambda: numbers(ROWS, 8, below=5, seed=1)),
+    "gru tagger": of(
+        GruTagger, lambda: numbers(ROWS, 8, below=50), classified, lambda: numbers(ROWS, 8, below=5, seed=1)
+    ),
     "lstm cell": of(Cells, lambda: numbers(ROWS, 6, below=20), next_of),
     "seq2seq with attention": of(Attending, lambda: numbers(ROWS, 6, below=30), reversed_words),
     "ctc": of(Ctc, rows(6, 12), ctc, lambda: numbers(ROWS, 3, below=5, least=1)),
@@ -945,7 +1108,9 @@ MODELS: dict[str, Callable[[], Specimen]] = {
     "mixer": of(Mixer, rows(3, 16, 16)),
     "dit": of(DiT, rows(3, 16, 16), lambda model, batch: model(*batch).square().mean()),
     "capsules": of(Capsules, rows(3, 16, 16), lambda model, batch: F.multi_margin_loss(model(batch[0]), batch[1])),
-    "nerf-like": of(Radiance, rows(6), squared, lambda: torch.rand(ROWS, 3, generator=torch.Generator().manual_seed(1))),
+    "nerf-like": of(
+        Radiance, rows(6), squared, lambda: torch.rand(ROWS, 3, generator=torch.Generator().manual_seed(1))
+    ),
     "spatial transformer": of(Turned, rows(3, 16, 16)),
     "checkpointed norm": of(CheckpointedNorm, rows(16)),
     "spectral norm": of(Spectral, rows(3, 16, 16)),
@@ -962,4 +1127,4 @@ MODELS: dict[str, Callable[[], Specimen]] = {
     "dataclass batch": in_dataclass,
     "mapping batch": in_mapping,
     "nested batch": in_slots,
-}  # fmt: skip
+}

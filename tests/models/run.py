@@ -1,6 +1,6 @@
 """Train every model of the zoo under every plan and compare: `python tests/models/run.py [--only NAME ...]`.
 
-Prints a table, and with --json the outcomes as well. Exit status 1 if a plan differs in silence or raises what is not samestep's.
+Prints a table; --json writes the outcomes. Exit status 1 if a plan differs in silence, or raises what is not ours.
 """
 
 import argparse
@@ -20,13 +20,19 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from models.catalogue import KIND, missing, names, specimen  # noqa: E402
-from models.outcome_of import PLANS, Outcome, judged  # noqa: E402
-from models.plain import plain_run  # noqa: E402
+from models.outcome_of import PLANS, Outcome, Rounding, judged  # noqa: E402
 from models.specimen import drops  # noqa: E402
 from models.warm_launcher import warm_launcher  # noqa: E402
 
 FAILURES = ("wrong", "raised", "no model")
-SIGNS = {"ok": "✓", "refused": "refused", "refused late": "refused late", "wrong": "WRONG", "raised": "RAISED", "no model": "NO MODEL"}
+SIGNS = {
+    "ok": "✓",
+    "refused": "refused",
+    "refused late": "refused late",
+    "wrong": "WRONG",
+    "raised": "RAISED",
+    "no model": "NO MODEL",
+}
 
 
 def main() -> int:
@@ -44,13 +50,16 @@ def main() -> int:
             began = time.monotonic()
             try:
                 one = specimen(name)
-                plain = plain_run(one.job())
-                found = judged(launcher, name, plain, drops=drops(one.made()))
+                found = judged(launcher, name, Rounding.of(one.job()), drops=drops(one.made()))
             except Exception as error:  # noqa: BLE001 - a model that does not train in plain torch is none
                 found = [Outcome(name, "plain", "no model", f"{type(error).__name__}: {error}", traceback.format_exc())]
             outcomes += found
             lines = [line_of(outcome) for outcome in found]
-            print(f"{name}: {' '.join(SIGNS[o.kind] for o in found)}  {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+            print(
+                f"{name}: {' '.join(SIGNS[o.kind] for o in found)}  {time.monotonic() - began:.1f} s",
+                file=sys.stderr,
+                flush=True,
+            )
             if arguments.report is not None:
                 with arguments.report.open("a") as file:
                     file.write("\n".join(lines) + "\n")
@@ -74,12 +83,16 @@ def show(outcomes: Sequence[Outcome], skipped: Sequence[str]) -> None:
     for outcome in outcomes:
         by_model.setdefault(outcome.model, {})[outcome.plan] = outcome
     for name, found in by_model.items():
-        cells = [SIGNS[found[where].kind] if (where := f"{plan} {w}") in found else "" for plan in PLANS for w in (1, 2)]
+        cells = [
+            SIGNS[found[where].kind] if (where := f"{plan} {w}") in found else "" for plan in PLANS for w in (1, 2)
+        ]
         table.add_row(name, KIND[name], *cells)
     console = Console(width=120)
     console.print(table)
     for plan in PLANS:
-        worst = Counter(worst_of([o for where, o in found.items() if where.startswith(plan)]) for found in by_model.values())
+        worst = Counter(
+            worst_of([o for where, o in found.items() if where.startswith(plan)]) for found in by_model.values()
+        )
         console.print(f"{plan}: " + ", ".join(f"{count} {kind}" for kind, count in worst.most_common()))
     if skipped:
         console.print(f"skipped, for want of their library: {', '.join(skipped)}")

@@ -8,7 +8,7 @@ import samestep
 if (TESTS := str(Path(__file__).parents[1])) not in sys.path:
     sys.path.insert(0, TESTS)
 
-from models.catalogue import specimen  # noqa: E402
+from models.catalogue import specimen
 
 
 def job(name: str = "bert", calm: bool = False) -> samestep.Job:
