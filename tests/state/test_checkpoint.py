@@ -1,3 +1,4 @@
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from samestep.state.checkpoint import (
     temporary_of,
     unfinished_file,
 )
+from samestep.state.job_traits import not_meant, refuse
 
 NUMERICS = Numerics(shards=8, optimizer="SGD", torch="2.13.0", isa="AVX512")
 FINGERPRINT = {"parameters": ["a float32 (3,)", "b float32 (2, 2)"], "batch size": 64, "shuffle": True}
@@ -143,8 +145,24 @@ def test_a_damaged_one_without_another_says_so(tmp_path: Path) -> None:
 def test_another_format_is_refused_with_both(tmp_path: Path) -> None:
     folder = write(tmp_path, 9)
     change(folder, f'"format": {FORMAT}', '"format": 99')
-    with pytest.raises(CheckpointRefused, match=f"has format 99, this samestep reads {FORMAT}"):
+    with pytest.raises(CheckpointRefused, match=f"has format 99, this samestep reads 1 and {FORMAT}"):
         read_description(folder)
+
+
+@pytest.mark.parametrize(
+    ("here", "said"),
+    [
+        (
+            {"parameters": ["a float32 (3,)", "c float32 (2, 2)"]},
+            r"its parameters is b float32 \(2, 2\) \(item 1 of 2\), this job's is c float32 \(2, 2\) \(item 1 of 2\)",
+        ),
+        ({"parameters": ["a float32 (3,)"]}, r"its parameters is b .*, this job's is 1 items"),
+    ],
+)
+def test_another_jobs_checkpoint_is_refused_by_the_first_difference(here: dict[str, object], said: str) -> None:
+    with pytest.raises(CheckpointRefused, match=said):
+        check_same(description(1, {}), {**FINGERPRINT, **here}, NUMERICS.line(), Path("folder"))
+    assert check_same(description(1, {}), FINGERPRINT, NUMERICS.line(), Path("folder")) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -152,18 +170,27 @@ def test_another_format_is_refused_with_both(tmp_path: Path) -> None:
     [
         ({"batch size": 32}, "its batch size is 64, this job's is 32"),
         ({"shuffle": False}, "its shuffle is True, this job's is False"),
-        (
-            {"parameters": ["a float32 (3,)", "c float32 (2, 2)"]},
-            r"its parameters is b float32 \(2, 2\) \(item 1 of 2\), this job's is c float32 \(2, 2\) \(item 1 of 2\)",
-        ),
-        ({"parameters": ["a float32 (3,)"]}, r"its parameters is b .*, this job's is 1 items"),
         ({"drop_last": True}, "its drop_last is None, this job's is True"),
     ],
 )
-def test_another_jobs_checkpoint_is_refused_by_the_first_difference(here: dict[str, object], said: str) -> None:
-    with pytest.raises(CheckpointRefused, match=said):
-        check_same(description(1, {}), {**FINGERPRINT, **here}, NUMERICS.line(), Path("folder"))
-    assert check_same(description(1, {}), FINGERPRINT, NUMERICS.line(), Path("folder")) == []
+def test_what_the_state_does_not_depend_on_can_be_meant(here: dict[str, object], said: str) -> None:
+    (name,) = here
+    found, _ = check_same(description(1, {}), {**FINGERPRINT, **here}, NUMERICS.line(), Path("folder"))
+    assert [str(one) for one in found] == [said]
+    assert not_meant(found, [name]) == []
+    with pytest.raises(CheckpointRefused, match=f"{said}.*--change {name.replace(' ', '_')}"):
+        refuse(found, Path("folder"))
+
+
+def test_the_format_before_is_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, 9)
+    fields = json.loads((folder / "checkpoint.json").read_text())
+    for name in ("made", "recorded", "sha256"):
+        del fields[name]
+    fields["format"] = 1
+    text = json.dumps({**fields, "sha256": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()})
+    (folder / "checkpoint.json").write_text(text)
+    assert read_description(folder) == replace(read_description(folder), format=1, made=None, recorded=None)
 
 
 @pytest.mark.parametrize(

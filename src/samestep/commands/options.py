@@ -16,7 +16,7 @@ Command = Callable[..., Any]
 PLANNING = ("workers", "shards", "assign", "hosts", "threads", "transport", "plan", "probe", "slices", "profile",
             "memory_limit", "numerics", "codec", "sync", "steps", "epochs", "rebalance", "seed", "settings",
             "device")  # fmt: skip
-TRAINING = ("save", "checkpoint", "every", "resume", "audit", "allow_nan", "timeout", "stall")
+TRAINING = ("save", "checkpoint", "every", "resume", "change", "audit", "allow_nan", "timeout", "stall")
 
 JOB = click.argument("job", metavar="FILE[:FUNCTION]")
 TYPES: dict[Spelling | None, click.Path] = {
@@ -122,6 +122,7 @@ def _absolute(path: str) -> str:
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "assign": parse_assign,
     "hosts": lambda text: parse_assign(text, "--hosts"),
+    "change": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
     "memory_limit": parse_size,
     "save": _absolute,
     "checkpoint": _absolute,

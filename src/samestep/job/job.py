@@ -26,7 +26,8 @@ an evaluation. A method `close()`, if there is one, is called at the end."""
 class Job:
     """One training job.
 
-    model: a module, or a function (a class will do) that makes one.
+    model: a module, or a function (a class will do) that makes one. Layers that it has put into eval mode stay there;
+        a model that is in eval mode as a whole is put into train mode.
     loss: `loss(model(x), y)` for (x, y) data; a mean, or a (sum, weight) pair.
     forward: instead of loss, for any other data: `forward(model, batch)`, a mean or (sum, weight).
     optimizer: `optimizer(params)` over the real parameters, a list; it may make groups of them.
@@ -154,12 +155,16 @@ class Job:
         return self.shards if self.shards is not None else default_shards(self.batch_size)
 
     def build_model(self) -> nn.Module:
-        """The module itself, or the one that the factory makes. Raises JobRefused if it cannot be trained."""
+        """The module itself, or the one that the factory makes, its modules in the modes that the factory gave them.
+
+        A model that is in eval mode as a whole, as pretrained ones come, is put into train mode. Raises JobRefused if
+        it cannot be trained.
+        """
         model = self.model if isinstance(self.model, nn.Module) else self.model()
         if not isinstance(model, nn.Module):
             raise JobRefused(f"Job.model made a {type(model).__name__}, not a torch.nn.Module")
         check_model(model)
-        return model.train()
+        return model if any(module.training for module in model.modules()) else model.train()
 
     def row_order(self, num_rows: int) -> RowOrder:
         return RowOrder(num_rows, self.batch_size, self.seed, self.shuffle, self.drop_last)

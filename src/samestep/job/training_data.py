@@ -1,6 +1,7 @@
 """Training data of a job: its rows, and the batches of one worker's shards."""
 
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -21,12 +22,21 @@ def training_rows(job: Job) -> Rows:
 
 def first_shard(job: Job, shards: int) -> Any:
     """The batch of the first step's first shard, with which the forward is recorded."""
+    return first_shards(job, shards, 1)[0]
+
+
+def first_shards(job: Job, shards: int, most: int) -> list[Any]:
+    """The batches of the first `most` shards of training, or of all there are."""
     if job.data is None:
         raise JobRefused("a plan with stages or slices looks at a batch before the first step: give Job.data")
     rows = training_rows(dataclasses.replace(job, num_loader_workers=0))
-    epoch, batch = next(iter(job.row_order(rows.num_rows).batches(0)))
-    parts = shard_rows(len(batch), num_shards_of(len(batch), shards))
-    return next(iter(rows.take(iter([(epoch, batch[parts[0].start : parts[0].stop])]))))
+    order = job.row_order(rows.num_rows)
+    asked = [
+        (epoch, batch[part.start : part.stop])
+        for epoch, batch in itertools.islice(order.batches(0), min(most, job.num_steps(order)))
+        for part in shard_rows(len(batch), num_shards_of(len(batch), shards))
+    ]
+    return list(rows.take(iter(asked[:most])))
 
 
 def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int, note: Note | None = None) -> Any:

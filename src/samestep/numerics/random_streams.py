@@ -2,6 +2,8 @@
 
 import random
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +55,16 @@ def resume(state: State) -> None:
     np.random.set_state(state.numpy)
 
 
+@contextmanager
+def kept() -> Iterator[None]:
+    """Inside, streams may be entered; afterwards the generators are as they were."""
+    state = leave()
+    try:
+        yield
+    finally:
+        resume(state)
+
+
 def same(a: State, b: State) -> bool:
     return torch.equal(pack(a), pack(b))
 
@@ -66,6 +78,12 @@ def pack(state: State) -> Tensor:
     packed = WORDS.pack(*numbers) + np.asarray(keys, dtype=np.uint32).tobytes() + GAUSS.pack(cached, gauss or 0.0)
     own = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
     return torch.cat([state.torch, own, *([] if state.gpu is None else [state.gpu])])
+
+
+def packed_size() -> int:
+    """Bytes of a packed state."""
+    gpu = torch.cuda.get_rng_state().numel() if uses_gpu() else 0
+    return torch.default_generator.get_state().numel() + OTHERS + gpu
 
 
 def unpack(packed: Tensor) -> State:

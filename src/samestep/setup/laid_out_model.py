@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn, optim
 
 from samestep.codec.edge_codec import parse_codec
-from samestep.parallel.cutting.cut import Cut, parameters_of
+from samestep.parallel.cutting.cut import Cut
 from samestep.parallel.cutting.slices import SlicedLayer
-from samestep.parallel.execution.network import CutRecipe
+from samestep.parallel.execution.cut_recipe import CutRecipe
 from samestep.parallel.gradients.compressed_edges import CompressedEdges
 from samestep.parallel.gradients.job_optimizer import is_elementwise
 from samestep.parallel.gradients.layout import Layout, Piece
@@ -71,15 +71,12 @@ def hollow(prepared: LaidOutModel) -> Iterator[None]:
 
 
 def entry_segments(prepared: LaidOutModel) -> list[int]:
-    """The segment in which each entry of the layout lives; 0 for what forward does not use."""
+    """The segment in which each entry of the layout lives."""
     structure = prepared.structure
-    segment_of: dict[str, int] = {}
+    segment_of = dict(structure.homes) if structure else {}
     for number, segment in enumerate(structure.segments if structure else ()):
         for layer in segment.region.layers if segment.region else ():
             segment_of |= dict.fromkeys(prepared.sliced[layer].parts, number)
-        for call in segment.calls:
-            for name in parameters_of(call, prepared.model):
-                segment_of.setdefault(name, number)
     return [segment_of.get(entry.name, 0) for entry in prepared.layout.entries]
 
 

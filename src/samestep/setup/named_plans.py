@@ -19,11 +19,11 @@ from samestep.job.job import Job
 from samestep.job.objective import Objective
 from samestep.job.training_data import first_shard
 from samestep.parallel.cutting.attention import attention_of
+from samestep.parallel.cutting.bonds import Bond, bonds_of
 from samestep.parallel.cutting.cut import values_in
 from samestep.parallel.cutting.recorder import record
-from samestep.parallel.cutting.recording import Recording
+from samestep.parallel.cutting.recording import Call, Recording
 from samestep.parallel.cutting.slices import CONVOLUTIONS, outputs_of, why_not_sliced
-from samestep.parallel.execution.network import untouched_buffers
 from samestep.plan.plan import Stage, equal_shares, spell
 from samestep.system.device import precision_of
 
@@ -54,6 +54,7 @@ def layers_of(job: Job, model: nn.Module, shards: int, firsts: Sequence[str] = (
     able = [name for name, reason in found.items() if reason is None]
     recording = recorded(job, model, shards, able, firsts)
     wanted = {value for call in recording.calls for value in call.takes} | values_in(recording.result)
+    bonds = bonds_of(recording, model)
     for name in able:
         calls = [call for call in recording.calls if call.what == name]
         direct = any(used.startswith(f"{name}.") for call in recording.calls for used in call.names)
@@ -64,11 +65,22 @@ def layers_of(job: Job, model: nn.Module, shards: int, firsts: Sequence[str] = (
         elif isinstance(model.get_submodule(name), nn.MultiheadAttention):
             asked = attention_of(calls[0], recording.shapes, wanted)
             found[name] = asked if isinstance(asked, str) else None
-        elif len(calls[0].takes) != 1 or len(calls[0].makes) != 1:
+        elif len(calls[0].takes) != 1:
             found[name] = f"it takes {len(calls[0].takes)} tensors"
+        elif len(calls[0].makes) != 1:
+            found[name] = f"it makes {len(calls[0].makes)} tensors"
+        if found[name] is None and (bond := _bond_around(calls[0], recording, bonds)) is not None:
+            places = [recording.calls[i].place for i in (bond.calls[0], bond.calls[-1])]
+            found[name] = f"it is between two calls that stay together: {bond.what} at {places[0]} and {places[1]}"
         if found[name] is None:
             stages[name] = calls[0].stage
     return WeightedLayers(found, stages)
+
+
+def _bond_around(call: Call, recording: Recording, bonds: Sequence[Bond]) -> Bond | None:
+    """The bond that a region in the place of a call would break."""
+    position = next(i for i, other in enumerate(recording.calls) if other is call)
+    return next((bond for bond in bonds if bond.calls[0] <= position <= bond.calls[-1]), None)
 
 
 def _is_shared(model: nn.Module, module: nn.Module) -> bool:
@@ -149,9 +161,10 @@ def pipeline_stages(job: Job, model: nn.Module, shards: int, workers: int) -> tu
     parts = chain_of(model)
     recording = recorded(job, model, shards, parts)
     work = work_of(recording, model, parts)
-    parts = list(work)
-    if len(parts) < 1:
+    if not work:
         raise PlanRefused("--plan pipeline finds no layer with parameters that forward calls")
+    work = joined(work, recording, bonds_of(recording, model))
+    parts = list(work)
     num_stages = min(workers, len(parts))
     bounds = balanced([work[part] for part in parts], num_stages)
     loads = [sum(work[part] for part in parts[a:b]) for a, b in pairwise(bounds)]
@@ -187,7 +200,7 @@ def chain_of(model: nn.Module) -> list[str]:
 
 
 def recorded(job: Job, model: nn.Module, shards: int, parts: Sequence[str], firsts: Sequence[str] = ()) -> Recording:
-    with untouched_buffers(model), precision_of(job.precision, next(model.parameters()).device):
+    with precision_of(job.precision, next(model.parameters()).device):
         return record(model, Objective(job.loss, job.forward).run, first_shard(job, shards), firsts, parts)
 
 
@@ -202,6 +215,18 @@ def work_of(recording: Recording, model: nn.Module, parts: Sequence[str]) -> Map
             weights = sum(p.numel() for p in module.parameters())
             scale = 1.0 if isinstance(module, nn.Embedding | nn.EmbeddingBag) else float(weights)
             found[call.what] = found.get(call.what, 0.0) + rows * scale + 1.0
+    return found
+
+
+def joined(work: Mapping[str, float], recording: Recording, bonds: Sequence[Bond]) -> Mapping[str, float]:
+    """The parts between which no bond is broken, each with the work of those that follow it up to the next one."""
+    found: dict[str, float] = {}
+    for part, amount in work.items():
+        position = next(i for i, call in enumerate(recording.calls) if call.what == part)
+        if found and any(bond.is_cut_before(position) for bond in bonds):
+            found[list(found)[-1]] += amount
+        else:
+            found[part] = amount
     return found
 
 

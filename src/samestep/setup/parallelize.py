@@ -21,12 +21,13 @@ from samestep.job.training_data import Note, first_shard, shard_batches, trainin
 from samestep.numerics import random_streams
 from samestep.parallel.cutting.cut import Cut, check_stages
 from samestep.parallel.cutting.sliced_attention import slice_attention
-from samestep.parallel.cutting.slices import SlicedLayer, SlicedRegion, SliceOf, copied, slice_layer, slice_sizes
+from samestep.parallel.cutting.slices import SlicedLayer, SliceOf, copied, slice_layer, slice_sizes
 from samestep.parallel.execution.buffers import Buffers
 from samestep.parallel.execution.bundles import Bundles
 from samestep.parallel.execution.cut_executor import CutExecutor
+from samestep.parallel.execution.cut_recipe import CutRecipe, Key
 from samestep.parallel.execution.executor import Executor
-from samestep.parallel.execution.network import CutRecipe, Network
+from samestep.parallel.execution.network import Network
 from samestep.parallel.execution.stale_executor import StaleExecutor, number_on_host, sets_of
 from samestep.parallel.execution.synchronized_batchnorm import synchronise_batchnorm
 from samestep.parallel.gradients.compressed_reduction import CompressedReduction
@@ -50,6 +51,7 @@ from samestep.plan.plan import Plan
 from samestep.setup.executor_inputs import between_hosts, inputs_of
 from samestep.setup.laid_out_model import LaidOutModel, Names, edges_of, entry_segments, hollow, ownership_of, pieces_of
 from samestep.setup.local_part import take_local_part
+from samestep.setup.regions import regions_of
 from samestep.setup.run_memory import RunMemory
 from samestep.sync.logical_workers import logical_of
 from samestep.sync.staleness import Bound, steps_stale, version_at
@@ -78,7 +80,7 @@ def prepare(job: Job, model: nn.Module, initial: LazyModel | None = None) -> Lai
     return LaidOutModel(model, optimizer, names, Layout(names), initial)
 
 
-def divide(job: Job, plan: Plan, prepared: LaidOutModel, known: dict[str, Cut] | None = None) -> LaidOutModel:
+def divide(job: Job, plan: Plan, prepared: LaidOutModel, known: dict[Key, Cut] | None = None) -> LaidOutModel:
     """Cut the network as a plan with stages says.
 
     known: the cuts of another copy of the model. Raises PlanRefused or JobRefused for what cannot be cut.
@@ -262,24 +264,13 @@ def reassign_shards(
 
 def network_of(prepared: LaidOutModel, plan: Plan, executor: Executor) -> Network:
     """A worker's part of the cut model."""
-    structure, model, transport = prepared.structure, prepared.model, executor.transport
+    structure, transport = prepared.structure, executor.transport
     assert structure is not None, "a plan with stages has cut the model"
     assert prepared.recipe is not None, "a plan with stages has cut the model"
 
     def place_of(param: nn.Parameter) -> Place:
         return executor.gradients.place_of(param) or (lambda: None)
 
-    regions: dict[int, SlicedRegion] = {}
-    for number, segment in enumerate(structure.segments):
-        if (region := segment.region) is not None:
-            counts = dict(plan.stages[segment.stage].slices)[region.column]
-            ends = {rank: sum(counts[: i + 1]) for i, rank in enumerate(plan.stages[segment.stage].workers)}
-            own = range(0)
-            if transport.rank in ends:
-                i = plan.stages[segment.stage].workers.index(transport.rank)
-                own = range(ends[transport.rank] - counts[i], ends[transport.rank])
-            row = None if region.row is None else prepared.sliced[region.row]
-            regions[number] = SlicedRegion(region, prepared.sliced[region.column], row, own, model, place_of)
     segments = entry_segments(prepared)
     computed = [i for i, own in enumerate(ownership_of(prepared, plan)) if transport.rank in own.workers]
     numbers = range(len(structure.segments))
@@ -288,7 +279,7 @@ def network_of(prepared: LaidOutModel, plan: Plan, executor: Executor) -> Networ
         transport=transport,
         bundles=Bundles(transport),
         recipe=prepared.recipe,
-        regions=regions,
+        regions=regions_of(prepared, plan, transport.rank, place_of),
         entries=[[i for i in computed if segments[i] == number] for number in numbers],
         buffers=[segment_buffers(structure, number, executor.buffers) for number in numbers],
         recompute_stages=[stage.recompute for stage in plan.stages],
@@ -296,8 +287,8 @@ def network_of(prepared: LaidOutModel, plan: Plan, executor: Executor) -> Networ
 
 
 def segment_buffers(structure: Cut, number: int, buffers: Buffers) -> list[int]:
-    """The buffers that a segment's calls use."""
-    found: set[str] = set()
+    """The buffers that a segment's calls use; those that no call uses have their homes too."""
+    found = {name for name, home in structure.homes.items() if home == number and name not in structure.used}
     for call in structure.segments[number].calls:
         found |= call.names
         if isinstance(call.what, str):

@@ -12,7 +12,7 @@ from samestep.numerics.numerics import num_shards_of, shard_rows
 from samestep.parallel.demand.footprint import Footprint, footprint, state_per_element
 from samestep.parallel.demand.planned_step import PlannedStep
 from samestep.parallel.demand.traffic import Traffic, traffic
-from samestep.parallel.execution.network import CutRecipe
+from samestep.parallel.execution.cut_recipe import CutRecipe
 from samestep.parallel.gradients.layout import Piece, ValueLayout
 from samestep.parallel.gradients.stretches import owners
 from samestep.plan.plan import Plan

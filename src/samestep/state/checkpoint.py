@@ -19,9 +19,13 @@ from typing import Any
 
 from samestep.errors import CheckpointRefused
 from samestep.numerics.numerics import CHOSEN
+from samestep.state.job_traits import Difference, brief
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)  # format 1 does not hold what the job makes and does
 KEPT = 3  # checkpoints that stay; older ones are removed
+OF_THE_STATE = ("parameters", "buffers", "optimizer's parameter groups")
+"""What must be equal in a fingerprint of a job for the state to be readable at all."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Description:
     scheduler: dict[str, Any] | None
     cpu: str
     files: dict[str, str]  # SHA-256 of each
+    made: dict[str, Any] | None = None  # what the job makes (training/job_identity.py)
+    recorded: dict[str, Any] | None = None  # what it does in this state, to be found again
 
 
 def folder_of(root: Path, step: int) -> Path:
@@ -111,9 +117,10 @@ def read_description(folder: Path) -> Description:
     """Raises CheckpointRefused when the folder is damaged; names the one before it, if any."""
     try:
         fields = json.loads((folder / "checkpoint.json").read_text())
-        if fields.get("format") != FORMAT:
+        if fields.get("format") not in READABLE:
             raise CheckpointRefused(
-                f"checkpoint {folder} has format {fields.get('format')}, this samestep reads {FORMAT}: "
+                f"checkpoint {folder} has format {fields.get('format')}, this samestep reads "
+                f"{' and '.join(map(str, READABLE))}: "
                 "use the version that wrote it"
             )
         if fields.pop("sha256", None) != _fields_hash(fields):
@@ -129,17 +136,27 @@ def read_description(folder: Path) -> Description:
     return description
 
 
-def check_same(description: Description, fingerprint: Mapping[str, Any], numerics: str, folder: Path) -> list[str]:
-    """Refuse a checkpoint of another job or of other numerics, naming the first difference."""
+def check_same(
+    description: Description, fingerprint: Mapping[str, Any], numerics: str, folder: Path
+) -> tuple[list[Difference], list[str]]:
+    """Refuse a checkpoint of a job whose state is another one, or of other numerics, naming the first difference.
+
+    Returns the differences that can be meant, and warnings.
+    """
+    found = []
     for name, here in fingerprint.items():
         there = description.fingerprint.get(name)
-        if there != here:
-            raise CheckpointRefused(
-                f"checkpoint {folder} is of another job: its {name} is {_brief(there, here)}, "
-                f"this job's is {_brief(here, there)}: "
-                "resume with the job that wrote it, or use another --checkpoint folder"
-            )
-    return check_numerics(description, numerics, folder)
+        if there == here:
+            continue
+        if name not in OF_THE_STATE:
+            found.append(Difference(name, name, there, here))
+            continue
+        raise CheckpointRefused(
+            f"checkpoint {folder} is of another job: its {name} is {brief(there, here)}, "
+            f"this job's is {brief(here, there)}: "
+            "resume with the job that wrote it, or use another --checkpoint folder"
+        )
+    return found, check_numerics(description, numerics, folder)
 
 
 def check_numerics(description: Description, numerics: str, folder: Path) -> list[str]:
@@ -160,13 +177,3 @@ def check_numerics(description: Description, numerics: str, folder: Path) -> lis
             "the bits may differ"
         )
     return warnings
-
-
-def _brief(value: Any, other: Any) -> str:
-    """A value, or of two lists the first element that differs."""
-    if isinstance(value, list) and isinstance(other, list):
-        for i, item in enumerate(value):
-            if i >= len(other) or item != other[i]:
-                return f"{item} (item {i} of {len(value)})"
-        return f"{len(value)} items"
-    return str(value)

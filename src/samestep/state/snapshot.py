@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from samestep.errors import CheckpointRefused
 from samestep.parallel.execution.executor import Executor
 from samestep.parallel.execution.owned_state import StatePiece, StoredPiece, fill
 from samestep.parallel.gradients.layout import dense
@@ -50,9 +51,15 @@ def values(executor: Executor, step: int) -> dict[str, Any]:
     return found if numerics.policy is None else {**found, "sync": numerics.sync}
 
 
-def digest(executor: Executor, step: int) -> str:
-    """SHA-256 over the state of the run after `step` steps. All workers must call it."""
-    leaves: Leaves = {"values": value_leaf(values(executor, step))}
+def digest(executor: Executor, step: int, stored: Description | None = None) -> str:
+    """SHA-256 over the state of the run after `step` steps. All workers must call it.
+
+    stored: a checkpoint whose optimizers' and schedule's values count in the place of the executor's.
+    """
+    plain_values = values(executor, step)
+    if stored is not None:
+        plain_values |= {"optimizer": stored.optimizer, "scheduler": stored.scheduler}
+    leaves: Leaves = {"values": value_leaf(plain_values)}
     for part in state_pieces(executor):
         if part.whole:
             leaves[part.label] = tensor_leaf(part.tensor)
@@ -61,8 +68,13 @@ def digest(executor: Executor, step: int) -> str:
     return joint_digest(leaves, executor.transport)
 
 
-def save(executor: Executor, step: int, root: Path, run: str, fingerprint: dict[str, Any]) -> Path:
-    """Write a checkpoint. All workers must call it; it is there, whole, when they return."""
+def save(
+    executor: Executor, step: int, root: Path, run: str, fingerprint: dict[str, Any], **job: dict[str, Any] | None
+) -> Path:
+    """Write a checkpoint. All workers must call it; it is there, whole, when they return.
+
+    job: the description's fields about the job.
+    """
     transport, temporary = executor.transport, temporary_of(root, run)
     found = digest(executor, step)
     if transport.rank == 0:
@@ -89,6 +101,7 @@ def save(executor: Executor, step: int, root: Path, run: str, fingerprint: dict[
             scheduler=state["scheduler"],
             cpu=platform.processor() or platform.machine(),
             files=files,
+            **job,
         )
         publish(temporary, description, root)
     transport.exchange(b"")
@@ -110,6 +123,11 @@ def restore(executor: Executor, folder: Path, description: Description) -> None:
     state.finish(StoredEdges(files))
     _restore_values(executor, description)
     executor.share_values()
+    if (found := digest(executor, description.step, description)) != description.digest:
+        raise CheckpointRefused(
+            f"checkpoint {folder} was written with the state {description.digest[:16]}, and what was read from it is "
+            f"{found[:16]}: remove the folder, or look at the memory and the disk of this machine"
+        )
 
 
 def _stored(file: Any, key: str, label: str, start: int) -> StoredPiece:
@@ -158,7 +176,7 @@ def _restore_values(executor: Executor, description: Description) -> None:
             for name, value in stored.items():
                 if name != "names":
                     group[name] = as_before(value, group.get(name))
-        if scheduler is not None:
+        if scheduler is not None and description.fingerprint["scheduler"] == type(scheduler).__name__:
             scheduler.load_state_dict(as_before(description.scheduler, scheduler.state_dict()))
 
 

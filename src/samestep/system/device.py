@@ -7,7 +7,7 @@
 Samples, records and random streams of Python and NumPy stay in the host's memory.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from samestep.errors import PlanRefused
+from samestep.system.nests import mapped, tensors_of
 
 
 def check_device(kind: str) -> None:
@@ -76,20 +77,20 @@ def same_device() -> Callable[[], None]:
 
 
 def to_device(values: Any, device: torch.device) -> Any:
-    """A nest of tuples, lists and mappings with its tensors on `device`; those already there are not copied."""
+    """A nest of any types with its tensors on `device`; what is already there is not copied."""
     if isinstance(values, Tensor):
         if values.device == device:
             return values
         if device.type == "cuda" and not values.is_pinned():
             values = values.pin_memory()  # a copy from there runs beside Python
         return values.to(device, non_blocking=True)
-    if isinstance(values, Mapping):
-        moved = {name: to_device(value, device) for name, value in values.items()}
-        return moved if type(values) is dict else type(values)(moved)  # type: ignore[call-arg]
-    if isinstance(values, tuple | list):
-        parts = [to_device(value, device) for value in values]
-        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
-    return values
+    if type(values) is dict:
+        return {name: to_device(value, device) for name, value in values.items()}
+    if type(values) in (tuple, list):
+        return type(values)([to_device(value, device) for value in values])
+    if all(tensor.device == device for _, tensor in tensors_of(values)):
+        return values
+    return mapped(values, lambda leaf: to_device(leaf, device) if isinstance(leaf, Tensor) else leaf)
 
 
 def move_rest(model: nn.Module, device: torch.device) -> None:

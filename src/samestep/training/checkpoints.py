@@ -1,5 +1,6 @@
 """The whole state of a training: its digest, its checkpoints, its weights. All workers must make each call alike."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from samestep.state import snapshot
 from samestep.state.checkpoint import Description, check_same
+from samestep.state.job_traits import not_meant, refuse
+from samestep.training.job_identity import JobIdentity
 from samestep.training.trainer import Training
 
 
@@ -22,16 +25,30 @@ def save(training: Training, root: Path, run: str) -> None:
     with training.during("save"):
         for attendant in training.attendants:
             attendant.before_state_is_read()
-        snapshot.save(training.executor, training.step_number, root, run, fingerprint(training))
+        job = identity_of(training)
+        about = {} if job is None else {"recorded": job.record(), "made": job.made}
+        snapshot.save(training.executor, training.step_number, root, run, fingerprint(training), **about)
         for attendant in training.attendants:
             attendant.after_save(root)
 
 
-def restore(training: Training, folder: Path, description: Description) -> list[str]:
-    """Continue from a checkpoint; returns warnings. Raises CheckpointRefused when it is another job's."""
-    warnings = check_same(description, fingerprint(training), training.plan.numerics.line(), folder)
+def restore(training: Training, folder: Path, description: Description, change: Sequence[str] = ()) -> list[str]:
+    """Continue from a checkpoint; returns warnings. Raises CheckpointRefused when it is another job's.
+
+    change: names of what is meant to be another than the checkpoint's.
+    """
+    found, warnings = check_same(description, fingerprint(training), training.plan.numerics.line(), folder)
+    job = identity_of(training)
     with training.during("restore"):
+        made = [] if job is None else job.compare_made(description, change)
         snapshot.restore(training.executor, folder, description)
+        done = [] if job is None else job.compare_done(description, exactly=not warnings)
+        warnings += refuse(not_meant([*found, *made, *done], change), folder)
+        if job is not None:
+            warnings += job.told(description)
+        if job is not None and job.adopt([*found, *made, *done], description):
+            for attendant in training.attendants:
+                attendant.expect_other_rows()
     for attendant in training.attendants:
         attendant.after_restore(training.step_number, folder.parent)
     return warnings
@@ -43,6 +60,10 @@ def weights(training: Training) -> dict[str, Tensor]:
     with training.during("weights"):
         executor.share_values(everywhere=True)
     return snapshot.weights(executor) if executor.transport.rank == 0 else {}
+
+
+def identity_of(training: Training) -> JobIdentity | None:
+    return next((one for one in training.attendants if isinstance(one, JobIdentity)), None)
 
 
 def fingerprint(training: Training) -> dict[str, Any]:

@@ -6,6 +6,7 @@ predictions are joined in the order of the pieces, so metrics do not depend on t
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -92,8 +93,7 @@ def evaluate(
     mine = range(transport.rank, len(pieces), transport.size)
     facts: list[bytes] = []
     predictions: dict[int, tuple[Tensor, Tensor]] = {}
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         batches = rows.take((step, pieces[piece]) for piece in mine)
         device = next(model.parameters()).device
         for piece, loaded in zip(mine, batches, strict=True):
@@ -112,12 +112,23 @@ def evaluate(
                 facts.append(FACT.pack(piece, i, *_sum_and_count(name, found)))
             if collected:
                 predictions[piece] = _prediction(outputs, batch)
-    model.train()
     everybodys = sorted(FACT.iter_unpack(b"".join(transport.exchange(b"".join(facts)))))
     results = {name: _mean(everybodys, i) for i, name in enumerate(["loss", *summed])}
     if collected:
         results |= _of_predictions(collected, predictions, len(pieces), transport)
     return results
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode; afterwards each of its modules is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _sum_and_count(name: str, found: Any) -> tuple[float, float]:

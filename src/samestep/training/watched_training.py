@@ -4,18 +4,21 @@ The one file that knows both the steps and those who watch them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from samestep.audit.audit import audits_of
 from samestep.audit.ledger import Bookkeeping
+from samestep.audit.proofs import proofs_of
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
+from samestep.parallel.execution.agreement import Settings
 from samestep.parallel.execution.attendant import Attendant
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.parallelize import take_part
 from samestep.setup.run_memory import RunMemory
 from samestep.training.drift import Reassignment, Rebalancing
+from samestep.training.job_identity import JobIdentity, Origin
 from samestep.training.trainer import Training
 from samestep.transport.transport import Transport
 
@@ -25,11 +28,12 @@ class Watch:
     """Attendants that a training is to have.
 
     audit: steps from one audit to the next; 0: no audits and no ledger. rebalance: reassign shards when workers' speeds
-    change, over memory that was shared for any assignment.
+    change, over memory that was shared for any assignment. origin: where the job comes from.
     """
 
     audit: int = 0
     rebalance: bool = False
+    origin: Origin = field(default_factory=Origin)
 
 
 def watched_training(
@@ -48,7 +52,10 @@ def watched_training(
     ledger = [] if order is None else [Bookkeeping(order, transport, first_step)]
     note = ledger[0].note if ledger else None
     executor = take_part(job, plan, prepared, shared, transport, first_step, allow_nan=allow_nan, note=note)
+    executor.alike.facts.append(Settings(executor.optimizers()[0][0].optimizer))
     audits = audits_of(executor, job, prepared, shared.parameters, watch.audit, first_step)
     rebalancing = [Rebalancing(executor, job, prepared, shared, note)] if watch.rebalance else []
-    attendants: list[Attendant] = [*audits, *rebalancing, *ledger]
+    proofs = proofs_of(executor, job, prepared, shared, watch.audit, first_step)
+    origin = watch.origin if prepared.initial is None else replace(watch.origin, computes=False)
+    attendants: list[Attendant] = [JobIdentity(job, executor, origin), *proofs, *audits, *rebalancing, *ledger]
     return Training(job, executor, first_step, attendants), rebalancing[0].done if rebalancing else ()

@@ -52,7 +52,7 @@ def through_cells(
     found = cut(record(model, forward, (x,), list(starts), []), model, 1 + len(starts), {})
     model.zero_grad()
     values, needs = {0: x}, set[int]()
-    cells = [Cell(segment, values, needs, model) for segment in found.segments]
+    cells = [Cell(segment, values, needs, model, found.windows) for segment in found.segments]
     objective = cells[-1].local[found.result.index].square().sum()
     grads: Gradients = {}
     for i, cell in reversed(list(enumerate(cells))):
@@ -135,7 +135,30 @@ def expanded(model: Any, batch: Any) -> Tensor:
     return model.c(z.t()) + y
 
 
-@pytest.mark.parametrize("forward", [changed_in_place, switched_off_and_detached, expanded])
+def changed_under_another_name(model: Any, batch: Any) -> Tensor:
+    y = model.a(batch[0])
+    rows, half = y.view(-1), y[:, ::2]
+    z = model.b(batch[0])
+    y.add_(z)
+    rows.mul_(2.0)
+    w = model.c(z + y)
+    half.add_(torch.sigmoid(w[:, :3]))
+    return model.d(w + rows.view_as(w)) + y + half.sum(1, keepdim=True)
+
+
+def changed_in_parts(model: Any, batch: Any) -> Tensor:
+    y = model.a(batch[0])
+    first, second = y[:, :3], y[:, 3:]
+    z = model.b(batch[0])
+    first.mul_(3.0)
+    w = model.c(z)
+    second.add_(w[:, :2])
+    return model.d(w) + first.sum(1, keepdim=True) + second.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    "forward", [changed_under_another_name, changed_in_parts, changed_in_place, switched_off_and_detached, expanded]
+)
 @pytest.mark.parametrize("starts", [("b",), ("c",), ("b", "c")], ids="".join)
 def test_gradients_of_less_common_ways(forward: Forward, starts: tuple[str, ...]) -> None:
     torch.manual_seed(1)

@@ -1,5 +1,6 @@
 """A Linear whose weight gradient is written once: autograd's bits, in the place that is the weight's own."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -282,3 +283,82 @@ def test_large_products_are_autograds_up_to_rounding_and_repeat_their_bits(
     first = found()
     check_same(found(), first)
     check_close(first, gradients(linear(shape[-1], outputs, bias=bias), x), 3e-6)
+
+
+class Doubled(Tensor):
+    """A class of tensors of somebody's own, which says itself what F.linear is."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = [arg.as_subclass(Tensor) if isinstance(arg, Doubled) else arg for arg in args]
+        found = func(*plain, **(kwargs or {}))
+        return 2 * found if func is F.linear else found
+
+
+def scalar(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: model(x).tanh().sum(-1)
+
+
+def substituted(model: nn.Module, x: Tensor) -> Tensor:
+    """Weights that are made from the parameters take their places, twice with other values."""
+    params = dict(model.named_parameters())
+    made = [{name: factor * value for name, value in params.items()} for factor in (2, 3)]
+    return sum((torch.func.functional_call(model, one, (x,)) for one in made), torch.zeros(()))
+
+
+def dual(model: nn.Module, x: Tensor) -> Tensor:
+    forward_ad = torch.autograd.forward_ad
+    with forward_ad.dual_level():
+        return torch.as_tensor(forward_ad.unpack_dual(model(forward_ad.make_dual(x, torch.ones_like(x)))).tangent)
+
+
+def many_gradients(model: nn.Module, x: Tensor) -> Tensor:
+    """Of one graph for several starts at once, and differentiable."""
+    output = model(x)
+    starts = torch.eye(output.shape[-1])[:3, None].expand(3, *output.shape)
+    return torch.autograd.grad(output, x, starts, is_grads_batched=True, create_graph=True)[0]
+
+
+def penalty(model: nn.Module, x: Tensor) -> Tensor:
+    return torch.autograd.grad(scalar(model)(x).sum(), x, create_graph=True)[0].square().sum() + model(x)
+
+
+DERIVATIVES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "grad": lambda m, x: torch.func.vmap(torch.func.grad(scalar(m)))(x),
+    "grad of grad": lambda m, x: torch.func.vmap(torch.func.grad(lambda r: torch.func.grad(scalar(m))(r).sum()))(x),
+    "vmap": lambda m, x: torch.func.vmap(m)(x),
+    "vmap of another dimension": lambda m, x: torch.func.vmap(m, in_dims=1)(x.t()[None].expand(1, -1, -1).mT),
+    "jacrev": lambda m, x: torch.func.vmap(torch.func.jacrev(m))(x),
+    "jacfwd": lambda m, x: torch.func.vmap(torch.func.jacfwd(m))(x),
+    "hessian": lambda m, x: torch.func.vmap(torch.func.hessian(scalar(m)))(x),
+    "jvp": lambda m, x: torch.func.jvp(m, (x,), (x.cos(),))[1],
+    "vjp": lambda m, x: torch.func.vjp(m, x)[1](torch.ones(9, 5))[0],
+    "functional_call": substituted,
+    "dual": dual,
+    "many gradients": many_gradients,
+    "penalty": penalty,
+    "jacobian, vectorized": lambda m, x: torch.autograd.functional.jacobian(m, x, create_graph=True, vectorize=True),
+    "a class of tensors": lambda m, x: m(x.as_subclass(Doubled)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch, on its way to forward mode
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+def test_derivatives_are_torchs_own(derivative: str) -> None:
+    x, forward = rows(9, 6), DERIVATIVES[derivative]
+    torch.manual_seed(2)
+    plain = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh())  # every parameter counts
+    ours = copy.deepcopy(plain)
+    write_weight_gradients_once(ours, Places())
+    check_close(gradients(ours, x, forward), gradients(plain, x, forward), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_gradients_are_torchs_own(dtype: torch.dtype) -> None:
+    plain, ours = linear(dtype=dtype), linear(dtype=dtype)
+    write_weight_gradients_once(ours, Places())
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        return torch.view_as_real(model(x))
+
+    check_same(gradients(ours, rows(9, 24, dtype=dtype), forward), gradients(plain, rows(9, 24, dtype=dtype), forward))

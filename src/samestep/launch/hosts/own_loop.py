@@ -36,6 +36,7 @@ from samestep.plan.plan import Plan
 from samestep.state.checkpoint import remove_unfinished, unfinished_file
 from samestep.system import heap
 from samestep.training import checkpoints
+from samestep.training.own_batches import OwnLoop
 from samestep.transport.transport import Transport
 
 
@@ -44,8 +45,8 @@ class Trainer:
 
     job: a `Job`, or a function that makes one, called under the job's seed.
     options: of `samestep.train`: plan, shards, slices, assign, threads, numerics, codec, sync, steps, epochs, seed,
-        checkpoint, resume, allow_nan, memory_limit, rebalance, audit, device, settings, stall; and timeout, seconds
-        that workers wait for one another.
+        checkpoint, resume, change, allow_nan, memory_limit, rebalance, audit, device, settings, stall; and timeout,
+        seconds that workers wait for one another.
     warnings: differences from the checkpoint that training goes on from.
 
     Every method must be called by all workers alike. Raises Refused when the job, plan or checkpoint cannot be run, or
@@ -74,11 +75,15 @@ class Trainer:
         self._step_number = run.first_step
         self._leave = weakref.finalize(self, leave, self._membership, self._joined.transport)
         self.warnings: list[str] = []
+        self._loop: OwnLoop | None = None
         with self._explaining():
             joined = self._joined
             self._training, _ = training_of(run, joined.prepared, joined.shared, joined.transport)
             if run.resumption is not None:
-                self.warnings = checkpoints.restore(self._training, run.resumption.folder, run.resumption.description)
+                self.warnings = checkpoints.restore(
+                    self._training, run.resumption.folder, run.resumption.description, request.training.change or ()
+                )
+            self._loop = OwnLoop(self._training)
 
     @property
     def rank(self) -> int:
@@ -118,11 +123,15 @@ class Trainer:
     def step(self, batch: Any = None) -> StepResult:
         """Train on `batch`, the whole one and the same on every worker; without one, on the job's next batch.
 
-        Raises JobRefused where there is neither.
+        Generators of torch, NumPy and Python are afterwards as they were. Raises JobRefused where there is neither,
+        where workers were given other batches, where steps on the job's batches and on others are mixed, and where the
+        model was changed since the last step: buffers by a forward in train mode, gradients by a backward.
         """
         if batch is None:
             self._check_data()
-        with self._explaining():
+        with self._explaining(), random_streams.kept():
+            assert self._loop is not None
+            self._loop.begin(batch)
             found = self._training.step() if batch is None else self._training.step_batch(batch)
             self._step_number = found.number + 1
             return found
@@ -133,7 +142,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """The metrics over Job.evaluate."""
-        with self._explaining():
+        with self._explaining(), random_streams.kept():
             return self._training.evaluation.after(self._training.step_number)
 
     def digest(self) -> str:
@@ -172,9 +181,13 @@ class Trainer:
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
-        """A failure names hosts and causes, and is reported to the others."""
+        """A failure names hosts and causes, and is reported to the others; so is a model changed between two calls."""
         try:
+            if self._loop is not None:
+                self._loop.check_left_alone()
             yield
+            if self._loop is not None:
+                self._loop.rest()
         except SamestepError as error:
             failure = failure_event(error, self.rank, self._step_number)
             self._leave.detach()
@@ -203,7 +216,7 @@ def leave(membership: Membership, transport: Transport) -> None:
 def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[str, Any]) -> Request:
     """The request of a script's own loop. Raises Refused for unknown options and for values that cannot be."""
     known = ("shards", "slices", "assign", "threads", "numerics", "codec", "sync", "steps", "epochs", "seed", "resume",
-             "checkpoint", "allow_nan", "memory_limit", "rebalance", "audit", "device", "settings",
+             "change", "checkpoint", "allow_nan", "memory_limit", "rebalance", "audit", "device", "settings",
              "timeout", "stall")  # fmt: skip
     if strange := sorted(set(options) - set(known)):
         raise JobRefused(f"Trainer has no option {', '.join(strange)}: it takes plan, {', '.join(known)}")
@@ -212,8 +225,9 @@ def request_for(job: Job | Callable[..., Job], plan: Plan | str, options: dict[s
         file=None if script is None else str(Path(script).absolute()),
         settings=dict(options.pop("settings", None) or {}),
     )
-    if options.get("assign") is not None:
-        options["assign"] = tuple(options["assign"])
+    for name in ("assign", "change"):
+        if options.get(name) is not None:
+            options[name] = (options[name],) if isinstance(options[name], str) else tuple(options[name])
     if options.get("checkpoint") is not None:
         options["checkpoint"] = str(Path(options["checkpoint"]).absolute())
     return Request.made_here(source, plan, default_workers=1, plan_is_asked=False, **options)

@@ -1,9 +1,11 @@
 """Find the user's job function and call it. Code never travels: the file or module is imported."""
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 import types
@@ -15,6 +17,8 @@ from typing import Any
 from samestep.errors import JobRefused, Refused
 from samestep.job.job import Job
 from samestep.launch.request.options import JobSource
+from samestep.system.json_values import plain
+from samestep.training.job_identity import Origin
 
 SCRIPT = "__samestep_main__"  # the name under which a script is imported
 
@@ -79,6 +83,18 @@ def _place(error: BaseException, file: Path) -> str:
 
 def call(function: Callable[..., Any], source: JobSource) -> Job:
     """The job that the function returns for the given settings. Raises JobRefused."""
+    settings = settings_for(function, source)
+    job = function(**settings)
+    if not isinstance(job, Job):
+        name = getattr(function, "__name__", source.function)
+        raise JobRefused(
+            f"{name} returned a {type(job).__name__}, not a samestep.Job: end it with `return samestep.Job(...)`"
+        )
+    return job
+
+
+def settings_for(function: Callable[..., Any], source: JobSource) -> dict[str, Any]:
+    """The arguments that a source gives a job function, as values. Raises JobRefused."""
     settings = dict(source.settings)
     name = getattr(function, "__name__", source.function)
     parameters = inspect.signature(function).parameters
@@ -98,12 +114,33 @@ def call(function: Callable[..., Any], source: JobSource) -> Job:
     ]
     if missing:
         raise JobRefused(f"{name} needs the setting {missing[0]!r}: give it a default, or --set {missing[0]}=VALUE")
-    job = function(**settings)
-    if not isinstance(job, Job):
-        raise JobRefused(
-            f"{name} returned a {type(job).__name__}, not a samestep.Job: end it with `return samestep.Job(...)`"
-        )
-    return job
+    return settings
+
+
+def origin_of(source: JobSource) -> Origin:
+    """Origin of the job of this process: its function's arguments, defaults included, and its file's hash."""
+    name = SCRIPT if source.module == "__main__" else Path(source.file).stem if source.file else source.module
+    module = sys.modules.get(str(name))
+    function = getattr(module, source.function, None)
+    settings = dict(source.settings)
+    if inspect.isfunction(function):
+        defaults = inspect.signature(function).parameters.items()
+        with contextlib.suppress(JobRefused):  # another function than the one that has made the job
+            settings = settings_for(function, source)
+            settings = {n: p.default for n, p in defaults if p.default is not p.empty} | settings
+    file = source.file or getattr(module, "__file__", None)
+    with contextlib.suppress(OSError):
+        found = None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+        return Origin({n: as_plain(value) for n, value in settings.items()}, found)
+    return Origin({n: as_plain(value) for n, value in settings.items()})
+
+
+def as_plain(value: Any) -> Any:
+    """A setting as JSON holds it; a text for what it cannot hold."""
+    try:
+        return plain(value, "a setting")
+    except JobRefused:
+        return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ AUDIT_EVERY = 32  # steps from one audit to the next by default
 Int: TypeAlias = int | None
 Str: TypeAlias = str | None
 Counts: TypeAlias = tuple[int, ...] | None
+Names: TypeAlias = tuple[str, ...] | None
 
 
 class Spelling(StrEnum):
@@ -102,6 +103,7 @@ class TrainingOptions:
     checkpoint: Annotated[Str, Flag("Folder for checkpoints.", spelling=Spelling.FOLDER)] = None
     every: Annotated[Int, Flag("A checkpoint every N steps, not only at the end.", "N")] = None
     resume: Annotated[bool, Flag("Go on from the last checkpoint, on any number of workers.")] = False
+    change: Annotated[Names, Flag("What is meant to differ from the checkpoint, lr,loss.", "NAME,...")] = None
     audit: Annotated[Int, Flag("Workers compare their states every K steps (32); 0: never.", "K")] = None
     allow_nan: Annotated[bool, Flag("Go on when a loss is NaN or infinite.")] = False
     trace_steps: Annotated[Int, Flag("Of the last N steps. Default: 20.", "N")] = None

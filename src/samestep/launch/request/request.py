@@ -130,6 +130,11 @@ class Request:
         if asked.checkpoint is None and (asked.resume or asked.every is not None):
             flag = "--resume" if asked.resume else "--every"
             raise CheckpointRefused(f"{flag} needs to know where the checkpoints are: add --checkpoint DIR")
+        if asked.change and not asked.resume:
+            raise CheckpointRefused(
+                f"--change {','.join(asked.change)} says what may differ from a checkpoint that training goes on from: "
+                "add --resume"
+            )
         if asked.checkpoint is not None:
             above = next(path for path in (Path(asked.checkpoint), *Path(asked.checkpoint).parents) if path.exists())
             if not above.is_dir():

@@ -11,7 +11,7 @@ from torch import nn
 from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
-from samestep.launch.probe.choose_plan import pick_plan
+from samestep.launch.probe.choose_plan import pick_plan, with_pick
 from samestep.launch.probe.other_cluster import pick_plan_for_cluster
 from samestep.launch.request.request import Request
 from samestep.launch.request.resolve import chosen_numerics, hosts_of, job_of, make_plan
@@ -24,6 +24,7 @@ from samestep.planner.search.decision import Decision
 from samestep.setup.laid_out_model import LaidOutModel, hollow
 from samestep.setup.parallelize import divide, prepare
 from samestep.setup.plan_check import check_memory, checked, footprints
+from samestep.setup.proof import prove_cut
 from samestep.state.checkpoint import finished, read_description
 from samestep.sync.logical_workers import check_local
 from samestep.sync.staleness import check_stale
@@ -84,8 +85,25 @@ def build(
     run = WorkerRun(
         job, plan, request, send, resumption, done, hosts, rebalances=rebalances(asked, plan), decision=decision
     )
+    if plan.stages:
+        try:
+            unproven = prove_cut(job, plan, prepared, request.planning.memory_limit)
+        except PlanRefused as error:
+            uncut = without_cuts(decision)
+            if uncut is None:
+                raise
+            send({"event": "warning", "text": f"the planner's first choice is refused, the next one taken: {error}"})
+            return build(*with_pick(asked, uncut)[:1], send, hosts, made, uncut)
+        if unproven:
+            send({"event": "warning", "text": unproven})
     send(announcement(run) | {"prediction": None if decision is None else decision.prediction.as_json()})
     return run, prepared, pristine
+
+
+def without_cuts(decision: Decision | None) -> Decision | None:
+    """The decision between the candidates that leave the model uncut; None if there is none."""
+    ranking = () if decision is None else tuple(one for one in decision.ranking if not one.plan.stages)
+    return replace(decision, ranking=ranking) if decision is not None and ranking else None
 
 
 def rebalances(asked: Request, plan: Plan) -> bool:

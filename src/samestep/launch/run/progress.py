@@ -62,10 +62,10 @@ class Progress:
         self._line(f"numerics: {plan['numerics']}")
         if plan.get("prediction"):
             self._line(f"predicted: {Prediction(**plan['prediction']).text()}")
-        if plan["first_step"]:
-            self._line(f"going on after step {plan['first_step']}")
 
     def _all_up(self, outcome: Outcome) -> None:
+        if outcome.plan["first_step"]:  # only now: each worker has read the checkpoint and compared the job
+            self._line(f"going on after step {outcome.plan['first_step']}")
         threads = ", ".join(str(outcome.up[rank]["threads"]) for rank in sorted(outcome.up))
         self._line(f"{len(outcome.up)} of {outcome.plan['workers']} workers up, threads per worker: {threads}")
         self._began = self._printed = time.monotonic()

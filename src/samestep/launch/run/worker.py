@@ -18,6 +18,7 @@ from safetensors.torch import save
 from samestep.errors import PeerLost
 from samestep.job.job import Job
 from samestep.launch.failure import Event, failure_event
+from samestep.launch.request.importing import origin_of
 from samestep.launch.request.request import Request
 from samestep.launch.run.stall_watch import write_stacks_to
 from samestep.plan.plan import Plan
@@ -156,7 +157,7 @@ def training_of(
 ) -> tuple[Training, Sequence[Reassignment]]:
     """One worker's training, and the reassignments of shards, which grow while it trains."""
     asked = run.request.training
-    watch = Watch(audit=asked.audit_every, rebalance=run.rebalances)
+    watch = Watch(audit=asked.audit_every, rebalance=run.rebalances, origin=origin_of(run.request.source))
     return watched_training(
         run.job, run.plan, prepared, shared, transport, run.first_step, allow_nan=asked.allow_nan, watch=watch
     )
@@ -219,7 +220,9 @@ def train(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
     """The loop over steps, with evaluation, callbacks and checkpoints between them."""
     root = None if run.request.training.checkpoint is None else Path(run.request.training.checkpoint)
     if run.resumption is not None:
-        for warning in checkpoints.restore(trainer, run.resumption.folder, run.resumption.description):
+        for warning in checkpoints.restore(
+            trainer, run.resumption.folder, run.resumption.description, run.request.training.change or ()
+        ):
             if reports.rank == 0:
                 run.report("warning", text=warning)
     reports.up()

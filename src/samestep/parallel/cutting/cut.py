@@ -10,18 +10,21 @@ that takes nothing else, stay in the slices' layout (column, then row: Shoeybi e
 that only the region's two ends are exchanged. Every stage begins and ends dense.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from samestep.errors import JobRefused, PlanRefused
 from samestep.parallel.cutting.attention import Attention, attention_of
+from samestep.parallel.cutting.bonds import bonds_of, state_of
 from samestep.parallel.cutting.recording import (
+    NAMES,
     Call,
     NamedTensor,
     Recording,
@@ -30,6 +33,8 @@ from samestep.parallel.cutting.recording import (
     Value,
     attribute_of,
 )
+from samestep.parallel.cutting.windows import Window
+from samestep.system.nests import walk
 
 ELEMENTWISE = {
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus,
@@ -79,7 +84,8 @@ class Segment:
     region: Region | None
     takes: tuple[int, ...]  # values that earlier segments made
     gives: tuple[int, ...]  # values made here that later segments take, or that forward returns
-    changes: frozenset[int]  # values taken that are changed in place here
+    changes: frozenset[int]  # values taken that are changed in place here; those needed later are given, too
+    views: tuple[tuple[int, int], ...] = ()  # (value, of value): changed ones that show the same elements
 
     @property
     def is_sliced(self) -> bool:
@@ -96,8 +102,11 @@ class Cut:
     shapes: Mapping[int, torch.Size]
     nbytes: Mapping[int, int]
     storages: Mapping[int, Storage]  # by value
+    windows: Mapping[int, Window]  # by value
     floats: frozenset[int]
     num_inputs: int
+    homes: Mapping[str, int]  # the segment of every parameter and buffer; what forward does not use is near the others
+    used: frozenset[str]  # parameters and buffers that forward uses
 
     @property
     def sliced(self) -> list[tuple[bool, ...]]:
@@ -114,11 +123,30 @@ class Cut:
         wanted = {value for segment in later for value in segment.takes}
         return frozenset(wanted | set(self.crossings[stage] if stage < len(self.crossings) else ()))
 
-    def has_same_segments(self, other: "Cut") -> bool:
-        """True if another shape of input goes through the same calls in the same segments."""
-        ways = [[(s.stage, [str(c) for c in s.calls], s.region and s.region.layers) for s in c.segments]
-                for c in (self, other)]  # fmt: skip
-        return ways[0] == ways[1]
+    @cached_property
+    def guards(self) -> tuple[Call, ...]:
+        """The calls that ask for a tensor's value, in order."""
+        return tuple(call for segment in self.segments for call in segment.calls if call.is_guard)
+
+    @cached_property
+    def answers(self) -> tuple[str, ...]:
+        """What the guards found, as JSON."""
+        return tuple(json.dumps(guard.expected) for guard in self.guards)
+
+    def num_guards(self, stage: int) -> int:
+        """The number of guards in the stages up to one."""
+        return sum(guard.stage <= stage for guard in self.guards)
+
+    def differs_from(self, other: "Cut") -> str:
+        """What makes the segments others, or has parameters in other ones; empty if nothing does."""
+        ways = [[(s.stage, s.region and s.region.layers) for s in c.segments] for c in (self, other)]
+        if ways[0] != ways[1]:
+            return "where the sliced layers are reached in another order"
+        for name in self.used:
+            if self.homes[name] != other.homes[name]:
+                stages = [c.segments[c.homes[name]].stage for c in (self, other)]
+                return f"which uses {name} in stage {stages[0]} and not in stage {stages[1]}"
+        return ""
 
 
 def cut(recording: Recording, model: nn.Module, num_stages: int, sliced: Mapping[str, Sequence[int]]) -> Cut:
@@ -136,21 +164,19 @@ def cut(recording: Recording, model: nn.Module, num_stages: int, sliced: Mapping
     made = [frozenset(v for call in piece for v in _makes(call)) for _, piece in pieces]
     taken = [frozenset(v for call in piece for v in _takes(call)) for _, piece in pieces]
     taken[-1] |= result_values
-    segments = []
-    for i, (stage, piece) in enumerate(pieces):
+    inputs = frozenset(range(recording.num_inputs))
+    segments = list[Segment]()
+    later = frozenset[int]()  # what later segments take
+    for i, (stage, piece) in reversed(list(enumerate(pieces))):
         region = piece[0] if piece and isinstance(piece[0], Region) else None
         calls = tuple(call for call in piece if isinstance(call, Call))
-        earlier, later = frozenset().union(*made[:i]), frozenset().union(*taken[i + 1 :])
-        segments.append(
-            Segment(
-                stage,
-                calls,
-                region,
-                tuple(sorted(taken[i] & earlier)),
-                tuple(sorted(made[i] & (later | (result_values if i == len(pieces) - 1 else frozenset())))),
-                frozenset(v for call in calls for v in call.changes) - made[i],
-            )
-        )
+        earlier = frozenset().union(*made[:i])
+        changed = frozenset(v for call in calls for v in call.changes) & (earlier | inputs) & (taken[i] | later)
+        changed, views = _with_bases(changed, recording, earlier | inputs, calls)
+        gives = (changed & later) | (made[i] & (later | (result_values if i == len(pieces) - 1 else frozenset())))
+        takes = (taken[i] & earlier) | changed
+        segments.insert(0, Segment(stage, calls, region, tuple(sorted(takes)), tuple(sorted(gives)), changed, views))
+        later |= taken[i] | changed
     crossings = []
     for p in range(num_stages - 1):
         taken_later = {v for s in segments if s.stage > p for v in s.takes}
@@ -163,17 +189,39 @@ def cut(recording: Recording, model: nn.Module, num_stages: int, sliced: Mapping
         recording.nbytes | {-1 - value: nbytes for value, nbytes in recording.nbytes.items()},  # sums without bias
         recording.storages
         | {-1 - value: Storage(-1 - storage.number, storage.nbytes) for value, storage in recording.storages.items()},
+        recording.windows,
         frozenset(recording.floats),
         recording.num_inputs,
+        *_homes(segments, model),
     )
-    _check_changes(found)
-    _check_layers(found, model)
     _check_grad_mode(found)
+    _check_bonds(found, recording, model)
     return found
 
 
+def _homes(segments: Sequence[Segment], model: nn.Module) -> tuple[dict[str, int], frozenset[str]]:
+    """The segment of every parameter and buffer, and which of them forward uses."""
+    used: dict[int, int] = {}
+    for i, segment in enumerate(segments):
+        for call in segment.calls:
+            for _, tensor in state_of(call, model):
+                used.setdefault(id(tensor), i)
+    for i, segment in enumerate(segments):  # after the calls: one of them adds a region's bias
+        for layer in segment.region.layers if segment.region else ():
+            for tensor in model.get_submodule(layer).parameters():
+                used.setdefault(id(tensor), i)
+    homes, near, names = dict[str, int](), 0, set[str]()
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for local, state in [*module._parameters.items(), *module._buffers.items()]:
+            name = f"{prefix}.{local}" if prefix else local
+            near = homes[name] = used.get(id(state), near)
+            if id(state) in used and state is not None:
+                names.add(name)
+    return homes, frozenset(names)
+
+
 def values_in(tree: Any) -> frozenset[int]:
-    return frozenset(leaf.index for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Value))
+    return frozenset(leaf.index for _, leaf in walk(tree, NAMES) if isinstance(leaf, Value))
 
 
 def _makes(call: Call | Region) -> Iterable[int]:
@@ -278,35 +326,55 @@ def _row_layer(
     return None
 
 
-def _check_changes(found: Cut) -> None:
-    """Raise JobRefused for a change in place that reaches over a cut: the other side has another copy."""
-    for i, segment in enumerate(found.segments):
-        for call in segment.calls:
-            for value in call.changes & segment.changes:
-                later = any(value in c.takes for other in found.segments[i + 1 :] for c in other.calls)
-                if later:
-                    raise JobRefused(
-                        f"{call} (called at {call.place}) changes a tensor in place that was made before the cut and "
-                        "is used after it: use the form that returns a new tensor (inplace=False), or cut elsewhere"
-                    )
+def _with_bases(
+    changed: frozenset[int], recording: Recording, known: frozenset[int], calls: Sequence[Call]
+) -> tuple[frozenset[int], tuple[tuple[int, int], ...]]:
+    """Values that a segment changes in place, with those whose copy has to show all of them; and (value, of value).
+
+    A segment changes a copy of what it takes. Where several names show the same elements, one copy serves all.
+    """
+    windows, views = recording.windows, list[tuple[int, int]]()
+    bases = set(changed)
+    for value in sorted(changed):
+        others = [v for v in changed if v != value and v in windows and value in windows]
+        if not any(windows[v].overlaps(windows[value]) for v in others):
+            continue
+        covering = [
+            v
+            for v in sorted(known)
+            if v in windows
+            and all(windows[v].covers(windows[o]) for o in (value, *others) if windows[o].overlaps(windows[value]))
+        ]
+        if not covering:
+            call = next(call for call in calls if value in call.changes)
+            raise JobRefused(
+                f"{call} (called at {call.place}) changes a tensor in place that was made before the cut and is used "
+                "here under several names: use the form that returns a new tensor (inplace=False), or cut elsewhere"
+            )
+        bases.add(covering[0])
+        if covering[0] != value:
+            views.append((value, covering[0]))
+    return frozenset(bases), tuple(views)
 
 
-def _check_layers(found: Cut, model: nn.Module) -> None:
-    """Raise JobRefused for a parameter used in two segments: neither would have its whole gradient."""
-    used: dict[str, tuple[int, str]] = {}
+def _check_bonds(found: Cut, recording: Recording, model: nn.Module) -> None:
+    """Raise JobRefused where calls that have to stay together are in two segments."""
+    segment_of: dict[int, int] = {}
     for i, segment in enumerate(found.segments):
-        for call in segment.calls:
-            for name in parameters_of(call, model):
-                first, place = used.setdefault(name, (i, call.place))
-                if first != i:
-                    stages = found.segments[first].stage, segment.stage
-                    where = (
-                        f"in stages {stages[0]} and {stages[1]}" if len(set(stages)) > 1 else "on both sides of a slice"
-                    )
-                    raise JobRefused(
-                        f"parameter {name} is used {where} (at {place} and {call.place}): cut so that both uses "
-                        "are on one side, or register it under a second name, which keeps it tied"
-                    )
+        between = {id(call) for call in segment.region.between} if segment.region else set()
+        layers = segment.region.layers if segment.region else ()
+        inside = {id(call) for call in segment.calls} | between
+        for position, call in enumerate(recording.calls):
+            if id(call) in inside or (isinstance(call.what, str) and call.what in layers):
+                segment_of[position] = i
+    for bond in bonds_of(recording, model):
+        homes = [(segment_of[position], recording.calls[position].place) for position in bond.calls]
+        first, place = homes[0]
+        for home, other in homes:
+            if home != first:
+                stages = found.segments[first].stage, found.segments[home].stage
+                where = f"in stages {stages[0]} and {stages[1]}" if len(set(stages)) > 1 else "on both sides of a slice"
+                raise JobRefused(f"{bond.what} {where} (at {place} and {other}): {bond.way_out}")
 
 
 def check_stages(found: Cut, model: nn.Module, firsts: Sequence[str]) -> None:

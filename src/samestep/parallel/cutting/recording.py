@@ -8,15 +8,18 @@
 The kernels called, and their order, are those of the uncut forward: autograd's sums keep their bits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 from samestep.errors import JobRefused
+from samestep.parallel.cutting.windows import Window
+from samestep.system.nests import Path, at, mapped, mapped_simply, tensors_of, walk
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,17 @@ class NamedTensor:
     name: str
 
 
+NAMES = (Value, NamedTensor)
+
+
 @dataclass(frozen=True)
 class Call:
     """One call, with all that it takes to perform it again."""
 
     what: str | Callable[..., Any]  # a leaf module's name, or a function
     arguments: Any  # (args, kwargs) with Value and NamedTensor for tensors
-    makes: tuple[int, ...]  # the values of the result's tensors, in the order of its leaves
-    changes: frozenset[int]  # the values that it changes in place
+    makes: tuple[int, ...]  # the values of the result's tensors, in the order of its leaves, then those of `left`
+    changes: frozenset[int]  # the values whose memory it changes in place, at least in part
     stage: int
     place: str  # file:line of the code that calls
     expected: Any = None  # result of a guard
@@ -65,20 +71,27 @@ class Call:
     expected_shapes: tuple[torch.Size | None, ...] = ()  # of its results, where forward may have decided on the shape
     saved: tuple[SavedForBackward, ...] = ()  # besides the model's own state
     deferrable: tuple[tuple[Storage, int], ...] = ()  # input, and bytes of y, of each Linear that may defer dW
+    opens: bool = False  # whether its arguments hold objects with tensors, which are made anew for every call
+    left: tuple[Path, ...] = ()  # where in its arguments it leaves tensors, as a cache's update does
+    moves: frozenset[str] = frozenset()  # the buffers that it changes
+    is_checkpointed: bool = False  # whether torch.utils.checkpoint computes it again in backward
 
     @property
     def saved_storages(self) -> tuple[Storage, ...]:
         """Storages that it saves for its backward, each once."""
         return tuple(dict.fromkeys(storage for part in self.saved for storage in part.storages))
 
-    @property
+    @cached_property
     def takes(self) -> frozenset[int]:
-        return frozenset(leaf.index for leaf in pytree.tree_leaves(self.arguments) if isinstance(leaf, Value))
+        return frozenset(leaf.index for leaf in self._leaves() if isinstance(leaf, Value))
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """Names of the parameters and buffers that it uses directly."""
-        return frozenset(leaf.name for leaf in pytree.tree_leaves(self.arguments) if isinstance(leaf, NamedTensor))
+        return frozenset(leaf.name for leaf in self._leaves() if isinstance(leaf, NamedTensor))
+
+    def _leaves(self) -> Iterator[Any]:
+        return (leaf for _, leaf in walk(self.arguments, NAMES))
 
     def __str__(self) -> str:
         return self.what if isinstance(self.what, str) else getattr(self.what, "__name__", str(self.what))
@@ -95,18 +108,23 @@ class Recording:
     shapes: dict[int, torch.Size] = field(default_factory=dict)
     nbytes: dict[int, int] = field(default_factory=dict)
     storages: dict[int, Storage] = field(default_factory=dict)
+    windows: dict[int, Window] = field(default_factory=dict)
     floats: set[int] = field(default_factory=set)  # values that may have a gradient
 
 
-def signature(batch: Any) -> str:
-    """Text of all that a recording depends on: shapes and types of the batch's tensors, and its other values."""
-    leaves, spec = pytree.tree_flatten(batch)
-    parts = [f"{leaf.dtype}{tuple(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
-    return f"{spec} {parts}"
-
-
 def batch_tensors(batch: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    return [tensor for _, tensor in tensors_of(batch)]
+
+
+class OtherAnswer(JobRefused):
+    """A guard that answers otherwise than in the recording; `answer` is what it found."""
+
+    def __init__(self, call: Call, answer: Any) -> None:
+        super().__init__(
+            f"forward asks for a tensor's value at {call.place} and found {call.expected!r} when it was cut, "
+            f"{answer!r} now: a cut forward takes the same way every time; cut elsewhere, or compute without if"
+        )
+        self.call, self.answer = call, answer
 
 
 def perform(call: Call, values: dict[int, Tensor], model: nn.Module) -> None:
@@ -117,25 +135,37 @@ def perform(call: Call, values: dict[int, Tensor], model: nn.Module) -> None:
             return values[leaf.index]
         return attribute_of(model, leaf.name) if isinstance(leaf, NamedTensor) else leaf
 
-    args, kwargs = pytree.tree_map(resolve, call.arguments)
+    if call.opens:
+        args, kwargs = mapped(call.arguments, resolve, NAMES)
+    else:
+        args, kwargs = mapped_simply(call.arguments, resolve)
     function = model.get_submodule(call.what) if isinstance(call.what, str) else call.what
-    result = function(*args, **kwargs)
+    if call.is_checkpointed:
+        result = checkpoint(function, *args, use_reentrant=False, **kwargs)
+    else:
+        result = function(*args, **kwargs)
     if call.is_guard:
         if result != call.expected:
-            raise JobRefused(
-                f"forward asks for a tensor's value at {call.place} and found {call.expected!r} when it was cut, "
-                f"{result!r} now: a cut forward takes the same way every time; cut elsewhere, or compute without if"
-            )
+            raise OtherAnswer(call, result)
         return
-    made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    made = results_of(result)
     _check_shapes(call, made)
+    made += [at((args, kwargs), path) for path in call.left]
     values.update(zip(call.makes, made, strict=True))
+
+
+def results_of(result: Any) -> list[Tensor]:
+    """The tensors that a call returns, also in objects, in a fixed order."""
+    if isinstance(result, Tensor):
+        return [result]
+    return [leaf for _, leaf in walk(result) if isinstance(leaf, Tensor)]
 
 
 def _check_shapes(call: Call, made: Sequence[Tensor]) -> None:
     """Raise JobRefused when a decision that forward took on shapes would now be another one."""
-    if len(made) != len(call.makes):
-        found, expected = f"{len(made)} tensors", f"{len(call.makes)}"
+    count = len(call.makes) - len(call.left)
+    if len(made) != count:
+        found, expected = f"{len(made)} tensors", f"{count}"
     else:
         wrong = [
             (t.shape, s) for t, s in zip(made, call.expected_shapes, strict=False) if s is not None and s != t.shape

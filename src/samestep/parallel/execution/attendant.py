@@ -17,8 +17,10 @@ class Attendant:
     """One attendant of one worker's training. Every method may be left out.
 
     Those of a step: before_step, before_action, after_action, after_step. All workers have the same attendants in the
-    same order, so one may communicate with its counterparts.
+    same order, so one may communicate with its counterparts; an attendant that some workers lack must not.
     """
+
+    among: "Attendants"
 
     def before_step(self, step: int) -> None:
         """Called between two steps, when `step` optimizer steps are done."""
@@ -70,6 +72,7 @@ class Attendants:
     def add(self, attendant: Attendant) -> None:
         kind = type(attendant)
         self._all.append(attendant)
+        attendant.among = self
         if kind.before_step is not Attendant.before_step:
             self.before_step.append(attendant.before_step)
         if kind.before_action is not Attendant.before_action:
@@ -78,6 +81,12 @@ class Attendants:
             self.after_action.append(attendant.after_action)
         if kind.after_step is not Attendant.after_step:
             self.after_step.append(attendant.after_step)
+
+    def remove(self, attendant: Attendant) -> None:
+        """Let one go that has done what it was there for."""
+        self._all.remove(attendant)
+        for event in ("before_step", "before_action", "after_action", "after_step"):
+            setattr(self, event, [call for call in getattr(self, event) if call.__self__ is not attendant])
 
     def report(self) -> dict[str, Any]:
         """Facts of all attendants."""

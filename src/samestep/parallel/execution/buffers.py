@@ -2,7 +2,8 @@
 
 Every shard starts from the step's buffers, on a copy of its own: rebound, not copied into, so that
 what backward saved stays as it was. After the step a buffer takes the shards' common value; where
-they differ it takes their row-weighted mean, in the tree's order; integers that differ are an error.
+they differ it takes their row-weighted mean, in the tree's order, or what `buffer_rules.py` says; integers that differ
+are an error.
 Run one after the other instead, eight shards would move a running mean eight times.
 """
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from samestep.errors import JobRefused
 from samestep.numerics.reduction_tree import tree_sum
+from samestep.parallel.execution.buffer_rules import Rule, check_mean, rule_of
 
 
 class Buffers:
@@ -34,6 +36,7 @@ class Buffers:
                     self.values.append(buffer)
                 homes.setdefault(id(buffer), []).append((module, local))
         self._homes = list(homes.values())
+        self._rules = [rule_of(*at[0], name) for at, name in zip(self._homes, self.names, strict=True)]
         self._starts = buffer_starts(self.values)
         self._boards = boards
         self._fresh: set[int] = set()  # buffers that are bound to an unchanged copy
@@ -58,7 +61,7 @@ class Buffers:
         changed = bytearray(len(self.values))
         for i in range(len(self.values)) if only is None else only:
             value = self.values[i]
-            bound = self._bound(i)
+            bound = self.bound_tensor(i)
             if bound.shape != value.shape or bound.dtype != value.dtype:
                 raise JobRefused(
                     f"forward changed buffer {self.names[i]} from {value.dtype} {tuple(value.shape)} to "
@@ -78,7 +81,7 @@ class Buffers:
         for i, value in enumerate(self.values):
             if any(shard[i] for shard in changed):
                 shards = [self._of_shard(s, i) if shard[i] else value for s, shard in enumerate(changed)]
-                self.set(i, merged(shards, rows, self.names[i]))
+                self.set(i, merged(shards, rows, self.names[i], self._rules[i]))
         self._received.clear()
 
     def record(self, changed: Mapping[int, bytes], *, with_contents: bool) -> dict[int, tuple[bytes, bytes]]:
@@ -111,14 +114,23 @@ class Buffers:
     def bound(self) -> list[Tensor]:
         """The buffers that are bound now; `rebind` puts them back, when shards in lockstep take turns."""
         self._fresh.clear()  # the next shard to begin must not take a copy that this one goes on with
-        return [self._bound(i) for i in range(len(self.values))]
+        return [self.bound_tensor(i) for i in range(len(self.values))]
 
     def rebind(self, bound: Sequence[Tensor]) -> None:
         for i, value in enumerate(bound):
             self._bind(i, value)
         self._fresh.clear()
 
-    def _bound(self, i: int) -> Tensor:
+    def taken(self, changed: bytes) -> dict[int, Tensor]:
+        """The buffers that are bound now, of those that a shard changed; `give_back` binds them for its backward."""
+        return {i: self.bound_tensor(i) for i, has_changed in enumerate(changed) if has_changed}
+
+    def give_back(self, taken: Mapping[int, Tensor]) -> None:
+        for i, value in taken.items():
+            self._bind(i, value)
+        self._fresh.difference_update(taken)
+
+    def bound_tensor(self, i: int) -> Tensor:
         module, local = self._homes[i][0]
         bound = module._buffers[local]
         assert bound is not None
@@ -142,15 +154,18 @@ def buffer_starts(buffers: Sequence[Tensor]) -> list[int]:
     return starts
 
 
-def merged(shards: Sequence[Tensor], rows: Sequence[int], name: str) -> Tensor:
-    """One buffer's value after the step. Raises JobRefused for integers that disagree."""
+def merged(shards: Sequence[Tensor], rows: Sequence[int], name: str, rule: Rule | None = None) -> Tensor:
+    """One buffer's value after the step. Raises JobRefused for integers that disagree, and what else has no mean."""
     if all(same_bits(shard, shards[0]) for shard in shards[1:]):
         return shards[0].clone()
+    if rule is not None:
+        return rule(shards)
     if not (shards[0].is_floating_point() or shards[0].is_complex()):
         raise JobRefused(
             f"the integer buffer {name} ends differently in different shards, and whole numbers have no mean: "
             "make it depend on the step, not on the data, or keep it out of the buffers"
         )
+    check_mean(shards, name)
     total = sum(rows)
     return tree_sum([shard * (count / total) for shard, count in zip(shards, rows, strict=True)])
 

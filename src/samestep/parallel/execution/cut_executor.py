@@ -5,15 +5,17 @@ splits backwards into two parts. What a segment computes is the network's (`netw
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from samestep.job.objective import ShardLoss
 from samestep.numerics import random_streams
 from samestep.numerics.reduction_tree import local_plan
 from samestep.parallel.execution.executor import Executor, StepState
-from samestep.parallel.execution.network import Network
+from samestep.parallel.execution.network import Network, OtherWayTaken
 from samestep.schedule import actions
 
 
@@ -22,18 +24,31 @@ class CutExecutor(Executor):
     """One worker's parts of a cut model, and how each action uses them."""
 
     network: Network
+    moved: dict[tuple[int, int], dict[int, Tensor]] = field(default_factory=dict)  # buffers, by shard and segment
 
     def forward(self, action: actions.Forward, state: StepState) -> None:
         shard, own = action.shard, self.network.buffers[action.segment]
         with self._precision(), self.unchanged.during_forward():
             if action.segment == 0:
                 random_streams.enter(self.plan.numerics.seed, "step", state.number, shard)
-            self.buffers.begin_shard(own)
-            batch, rows = state.batches[shard], state.rows[shard]
-            loss = self.network.forward(shard, action.segment, batch, rows, self.objective)
-            state.note_changed(shard, self.buffers.end_shard(shard, own))
+            loss = self._through(action, state)
+            changed = self.buffers.end_shard(shard, own)
+            self.moved[shard, action.segment] = self.buffers.taken(changed)
+            state.note_changed(shard, changed)
         if loss is not None:
             self._keep_loss(shard, loss, state)
+
+    def _through(self, action: actions.Forward, state: StepState) -> ShardLoss | None:
+        """Forward through a segment; from its beginning once more where a guard turns to another way."""
+        shard, own = action.shard, self.network.buffers[action.segment]
+        while True:
+            self.buffers.begin_shard(own)
+            try:
+                return self.network.forward(
+                    shard, action.segment, state.batches[shard], state.rows[shard], self.objective
+                )
+            except OtherWayTaken:
+                self.buffers.forget(own)
 
     def recompute(self, action: actions.Recompute, state: StepState) -> None:
         own = self.network.buffers[action.segment]
@@ -51,12 +66,15 @@ class CutExecutor(Executor):
         is_split = self.plan.splits_backward(stage)
         self.gradients.begin_shard(shard, *self._work(state).folds[stage][shard], may_wait=is_split)
         seeded = None if loss is None else self.objective.seeded(loss, sum(state.rows))
+        moved = self.moved.pop((shard, segment))
+        self.buffers.give_back(moved)  # a checkpoint inside runs forward again, and they move once more
         self.network.backward(shard, segment, seeded)
+        state.note_changed(shard, self.buffers.end_shard(shard, moved))
         if is_split:
             self.gradients.pause_shard(segment)
         else:
             self.gradients.end_shard(self.network.entries[segment])
-        self.buffers.forget(self.network.buffers[segment])  # forward may have run again in backward
+        self.buffers.forget(self.network.buffers[segment])
         if loss is not None:
             state.facts[shard] = loss.facts
 
@@ -91,6 +109,7 @@ class CutExecutor(Executor):
 
     def publish(self, action: actions.Publish, state: StepState) -> None:
         self.network.clear()
+        self.moved.clear()
         super().publish(action, state)
 
     def entries_in(self, segment: int) -> Sequence[int]:

@@ -18,7 +18,7 @@ from samestep.job.loss_checks import not_finite, without_gradient
 from samestep.job.objective import LossFacts, Objective, ShardLoss
 from samestep.numerics import random_streams
 from samestep.numerics.numerics import num_shards_of, shard_rows
-from samestep.parallel.execution.agreement import WorkerRecord
+from samestep.parallel.execution.agreement import Alike, WorkerRecord
 from samestep.parallel.execution.buffers import Buffers
 from samestep.parallel.execution.lockstep import LockstepRunner
 from samestep.parallel.execution.owned_state import OwnedState, WorkerState
@@ -87,6 +87,7 @@ class Executor:
     whole: Callable[[], AbstractContextManager[None]] = nullcontext  # inside, sliced layers have their whole weights
     schedules: dict[tuple[int, bool], StepSchedule] = field(default_factory=dict)  # by rows and whether it is filling
     work: dict[int, StepWork] = field(default_factory=dict)  # by number of shards
+    alike: Alike = field(default_factory=Alike)
 
     def step_schedule(self, rows: int, number: int) -> StepSchedule:
         """The shards and the actions of step `number`, of `rows` rows; kept for later steps of as many rows."""
@@ -139,8 +140,7 @@ class Executor:
             buffers=self.buffers.record(state.changed, with_contents=self.transport.links is not None),
         )
         hosts, here = self.transport.hosts, self.transport.hosts[self.transport.rank]
-        for rank, text in enumerate(self.transport.exchange(own.pack())):
-            record = WorkerRecord.unpack(text)
+        for rank, record in enumerate(self.alike.exchanged(own, self.transport, state.number)):
             state.stop |= record.stop
             state.seconds.append(record.seconds)
             present |= int.from_bytes(record.present, "little")

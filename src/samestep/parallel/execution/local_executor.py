@@ -185,7 +185,7 @@ class LocalExecutor(Executor):
         own = WorkerRecord(
             stop=stop, taken=[replica.taken for replica in self.replicas], facts=facts, buffers=buffers or {}
         )
-        records = [WorkerRecord.unpack(text) for text in self.transport.exchange(own.pack())]
+        records = self.alike.exchanged(own, self.transport, max(steps, default=0))
         for record in records:
             for (number, shard), found in record.facts.items():
                 steps[number].facts[shard] = found

@@ -6,28 +6,27 @@ dropout draws the same masks wherever the cuts are.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
 from samestep.errors import JobRefused
 from samestep.job.objective import Objective, ShardLoss
 from samestep.numerics import random_streams
-from samestep.parallel.cutting.cut import Cut, Segment, cut
-from samestep.parallel.cutting.recorder import record
-from samestep.parallel.cutting.recording import Value, batch_tensors, signature
+from samestep.parallel.cutting.cut import Cut, Region, Segment
+from samestep.parallel.cutting.recording import NAMES, OtherAnswer, Value, batch_tensors
 from samestep.parallel.cutting.slices import SlicedRegion
 from samestep.parallel.execution.bundles import Bundles, Name
 from samestep.parallel.execution.cell import Cell, Gradients
+from samestep.parallel.execution.cut_recipe import Answers, CutRecipe
 from samestep.parallel.execution.joint import JoinGroup, Joint, meeting_of
 from samestep.parallel.gradients.deferred import DeferredGradients, deferring
 from samestep.plan.plan import Plan
-from samestep.system.device import precision_of
+from samestep.system.nests import mapped
 from samestep.transport.transport import Transport
 
 
@@ -38,8 +37,10 @@ class Passage:
     batch: Any
     rows: int
     cut: Cut
+    inputs: dict[int, Tensor]  # the batch's own tensors
     values: dict[int, Tensor]  # what later segments take, without graph
     needs: set[int] = field(default_factory=set)  # the values that need a gradient
+    crossed: tuple[int, ...] = ()  # the values that came over the cut before the stage
     rng: random_streams.State | None = None  # where the shard's random streams stand
     grads: Gradients = field(default_factory=dict)
     cells: dict[int, Cell] = field(default_factory=dict)
@@ -52,47 +53,8 @@ class Passage:
         self.values = {v: t for v, t in self.values.items() if v in keeps or v < self.cut.num_inputs}
 
 
-@dataclass
-class CutRecipe:
-    """How to record and cut the forward for a batch of any shape."""
-
-    model: nn.Module
-    objective: Objective
-    starts: Sequence[str]
-    sliced: Mapping[str, Sequence[int]]
-    known: dict[str, Cut]
-    precision: str = "float32"
-
-    def of(self, batch: Any) -> Cut:
-        """Raises JobRefused when a batch takes another way than the first one did."""
-        name = signature(batch)
-        if name not in self.known:
-            here = random_streams.leave()
-            with untouched_buffers(self.model), precision_of(self.precision, next(self.model.parameters()).device):
-                recording = record(self.model, self.objective.run, batch, self.starts, list(self.sliced))
-            random_streams.resume(here)
-            found = cut(recording, self.model, 1 + len(self.starts), self.sliced)
-            first = next(iter(self.known.values()), found)
-            if not found.has_same_segments(first):
-                raise JobRefused(
-                    f"forward takes another way through the layers for a batch of {name} than for the first batch: "
-                    "a cut forward needs one way for all; use --plan data, or make forward the same for all shapes"
-                )
-            self.known[name] = found
-        return self.known[name]
-
-
-@contextmanager
-def untouched_buffers(model: nn.Module) -> Iterator[None]:
-    """Inside, buffers are copies; what happens to them is forgotten."""
-    bound = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
-    for module, name, buffer in bound:
-        module._buffers[name] = buffer.clone()
-    try:
-        yield
-    finally:
-        for module, name, buffer in bound:
-            module._buffers[name] = buffer
+class OtherWayTaken(Exception):
+    """A guard has answered otherwise: the segment has to begin again, in the record of that way."""
 
 
 @dataclass
@@ -125,18 +87,22 @@ class Network:
     def is_last(self, number: int) -> bool:
         return number == len(self.structure.segments) - 1
 
-    def begin(self, shard: int, stage: int, batch: Any, rows: int) -> Passage:
-        """The shard's passage through a stage; what comes from the stage before is taken over."""
+    def begin(self, shard: int, stage: int, batch: Any, rows: int, answers: Answers = ()) -> Passage:
+        """The shard's passage through a stage; what comes from the stage before is taken over.
+
+        answers: of the guards in the stages before, where another worker has passed them.
+        """
         passage = self.passages.get((shard, stage))
         if passage is None:
-            found = self.recipe.of(batch)
-            passage = Passage(batch, rows, found, dict(enumerate(batch_tensors(batch))))
+            previous = self.passages.get((shard, stage - 1))
+            found = self.recipe.of(batch, answers) if previous is None else previous.cut
+            inputs = dict(enumerate(batch_tensors(batch)))
+            passage = Passage(batch, rows, found, inputs, dict(inputs))
             self.passages[shard, stage] = passage
             if stage == 0:
                 passage.rng = random_streams.leave()  # its streams have just begun
-            previous = self.passages.get((shard, stage - 1))
             if previous is not None:
-                crossing = found.crossings[stage - 1]
+                crossing = passage.crossed = found.crossings[stage - 1]
                 passage.values |= {value: previous.values[value] for value in crossing}
                 passage.needs = previous.needs & set(crossing)
                 passage.rng = previous.rng
@@ -166,15 +132,42 @@ class Network:
         if passage.rng is not None:
             random_streams.resume(passage.rng)
         found, segment = passage.cut, passage.cut.segments[number]
-        cell = passage.cells[number] = Cell(segment, passage.values, passage.needs, self.recipe.model)
+        try:
+            cell = Cell(segment, passage.values, passage.needs, self.recipe.model, found.windows)
+        except OtherAnswer as other:
+            self._turn(passage, number, other)
+            raise OtherWayTaken from other
+        passage.cells[number] = cell
         loss = None
         if self.is_last(number):
-            made = pytree.tree_map(
-                lambda leaf: cell.local[leaf.index] if isinstance(leaf, Value) else leaf, found.result
-            )
-            loss = objective.settle(made, passage.batch, passage.rows)
+            made = mapped(found.result, lambda leaf: cell.local[leaf.index] if isinstance(leaf, Value) else leaf, NAMES)
+            loss = objective.settle(made, self._batch_of(passage), passage.rows)
         cell.settle()
         return loss
+
+    def _turn(self, passage: Passage, number: int, other: OtherAnswer) -> None:
+        """Go on in the record of the way that a guard has turned to. Raises JobRefused if that needs what is gone."""
+        before, stage = passage.cut, self.stage_of(number)
+        at = next(i for i, guard in enumerate(before.guards) if guard is other.call)
+        passage.cut = self.recipe.of(passage.batch, (*before.answers[:at], json.dumps(other.answer)))
+        wanted = {v for s in passage.cut.segments[number:] if s.stage == stage for v in s.takes}
+        wanted |= set(passage.cut.crossings[stage] if stage < len(passage.cut.crossings) else ())
+        made = {v for s in passage.cut.segments[number:] if s.stage == stage for v in s.gives}
+        if missing := wanted - made - passage.values.keys():
+            place = next(c.place for s in passage.cut.segments for c in s.calls if missing & set(c.makes))
+            raise JobRefused(
+                f"forward asks for a tensor's value at {other.call.place}, finds {other.answer!r}, and goes on with a "
+                f"tensor made at {place}, before the cut, that the other way does without: cut elsewhere, or use "
+                "--plan data"
+            ) from None
+
+    def _batch_of(self, passage: Passage) -> Any:
+        """The batch, as forward may have changed it in place."""
+        changed = frozenset().union(*(s.changes for s in passage.cut.segments)) & frozenset(passage.inputs)
+        if not changed:
+            return passage.batch
+        now = {id(tensor): passage.values[i] for i, tensor in passage.inputs.items() if i in changed}
+        return mapped(passage.batch, lambda leaf: now.get(id(leaf), leaf))
 
     def backward(self, shard: int, number: int, objective: Tensor | None) -> None:
         stage = self.stage_of(number)
@@ -209,23 +202,35 @@ class Network:
         assert passage.rng is not None, "a shard that leaves a stage has been through it"
         needs = torch.tensor([value in passage.needs for value in crossing], dtype=torch.uint8)
         values = [passage.values[value] for value in crossing]
-        self.bundles.send(peer, Name(False, shard, stage), torch.cat([needs, random_streams.pack(passage.rng)]), values)
+        note = [needs, random_streams.pack(passage.rng)]
+        if passage.cut.answers:  # which values these are depends on the way
+            way = json.dumps([passage.cut.answers[: passage.cut.num_guards(stage)], crossing])
+            note.append(torch.frombuffer(bytearray(way.encode()), dtype=torch.uint8))
+        self.bundles.send(peer, Name(False, shard, stage), torch.cat(note), values)
         passage.values = {v: t for v, t in passage.values.items() if v < passage.cut.num_inputs}
 
     def receive(self, shard: int, stage: int, peer: int, batch: Any, rows: int) -> None:
-        passage = self.begin(shard, stage + 1, batch, rows)
-        crossing = passage.cut.crossings[stage]
         note, values = self.bundles.receive(peer, Name(False, shard, stage))
-        needs, passage.rng = note[: len(crossing)], random_streams.unpack(note[len(crossing) :])
+        needs, packed = note[: len(values)], note[len(values) :]
+        size = random_streams.packed_size()
+        way: Any = json.loads(packed[size:].numpy().tobytes()) if len(packed) > size else [(), None]
+        passage = self.begin(shard, stage + 1, batch, rows, tuple(way[0]))
+        wanted = passage.cut.crossings[stage]
+        crossing = passage.crossed = wanted if way[1] is None else tuple(way[1])
+        if not set(wanted) <= set(crossing):
+            raise JobRefused(
+                f"forward takes ways of which one wants more tensors over the cut before stage {stage + 1} than the "
+                "other: cut elsewhere, or use --plan data"
+            )
+        passage.rng = random_streams.unpack(packed[:size])
         passage.values |= zip(crossing, values, strict=True)
         passage.needs |= {value for value, needed in zip(crossing, needs.tolist(), strict=True) if needed}
 
     def send_gradient(self, shard: int, stage: int, peer: int) -> None:
         passage = self.passages.pop((shard, stage + 1))
         grads = passage.grads
-        crossing = passage.cut.crossings[stage]
-        present = torch.tensor([value in grads for value in crossing], dtype=torch.uint8)
-        found = [grads[value] for value in crossing if value in grads]
+        present = torch.tensor([value in grads for value in passage.crossed], dtype=torch.uint8)
+        found = [grads[value] for value in passage.crossed if value in grads]
         self.bundles.send(peer, Name(True, shard, stage), present, found)
 
     def receive_gradient(self, shard: int, stage: int, peer: int) -> None:
@@ -240,25 +245,32 @@ class Network:
         region, stage = self.regions[number].region, self.segment(number).stage
         meeting = self._meeting(number, shards, num_shards)
         passages = [self.passages[shard, stage] for shard in meeting.own_shards]
+        regions = [self._region(passage, number) for passage in passages]
         joint = self.joint[shards.start, number] = Joint(self.regions[number], meeting, self.transport)
         outputs = joint.forward(
-            [passage.values[region.takes] for passage in passages],
+            [passage.values[own.takes] for passage, own in zip(passages, regions, strict=True)],
             (self.plan.numerics.seed, "slice", step, shards.start),
             needs_grad=region.takes in self.structure.floats and region.takes >= self.structure.num_inputs,
         )
-        for passage, output in zip(passages, outputs, strict=True):
-            passage.values[region.makes] = output
-            passage.needs.add(region.makes)
+        for passage, own, output in zip(passages, regions, outputs, strict=True):
+            passage.values[own.makes] = output
+            passage.needs.add(own.makes)
             passage.keep(number)
 
     def slice_backward(self, number: int, shards: range) -> None:
-        region, stage = self.regions[number].region, self.segment(number).stage
         joint = self.joint.pop((shards.start, number))
-        passages = [self.passages[shard, stage] for shard in joint.meeting.own_shards]
-        found = joint.backward([passage.grads.pop(region.makes, None) for passage in passages])
-        for passage, grad in zip(passages, found, strict=False):
-            of_later_uses = passage.grads.get(region.takes)
-            passage.grads[region.takes] = grad if of_later_uses is None else of_later_uses + grad
+        passages = [self.passages[shard, self.stage_of(number)] for shard in joint.meeting.own_shards]
+        regions = [self._region(passage, number) for passage in passages]
+        grads = [passage.grads.pop(own.makes, None) for passage, own in zip(passages, regions, strict=True)]
+        for passage, own, grad in zip(passages, regions, joint.backward(grads), strict=False):
+            of_later_uses = passage.grads.get(own.takes)
+            passage.grads[own.takes] = grad if of_later_uses is None else of_later_uses + grad
+
+    def _region(self, passage: Passage, number: int) -> Region:
+        """The region in the record of a shard's own way."""
+        found = passage.cut.segments[number].region
+        assert found is not None, "all records have the same segments"
+        return found
 
     def _meeting(self, number: int, shards: range, num_shards: int) -> JoinGroup:
         stage = self.plan.stages[self.segment(number).stage]

@@ -7,11 +7,13 @@ as expected (hooks, `differentiable`, a class of somebody else, another torch) i
 
 import inspect
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import optim
 
 from samestep.errors import JobRefused
+from samestep.parallel.user_code import user_place
 
 ELEMENTWISE = (
     optim.SGD,
@@ -45,7 +47,20 @@ def check_optimizer(optimizer: object) -> optim.Optimizer:
         )
     if isinstance(optimizer, optim.SparseAdam):
         raise JobRefused("SparseAdam needs sparse gradients, samestep adds dense ones: use Adam")
+    vars(optimizer)["add_param_group"] = _refuse_group
     return optimizer
+
+
+def _refuse_group(group: dict[str, Any]) -> None:
+    """Stands in for `add_param_group`, once the optimizer is built."""
+    raise groups_changed(f"add_param_group was called at {user_place()}")
+
+
+def groups_changed(what: str) -> JobRefused:
+    return JobRefused(
+        f"{what}, and the optimizer's groups are spread over the workers before the first step: make all groups in "
+        "Job.optimizer, with a learning rate of 0 for those that are to be trained later"
+    )
 
 
 def is_elementwise(optimizer: optim.Optimizer) -> bool:

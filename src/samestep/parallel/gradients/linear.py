@@ -13,9 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from samestep.parallel.gradients.deferred import DEFERRED, can_defer
 
+PLAIN = (Tensor, nn.Parameter)
 LARGE = 1 << 23  # multiplications from which oneDNN pays
 Place = Callable[[], Tensor | None]
 
@@ -36,7 +38,8 @@ class _LinearInto(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         rows = grads[0].reshape(-1, weight.shape[0])
-        again = torch.is_grad_enabled()  # create_graph=True: all this is differentiated once more
+        # All this is differentiated once more (create_graph=True), or made for many gradients at once.
+        again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
         times = F.linear if again else product
         grad_x = times(rows, weight.t(), None).view(x.shape) if needs_x else None
         deferred, inputs = None if again else DEFERRED.get(), x.reshape(-1, weight.shape[1])
@@ -84,13 +87,21 @@ def write_weight_gradients_once(model: nn.Module, place_of: Callable[[nn.Paramet
 
 
 def _forward_of(module: nn.Linear, place: Place) -> Callable[[Tensor], Tensor]:
-    return lambda x: linear_into(x, module.weight, module.bias, place)
+    own = module.weight
+
+    def forward(x: Tensor) -> Tensor:
+        weight = module.weight  # another one inside torch.func.functional_call
+        return linear_into(x, weight, module.bias, place) if weight is own else F.linear(x, weight, module.bias)
+
+    return forward
 
 
 def linear_into(x: Tensor, weight: Tensor, bias: Tensor | None, place: Place) -> Tensor:
-    """F.linear, whose backward writes the weight's gradient to `place()` where that is possible."""
-    plain = weight.dtype == x.dtype and weight.requires_grad and torch.is_grad_enabled()
-    if not plain or torch.is_autocast_enabled(x.device.type) or x.numel() == 0:
+    """F.linear, whose backward writes the weight's gradient to `place()` where it is a plain backward of real tensors:
+    not inside torch.func or forward mode."""
+    plain = weight.dtype == x.dtype and weight.requires_grad and torch.is_grad_enabled() and not x.is_complex()
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if not plain or transformed or type(x) not in PLAIN or torch.is_autocast_enabled(x.device.type) or x.numel() == 0:
         return F.linear(x, weight, bias)
     output: Tensor = _LinearInto.apply(x, weight, bias, place)  # type: ignore[no-untyped-call]
     return output
