@@ -1,6 +1,6 @@
 """Made-up networks: random programs of layers, with the liberties that people's models take.
 
-A network is drawn from its seed alone. Its values are rows of 8 numbers ("rows"), sequences ("words", 4 x 8) and images
+A network is drawn from its seed alone. Its values are rows of 8 numbers, sequences ("words", 4 x 8) and images
 ("pixels", 3 x 6 x 6). A block has some layers and some operations, and hands on what it has made in one form or another.
 """
 
@@ -337,7 +337,7 @@ class Network(nn.Module):
         )
         for number in self.design.order:
             block = self.blocks[number]
-            if block.program.checkpointed:
+            if block.program.checkpointed:  # noqa: SIM108 - as people write it
                 state = checkpoint(block, state, use_reentrant=False)
             else:
                 state = block(state)

@@ -63,9 +63,9 @@ def main() -> int:
             if arguments.report is not None:
                 with arguments.report.open("a") as file:
                     file.write("\n".join(lines) + "\n")
+            if arguments.json is not None:
+                arguments.json.write_text(json.dumps([outcome.as_json() for outcome in outcomes], indent=1))
     show(outcomes, [name for name in chosen if name not in here])
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([outcome.as_json() for outcome in outcomes], indent=1))
     return int(any(outcome.kind in FAILURES for outcome in outcomes))
 
 
