@@ -21,8 +21,9 @@ from samestep.job.job import Job
 from samestep.job.training_data import first_shards
 from samestep.numerics import random_streams
 from samestep.parallel.cutting.cut import Cut, parameters_of
-from samestep.parallel.cutting.recording import signature
+from samestep.parallel.cutting.signature import Signature, signature
 from samestep.parallel.execution.buffers import same_bits
+from samestep.parallel.execution.cut_recipe import Answers
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.shard_result import Shard, ShardResult, by_segments, by_whole_model, stand_ins, torchs_own_layers
@@ -56,7 +57,7 @@ def prove_cut(job: Job, plan: Plan, prepared: LaidOutModel, memory_limit: int | 
     """
     assert prepared.recipe is not None
     shards = first_shards(job, plan.numerics.shards, LOOKED_AT)
-    others = [i for i, batch in enumerate(shards) if i and signature(batch) in prepared.recipe.known]
+    others = [i for i, batch in enumerate(shards) if i and (signature(batch), ()) in prepared.recipe.known]
     number = others[0] if others else len(shards) - 1
     if prepared.initial is None:
         prove_shard(job, plan, prepared, shards[number], number)
@@ -93,18 +94,23 @@ def prove_new_records(job: Job, plan: Plan, prepared: LaidOutModel) -> None:
     """From now on, prove the cut on every batch that is recorded anew, and on the next one that is like it."""
     recipe = prepared.recipe
     assert recipe is not None
-    record, again = recipe.of, set[str]()
+    record, again = recipe.of, set[tuple[Signature, Answers]]()
+    proving = False
 
-    def of(batch: Any) -> Cut:
+    def of(batch: Any, answers: Answers = ()) -> Cut:
+        nonlocal proving
         before = len(recipe.known)
-        found = record(batch)
-        if len(recipe.known) > before:
-            again.add(signature(batch))
-        elif not again or signature(batch) not in again:
+        found = record(batch, answers)
+        key = signature(batch), found.answers
+        is_new = len(recipe.known) > before
+        if proving or not (is_new or key in again):
             return found
-        else:
-            again.remove(signature(batch))
-        prove_shard(job, plan, prepared, batch, 0)
+        again.symmetric_difference_update({key})
+        proving = True
+        try:
+            prove_shard(job, plan, prepared, batch, 0)
+        finally:
+            proving = False
         return found
 
     recipe.of = of  # type: ignore[method-assign]

@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 from samestep.job.job import Job
 from samestep.job.objective import LossFacts, Objective, ShardLoss
 from samestep.numerics import random_streams
+from samestep.parallel.cutting.untouched import copy_of_batch
 from samestep.parallel.execution.bundles import Bundles
-from samestep.parallel.execution.network import Network
+from samestep.parallel.execution.network import Network, OtherWayTaken
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel, entry_segments
 from samestep.setup.regions import regions_of
@@ -190,7 +191,7 @@ def by_model(model: nn.Module, objective: Objective, precision: str, shard: Shar
     with undisturbed(model), torch.enable_grad():
         random_streams.enter(*shard.stream)
         with precision_of(precision, next(model.parameters()).device):
-            loss = objective(model, shard.batch, shard.rows)
+            loss = objective(model, copy_of_batch(shard.batch), shard.rows)
         streams = random_streams.leave()
         if loss.objective.requires_grad:
             objective.seeded(loss, shard.rows).backward()  # type: ignore[no-untyped-call]
@@ -216,6 +217,7 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
     model, objective, network = prepared.model, Objective(job.loss, job.forward), _network(prepared, plan)
     numbers = range(len(network.structure.segments))
     stage_of = _stages(prepared)
+    shard = replace(shard, batch=copy_of_batch(shard.batch))
     loss: ShardLoss | None = None
     with undisturbed(model):
         random_streams.enter(*shard.stream)
@@ -224,10 +226,9 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
                 if number in network.regions:
                     network.slice_forward(number, range(1), 1, 0)
                 else:
-                    loss = network.forward(0, number, shard.batch, shard.rows, objective)
+                    loss = _through(network, number, shard, objective)
         assert loss is not None, "the last segment is dense"
         streams = random_streams.leave()
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         seeded: Tensor | None = objective.seeded(loss, shard.rows)
         gradients: dict[str, Tensor | None] = dict.fromkeys(stage_of)
         for number in reversed(numbers):
@@ -241,7 +242,24 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
                 found = _gradients(prepared)  # a stage's workers keep those of its own parameters only
                 gradients |= {name: grad for name, grad in found.items() if stage_of[name] == stage}
         attributes = _attributes(model)
+        buffers = dict(model.named_buffers())  # checkpoints move them in backward
     return ShardResult(loss.objective.detach(), loss.facts, gradients, buffers, streams, attributes)
+
+
+def _through(network: Network, number: int, shard: Shard, objective: Objective) -> ShardLoss | None:
+    """Through a segment; from its beginning once more where a guard turns to another way."""
+    while True:
+        homes = [
+            (m, name, b) for m in network.recipe.model.modules() for name, b in m._buffers.items() if b is not None
+        ]
+        copies = {id(buffer): buffer.clone() for _, _, buffer in homes}
+        for module, name, buffer in homes:
+            module._buffers[name] = copies[id(buffer)]
+        try:
+            return network.forward(0, number, shard.batch, shard.rows, objective)
+        except OtherWayTaken:
+            for module, name, buffer in homes:
+                module._buffers[name] = buffer
 
 
 def _network(prepared: LaidOutModel, plan: Plan) -> Network:
