@@ -30,8 +30,11 @@ class Findings:
         return {plan: self.texts[plan] for plan, kind in self.kinds.items() if kind in ("wrong", "raised")}
 
 
-def compared(seed: int) -> Findings:
-    """Train one network uncut, as a pipeline with drawn cuts, and in slices on one and two workers."""
+def compared(seed: int, *, thoroughly: bool = True) -> Findings:
+    """Train one network uncut, as a pipeline of the preset and with drawn cuts, and in slices on one and two workers.
+
+    Unless thoroughly, with one of the pipelines, and in slices on two workers only.
+    """
     torch.set_num_threads(1)
     design, found = designed(seed), Findings(seed)
     try:
@@ -44,18 +47,20 @@ def compared(seed: int) -> Findings:
         return found
     if (off := difference(data.losses, plain.losses)) > CLOSE or distance(data.state_dict(), plain) > 10 * CLOSE:
         found.kinds["data"], found.texts["data"] = "wrong", f"losses {off:.1e} off the plain loop"
-    pipeline = _run(found, "pipeline", design, "pipeline", 2)
-    _expect_same(found, "pipeline", pipeline, data)
-    cut = _run(found, "cuts", design, drawn_plan(design, data), None)
-    _expect_same(found, "cuts", cut, data)
+    if thoroughly or seed % 2:
+        _expect_same(found, "pipeline", _run(found, "pipeline", design, "pipeline", 2), data)
+    if thoroughly or not seed % 2:
+        _expect_same(found, "cuts", _run(found, "cuts", design, drawn_plan(design, data), None), data)
     still = _run(found, "data without dropout", design, "data", 1, calm=True) if design.drops else data
-    sliced = [_run(found, f"slices {workers}", design, "slices", workers, calm=True) for workers in (1, 2)]
+    counts = (2, 1) if thoroughly else (2,)
+    sliced = [_run(found, f"slices {workers}", design, "slices", workers, calm=True) for workers in counts]
     if still is None or sliced[0] is None:
         return found
     off = difference(sliced[0].losses, still.losses)
     if off > max(CLOSE, SAFETY * difference(plain_run(design.job(calm=True), moved=1).losses, still.losses)):
-        found.kinds["slices 1"], found.texts["slices 1"] = "wrong", f"losses {off:.1e} off"
-    _expect_same(found, "slices 2", sliced[1], sliced[0])
+        found.kinds["slices 2"], found.texts["slices 2"] = "wrong", f"losses {off:.1e} off"
+    if thoroughly:
+        _expect_same(found, "slices 1", sliced[1], sliced[0])
     return found
 
 
