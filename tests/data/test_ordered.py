@@ -1,3 +1,4 @@
+import random
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import IterableDataset
 
-from samestep.data.ordered import Ordered
+from samestep.data.ordered import Ordered, OrderedRows
 from samestep.data.row_order import RowOrder
 from samestep.data.rows import as_rows
 from samestep.errors import JobRefused, TrainingFailed
@@ -131,3 +132,24 @@ class Stream(IterableDataset[int]):
 def test_an_iterable_data_set_is_told_the_way_out(data: Any) -> None:
     with pytest.raises(JobRefused, match=r"by number.*samestep\.Ordered\(make, num_rows\)"):
         as_rows(data, "data", 0, None, 0)
+
+
+def tried(data: Ordered) -> OrderedRows:
+    rows = OrderedRows(data, "data", 0, list, 0)
+    rows.is_tried = True
+    return rows
+
+
+def test_rows_beyond_the_promised_ones_are_reported_once() -> None:
+    rows = tried(Ordered(lambda epoch, start: range(start, 12), 10))
+    with pytest.warns(UserWarning, match="Job.data has 2 rows more than num_rows=10 promises"):
+        assert list(rows.take(iter([(0, [7, 8, 9]), (1, [8, 9])]))) == [[7, 8, 9], [8, 9]]
+    assert list(tried(Ordered(lambda epoch, start: count(start), 10)).take(iter([(0, [8, 9])]))) == [[8, 9]]
+
+
+def test_an_order_of_chance_is_refused() -> None:
+    """Made again for the same epoch it gives other samples."""
+    generator = random.Random(0)
+    rows = tried(Ordered(lambda epoch, start: iter(generator.random, None), 10))
+    with pytest.raises(JobRefused, match=r"row 2 of Job\.data was made twice from the same row and differs"):
+        list(rows.take(iter([(0, [2, 3])])))

@@ -5,6 +5,7 @@ and the sum of their keyed 64-bit hashes. A row that is missing and another one 
 with a chance of about 2^-64. Only when the numbers are wrong do workers exchange which rows they had.
 """
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from samestep.transport.transport import Transport
 
 Rows = NDArray[np.int64]
 AT_ONCE = 1 << 18  # rows
-WORD = 8  # bytes
+RECORD = struct.Struct("<QQQ")  # rows, the sum of their hashes, rows left out
 FEW = 5  # rows that an error names
 
 
@@ -68,6 +69,7 @@ class Ledger:
 
     key: int
     taken: list[Rows] = field(default_factory=list)
+    dropped: int = 0  # rows of these that a collate function has left out
 
     def note(self, rows: Rows) -> None:
         self.taken.append(rows)
@@ -139,14 +141,17 @@ class Bookkeeping(Attendant):
     def __init__(self, order: RowOrder, transport: Transport, step: int) -> None:
         self.order, self.transport = order, transport
         self.count = 0  # epochs that are proven
+        self.dropped = 0  # rows in them that a collate function has left out
         self._key = key(order.seed, "ledger")
         self._ledger = Ledger(self._key)
         self._first_step = step
         self._other_rows = False  # whether the batch of the step under way is not the job's own
 
-    def note(self, rows: RowNumbers) -> None:
-        """Book rows that this worker takes for the step under way."""
-        self._ledger.note(np.asarray(rows.numpy() if isinstance(rows, Tensor) else rows))
+    def note(self, rows: RowNumbers, kept: int | None, is_own: bool) -> None:
+        """Book rows that this worker takes for the step under way, if it computes them from the first layer on."""
+        if is_own:
+            self._ledger.note(np.asarray(rows.numpy() if isinstance(rows, Tensor) else rows))
+            self._ledger.dropped += 0 if kept is None else len(rows) - kept
 
     def expect_other_rows(self) -> None:
         self._other_rows = True
@@ -160,14 +165,15 @@ class Bookkeeping(Attendant):
             self._ledger = Ledger(self._key)
 
     def report(self) -> dict[str, Any]:
-        return {"epochs_proven": self.count}
+        return {"epochs_proven": self.count, "rows_dropped": self.dropped}
 
     def _settle(self, epoch: int) -> None:
         own, left_out = self._ledger.own, self._left_out(epoch)
-        record = own.count.to_bytes(WORD, "little") + own.total.to_bytes(WORD, "little")
         total = Balance()
-        for text in self.transport.exchange(record):
-            total += Balance(int.from_bytes(text[:WORD], "little"), int.from_bytes(text[WORD:], "little"))
+        for text in self.transport.exchange(RECORD.pack(own.count, own.total, self._ledger.dropped)):
+            count, hashes, dropped = RECORD.unpack(text)
+            total += Balance(count, hashes)
+            self.dropped += dropped
         if total != demanded(self.order.num_rows, left_out, self._key):
             taken = self.transport.exchange(self._ledger.counts(self.order.num_rows).tobytes())
             counts = [np.frombuffer(text, np.uint8) for text in taken]

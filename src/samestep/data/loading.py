@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from samestep.data.repeats import CountedCollate
+from samestep.system.file_positions import take_own_positions
 from samestep.system.nameless_memory import share_without_names
 from samestep.system.processes import die_with_parent
 
@@ -30,6 +32,15 @@ def load(data: Dataset[Any], keys: Iterator[Any], collate: Collate | None, num_l
         multiprocessing_context="fork" if num_loader_workers else None,
     )
     return _batches_of(iter(loader)) if num_loader_workers else iter(loader)
+
+
+def load_counted(
+    data: Dataset[Any], keys: Iterator[Any], collate: Collate | None, num_loader_workers: int
+) -> Iterator[tuple[int | None, Any]]:
+    """As `load`, each batch with the number of rows that a collate function of the user's own has kept."""
+    if collate is None:
+        return ((None, batch) for batch in load(data, keys, None, num_loader_workers))
+    return load(data, keys, CountedCollate(collate), num_loader_workers)
 
 
 def _batches_of(loader: Any) -> Iterator[Any]:
@@ -92,6 +103,7 @@ def _shapes(sample: Any) -> Any:
 def _begin_loading(parent: int, _loader: int) -> None:
     """Initialize a loader worker. It may be killed at any time, and must then leave nothing behind."""
     die_with_parent(parent)
+    take_own_positions()
     # Tensors are sent through a socket, which is a file in /tmp unless its address is an abstract one.
     multiprocessing.connection.arbitrary_address = _abstract_address  # type: ignore[attr-defined]
     sys.excepthook = _show_unless_alone

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from samestep.data.columns import Column
-from samestep.data.loading import Collate, load
+from samestep.data.loading import Collate, load, load_counted
 from samestep.data.ordered import Ordered, OrderedRows
+from samestep.data.repeats import check_repeats
 from samestep.data.row_order import RowNumbers
 from samestep.errors import JobRefused
 from samestep.numerics import random_streams
@@ -29,6 +30,14 @@ class Rows(Protocol):
 
     def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
         """The batch of each (epoch, rows) request, in order."""
+
+    def take_counted(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[tuple[int | None, Any]]:
+        """As `take`, each batch with the number of its rows, where a function of the user's may leave out some."""
+
+
+def not_counted(batches: Iterator[Any]) -> Iterator[tuple[int | None, Any]]:
+    """Batches that have all rows that were asked for."""
+    return ((None, batch) for batch in batches)
 
 
 class TensorRows:
@@ -58,6 +67,9 @@ class TensorRows:
         for _, rows in requests:
             yield self._batch(rows)
 
+    def take_counted(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[tuple[int | None, Any]]:
+        return not_counted(self.take(requests))
+
     def _batch(self, rows: Any) -> Any:
         index = torch.as_tensor(rows)
         if isinstance(self._data, Mapping):
@@ -84,16 +96,21 @@ class _WholeBatches(Dataset[Any]):
 class DatasetRows:
     """Rows of a map-style data set, loaded by torch's DataLoader."""
 
-    def __init__(self, data: Any, seed: int, collate: Collate | None, num_loader_workers: int) -> None:
+    def __init__(
+        self, data: Any, seed: int, collate: Collate | None, num_loader_workers: int, what: str = "data"
+    ) -> None:
         self.num_rows = len(data)
-        self._data = _KeyedRows(data, seed)
+        self._data = _KeyedRows(data, seed, what)
         self._collate = collate
         self._num_loader_workers = num_loader_workers
 
     def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
+        return (batch for _, batch in self.take_counted(requests))
+
+    def take_counted(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[tuple[int | None, Any]]:
         # Lists of (epoch, row); a data set may be indexed by anything.
         samples = ([(epoch, int(row)) for row in rows] for epoch, rows in requests)
-        return load(self._data, samples, self._collate, self._num_loader_workers)
+        return load_counted(self._data, samples, self._collate, self._num_loader_workers)
 
 
 @dataclass(frozen=True)
@@ -110,13 +127,27 @@ class FirstRows:
     def take(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[Any]:
         return self.rows.take(requests)
 
+    def take_counted(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[tuple[int | None, Any]]:
+        return self.rows.take_counted(requests)
+
 
 class _KeyedRows(Dataset[Any]):
-    def __init__(self, data: Any, seed: int) -> None:
-        self._data, self._seed = data, seed
+    """Samples by (epoch, row). The first one that a process takes is taken twice, and compared."""
+
+    def __init__(self, data: Any, seed: int, what: str) -> None:
+        self._data, self._seed, self._what = data, seed, what
+        self._is_first = True
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, row = key
+        if not self._is_first:
+            return self._sample(*key)
+        self._is_first = False
+        before = self._sample(*key)
+        found = self._sample(*key)
+        check_repeats(before, found, f"Job.{self._what}[{key[1]}]", self._data)
+        return found
+
+    def _sample(self, epoch: int, row: int) -> Any:
         random_streams.enter(self._seed, "row", epoch, row)
         return self._data[row]
 
@@ -127,7 +158,7 @@ def as_rows(data: Any, what: str, seed: int, collate: Collate | None, num_loader
         return OrderedRows(data, what, seed, collate, num_loader_workers)
     columns = _columns(data, what)
     if columns is None:
-        rows: Rows = DatasetRows(data, seed, collate, num_loader_workers)
+        rows: Rows = DatasetRows(data, seed, collate, num_loader_workers, what)
     elif collate is not None and what == "data":
         raise JobRefused(
             f"Job.collate_fn joins the samples of a data set, Job.{what} is made of tensors that need none: "

@@ -113,10 +113,9 @@ class Objective:
             raise LossNotFinite(
                 "the loss weights of all shards are 0: no row of this batch counts; --allow-nan goes on"
             )
-        lacks_factor = kinds == {False} and not self.is_plain_sum
         if weight == 0.0:
-            return math.nan, math.nan if lacks_factor else 1.0
-        return total / weight, batch_rows / weight if lacks_factor else 1.0
+            return math.nan, math.nan if kinds == {False} else 1.0
+        return total / weight, 1.0 if self.is_plain_sum else batch_rows / weight  # of a mean: 1, if no row was left out
 
     def _wrap(self, result: Any, batch: Any, rows: int) -> ShardLoss:
         if isinstance(result, tuple | list) and len(result) == 2:

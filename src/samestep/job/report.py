@@ -1,7 +1,7 @@
 """Report of a finished run. Imports no torch, so that commands start fast."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ class Report:
     deals: (first step, shards of each worker), where shards were reassigned because workers' speeds had changed.
     audits: number of comparisons of the workers' states, all of which found them equal.
     epochs_proven: epochs in which every row was used exactly once; None without a ledger.
+    rows_dropped: rows in these epochs that Job.collate_fn has left out.
     traces: per worker, the last steps action by action, if requested.
     sync: figures of a sync policy other than exact: bound (steps), staleness (the largest seen, steps), divergence
         (relative), and updates or meetings. With stale(S), divergence is the largest distance of parameters from
@@ -65,6 +66,7 @@ class Report:
     deals: Sequence[tuple[int, tuple[int, ...]]] = ()
     audits: int = 0
     epochs_proven: int | None = None
+    rows_dropped: int = 0
     sync: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -103,6 +105,7 @@ class Report:
             "deals": [{"step": step, "assign": list(assign)} for step, assign in self.deals],
             "audits": self.audits,
             "epochs_proven": self.epochs_proven,
+            "rows_dropped": self.rows_dropped,
             "times": [vars(time) for time in self.times],
             "predicted_seconds_per_step": None if self.prediction is None else self.prediction.seconds,
             "prediction_error": self.prediction_error,
@@ -110,9 +113,13 @@ class Report:
         }
         return dict(finite(found))
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        """Also at the interpreter's end, when modules have no names any more."""
         if self.weights_file is not None:
-            os.close(self.weights_file)
+            try:  # noqa: SIM105 - contextlib may be gone
+                close(self.weights_file)
+            except OSError:
+                pass
 
 
 def _read(file: int, size: int) -> list[bytes]:

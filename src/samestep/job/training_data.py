@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from samestep.data.ordered import OrderedRows
 from samestep.data.row_order import RowNumbers
 from samestep.data.rows import Rows, as_rows
 from samestep.errors import JobRefused
@@ -13,11 +14,16 @@ from samestep.job.job import Job
 from samestep.numerics.numerics import num_shards_of, shard_rows
 from samestep.plan.plan import Plan
 
-Note = Callable[[RowNumbers], None]
+Note = Callable[[RowNumbers, int | None, bool], None]
+"""Called with the rows of a batch taken, how many of them a collate function of the user's has kept, if there is one,
+and whether the worker computes them from the first layer on."""
 
 
 def training_rows(job: Job) -> Rows:
-    return as_rows(job.data, "data", job.seed, job.collate_fn, job.num_loader_workers)
+    rows = as_rows(job.data, "data", job.seed, job.collate_fn, job.num_loader_workers)
+    if isinstance(rows, OrderedRows):
+        rows.is_tried = True
+    return rows
 
 
 def first_shard(job: Job, shards: int) -> Any:
@@ -43,7 +49,7 @@ def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int, 
     """An endless iterator over the batches of worker `rank`'s shards, in the order in which it computes them.
 
     Empty if the worker never has a shard: a loader that works ahead would search for its first one for ever.
-    note: called with the rows of a shard that the worker computes from the first layer on, when its batch is taken.
+    note: called whenever the batch of a shard is taken.
     """
     if not plan.touched(rank, num_shards_of(job.batch_size, plan.numerics.shards)):
         return iter(())
@@ -54,15 +60,15 @@ def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int, 
             parts = shard_rows(len(batch), num_shards)
             for shard in plan.touched(rank, num_shards):
                 rows_of_shard = batch[parts[shard].start : parts[shard].stop]
-                asked.append(rows_of_shard if shard in plan.shards_of(rank, num_shards) else None)
+                asked.append((rows_of_shard, shard in plan.shards_of(rank, num_shards)))
                 yield epoch, rows_of_shard
 
     def noted() -> Any:
-        for found in rows.take(requests()):
-            taken = asked.popleft()
-            if note is not None and taken is not None:
-                note(taken)
+        for kept, found in rows.take_counted(requests()):
+            taken, is_first = asked.popleft()
+            if note is not None:
+                note(taken, kept, is_first)
             yield found
 
-    asked: deque[RowNumbers | None] = deque()  # a loader may look ahead
+    asked: deque[tuple[RowNumbers, bool]] = deque()  # a loader may look ahead
     return noted()

@@ -40,6 +40,7 @@ from samestep.parallel.gradients.job_optimizer import (
 )
 from samestep.parallel.gradients.layout import Layout, dense, untie
 from samestep.parallel.gradients.linear import Place, write_weight_gradients_once
+from samestep.parallel.gradients.optimizer_twins import mixed_parameter
 from samestep.parallel.gradients.own_sum import OwnSum
 from samestep.parallel.gradients.ownership import Ownership, num_published
 from samestep.parallel.gradients.reduction import TreeReduction
@@ -85,6 +86,7 @@ def divide(job: Job, plan: Plan, prepared: LaidOutModel, known: dict[Key, Cut] |
 
     known: the cuts of another copy of the model. Raises PlanRefused or JobRefused for what cannot be cut.
     """
+    check_update(plan, prepared)
     if not plan.stages:
         return prepared
     slices = {layer: counts for stage in plan.stages for layer, counts in stage.slices}
@@ -119,6 +121,20 @@ def divide(job: Job, plan: Plan, prepared: LaidOutModel, known: dict[Key, Cut] |
     found = dataclasses.replace(prepared, recipe=recipe, sliced=sliced, layout=sliced_layout(prepared.names, sliced))
     found.drop_wholes()
     return found
+
+
+def check_update(plan: Plan, prepared: LaidOutModel) -> None:
+    """Raises PlanRefused where workers would each update a part of what the optimizer looks at together."""
+    if plan.workers == 1 or logical_of(plan) is not None:
+        return
+    found = mixed_parameter(prepared.optimizer, {id(param): name for name, param, _ in prepared.names})
+    if found is not None:
+        raise PlanRefused(
+            f"{type(prepared.optimizer).__name__} looks at several parameters together: {found} changes in another way "
+            f"when only a part of them is there, and {plan.workers} workers update a part each: train on one worker "
+            "(--workers 1), or use an optimizer that updates each parameter by itself (of a global norm, "
+            "Job.clip_grad_norm is exact)"
+        )
 
 
 def without_memory(part: SliceOf) -> Tensor:

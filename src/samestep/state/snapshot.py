@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save as to_bytes
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from samestep.errors import CheckpointRefused
+from samestep.errors import CheckpointRefused, JobRefused
 from samestep.parallel.execution.executor import Executor
 from samestep.parallel.execution.owned_state import StatePiece, StoredPiece, fill
 from samestep.parallel.gradients.layout import dense
@@ -42,13 +43,20 @@ def constants(executor: Executor) -> Iterator[tuple[str, nn.Parameter]]:
 def values(executor: Executor, step: int) -> dict[str, Any]:
     """The state that is not tensors, the same on every worker."""
     groups = [
-        {"names": names, **plain(group, "the optimizer's parameter group")}
-        for names, group in zip(executor.update.group_names, executor.update.state.hyperparameters(), strict=True)
+        {"names": names, **{key: plain(value, group_text(executor, i, key)) for key, value in group.items()}}
+        for i, (names, group) in enumerate(
+            zip(executor.update.group_names, executor.update.state.hyperparameters(), strict=True)
+        )
     ]
     scheduler = None if executor.scheduler is None else plain(executor.scheduler.state_dict(), "the scheduler's state")
     found = {"optimizer": groups, "scheduler": scheduler, "seed": executor.plan.numerics.seed, "step": step}
     numerics = executor.plan.numerics
     return found if numerics.policy is None else {**found, "sync": numerics.sync}
+
+
+def group_text(executor: Executor, number: int, key: str) -> str:
+    """A hyperparameter in words."""
+    return f"{key!r} in parameter group {number} of the optimizer {type(executor.update.optimizer).__name__}"
 
 
 def digest(executor: Executor, step: int, stored: Description | None = None) -> str:
@@ -181,9 +189,44 @@ def _restore_values(executor: Executor, description: Description) -> None:
 
 
 def weights(executor: Executor) -> dict[str, Tensor]:
-    """The model's `state_dict`, as independent contiguous tensors."""
+    """The model's `state_dict` under its own names, compiled or not, as independent contiguous tensors."""
     with executor.whole():
         return {
-            name: dense(value.detach().cpu()).contiguous().clone()
-            for name, value in executor.model.state_dict().items()
+            name: dense(value.detach().cpu()).contiguous().clone() for name, value in named_weights(executor).items()
         }
+
+
+def named_weights(executor: Executor) -> dict[str, Tensor]:
+    """The model's `state_dict`. Raises JobRefused for what a file of tensors cannot hold."""
+    found = executor.model.state_dict()
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            raise JobRefused(
+                f"{name} in the model's state_dict is a {type(value).__name__}, which a file of weights cannot hold "
+                "without pickle: let get_extra_state return a tensor, or register what it keeps as buffers"
+            )
+        check_storable(f"{name} in the model's state_dict", value)
+    compiled = [name for name, module in executor.model.named_modules() if type(module).__name__ == "OptimizedModule"]
+    own = {name: uncompiled(name, compiled) for name in found}
+    return {own[name]: value for name, value in found.items()} if len(set(own.values())) == len(found) else found
+
+
+def uncompiled(name: str, compiled: Sequence[str]) -> str:
+    """A parameter's name without the level that torch.compile puts in. compiled: names of the compiled modules, of
+    which inner ones are within outer ones."""
+    for module in reversed(compiled):
+        prefix = f"{module}." if module else ""
+        if name.startswith(f"{prefix}_orig_mod."):
+            name = prefix + name.removeprefix(f"{prefix}_orig_mod.")
+    return name
+
+
+def check_storable(what: str, tensor: Tensor) -> None:
+    """Raises JobRefused for a tensor that safetensors has no type for."""
+    try:
+        to_bytes({"x": torch.zeros(1, dtype=tensor.dtype)})
+    except (KeyError, ValueError, RuntimeError):
+        raise JobRefused(
+            f"{what} is {tensor.dtype}, which a file of tensors (safetensors) cannot hold: keep it in another type, "
+            "for example its view_as_real"
+        ) from None

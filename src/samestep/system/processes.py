@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from samestep.system.file_positions import take_own_positions
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -24,6 +26,7 @@ def fork(work: Callable[[], int]) -> int:
         code = 1
         try:
             die_with_parent(parent)
+            take_own_positions()
             code = work()
         except BaseException:  # noqa: BLE001 - a child must not run on into its parent's code
             traceback.print_exc()

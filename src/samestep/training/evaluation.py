@@ -94,18 +94,15 @@ def evaluate(
     facts: list[bytes] = []
     predictions: dict[int, tuple[Tensor, Tensor]] = {}
     with evaluating(model), torch.no_grad():
-        batches = rows.take((step, pieces[piece]) for piece in mine)
+        batches = rows.take_counted((step, pieces[piece]) for piece in mine)
         device = next(model.parameters()).device
-        for piece, loaded in zip(mine, batches, strict=True):
-            batch = to_device(loaded, device)
+        for piece, (kept, loaded) in zip(mine, batches, strict=True):
+            batch, count = to_device(loaded, device), len(pieces[piece]) if kept is None else kept
             random_streams.enter(seed, "evaluate", step, piece)
             if objective.has_outputs:
                 check_pair(batch)
             outputs = model(batch[0]) if objective.has_outputs else None
-            if outputs is None:
-                loss = objective(model, batch, len(pieces[piece]))
-            else:
-                loss = objective.of_outputs(outputs, batch, len(pieces[piece]))
+            loss = objective(model, batch, count) if outputs is None else objective.of_outputs(outputs, batch, count)
             facts.append(FACT.pack(piece, 0, loss.sum, loss.weight))
             for i, (name, metric) in enumerate(summed.items(), 1):
                 found = metric(model, batch) if outputs is None else metric(outputs, batch[1])  # type: ignore[operator]

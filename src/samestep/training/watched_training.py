@@ -19,6 +19,8 @@ from samestep.setup.parallelize import take_part
 from samestep.setup.run_memory import RunMemory
 from samestep.training.drift import Reassignment, Rebalancing
 from samestep.training.job_identity import JobIdentity, Origin
+from samestep.training.kept_rows import KeptRows
+from samestep.training.rehearsal import Ends, Rehearsal
 from samestep.training.trainer import Training
 from samestep.transport.transport import Transport
 
@@ -28,11 +30,13 @@ class Watch:
     """Attendants that a training is to have.
 
     audit: steps from one audit to the next; 0: no audits and no ledger. rebalance: reassign shards when workers' speeds
-    change, over memory that was shared for any assignment. origin: where the job comes from.
+    change, over memory that was shared for any assignment. origin: where the job comes from. ends: what it is to leave
+    behind, rehearsed after the first update.
     """
 
     audit: int = 0
     rebalance: bool = False
+    ends: Ends | None = None
     origin: Origin = field(default_factory=Origin)
 
 
@@ -50,12 +54,15 @@ def watched_training(
     """Worker `transport.rank`'s training from `first_step` on, and a list that its reassignments of shards go to."""
     order = None if job.data is None or not watch.audit else job.row_order(training_rows(job).num_rows)
     ledger = [] if order is None else [Bookkeeping(order, transport, first_step)]
-    note = ledger[0].note if ledger else None
+    kept = [] if job.collate_fn is None else [KeptRows(ledger[0] if ledger else None)]
+    note = kept[0].note if kept else ledger[0].note if ledger else None
     executor = take_part(job, plan, prepared, shared, transport, first_step, allow_nan=allow_nan, note=note)
     executor.alike.facts.append(Settings(executor.optimizers()[0][0].optimizer))
     audits = audits_of(executor, job, prepared, shared.parameters, watch.audit, first_step)
     rebalancing = [Rebalancing(executor, job, prepared, shared, note)] if watch.rebalance else []
     proofs = proofs_of(executor, job, prepared, shared, watch.audit, first_step)
     origin = watch.origin if prepared.initial is None else replace(watch.origin, computes=False)
-    attendants: list[Attendant] = [JobIdentity(job, executor, origin), *proofs, *audits, *rebalancing, *ledger]
+    identity = JobIdentity(job, executor, origin)
+    rehearsal = [] if watch.ends is None else [Rehearsal(executor, watch.ends)]
+    attendants: list[Attendant] = [*kept, identity, *rehearsal, *proofs, *audits, *rebalancing, *ledger]
     return Training(job, executor, first_step, attendants), rebalancing[0].done if rebalancing else ()

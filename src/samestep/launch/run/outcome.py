@@ -82,6 +82,7 @@ class Outcome:
             deals=self.deals,
             audits=self.finished.get("audits", 0),
             epochs_proven=self.finished.get("epochs_proven"),
+            rows_dropped=self.finished.get("rows_dropped", 0),
             steps=self.finished["step"],
             rows_per_second=self.plan["batch_size"] / seconds if seconds else None,
             times=[self.times[rank] for rank in sorted(self.times)],

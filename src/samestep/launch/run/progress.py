@@ -159,7 +159,8 @@ def summary(report: Report) -> str:
         lines.append(report.prediction.graded(report.seconds_per_step))
     proofs = [f"audits: {report.audits}"] if report.audits else []
     if report.epochs_proven:
-        proofs.append(f"ledger: {report.epochs_proven} epoch{'s' * (report.epochs_proven > 1)}, every row once")
+        left = f" but for {report.rows_dropped} that collate_fn has left out" if report.rows_dropped else ""
+        proofs.append(f"ledger: {report.epochs_proven} epoch{'s' * (report.epochs_proven > 1)}, every row once{left}")
     lines += [", ".join(proofs)] if proofs else []
     if len(report.deals) > FEW:
         lines.append(f"shards were reassigned {len(report.deals)} times; the last ones:")

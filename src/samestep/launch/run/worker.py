@@ -32,6 +32,7 @@ from samestep.trace.whereabouts import Whereabouts
 from samestep.trace.worker_trace import WorkerTrace, encoded, last_steps
 from samestep.training import checkpoints
 from samestep.training.drift import Reassignment
+from samestep.training.rehearsal import Ends
 from samestep.training.trainer import Training
 from samestep.training.watched_training import Watch, watched_training
 from samestep.transport.shared_fabric import SharedFabric
@@ -157,7 +158,8 @@ def training_of(
 ) -> tuple[Training, Sequence[Reassignment]]:
     """One worker's training, and the reassignments of shards, which grow while it trains."""
     asked = run.request.training
-    watch = Watch(audit=asked.audit_every, rebalance=run.rebalances, origin=origin_of(run.request.source))
+    ends, origin = Ends(asked.checkpoint, asked.save, asked.want_weights), origin_of(run.request.source)
+    watch = Watch(audit=asked.audit_every, rebalance=run.rebalances, origin=origin, ends=ends)
     return watched_training(
         run.job, run.plan, prepared, shared, transport, run.first_step, allow_nan=asked.allow_nan, watch=watch
     )

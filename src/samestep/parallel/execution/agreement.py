@@ -8,6 +8,7 @@ computes what:
     present    one byte per entry of the layout: whether a shard of the worker had a gradient for it
     facts      step, shard: loss sum, weight, whether it was a mean
     buffers    shard: one byte per buffer, whether the shard changed it; for other hosts also the changed ones
+    kept       shard: its number of rows, where a collate function has left out some
 
 Before it go fingerprints of what each worker makes for itself and all must have alike (`Alike`).
 """
@@ -25,9 +26,10 @@ from samestep.job.objective import LossFacts
 from samestep.parallel.gradients.job_optimizer import groups_changed
 from samestep.transport.transport import Transport
 
-HEAD = struct.Struct("<?dHIII")  # stop, seconds, and how many: steps taken, entries, facts, shards with buffers
+HEAD = struct.Struct("<?dHIIII")  # stop, seconds, and how many: steps taken, entries, facts, buffers, shards kept
 TAKEN = struct.Struct("<q")
 FACTS = struct.Struct("<QIdd?")
+KEPT = struct.Struct("<II")  # shard, rows
 BUFFERS = struct.Struct("<IIQ")  # shard, number of buffers, bytes of the changed ones
 
 
@@ -41,21 +43,22 @@ class WorkerRecord:
     present: bytes = b""
     facts: Mapping[tuple[int, int], LossFacts] = field(default_factory=dict)  # by step and shard
     buffers: Mapping[int, tuple[bytes, bytes]] = field(default_factory=dict)  # by shard: which changed, and their bytes
+    kept: Mapping[int, int] = field(default_factory=dict)  # by shard: its rows, where it lacks some
 
     def pack(self) -> bytes:
-        parts = [
-            HEAD.pack(self.stop, self.seconds, len(self.taken), len(self.present), len(self.facts), len(self.buffers))
-        ]
+        counts = map(len, (self.taken, self.present, self.facts, self.buffers, self.kept))
+        parts = [HEAD.pack(self.stop, self.seconds, *counts)]
         parts += map(TAKEN.pack, self.taken)
         parts.append(self.present)
         parts += [FACTS.pack(*place, *facts) for place, facts in self.facts.items()]
         for shard, (changed, contents) in self.buffers.items():
             parts += [BUFFERS.pack(shard, len(changed), len(contents)), changed, contents]
+        parts += [KEPT.pack(*one) for one in self.kept.items()]
         return b"".join(parts)
 
     @staticmethod
     def unpack(text: bytes) -> "WorkerRecord":
-        stop, seconds, num_taken, num_entries, num_facts, num_shards = HEAD.unpack_from(text)
+        stop, seconds, num_taken, num_entries, num_facts, num_shards, num_kept = HEAD.unpack_from(text)
         at = HEAD.size + num_taken * TAKEN.size
         taken = [number for (number,) in TAKEN.iter_unpack(text[HEAD.size : at])]
         present, at = text[at : at + num_entries], at + num_entries
@@ -70,7 +73,8 @@ class WorkerRecord:
             at += BUFFERS.size
             buffers[shard] = text[at : at + count], text[at + count : at + count + nbytes]
             at += count + nbytes
-        return WorkerRecord(stop, seconds, taken, present, facts, buffers)
+        kept = dict(KEPT.iter_unpack(text[at : at + num_kept * KEPT.size]))
+        return WorkerRecord(stop, seconds, taken, present, facts, buffers, kept)
 
 
 class AlikeFact(Protocol):

@@ -65,7 +65,7 @@ class CutExecutor(Executor):
         loss: ShardLoss | None = state.losses.pop(shard) if self.is_last(segment) else None
         is_split = self.plan.splits_backward(stage)
         self.gradients.begin_shard(shard, *self._work(state).folds[stage][shard], may_wait=is_split)
-        seeded = None if loss is None else self.objective.seeded(loss, sum(state.rows))
+        seeded = None if loss is None else self.objective.seeded(loss, state.batch_rows)
         moved = self.moved.pop((shard, segment))
         self.buffers.give_back(moved)  # a checkpoint inside runs forward again, and they move once more
         self.network.backward(shard, segment, seeded)

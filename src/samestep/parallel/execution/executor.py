@@ -44,7 +44,9 @@ class StepState:
     """The findings of one step so far."""
 
     number: int
-    rows: list[int]  # of each shard of the step
+    rows: list[int]  # of each shard of the step; where some were left out in loading, those that are there
+    batch_rows: int = 0  # that the schedule is made for: their sum, if none was left out
+    kept: dict[int, int] = field(default_factory=dict)  # rows of own shards of which some were left out
     stop_asked: bool = False
     batches: dict[int, Any] = field(default_factory=dict)
     losses: dict[int, ShardLoss] = field(default_factory=dict)
@@ -119,7 +121,7 @@ class Executor:
     def backward(self, action: actions.Backward, state: StepState) -> None:
         shard, loss = action.shard, state.losses.pop(action.shard)
         self.gradients.begin_shard(shard, *self._work(state).folds[0][shard])
-        self.objective.seeded(loss, sum(state.rows)).backward()  # type: ignore[no-untyped-call]
+        self.objective.seeded(loss, state.batch_rows).backward()  # type: ignore[no-untyped-call]
         self.gradients.end_shard()
         state.changed[shard] = self.buffers.end_shard(shard)
         state.facts[shard] = loss.facts
@@ -138,6 +140,7 @@ class Executor:
             present=bytes(self.gradients.present),
             facts={(state.number, shard): found for shard, found in state.facts.items()},
             buffers=self.buffers.record(state.changed, with_contents=self.transport.links is not None),
+            kept=state.kept,
         )
         hosts, here = self.transport.hosts, self.transport.hosts[self.transport.rank]
         for rank, record in enumerate(self.alike.exchanged(own, self.transport, state.number)):
@@ -145,6 +148,7 @@ class Executor:
             state.seconds.append(record.seconds)
             present |= int.from_bytes(record.present, "little")
             facts |= record.facts
+            state.rows = [record.kept.get(shard, own_rows) for shard, own_rows in enumerate(state.rows)]
             for shard, (changed, contents) in record.buffers.items():
                 state.note_changed(shard, changed)
                 if hosts[rank] != here:
@@ -251,8 +255,7 @@ class Executor:
         state.losses[shard] = loss
 
     def _settle_loss(self, facts: Sequence[LossFacts], state: StepState) -> None:
-        batch_rows = sum(state.rows)
-        state.loss, state.scale = self.objective.batch_loss(facts, batch_rows, allow_nan=self.allow_nan)
+        state.loss, state.scale = self.objective.batch_loss(facts, state.batch_rows, allow_nan=self.allow_nan)
 
     def _owned_gradients(self, state: StepState) -> list[tuple[Piece, Tensor]]:
         return [(p, g) for p, _ in self.update.targets if (g := self.gradient(state, p)) is not None]

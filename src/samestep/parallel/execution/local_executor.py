@@ -77,7 +77,7 @@ class LocalExecutor(Executor):
         own, step = self.logical.shards_of(self._replica_of(action.shard).number, len(state.rows)), self._step
         loss, place = state.losses.pop(action.shard), action.shard - own.start
         self.gradients.begin_shard(action.shard, local_plan(range(len(own)), len(own)).folds[place])
-        self.objective.seeded(loss, sum(step.rows)).backward()  # type: ignore[no-untyped-call]
+        self.objective.seeded(loss, step.batch_rows).backward()  # type: ignore[no-untyped-call]
         self.gradients.end_shard()
         step.changed[place] = self.buffers.end_shard(place)
         step.facts[place] = loss.facts
@@ -154,7 +154,8 @@ class LocalExecutor(Executor):
         since = self.logical.steps_since_meeting(state.number)
         self.meeting.observed.read(replica.number, replica.taken % self.logical.policy.steps, since)
         own = self.logical.shards_of(replica.number, len(state.rows))
-        self._working, self._step = replica, StepState(state.number, [state.rows[shard] for shard in own])
+        rows = [state.rows[shard] for shard in own]
+        self._working, self._step = replica, StepState(state.number, rows, sum(rows))
         self._bind(replica.memory)
         self.update, self.scheduler, self.buffers = replica.update, replica.scheduler, replica.buffers
         self.buffers.forget(range(len(self.buffers.values)))
@@ -196,7 +197,7 @@ class LocalExecutor(Executor):
         """The losses of the steps since the last meeting, each once."""
         found = []
         for step in self._unsettled:
-            state = StepState(step.number, step.rows)
+            state = StepState(step.number, step.rows, sum(step.rows))
             self._settle_loss([step.facts[shard] for shard in range(len(step.rows))], state)
             found.append((step.number, state.loss))
         self._unsettled = []

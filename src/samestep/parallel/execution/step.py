@@ -38,7 +38,7 @@ def run_step(
     """
     timesheet = executor.transport.timesheet
     shard_sizes, schedule = executor.step_schedule(rows, number)
-    state = StepState(number, list(shard_sizes), stop_asked)
+    state = StepState(number, list(shard_sizes), rows, stop_asked=stop_asked)
     timesheet.start()
     for action in schedule:
         timesheet.whereabouts.enter(action)
