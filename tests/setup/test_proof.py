@@ -247,3 +247,14 @@ def test_a_forward_that_runs_only_without_a_record_is_refused_with_the_place() -
     job = dataclasses.replace(job_of(lambda: nn.Sequential(*layers)), loss=None, forward=forward)
     with pytest.raises(JobRefused, match=r"cannot be recorded at test_proof.py:\d+, and runs without .* --plan data"):
         in_stages(job, "2")
+
+
+def test_a_gradient_that_arrives_where_nobody_keeps_it_is_lost_in_the_proof_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = job_of(Net)
+    plan, prepared = in_stages(job)
+    of = shard_result._stages
+    monkeypatch.setattr(shard_result, "_stages", lambda prepared: of(prepared) | {"a.weight": 1})
+    with pytest.raises(PlanRefused, match=r"no gradient of a\.weight where the uncut one gives one"):
+        prove_cut(job, plan, prepared)
