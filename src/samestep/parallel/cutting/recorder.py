@@ -35,10 +35,11 @@ from samestep.parallel.cutting.recording import (
     results_of,
 )
 from samestep.parallel.cutting.saved_tensors import SavedTensors, may_defer
-from samestep.parallel.cutting.untouched import copy_of_batch, untouched
+from samestep.parallel.cutting.transforms import transform_running
+from samestep.parallel.cutting.untouched import MANAGED, copy_of_batch, untouched
 from samestep.parallel.cutting.windows import Window
 from samestep.parallel.user_code import user_place
-from samestep.system.nests import PLAIN, Path, is_open, mapped, mapped_simply, shown, walk
+from samestep.system.nests import PLAIN, Path, is_open, mapped, mapped_simply, shown, tensors_of, walk
 
 READERS = {
     Tensor.__bool__,
@@ -68,27 +69,37 @@ def record(
     cuts: Collection[str],
     answers: Sequence[Any] = (),
     stages: Mapping[str, int] = NO_STAGES,
+    settle: Callable[[Any, Any, int], Any] | None = None,
 ) -> Recording:
     """Run `forward(model, batch)` once on a copy of the batch and record it. The model is left as it was.
 
     starts: the modules at whose call a further stage begins, in order. cuts: further modules that
     must be calls of their own. answers: of the first guards, whatever the values here say. stages: of modules that
-    begin a stage too, where this way through forward leaves out the one that begins it on another.
+    begin a stage too, where this way through forward leaves out the one that begins it on another. settle: what
+    follows with the result and the batch (and a number of rows), and may use nothing else of forward's.
     Raises JobRefused if the forward cannot be cut.
     """
     hidden = {address for tensor in held_by(batch) for address in addresses(tensor)}
     opened: set[str] = set()
     streams = random_streams.leave()
-    for _ in range(MOST_ATTEMPTS):
+
+    def passed(copied: Any, left: Mapping[int, str]) -> _Recorder:
+        """A recorder that has seen forward once. left: memory that an earlier batch has left on modules, and where."""
         random_streams.resume(streams)
-        copied = copy_of_batch(batch)
+        recorder = _Recorder(model, copied, starts, {*starts, *cuts}, opened)
+        recorder.hidden, recorder.answers, recorder.stages, recorder.left = hidden, list(answers), stages, left
+        with recorder.active():
+            result = forward(model, copied)
+            recorder.recording.result = recorder.named(result)
+            recorder.settle(settle, result, copied)
+        return recorder
+
+    for _ in range(MOST_ATTEMPTS):
         try:
             with untouched(model):
-                recorder = _Recorder(model, copied, starts, {*starts, *cuts}, opened)
-                recorder.hidden, recorder.answers, recorder.stages = hidden, list(answers), stages
-                with recorder.active():
-                    result = forward(model, copied)
-                    recorder.recording.result = recorder.named(result)
+                recorder = passed(copy_of_batch(batch), {})
+                if left := recorder.left_behind(model):
+                    passed(copy_of_batch(batch), left)
         except _LookInto as found:
             opened |= found.modules
             continue
@@ -131,6 +142,7 @@ class _Recorder(TorchFunctionMode):
         ] = []  # what every call called, also those that are not recorded, and where
         self.hidden: set[int] = set()  # addresses of memory that belongs to the batch in any way
         self.stages: Mapping[str, int] = NO_STAGES
+        self.left: Mapping[int, str] = {}  # memory that an earlier batch has left on modules, and where
         self.answers: list[Any] = []  # of guards still to come
         inputs = batch_tensors(batch)
         self._births = Births(inputs)
@@ -250,6 +262,7 @@ class _Recorder(TorchFunctionMode):
         number, is_backward = len(self._numbered) - 1, what in BACKWARDS if callable(what) else False
         with self._saved.counted(), self._births.during(number, given.tensors, may_read_all=is_backward):
             result = function(*args, **kwargs)
+        self._check_left(self._births.constants_read, name, place)
         if self._births.read:
             self._look_into({number, *self._births.read}, f"{name} (called at {place}) reads")
         self._streams = random_streams.leave()
@@ -296,6 +309,13 @@ class _Recorder(TorchFunctionMode):
             i for i in range(len(versions)) if i in windows and any(windows[i].overlaps(windows[w]) for w in written)
         )
 
+    def _check_left(self, read: set[int], call: str, place: str) -> None:
+        if found := read & self.left.keys():
+            raise JobRefused(
+                f"{call} (called at {place}) uses {self.left[found.pop()]}, a tensor that an earlier batch left there: "
+                "which one that is depends on who computes which shards; make it a buffer, or use --plan data"
+            )
+
     def _look_into(self, calls: Collection[int], said: str) -> None:
         """Record anew, with the modules among `calls` opened. Raises JobRefused where none is left to open."""
         found = [self._numbered[i] for i in sorted(calls) if i >= 0]
@@ -325,6 +345,11 @@ class _Recorder(TorchFunctionMode):
 
     def _check_surroundings(self, before: str) -> None:
         """Raise JobRefused if something has happened since the last call that is not recorded."""
+        if transform := transform_running():
+            raise JobRefused(
+                f"forward calls {before} inside of {transform} (at {user_place()}), where a cut cannot look: do it "
+                "in a module of its own, or use --plan data"
+            )
         if _autocast() != self._autocast:
             raise JobRefused(
                 f"forward switches autocast before {before} (at {user_place()}), and a cut forward does not: "
@@ -362,6 +387,35 @@ class _Recorder(TorchFunctionMode):
             return mapped(result, self.reference)
         finally:
             self._in_leaf = False
+
+    def settle(self, settle: Callable[[Any, Any, int], Any] | None, result: Any, batch: Any) -> None:
+        """Compute the loss. Raises JobRefused if it uses a tensor that forward made and did not return."""
+        if settle is None:
+            return
+        self._in_leaf = True
+        number = len(self._numbered)
+        self._numbered.append(("the loss", ""))
+        with self._births.during(number, results_of((result, batch)), may_read_all=False):
+            settle(result, batch, 1)
+        if makers := [self._numbered[i] for i in sorted(self._births.read) if i >= 0]:
+            what, place = makers[0]
+            raise JobRefused(
+                f"the loss uses a tensor that {getattr(what, '__name__', what)} (called at {place}) left behind and "
+                "that forward does not return: return it, and the loss with it (forward= instead of loss=)"
+            )
+
+    def left_behind(self, model: nn.Module) -> dict[int, str]:
+        """Memory, with its place, that forward has left on modules and that depends on the batch or on weights."""
+        found: dict[int, str] = {}
+        for prefix, module in model.named_modules():
+            for name, value in vars(module).items():
+                if name in MANAGED:
+                    continue
+                for path, tensor in tensors_of(value):
+                    if self._births.depends(tensor):
+                        place = f"{prefix}.{name}{shown(path)}" if prefix else f"{name}{shown(path)}"
+                        found |= dict.fromkeys(addresses(tensor), place)
+        return found
 
     def _number(self, tensor: Tensor) -> int:
         index = len(self._made)
