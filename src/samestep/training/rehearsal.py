@@ -18,7 +18,7 @@ from samestep.state import snapshot
 
 @dataclass(frozen=True)
 class Ends:
-    """What a run is to leave behind. checkpoint, save: paths."""
+    """Files that a run is to leave behind. checkpoint, save: their paths; weights: in its report."""
 
     checkpoint: str | None = None
     save: str | None = None

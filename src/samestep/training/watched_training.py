@@ -11,7 +11,6 @@ from samestep.audit.ledger import Bookkeeping
 from samestep.audit.proofs import proofs_of
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
-from samestep.parallel.execution.agreement import Settings
 from samestep.parallel.execution.attendant import Attendant
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
@@ -57,7 +56,6 @@ def watched_training(
     kept = [] if job.collate_fn is None else [KeptRows(ledger[0] if ledger else None)]
     note = kept[0].note if kept else ledger[0].note if ledger else None
     executor = take_part(job, plan, prepared, shared, transport, first_step, allow_nan=allow_nan, note=note)
-    executor.alike.facts.append(Settings(executor.optimizers()[0][0].optimizer))
     audits = audits_of(executor, job, prepared, shared.parameters, watch.audit, first_step)
     rebalancing = [Rebalancing(executor, job, prepared, shared, note)] if watch.rebalance else []
     proofs = proofs_of(executor, job, prepared, shared, watch.audit, first_step)

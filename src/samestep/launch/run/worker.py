@@ -21,6 +21,7 @@ from samestep.launch.failure import Event, failure_event
 from samestep.launch.request.importing import origin_of
 from samestep.launch.request.request import Request
 from samestep.launch.run.stall_watch import write_stacks_to
+from samestep.parallel.execution.agreement import Settings
 from samestep.plan.plan import Plan
 from samestep.planner.search.decision import Decision
 from samestep.setup.laid_out_model import LaidOutModel
@@ -160,9 +161,13 @@ def training_of(
     asked = run.request.training
     ends, origin = Ends(asked.checkpoint, asked.save, asked.want_weights), origin_of(run.request.source)
     watch = Watch(audit=asked.audit_every, rebalance=run.rebalances, origin=origin, ends=ends)
-    return watched_training(
+    training, reassignments = watched_training(
         run.job, run.plan, prepared, shared, transport, run.first_step, allow_nan=asked.allow_nan, watch=watch
     )
+    if asked.record is None:  # records are compared to the end, and say more
+        executor = training.executor
+        executor.alike.facts.append(Settings(executor.optimizers()[0][0].optimizer))
+    return training, reassignments
 
 
 def _ignore_loader_deaths() -> None:
