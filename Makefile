@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test test-all test-rest mutations format clean
+.PHONY: train test test-all test-rest test-versions mutations format clean
 
 train: $(READY)
 	$(BIN)/python examples/compare.py
@@ -27,6 +27,10 @@ test-rest: $(READY)
 # Before an issue is called resolved.
 test-all: test test-rest
 
+# The lowest and the highest torch that is accepted, each in an environment of its own (several GB, made once).
+test-versions: $(READY)
+	$(BIN)/python tests/versions/run.py
+
 # Breaks the code in 20 places; `make test` has to notice each.
 mutations: $(READY)
 	$(BIN)/python tests/mutations/run.py
@@ -44,4 +48,4 @@ $(READY): requirements-dev.txt pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-versions .pytest_cache .mypy_cache .ruff_cache .hypothesis

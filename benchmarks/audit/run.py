@@ -19,10 +19,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from models import MODELS, optimizer
 from rounds import WARM, machine, spread
 
 import samestep
+from models import MODELS, optimizer
 from samestep.audit.audit import Audit
 from samestep.audit.fingerprint import NARROW, WIDE, blocks
 from samestep.audit.ledger import Bookkeeping, Ledger

@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 import psutil
-from models import MODELS, optimizer
 
 import samestep
+from models import MODELS, optimizer
 
 
 def slow_down(pid: int, group: Path) -> None:

@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "step_time"))
 
 import psutil
-from models import MODELS
 from rounds import Contender, machine
+
+from models import MODELS
 
 HERE = Path(__file__).resolve().parent
 STEPS = 8

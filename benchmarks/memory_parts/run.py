@@ -28,10 +28,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models import MODELS, optimizer
 from rounds import machine
 
 import samestep
+from models import MODELS, optimizer
 from samestep.launch.request.request import Request
 from samestep.launch.run import worker
 from samestep.launch.run.launcher import Launcher

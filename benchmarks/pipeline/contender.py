@@ -17,10 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from models import GPT, MODELS, optimizer
 from rounds import Turns, until_peer_leaves
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+from models import GPT, MODELS, optimizer
 
 ORDERS = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 WORKERS = 2

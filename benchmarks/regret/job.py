@@ -5,9 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models import MODELS, optimizer
-
 import samestep
+from models import MODELS, optimizer
 
 EVER = 10**9  # steps
 

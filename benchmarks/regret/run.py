@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 import numpy as np
 from groups import GROUPS, Group
-from models import MODELS
 from on_hosts import OnHosts, candidates_on
 from rounds import Contender, machine, race
 
 from hosts import Hosts
+from models import MODELS
 from samestep.bench.contestants import sensible
 from samestep.errors import SamestepError
 from samestep.launch.environment import mkl_mode, physical_cores

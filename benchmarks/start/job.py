@@ -6,9 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models import MODELS, optimizer
-
 import samestep
+from models import MODELS, optimizer
 
 
 def job(mark: str) -> samestep.Job:

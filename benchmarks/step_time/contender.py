@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from models import MODELS, optimizer
 from rounds import Turns, until_peer_leaves
 
 import samestep
+from models import MODELS, optimizer
 from samestep.numerics.reduction_tree import Fold, FoldPlan, local_plan
 from samestep.parallel.execution import executor
 from samestep.plan.plan import PRESETS

@@ -14,9 +14,8 @@ from torch.optim import lr_scheduler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models import GPT, token_loss
-
 import samestep
+from models import GPT, token_loss
 
 TEXT = Path(__file__).resolve().parents[2] / "examples" / "data" / "moby-dick.txt.gz"
 LENGTH = 128  # bytes per row

@@ -78,9 +78,9 @@ class OnHosts(Contender):
 def contend(kind: str, model: str, batch: int, shards: int, assign: str, folder: str) -> None:
     """One worker; worker 0 takes the turns."""
     import torch
-    from models import MODELS, images, optimizer
 
     import samestep
+    from models import MODELS, images, optimizer
 
     if kind == NOTHING:
         move_nothing()
@@ -150,6 +150,7 @@ def hidden(stale: float, nothing: float, all_of_it: float) -> float:
 def wire_seconds(model: str, rate: str) -> float:
     """Seconds of one host's gradients at the rate of the link."""
     import torch
+
     from models import MODELS
 
     with torch.device("meta"):

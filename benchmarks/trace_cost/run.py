@@ -18,10 +18,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from models import MODELS, optimizer
 from rounds import WARM, machine, spread
 
 import samestep
+from models import MODELS, optimizer
 from samestep.trace.timesheet import Ring
 
 SHARDS, ROWS_PER_SHARD, EVER = 4, 2, 10**9  # rows: as few as a shard of an MLP can have and still be a batch

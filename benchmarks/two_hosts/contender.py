@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "step_time"))
 import torch
 import torch.distributed as dist
 from contender import EVER, loop, optimizer, plain
-from models import MODELS
 from rounds import Turns, until_peer_leaves
 
 import samestep
+from models import MODELS
 from samestep.parallel.gradients.host_exchange import HostExchange
 from samestep.parallel.gradients.reduction import TreeReduction
 from samestep.setup.plan_check import outline

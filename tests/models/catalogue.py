@@ -3,13 +3,22 @@
 import importlib.util
 from collections.abc import Callable, Mapping
 
-from models import hand_written_models, language_models, perception_models
+from models import hand_written_models, language_models, library_models, perception_models
+from models.declared_operators import declare
 from models.specimen import Specimen
 
 LIBRARIES: Mapping[str, Mapping[str, Callable[[], Specimen]]] = {
     "hand-written": hand_written_models.MODELS,
     "transformers, language": language_models.MODELS,
     "transformers, perception": perception_models.MODELS,
+    "torchvision": library_models.TORCHVISION,
+    "timm": library_models.TIMM,
+    "vit-pytorch": library_models.VIT_PYTORCH,
+    "x-transformers": library_models.X_TRANSFORMERS,
+    "torch-geometric": library_models.GEOMETRIC,
+    "diffusers": library_models.DIFFUSERS,
+    "pytorch-tabnet": library_models.TABNET,
+    "rtdl-revisiting-models": library_models.REVISITED,
 }
 """By the library, and what of it."""
 
@@ -28,4 +37,5 @@ def missing(name: str) -> str | None:
 
 
 def specimen(name: str) -> Specimen:
+    declare()
     return LIBRARIES[KIND[name]][name]()

@@ -1,5 +1,6 @@
 """Models written by hand, of the kinds that people write: shared layers, sides, branches, objects, derivatives."""
 
+import itertools
 from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,12 +36,12 @@ def rows(*shape: int) -> Callable[[], Tensor]:
 
 def mlp(*sizes: int, last: bool = False) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers if last else layers[:-1])
 
 
-# ------------------------------------------------------------------------------------------- one encoder, several inputs
+# ---------------------------------------------------------------------------------------- one encoder, several inputs
 
 
 class Siamese(nn.Module):
@@ -519,7 +520,12 @@ class Attending(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokens, self.encoder, self.decoder, self.attention, self.out = (
-            nn.Embedding(30, 16), nn.GRU(16, 16, batch_first=True), nn.GRU(16, 16, batch_first=True), nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(32, 30))  # fmt: skip
+            nn.Embedding(30, 16),
+            nn.GRU(16, 16, batch_first=True),
+            nn.GRU(16, 16, batch_first=True),
+            nn.MultiheadAttention(16, 2, batch_first=True),
+            nn.Linear(32, 30),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         memory, last = self.encoder(self.tokens(x))
@@ -1071,16 +1077,25 @@ MODELS: dict[str, Callable[[], Specimen]] = {
     "diffusion": of(Diffusion, rows(8), lambda model, batch: model(batch[0])),
     "masked autoencoder": of(MaskedAutoencoder, rows(6, 4), lambda model, batch: model(batch[0])),
     "reinforce": of(Reinforce, rows(6), lambda model, batch: model(batch[0])),
-    "deepfm": of(DeepFM, lambda: numbers(ROWS, 6, below=10), lambda model, batch: F.binary_cross_entropy_with_logits(model(batch[0]), batch[1].float()), lambda: classes(2)),
+    "deepfm": of(
+        DeepFM,
+        lambda: numbers(ROWS, 6, below=10),
+        lambda model, batch: F.binary_cross_entropy_with_logits(model(batch[0]), batch[1].float()),
+        lambda: classes(2),
+    ),
     "tabnet-like": of(TabNetLike, rows(8)),
-    "ft-transformer": lambda: Specimen(FeatureTokens, lambda model, batch: F.cross_entropy(model(batch), batch["y"]), table()),
+    "ft-transformer": lambda: Specimen(
+        FeatureTokens, lambda model, batch: F.cross_entropy(model(batch), batch["y"]), table()
+    ),
     "deep and cross": of(DeepCross, rows(8)),
     "experts": of(Experts, rows(8), with_balance),
     "graph net": graph_net,
     "sparse graph net": sparse_graph_net,
     "pointnet": of(PointNet, rows(10, 3)),
     "packed lstm": packed_lstm,
-    "gru tagger": of(GruTagger, lambda: numbers(ROWS, 8, below=50), classified, lambda: numbers(ROWS, 8, below=5, seed=1)),
+    "gru tagger": of(
+        GruTagger, lambda: numbers(ROWS, 8, below=50), classified, lambda: numbers(ROWS, 8, below=5, seed=1)
+    ),
     "lstm cell": of(Cells, lambda: numbers(ROWS, 6, below=20), next_of),
     "seq2seq with attention": of(Attending, lambda: numbers(ROWS, 6, below=30), reversed_words),
     "ctc": of(Ctc, rows(6, 12), ctc, lambda: numbers(ROWS, 3, below=5, least=1)),
@@ -1093,7 +1108,9 @@ MODELS: dict[str, Callable[[], Specimen]] = {
     "mixer": of(Mixer, rows(3, 16, 16)),
     "dit": of(DiT, rows(3, 16, 16), lambda model, batch: model(*batch).square().mean()),
     "capsules": of(Capsules, rows(3, 16, 16), lambda model, batch: F.multi_margin_loss(model(batch[0]), batch[1])),
-    "nerf-like": of(Radiance, rows(6), squared, lambda: torch.rand(ROWS, 3, generator=torch.Generator().manual_seed(1))),
+    "nerf-like": of(
+        Radiance, rows(6), squared, lambda: torch.rand(ROWS, 3, generator=torch.Generator().manual_seed(1))
+    ),
     "spatial transformer": of(Turned, rows(3, 16, 16)),
     "checkpointed norm": of(CheckpointedNorm, rows(16)),
     "spectral norm": of(Spectral, rows(3, 16, 16)),
@@ -1110,4 +1127,4 @@ MODELS: dict[str, Callable[[], Specimen]] = {
     "dataclass batch": in_dataclass,
     "mapping batch": in_mapping,
     "nested batch": in_slots,
-}  # fmt: skip
+}

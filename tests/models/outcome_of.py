@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import samestep
-from models.plain import PlainRun, distance
+from models.plain import PlainRun, difference, distance, plain_run
 from samestep.errors import Refused, SamestepError
 from samestep.job.report import Report
 from samestep.launch.run.launcher import Launcher
@@ -14,7 +14,7 @@ from samestep.launch.run.launcher import Launcher
 TRAINED = Path(__file__).parent / "trained.py"
 PLANS = ("data", "pipeline", "slices")
 PATIENCE = 240  # seconds for a run
-CLOSE = 1e-4  # relative
+CLOSE, SAFETY = 1e-4, 16.0  # relative; times the distance that rounding makes
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,33 @@ def run(launcher: Launcher, name: str, plan: str, workers: int, *, calm: bool = 
         signal.signal(signal.SIGALRM, before)
 
 
-def difference(found: list[float], wanted: list[float]) -> float:
-    """The largest relative difference of two runs' losses."""
-    return max(abs(a - b) / max(abs(b), 1e-6) for a, b in zip(found, wanted, strict=True))
+@dataclass(frozen=True)
+class Rounding:
+    """How far rounding takes a model: its plain run, and one whose weights began one unit in the last place away."""
+
+    plain: PlainRun
+    other: PlainRun
+
+    @staticmethod
+    def of(job: samestep.Job) -> "Rounding":
+        return Rounding(plain_run(job), plain_run(job, moved=1))
+
+    @property
+    def of_losses(self) -> float:
+        """Relative; CLOSE, or more where the model itself makes more of it."""
+        return max(CLOSE, SAFETY * difference(self.other.losses, self.plain.losses))
+
+    @property
+    def of_parameters(self) -> float:
+        return max(10 * CLOSE, SAFETY * distance(self.other.last, self.plain))
 
 
-def judged(launcher: Launcher, name: str, plain: PlainRun, *, drops: bool) -> list[Outcome]:
+def judged(launcher: Launcher, name: str, rounding: Rounding, *, drops: bool) -> list[Outcome]:
     """The outcomes of all plans on one and two workers."""
     data = run(launcher, name, "data", 1)
     if isinstance(data, Outcome):
         return [data]
-    found = [_against_plain(name, data, plain), _same_digest(run(launcher, name, "data", 2), data, name, "data 2")]
+    found = [_against_plain(name, data, rounding), _same_digest(run(launcher, name, "data", 2), data, name, "data 2")]
     found += [_same_digest(run(launcher, name, "pipeline", w), data, name, f"pipeline {w}") for w in (1, 2)]
     still = run(launcher, name, "data", 1, calm=True) if drops else data
     sliced = [run(launcher, name, "slices", w, calm=drops) for w in (1, 2)]
@@ -92,7 +108,7 @@ def judged(launcher: Launcher, name: str, plain: PlainRun, *, drops: bool) -> li
             found.append(report)
         elif isinstance(still, Outcome):
             found.append(Outcome(name, f"slices {workers}", "raised", f"the data plan without dropout: {still.text}"))
-        elif (off := difference(list(report.losses), list(still.losses))) > CLOSE:
+        elif (off := difference(report.losses, still.losses)) > rounding.of_losses:
             found.append(
                 Outcome(
                     name, f"slices {workers}", "wrong", f"losses {off:.1e} off: {_shown(report)}, not {_shown(still)}"
@@ -101,15 +117,20 @@ def judged(launcher: Launcher, name: str, plain: PlainRun, *, drops: bool) -> li
         elif isinstance(other, Outcome) or other.digest != report.digest:
             found.append(Outcome(name, f"slices {workers}", "wrong", "another digest than on one worker"))
         else:
-            found.append(Outcome(name, f"slices {workers}", "ok", f"{off:.1e}"))
+            found.append(
+                Outcome(
+                    name, f"slices {workers}", "ok", f"losses {off:.1e} off, rounding explains {rounding.of_losses:.1e}"
+                )
+            )
     return found
 
 
-def _against_plain(name: str, data: Report, plain: PlainRun) -> Outcome:
-    off = difference(list(data.losses), plain.losses)
-    away = distance(data.state_dict(), plain)
-    kind = "ok" if off <= CLOSE and away <= 10 * CLOSE else "wrong"
-    return Outcome(name, "data 1", kind, f"losses {off:.1e}, parameters {away:.1e} off the plain loop")
+def _against_plain(name: str, data: Report, rounding: Rounding) -> Outcome:
+    off = difference(data.losses, rounding.plain.losses)
+    away = distance(data.state_dict(), rounding.plain)
+    kind = "ok" if off <= rounding.of_losses and away <= rounding.of_parameters else "wrong"
+    bounds = f"rounding explains {rounding.of_losses:.1e} and {rounding.of_parameters:.1e}"
+    return Outcome(name, "data 1", kind, f"losses {off:.1e}, parameters {away:.1e} off the plain loop; {bounds}")
 
 
 def _same_digest(report: Report | Outcome, wanted: Report, name: str, where: str) -> Outcome:

@@ -10,14 +10,29 @@ from models.language_models import SIZES, of, words
 from models.specimen import ROWS, Specimen, classes, drawn, numbers
 
 VISION: Mapping[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 16, "patch_size": 4,
-    "num_channels": 3, "num_labels": 3,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 16,
+    "patch_size": 4,
+    "num_channels": 3,
+    "num_labels": 3,
+}
 SOUND = {
-    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "conv_dim": (16, 16), "conv_kernel": (10, 4),
-    "conv_stride": (5, 4), "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 4,
-    "num_labels": 3, "mask_time_prob": 0.0,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "conv_dim": (16, 16),
+    "conv_kernel": (10, 4),
+    "conv_stride": (5, 4),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 4,
+    "num_labels": 3,
+    "mask_time_prob": 0.0,
+}
 
 
 def pictures(side: int = 16) -> Callable[[], dict[str, Tensor]]:
@@ -78,12 +93,24 @@ def clips() -> dict[str, Tensor]:
 STAGES = {"num_labels": 3, "depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32]}
 SMALL_RESNET = {"num_labels": 3, "embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 TOWERS = {
-    "text_config": {**SIZES, "projection_dim": 16}, "vision_config": {**VISION, "projection_dim": 16}, "projection_dim": 16,
-}  # fmt: skip
+    "text_config": {**SIZES, "projection_dim": 16},
+    "vision_config": {**VISION, "projection_dim": 16},
+    "projection_dim": 16,
+}
 DETR = {
-    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48, "num_queries": 5, "num_labels": 3, "use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None,
-}  # fmt: skip
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "num_queries": 5,
+    "num_labels": 3,
+    "use_timm_backbone": False,
+    "use_pretrained_backbone": False,
+    "backbone": None,
+}
 
 
 def detr() -> Specimen:
@@ -96,49 +123,170 @@ def detr() -> Specimen:
 
 MODELS: dict[str, Callable[[], Specimen]] = {
     "vit": image("vit", config=VISION),
-    "deit": image("deit", config=VISION),
+    "deit": of("DeiTForImageClassification", "deit", VISION, pictures(16)),
     "beit": image("beit", config=VISION, use_relative_position_bias=True),
     "dinov2": image("dinov2", config=VISION),
     "swin": image("swin", 32, image_size=32, patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[2, 4], window_size=4),
-    "swinv2": image("swinv2", 32, image_size=32, patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[2, 4], window_size=4),
+    "swinv2": image(
+        "swinv2", 32, image_size=32, patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[2, 4], window_size=4
+    ),
     "convnext": image("convnext", 32, config=STAGES, drop_path_rate=0.1),
     "convnextv2": image("convnextv2", 32, config=STAGES),
-    "hf-resnet": image("resnet", 32, config=SMALL_RESNET),
+    "hf-resnet": image("resnet", 64, config=SMALL_RESNET),
     "regnet": image("regnet", 64, config=SMALL_RESNET, groups_width=8),
-    "poolformer": image("poolformer", 32, config=STAGES, patch_sizes=[3, 3, 3, 3], strides=[2, 2, 2, 2], padding=[1, 1, 1, 1]),
-    "pvt": image("pvt", 32, image_size=32, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4], mlp_ratios=[2, 2, 2, 2]),
-    "cvt": image("cvt", 32, embed_dim=[8, 16, 32], num_heads=[1, 2, 4], depth=[1, 1, 2]),
-    "levit": image("levit", 64, image_size=64, hidden_sizes=[16, 24, 32], num_attention_heads=[2, 2, 2], depths=[1, 1, 1], key_dim=[8, 8, 8]),
-    "mobilevit": image("mobilevit", 64, image_size=64, hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 24, 32, 32, 32]),
-    "mobilenet_v2": image("mobilenet_v2", 32, depth_multiplier=0.25, image_size=32),
-    "efficientnet": image("efficientnet", 32, image_size=32, width_coefficient=0.25, depth_coefficient=0.3, hidden_dim=64),
-    "focalnet": image("focalnet", 32, image_size=32, embed_dim=8, depths=[1, 1], focal_levels=[2, 2], focal_windows=[3, 3]),
-    "segformer": image("segformer", 32, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4]),
-    "segformer-pixels": of("AutoModelForSemanticSegmentation", "segformer", {"num_labels": 3, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1],
-                           "num_attention_heads": [1, 2, 2, 4], "decoder_hidden_size": 16}, per_pixel(32)),
-    "vit_mae": of("AutoModelForPreTraining", "vit_mae", {**VISION, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 2, "decoder_num_attention_heads": 2,
-                  "decoder_intermediate_size": 24}, lambda: {"pixel_values": drawn(ROWS, 3, 16, 16)}),
+    "poolformer": image(
+        "poolformer", 32, config=STAGES, patch_sizes=[3, 3, 3, 3], strides=[2, 2, 2, 2], padding=[1, 1, 1, 1]
+    ),
+    "pvt": image(
+        "pvt",
+        32,
+        image_size=32,
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 2, 2, 4],
+        mlp_ratios=[2, 2, 2, 2],
+    ),
+    "levit": of(
+        "LevitForImageClassification",
+        "levit",
+        {
+            "num_labels": 3,
+            "image_size": 64,
+            "hidden_sizes": [16, 24, 32],
+            "num_attention_heads": [2, 2, 2],
+            "depths": [1, 1, 1],
+            "key_dim": [8, 8, 8],
+        },
+        pictures(64),
+    ),
+    "mobilevit": image(
+        "mobilevit", 64, image_size=64, hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 24, 32, 32, 32]
+    ),
+    "mobilenet_v2": image("mobilenet_v2", 96, depth_multiplier=0.25, image_size=96),
+    "efficientnet": image(
+        "efficientnet", 96, image_size=96, width_coefficient=0.25, depth_coefficient=0.3, hidden_dim=320
+    ),
+    "focalnet": image(
+        "focalnet", 32, image_size=32, embed_dim=8, depths=[1, 1], focal_levels=[2, 2], focal_windows=[3, 3]
+    ),
+    "segformer": image(
+        "segformer", 32, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 4]
+    ),
+    "segformer-pixels": of(
+        "AutoModelForSemanticSegmentation",
+        "segformer",
+        {
+            "num_labels": 3,
+            "hidden_sizes": [8, 16, 24, 32],
+            "depths": [1, 1, 1, 1],
+            "num_attention_heads": [1, 2, 2, 4],
+            "decoder_hidden_size": 16,
+        },
+        per_pixel(32),
+    ),
+    "vit_mae": of(
+        "AutoModelForPreTraining",
+        "vit_mae",
+        {
+            **VISION,
+            "decoder_hidden_size": 16,
+            "decoder_num_hidden_layers": 2,
+            "decoder_num_attention_heads": 2,
+            "decoder_intermediate_size": 24,
+        },
+        lambda: {"pixel_values": drawn(ROWS, 3, 16, 16)},
+    ),
     "videomae": of("AutoModelForVideoClassification", "videomae", {**VISION, "num_frames": 4}, clips),
     "timesformer": of("AutoModelForVideoClassification", "timesformer", {**VISION, "num_frames": 4}, clips),
     "clip": of("AutoModel", "clip", TOWERS, text_and_picture, pair_of_towers),
     "siglip": of("AutoModel", "siglip", TOWERS, text_and_picture, pair_of_towers),
-    "vilt": of("ViltForQuestionAnswering", "vilt", {**SIZES, **VISION, "num_labels": 3, "max_position_embeddings": 64}, question_of_picture),
+    "vilt": of(
+        "ViltForQuestionAnswering",
+        "vilt",
+        {**SIZES, **VISION, "num_labels": 3, "max_position_embeddings": 64},
+        question_of_picture,
+    ),
     "detr": detr,
-    "yolos": of("AutoModelForObjectDetection", "yolos", {**VISION, "image_size": [32, 32], "num_detection_tokens": 5}, found, detection),
+    "yolos": of(
+        "AutoModelForObjectDetection",
+        "yolos",
+        {**VISION, "image_size": [32, 32], "num_detection_tokens": 5},
+        found,
+        detection,
+    ),
     "wav2vec2": of("AutoModelForAudioClassification", "wav2vec2", SOUND, heard),
     "hubert": of("AutoModelForAudioClassification", "hubert", SOUND, heard),
     "wavlm": of("AutoModelForAudioClassification", "wavlm", SOUND, heard),
-    "whisper": of("AutoModelForSpeechSeq2Seq", "whisper", {"vocab_size": 64, "num_mel_bins": 8, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-                  "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "d_model": 32, "max_source_positions": 12, "max_target_positions": 16,
-                  "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}, spoken),
-    "audio-spectrogram-transformer": of("AutoModelForAudioClassification", "audio-spectrogram-transformer", {**VISION, "max_length": 24, "num_mel_bins": 16, "frequency_stride": 4,
-                                        "time_stride": 4}, lambda: {"input_values": drawn(ROWS, 24, 16), "labels": classes()}),
-    "patchtst": of("PatchTSTForPrediction", "patchtst", {"num_input_channels": 2, "context_length": 16, "prediction_length": 4, "patch_length": 4, "patch_stride": 4, "d_model": 16,
-                   "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 24}, series(16)),
-    "patchtsmixer": of("PatchTSMixerForPrediction", "patchtsmixer", {"num_input_channels": 2, "context_length": 16, "prediction_length": 4, "patch_length": 4, "patch_stride": 4,
-                       "d_model": 16, "num_layers": 2}, series(16)),
-    "decision_transformer": of("DecisionTransformerModel", "decision_transformer", {"state_dim": 3, "act_dim": 2, "hidden_size": 32, "n_layer": 2, "n_head": 4, "max_ep_len": 20, "vocab_size": 1},
-        lambda: {"states": drawn(ROWS, 5, 3), "actions": drawn(ROWS, 5, 2, seed=1), "rewards": drawn(ROWS, 5, 1, seed=2), "returns_to_go": drawn(ROWS, 5, 1, seed=3),
-                 "timesteps": torch.arange(5).expand(ROWS, 5).clone(), "attention_mask": torch.ones(ROWS, 5)},
-        lambda model, batch: (model(**batch).action_preds - batch["actions"]).square().mean()),
-}  # fmt: skip
+    "whisper": of(
+        "AutoModelForSpeechSeq2Seq",
+        "whisper",
+        {
+            "vocab_size": 64,
+            "num_mel_bins": 8,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+            "d_model": 32,
+            "max_source_positions": 12,
+            "max_target_positions": 16,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 1,
+        },
+        spoken,
+    ),
+    "audio-spectrogram-transformer": of(
+        "AutoModelForAudioClassification",
+        "audio-spectrogram-transformer",
+        {**VISION, "max_length": 24, "num_mel_bins": 16, "frequency_stride": 4, "time_stride": 4},
+        lambda: {"input_values": drawn(ROWS, 24, 16), "labels": classes()},
+    ),
+    "patchtst": of(
+        "PatchTSTForPrediction",
+        "patchtst",
+        {
+            "num_input_channels": 2,
+            "context_length": 16,
+            "prediction_length": 4,
+            "patch_length": 4,
+            "patch_stride": 4,
+            "d_model": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "ffn_dim": 24,
+        },
+        series(16),
+    ),
+    "patchtsmixer": of(
+        "PatchTSMixerForPrediction",
+        "patchtsmixer",
+        {
+            "num_input_channels": 2,
+            "context_length": 16,
+            "prediction_length": 4,
+            "patch_length": 4,
+            "patch_stride": 4,
+            "d_model": 16,
+            "num_layers": 2,
+        },
+        series(16),
+    ),
+    "decision_transformer": of(
+        "DecisionTransformerModel",
+        "decision_transformer",
+        {"state_dim": 3, "act_dim": 2, "hidden_size": 32, "n_layer": 2, "n_head": 4, "max_ep_len": 20, "vocab_size": 1},
+        lambda: {
+            "states": drawn(ROWS, 5, 3),
+            "actions": drawn(ROWS, 5, 2, seed=1),
+            "rewards": drawn(ROWS, 5, 1, seed=2),
+            "returns_to_go": drawn(ROWS, 5, 1, seed=3),
+            "timesteps": torch.arange(5).expand(ROWS, 5).clone(),
+            "attention_mask": torch.ones(ROWS, 5),
+        },
+        lambda model, batch: (model(**batch).action_preds - batch["actions"]).square().mean(),
+    ),
+}

@@ -1,5 +1,6 @@
 """A plain PyTorch loop over the shards of a job: what the data plan must compute, up to rounding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,35 +21,50 @@ class PlainRun:
     last: dict[str, Tensor]
 
 
-def plain_run(job: samestep.Job) -> PlainRun:
-    """Autograd and the optimizer of torch, one shard after the other; every shard begins with the step's buffers."""
+def plain_run(job: samestep.Job, *, moved: int = 0) -> PlainRun:
+    """Autograd and the optimizer of torch, one shard after the other; every shard begins with the step's buffers.
+
+    moved: unless 0, every weight begins one unit in the last place away, up or down by this seed.
+    """
     torch.set_num_threads(1)
     random_streams.enter(job.seed, "model")
     model = job.build_model()
     params = [param for param in model.parameters() if param.requires_grad]
     first = {name: value.detach().clone() for name, value in model.named_parameters()}
+    if moved:
+        noise = torch.Generator().manual_seed(moved)
+        for param in params:
+            away = torch.where(torch.rand(param.shape, generator=noise) < 0.5, torch.inf, -torch.inf).to(param.dtype)
+            param.data = torch.nextafter(param.data, away)
     optimizer, rows, shards = job.optimizer(params), training_rows(job), job.resolved_shards()
     losses = []
-    assert job.forward is not None and job.steps is not None
+    assert job.forward is not None
+    assert job.steps is not None
     for step, (epoch, batch) in zip(range(job.steps), job.row_order(rows.num_rows).batches(0), strict=False):
         size = len(batch) // shards
         parts = [batch[i * size : (i + 1) * size] for i in range(shards)]
         losses.append(0.0)
-        start = [buffer.clone() for buffer in model.buffers()]
-        sums = [torch.zeros_like(buffer, dtype=torch.float64) for buffer in start]
+        start = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        sums = {name: torch.zeros_like(buffer, dtype=torch.float64) for name, buffer in start.items()}
         for number, shard in enumerate(rows.take(iter([(epoch, part) for part in parts]))):
             random_streams.enter(job.seed, "step", step, number)
             loss: Any = job.forward(model, shard) / shards
             loss.backward()
-            losses[-1] += float(loss)
+            losses[-1] += float(loss.detach())
             with torch.no_grad():
-                for total, buffer, before in zip(sums, model.buffers(), start, strict=True):
-                    total += buffer
-                    last = number == shards - 1
-                    buffer.copy_((total / shards).to(buffer.dtype) if last else before)
+                for name, buffer in model.named_buffers():
+                    if name in start and not buffer.is_complex():
+                        sums[name] += buffer
+                        mean = (sums[name] / shards).to(buffer.dtype)
+                        buffer.copy_(mean if number == shards - 1 else start[name])
         optimizer.step()
         optimizer.zero_grad()
     return PlainRun(losses, first, {name: value.detach() for name, value in model.named_parameters()})
+
+
+def difference(found: Sequence[float], wanted: Sequence[float]) -> float:
+    """The largest relative difference of two runs' losses."""
+    return max(abs(a - b) / max(abs(b), 1e-6) for a, b in zip(found, wanted, strict=True))
 
 
 def distance(found: dict[str, Tensor], plain: PlainRun) -> float:

@@ -1,6 +1,6 @@
 """Train every model of the zoo under every plan and compare: `python tests/models/run.py [--only NAME ...]`.
 
-Prints a table, and with --json the outcomes as well. Exit status 1 if a plan differs in silence or raises what is not samestep's.
+Prints a table; --json writes the outcomes. Exit status 1 if a plan differs in silence, or raises what is not ours.
 """
 
 import argparse
@@ -20,8 +20,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from models.catalogue import KIND, missing, names, specimen  # noqa: E402
-from models.outcome_of import PLANS, Outcome, judged  # noqa: E402
-from models.plain import plain_run  # noqa: E402
+from models.outcome_of import PLANS, Outcome, Rounding, judged  # noqa: E402
 from models.specimen import drops  # noqa: E402
 from models.warm_launcher import warm_launcher  # noqa: E402
 
@@ -51,8 +50,7 @@ def main() -> int:
             began = time.monotonic()
             try:
                 one = specimen(name)
-                plain = plain_run(one.job())
-                found = judged(launcher, name, plain, drops=drops(one.made()))
+                found = judged(launcher, name, Rounding.of(one.job()), drops=drops(one.made()))
             except Exception as error:  # noqa: BLE001 - a model that does not train in plain torch is none
                 found = [Outcome(name, "plain", "no model", f"{type(error).__name__}: {error}", traceback.format_exc())]
             outcomes += found
@@ -65,9 +63,9 @@ def main() -> int:
             if arguments.report is not None:
                 with arguments.report.open("a") as file:
                     file.write("\n".join(lines) + "\n")
+            if arguments.json is not None:
+                arguments.json.write_text(json.dumps([outcome.as_json() for outcome in outcomes], indent=1))
     show(outcomes, [name for name in chosen if name not in here])
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([outcome.as_json() for outcome in outcomes], indent=1))
     return int(any(outcome.kind in FAILURES for outcome in outcomes))
 
 

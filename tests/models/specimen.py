@@ -9,21 +9,20 @@ from torch import Tensor, nn, optim
 
 import samestep
 
-ROWS, BATCH, SHARDS, STEPS, RATE = 24, 8, 4, 3, 0.05
+ROWS, BATCH, SHARDS, STEPS, RATE = 24, 8, 4, 3, 0.01
 
 
 @dataclass(frozen=True)
 class Specimen:
     """A model to train.
 
-    data: what `Job.data` takes, with ROWS rows. fixed: parameters that are not trained, by the beginning of their names.
+    data: what `Job.data` takes, with ROWS rows.
     """
 
     model: Callable[[], nn.Module]
     forward: Callable[[nn.Module, Any], Any]
     data: Any
     collate: Callable[[list[Any]], Any] | None = None
-    fixed: tuple[str, ...] = ()
 
     def job(self, *, calm: bool = False) -> samestep.Job:
         """calm: without dropout, whose masks a sliced layer draws in slices."""
@@ -40,9 +39,6 @@ class Specimen:
 
     def made(self, *, calm: bool = False) -> nn.Module:
         model = self.model()
-        for name, param in model.named_parameters():
-            if name.startswith(self.fixed or "?"):
-                param.requires_grad_(False)
         return calmed(model) if calm else model
 
 

@@ -116,3 +116,12 @@ def test_keys_are_the_same_on_every_machine_and_in_every_version() -> None:
 def test_every_field_has_a_default_of_its_own_type() -> None:
     for field in dataclasses.fields(Numerics):
         assert type(field.default) in (int, str, bool), field.name
+
+
+def test_known_kernels_count_in_the_place_of_names_of_instructions() -> None:
+    found = Numerics(isa="AVX512", mkl="default", kernels="ab")
+    check_environment({"isa": "AVX2", "mkl": "COMPATIBLE", "kernels": "ab"}, found)
+    with pytest.raises(PlanRefused, match=r"kernels=cd.*kernels=ab"):
+        check_environment({"isa": "AVX512", "kernels": "cd"}, found)
+    with pytest.raises(PlanRefused, match=r"isa=AVX2.*isa=AVX512"):
+        check_environment({"isa": "AVX2", "kernels": "unknown"}, found)

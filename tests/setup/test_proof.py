@@ -88,11 +88,7 @@ def counts_in_python(net: Net, h: Tensor) -> Tensor:
 def leaves_a_value(net: Net, h: Tensor) -> Tensor:
     """On the module, and reads what the forward before left there."""
     before, net.kept = net.kept, h.detach().mean()
-    return h + before
-
-
-def reads_a_value(net: Net, h: Tensor) -> Tensor:
-    return h * (1.0 + float(sum(h.detach().flatten().tolist())))
+    return h + before * h.square()
 
 
 @pytest.mark.parametrize("cutting", [in_stages, in_slices])
@@ -108,9 +104,8 @@ def test_a_cut_that_keeps_what_it_assumes_is_proven(cutting: Any, between: Any) 
     ("between", "says"),
     [
         (counts_anew, "another buffer seen .*code around the layers replaces it"),
-        (counts_in_python, r"calls = 1 after forward where the uncut one gives 2.*does not run that code"),
-        (leaves_a_value, r"mean \(|add.* uses a tensor of shape \(\)"),
-        (reads_a_value, "asks for a tensor's value|a loss of"),
+        (counts_in_python, r"calls = 0 after forward where the uncut one gives 1.*does not run that code"),
+        (leaves_a_value, "when it runs again on the same shard .* an earlier forward left behind"),
     ],
 )
 def test_a_twin_that_does_not_is_refused_with_the_place(cutting: Any, between: Any, says: str) -> None:

@@ -217,3 +217,14 @@ def test_another_environment_is_a_warning() -> None:
     warnings = check_numerics(description(1, {}), other.line(), Path("folder"))
     assert len(warnings) == 2
     assert "isa=AVX512, this run has isa=AVX2: the bits may differ" in warnings[1]
+
+
+def test_equal_kernels_under_another_name_draw_no_warning_and_others_one() -> None:
+    known = replace(NUMERICS, kernels="ab")
+    written = replace(description(1, {}), numerics=known.line())
+    assert check_numerics(written, replace(known, isa="AVX2", mkl="AVX2").line(), Path("folder")) == []
+    (warning,) = check_numerics(written, replace(known, isa="AVX2", kernels="cd").line(), Path("folder"))
+    assert "kernels=ab, this run has kernels=cd: the bits may differ" in warning
+    (warning,) = check_numerics(written, replace(known, torch="2.14.1").line(), Path("folder"))
+    assert "torch=2.13.0, this run has torch=2.14.1: kernels that were tried give the same bits" in warning
+    assert check_numerics(description(1, {}), known.line(), Path("folder")) == [], "from before there were any"

@@ -1,7 +1,7 @@
 """Facts of a machine that a bug report needs, as frozen values. Sizes are in bytes, speeds in bytes/s."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from samestep.plan.link_times import LinkTimes
@@ -65,7 +65,8 @@ class Interface:
 class MachineSpeed:
     """Measured speed. copy: bytes copied per second. products: FLOP/s of a float32 matrix product; one thread and all.
 
-    isa: the instruction set that torch's kernels use. links: times between two workers of this machine.
+    isa: the instruction set that torch's kernels use. kernels: a hash of their bits for each kind of operation.
+    links: times between two workers of this machine.
     gpus: name, memory and architecture of each.
     """
 
@@ -79,6 +80,7 @@ class MachineSpeed:
     products_all: float
     links: LinkTimes
     gpus: tuple[str, ...]
+    kernels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

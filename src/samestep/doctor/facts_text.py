@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 from samestep.doctor.facts import Facts, Interface, MachineSpeed
+from samestep.numerics.numerics import fingerprint_of
 from samestep.plan.cluster import Cluster
 from samestep.plan.machine import Host, Link, rounded
 from samestep.system import units
@@ -90,6 +91,9 @@ def _measured(found: MachineSpeed) -> Lines:
     all_threads = f"{found.threads} threads"
     libraries = [name for name, there in (("MKL", found.mkl), ("oneDNN", found.onednn)) if there]
     yield "torch", f"uses {found.isa}, has {' and '.join(libraries) or 'neither MKL nor oneDNN'}"
+    if found.kernels:
+        kinds = ", ".join(f"{name} {text}" for name, text in found.kernels.items())
+        yield "kernels", f"{fingerprint_of(found.kernels)} ({kinds})"
     yield "copying", f"{rate(found.copy)} with 1 thread, {rate(found.copy_all)} with {all_threads}"
     one, everything = (units.write(rounded(value), units.FLOPS) for value in (found.products, found.products_all))
     yield "float32 products", f"{one} with 1 thread, {everything} with {all_threads}"

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from samestep.doctor.facts import MachineSpeed
+from samestep.numerics.kernel_fingerprint import kernel_hashes
 from samestep.plan.link_times import LinkTimes
 from samestep.system.device import instruction_set
 from samestep.system.json_values import value_from
@@ -53,6 +54,7 @@ def measure(threads: int) -> MachineSpeed:
         products_all=everything["products"],
         links=link_times(),
         gpus=gpus(),
+        kernels=start_in_fork(kernel_hashes)(),
     )
 
 

@@ -4,6 +4,7 @@ A `LambdaLR` saves no function. So a schedule is compared by the rates that it g
 its functions at a few steps, and by the plain values that these functions find in closures and globals.
 """
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -20,6 +21,7 @@ from samestep.system.json_values import plain
 
 AHEAD = 64  # steps that a schedule is looked at ahead
 SCHEDULED = ("lr", "momentum", "betas")
+SMALL = 1000  # numbers of a value that is looked at
 DEPTH = 4  # of functions that read functions
 
 
@@ -111,7 +113,7 @@ def _plain_parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """A value that JSON can hold, or those attributes of an object that are such values."""
     if isinstance(value, types.ModuleType | type):
         return
-    if isinstance(value, Tensor) and value.numel() > 64:
+    if not is_small(value):
         return
     try:
         yield name, plain(value, name)
@@ -119,7 +121,24 @@ def _plain_parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         attributes = vars(value) if hasattr(value, "__dict__") and not callable(value) else {}
         if is_dataclass(value) or isinstance(value, types.SimpleNamespace) or attributes:
             for attribute, item in attributes.items():
-                try:
-                    yield f"{name}.{attribute}", plain(item, name)
-                except JobRefused:
-                    continue
+                with contextlib.suppress(JobRefused):
+                    if is_small(item):
+                        yield f"{name}.{attribute}", plain(item, name)
+
+
+def is_small(value: Any, most: int = SMALL) -> bool:
+    """Whether a value has few numbers in all: data that a function happens to see are no part of a schedule."""
+    return _count(value, most) <= most
+
+
+def _count(value: Any, most: int) -> int:
+    if isinstance(value, Tensor):
+        return value.numel()
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    total = len(value)
+    for item in value.values() if isinstance(value, dict) else value:
+        if total > most:
+            break
+        total += _count(item, most)
+    return total

@@ -249,6 +249,19 @@ def starters_found() -> tuple[str, ...]:
     return tuple(name for name in STARTERS if shutil.which(name))
 
 
+KERNEL_VARIABLES = (
+    *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "ONEDNN_MAX_CPU_ISA"),
+    *("DNNL_MAX_CPU_ISA", "ONEDNN_CPU_ISA_HINTS", "DNNL_CPU_ISA_HINTS", "ONEDNN_DEFAULT_FPMATH_MODE"),
+    *("DNNL_DEFAULT_FPMATH_MODE", "MKL_DYNAMIC", "LD_PRELOAD"),
+)
+"""Variables by which torch and its libraries choose kernels."""
+
+
+def kernel_variables() -> dict[str, str]:
+    """The variables that choose kernels, as far as they are set."""
+    return {name: os.environ[name] for name in KERNEL_VARIABLES if name in os.environ}
+
+
 def mkl_mode() -> str:
     """MKL's reproducibility mode, which is part of the numerics."""
     return os.environ.get("MKL_CBWR", "default")

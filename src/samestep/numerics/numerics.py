@@ -38,6 +38,7 @@ class Numerics:
     torch: str = "unknown"
     isa: str = "unknown"  # vector instructions that torch's kernels use
     mkl: str = "default"  # MKL_CBWR, when set
+    kernels: str = "unknown"  # fingerprint of the kernels: what counts where both sides know it
 
     @cached_property
     def policy(self) -> Policy | None:
@@ -56,6 +57,8 @@ class Numerics:
 
 
 CHOSEN = ("seed", "shards", "threads", "precision", "sync_batchnorm", "join", "codec", "sync")
+KNOWN_BY_KERNELS = ("isa", "mkl")
+"""Names of what the fingerprint of the kernels shows by fact."""
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -92,10 +95,21 @@ def _parse(name: str, text: str, kind: type, source: str) -> object:
         ) from None
 
 
+def fingerprint_of(kernels: Mapping[str, str]) -> str:
+    """One hash over those of all kinds of operation."""
+    return hashlib.sha256(" ".join(f"{n}:{text}" for n, text in sorted(kernels.items())).encode()).hexdigest()[:12]
+
+
+def differing_kinds(kernels: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
+    """The kinds of operation that give other bits, or that only one of both knows."""
+    return [name for name in {**kernels, **others} if kernels.get(name) != others.get(name)]
+
+
 def check_environment(wanted: Mapping[str, object], found: Numerics) -> None:
     """Refuse when a numerics line was made in another numeric environment than this one."""
+    skipped = KNOWN_BY_KERNELS if "unknown" not in (wanted.get("kernels", "unknown"), found.kernels) else ()
     for name, value in wanted.items():
-        if name not in CHOSEN and value not in (getattr(found, name), "unknown"):
+        if name not in (*CHOSEN, *skipped) and value not in (getattr(found, name), "unknown"):
             raise PlanRefused(
                 f"the numerics ask for {name}={value}, this run has {name}={getattr(found, name)}: "
                 f"the bits would differ; run where both agree, or leave {name} out of the numerics"

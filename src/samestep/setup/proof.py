@@ -18,14 +18,24 @@ from torch.utils._pytree import tree_leaves
 
 from samestep.errors import JobRefused, PlanRefused, SamestepError
 from samestep.job.job import Job
+from samestep.job.objective import Objective
 from samestep.job.training_data import first_shards
 from samestep.numerics import random_streams
 from samestep.parallel.cutting.cut import Cut, parameters_of
 from samestep.parallel.cutting.signature import signature
 from samestep.parallel.execution.buffers import same_bits
+from samestep.parallel.execution.cut_recipe import Answers
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
-from samestep.setup.shard_result import Shard, ShardResult, by_segments, by_whole_model, stand_ins, torchs_own_layers
+from samestep.setup.shard_result import (
+    Shard,
+    ShardResult,
+    by_segments,
+    by_whole_model,
+    losses_of_two,
+    stand_ins,
+    torchs_own_layers,
+)
 
 SAFETY = 16.0  # times what moving every weight by a unit in the last place changes
 LEAST = 1e-6  # relative; a few units in the last place of float32
@@ -34,7 +44,7 @@ LOOKED_AT = 8  # shards among which one is looked for that has the shapes of the
 
 
 @dataclass(frozen=True)
-class Difference:
+class ShardDifference:
     """The first value in which one way to compute a shard differs from another."""
 
     kind: str  # loss, buffer, random stream, attribute, gradient
@@ -56,9 +66,11 @@ def prove_cut(job: Job, plan: Plan, prepared: LaidOutModel, memory_limit: int | 
     """
     assert prepared.recipe is not None
     shards = first_shards(job, plan.numerics.shards, LOOKED_AT)
-    others = [i for i, batch in enumerate(shards) if i and signature(batch) in prepared.recipe.known]
+    recorded = {name for name, _ in prepared.recipe.known}
+    others = [i for i, batch in enumerate(shards) if i and signature(batch) in recorded]
     number = others[0] if others else len(shards) - 1
     if prepared.initial is None:
+        check_repeats(job, prepared, Shard(shards[number], (job.seed, "step", 0, number)))
         prove_shard(job, plan, prepared, shards[number], number)
         return ""
     assert memory_limit is not None, "only a limit makes a model that has no values"
@@ -90,24 +102,42 @@ def prove_shard(job: Job, plan: Plan, prepared: LaidOutModel, batch: Any, number
 
 
 def prove_new_records(job: Job, plan: Plan, prepared: LaidOutModel) -> None:
-    """From now on, prove the cut on every batch that is recorded anew, and on the next one that is like it."""
+    """From now on, prove every new record, on the batch that it was made of and on the next one that is like it."""
     recipe = prepared.recipe
     assert recipe is not None
-    record, again = recipe.of, set[str]()
+    record = recipe.of
+    proofs = {id(cut): (cut, 2) for cut in recipe.known.values()}  # with how often each was proven
+    proving: list[bool] = []
 
-    def of(batch: Any) -> Cut:
-        before = len(recipe.known)
-        found = record(batch)
-        if len(recipe.known) > before:
-            again.add(signature(batch))
-        elif not again or signature(batch) not in again:
+    def of(batch: Any, answers: Answers = ()) -> Cut:
+        found = record(batch, answers)
+        _, times = proofs.get(id(found), (found, 0))
+        if times == 2 or proving:
             return found
-        else:
-            again.remove(signature(batch))
-        prove_shard(job, plan, prepared, batch, 0)
+        proofs[id(found)] = found, times + 1
+        proving.append(True)
+        try:
+            prove_shard(job, plan, prepared, batch, 0)
+        finally:
+            proving.pop()
+        for number in set(proofs) - {id(cut) for cut in recipe.known.values()}:
+            del proofs[number]
         return found
 
     recipe.of = of  # type: ignore[method-assign]
+
+
+def check_repeats(job: Job, prepared: LaidOutModel, shard: Shard) -> None:
+    """Raises JobRefused for a forward that gives another loss when it runs again from the same state."""
+    with prepared.whole():
+        first, second = losses_of_two(prepared.model, Objective(job.loss, job.forward), job.precision, shard)
+    if not same_bits(first, second):
+        raise JobRefused(
+            f"forward gives a loss of {float(first):.9g}, and {float(second):.9g} when it runs again on the same shard "
+            "from the same weights, buffers and random streams: it reads what an earlier forward left behind (an "
+            "attribute of a module, a generator of its own), so that the numbers would depend on who computed which "
+            "shards; keep it in a buffer, and draw from torch's default generator"
+        )
 
 
 def prove_layers(job: Job, prepared: LaidOutModel, batch: Any, step: int, number: int) -> None:
@@ -120,6 +150,7 @@ def prove_layers(job: Job, prepared: LaidOutModel, batch: Any, step: int, number
         found = by_whole_model(job, prepared, shard)
     except Exception:  # noqa: BLE001 - forward will raise it again, at its own place
         return
+    check_repeats(job, prepared, shard)
     with torchs_own_layers(prepared.model):
         wanted = by_whole_model(job, prepared, shard)
         if next(differences(found, wanted, up_to_rounding(wanted, wanted)), None) is None:
@@ -150,27 +181,27 @@ def first_line(error: Exception) -> str:
 Same = Callable[[str, Tensor, Tensor], bool]
 
 
-def differences(found: ShardResult, wanted: ShardResult, same: Same) -> Iterator[Difference]:
+def differences(found: ShardResult, wanted: ShardResult, same: Same) -> Iterator[ShardDifference]:
     """Values that differ: the loss, what forward leaves behind, gradients from the first layer on."""
     if not same("loss", found.loss, wanted.loss) or found.facts[1:] != wanted.facts[1:]:
-        yield Difference("loss", "", f"a loss of {float(found.loss):.9g}", f"{float(wanted.loss):.9g}")
+        yield ShardDifference("loss", "", f"a loss of {float(found.loss):.9g}", f"{float(wanted.loss):.9g}")
     for name, buffer in wanted.buffers.items():
         if not same(f"buffer {name}", found.buffers[name], buffer):
-            yield Difference("buffer", name, f"another buffer {name}{off_by(found.buffers[name], buffer)}")
+            yield ShardDifference("buffer", name, f"another buffer {name}{off_by(found.buffers[name], buffer)}")
     if not random_streams.same(found.streams, wanted.streams):
-        yield Difference("random stream", "", "another state of the random generators after forward")
+        yield ShardDifference("random stream", "", "another state of the random generators after forward")
     for name in wanted.attributes.keys() | found.attributes.keys():
         own, value = found.attributes.get(name), wanted.attributes.get(name)
         if own != value:
-            yield Difference("attribute", name, f"{name} = {own!r} after forward", repr(value))
+            yield ShardDifference("attribute", name, f"{name} = {own!r} after forward", repr(value))
     for name, gradient in wanted.gradients.items():
         own = found.gradients[name]
         if own is None or gradient is None:
             if own is not gradient:
                 words = ("a", "none") if gradient is None else ("no", "one")
-                yield Difference("gradient", name, f"{words[0]} gradient of {name}", words[1])
+                yield ShardDifference("gradient", name, f"{words[0]} gradient of {name}", words[1])
         elif not same(f"gradient {name}", own, gradient):
-            yield Difference("gradient", name, f"another gradient of {name}{off_by(own, gradient)}")
+            yield ShardDifference("gradient", name, f"another gradient of {name}{off_by(own, gradient)}")
 
 
 def bit_for_bit(what: str, found: Tensor, wanted: Tensor) -> bool:
@@ -208,7 +239,7 @@ def off_by(found: Tensor, wanted: Tensor) -> str:
 # --------------------------------------------------------------------------------------------------- likely reasons
 
 
-def likely_reason(difference: Difference, prepared: LaidOutModel) -> str:
+def likely_reason(difference: ShardDifference, prepared: LaidOutModel) -> str:
     """The likely cause of a difference in the job, and its place; empty where nothing is known."""
     structure, model = prepared.structure, prepared.model
     assert structure is not None

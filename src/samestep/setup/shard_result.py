@@ -4,8 +4,6 @@ The uncut model computes it as torch does, the cut one segment by segment as a w
 them. Both start from the same weights, buffers and random streams, so they can be compared (`proof.py`).
 """
 
-import copy
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 from samestep.job.job import Job
 from samestep.job.objective import LossFacts, Objective, ShardLoss
 from samestep.numerics import random_streams
+from samestep.parallel.cutting.untouched import copy_of_batch, untouched, untouched_buffers
 from samestep.parallel.execution.bundles import Bundles
-from samestep.parallel.execution.network import Network
+from samestep.parallel.execution.network import Network, OtherWayTaken
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel, entry_segments
 from samestep.setup.regions import regions_of
@@ -83,46 +82,17 @@ class _WithoutDropout(TorchFunctionMode):
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Inside, buffers are copies and parameters have no gradients.
-
-    What happens to modules, their lists, sets and dicts, to gradients and random generators is forgotten.
-    """
-    streams = random_streams.leave()
-    kept = [(module, dict(vars(module)), _containers(module)) for module in model.modules()]
-    gradients = [(param, param.grad) for param in model.parameters()]
-    copies: dict[int, Tensor] = {}
-    try:
-        for module, _, _ in kept:
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
+    """Inside, parameters have no gradients. What happens to these, modules, buffers and random generators is undone."""
+    streams, gradients = random_streams.leave(), [(param, param.grad) for param in model.parameters()]
+    with untouched(model):
         for param, _ in gradients:
             param.grad = None
-        yield
-    finally:
-        for module, attributes, containers in kept:
-            vars(module).clear()
-            vars(module).update(attributes)
-            for container, content in containers:
-                _refill(container, content)
-        for param, grad in gradients:
-            param.grad = grad
-        random_streams.resume(streams)
-
-
-def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
-    """The module's own lists, dicts and sets, each with a copy of what it holds."""
-    return [
-        (value, copy.copy(value)) for value in vars(module).values() if isinstance(value, dict | list | set | deque)
-    ]
-
-
-def _refill(container: Any, content: Any) -> None:
-    container.clear()
-    if isinstance(container, dict | set):
-        container.update(content)
-    else:
-        container.extend(content)
+        try:
+            yield
+        finally:
+            for param, grad in gradients:
+                param.grad = grad
+            random_streams.resume(streams)
 
 
 @contextmanager
@@ -190,7 +160,7 @@ def by_model(model: nn.Module, objective: Objective, precision: str, shard: Shar
     with undisturbed(model), torch.enable_grad():
         random_streams.enter(*shard.stream)
         with precision_of(precision, next(model.parameters()).device):
-            loss = objective(model, shard.batch, shard.rows)
+            loss = objective(model, copy_of_batch(shard.batch), shard.rows)
         streams = random_streams.leave()
         if loss.objective.requires_grad:
             objective.seeded(loss, shard.rows).backward()  # type: ignore[no-untyped-call]
@@ -198,6 +168,17 @@ def by_model(model: nn.Module, objective: Objective, precision: str, shard: Shar
         return ShardResult(
             loss.objective.detach(), loss.facts, gradients, dict(model.named_buffers()), streams, _attributes(model)
         )
+
+
+def losses_of_two(model: nn.Module, objective: Objective, precision: str, shard: Shard) -> list[Tensor]:
+    """The losses of two forwards, one after the other, of which the second meets what the first left on the modules."""
+    found = []
+    with undisturbed(model):
+        for _ in range(2):
+            random_streams.enter(*shard.stream)
+            with untouched_buffers(model), precision_of(precision, next(model.parameters()).device):
+                found.append(objective(model, copy_of_batch(shard.batch), shard.rows).objective.detach())
+    return found
 
 
 def by_whole_model(
@@ -217,6 +198,7 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
     numbers = range(len(network.structure.segments))
     stage_of = _stages(prepared)
     loss: ShardLoss | None = None
+    batch = copy_of_batch(shard.batch)
     with undisturbed(model):
         random_streams.enter(*shard.stream)
         with _dropout(drops), precision_of(job.precision, next(model.parameters()).device):
@@ -224,10 +206,9 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
                 if number in network.regions:
                     network.slice_forward(number, range(1), 1, 0)
                 else:
-                    loss = network.forward(0, number, shard.batch, shard.rows, objective)
+                    loss = _through(network, number, batch, shard.rows, objective)
         assert loss is not None, "the last segment is dense"
         streams = random_streams.leave()
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         seeded: Tensor | None = objective.seeded(loss, shard.rows)
         gradients: dict[str, Tensor | None] = dict.fromkeys(stage_of)
         for number in reversed(numbers):
@@ -240,8 +221,24 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
             if number == 0 or network.stage_of(number - 1) != stage:
                 found = _gradients(prepared)  # a stage's workers keep those of its own parameters only
                 gradients |= {name: grad for name, grad in found.items() if stage_of[name] == stage}
-        attributes = _attributes(model)
-    return ShardResult(loss.objective.detach(), loss.facts, gradients, buffers, streams, attributes)
+        return ShardResult(
+            loss.objective.detach(), loss.facts, gradients, dict(model.named_buffers()), streams, _attributes(model)
+        )
+
+
+def _through(network: Network, number: int, batch: Any, rows: int, objective: Objective) -> ShardLoss | None:
+    """Forward through a segment; from its beginning once more where a guard turns to another way."""
+    modules = list(network.recipe.model.modules())
+    while True:
+        homes = [(module, name, b) for module in modules for name, b in module._buffers.items() if b is not None]
+        copies = {id(buffer): buffer.clone() for _, _, buffer in homes}
+        for module, name, buffer in homes:
+            module._buffers[name] = copies[id(buffer)]
+        try:
+            return network.forward(0, number, batch, rows, objective)
+        except OtherWayTaken:
+            for module, name, buffer in homes:
+                module._buffers[name] = buffer
 
 
 def _network(prepared: LaidOutModel, plan: Plan) -> Network:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from samestep.errors import CheckpointRefused
-from samestep.numerics.numerics import CHOSEN
+from samestep.numerics.numerics import CHOSEN, KNOWN_BY_KERNELS
 from samestep.state.job_traits import Difference, brief
 
 FORMAT = 2
@@ -164,16 +164,19 @@ def check_numerics(description: Description, numerics: str, folder: Path) -> lis
     there = dict(word.split("=", 1) for word in description.numerics.split())
     here = dict(word.split("=", 1) for word in numerics.split())
     warnings = []
+    known = "unknown" not in (there.get("kernels", "unknown"), here.get("kernels", "unknown"))
+    skipped = KNOWN_BY_KERNELS if known else ("kernels",)
     for name in sorted(here, key=list(here).index):
-        if there.get(name) == here[name]:
+        if there.get(name) == here[name] or name in skipped:
             continue
         if name in (*CHOSEN, "optimizer"):
             raise CheckpointRefused(
                 f"checkpoint {folder} has the numerics {name}={there.get(name)}, this run has {name}={here[name]}: "
                 f'the bits would not go on as they began; resume with --numerics "{description.numerics}"'
             )
+        alike = known and there["kernels"] == here["kernels"]
         warnings.append(
             f"the checkpoint was written with {name}={there.get(name)}, this run has {name}={here[name]}: "
-            "the bits may differ"
+            + ("kernels that were tried give the same bits, others may not" if alike else "the bits may differ")
         )
     return warnings

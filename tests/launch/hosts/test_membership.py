@@ -9,9 +9,19 @@ from dataclasses import replace
 import pytest
 
 from commands import free_port
-from samestep.errors import PlanRefused, TrainingFailed
+from samestep.errors import PlanRefused, Refused, TrainingFailed
 from samestep.launch.environment import World
-from samestep.launch.hosts.membership import OPEN, assemble, connect, look_up, own_facts, stores, wait_for_door
+from samestep.launch.hosts.membership import (
+    OPEN,
+    Membership,
+    assemble,
+    check_alike,
+    connect,
+    look_up,
+    own_facts,
+    stores,
+    wait_for_door,
+)
 from samestep.launch.request.request import Request
 
 REQUEST = Request.of(run="r")
@@ -71,3 +81,19 @@ def test_a_second_call_in_one_process_meets_at_the_same_store_and_begins_anew() 
     first, second = assemble(place, REQUEST, 5), assemble(place, REQUEST.but(run="s"), 5)
     assert (first.facts[0]["run"], second.facts[0]["run"]) == ("r", "s")
     assert OPEN[place] is connect(place, 5)
+
+
+def workers_with(**facts: object) -> Membership:
+    """Two workers, the second with other facts."""
+    first = own_facts(REQUEST)
+    return Membership(world(), None, [first, {**first, "name": "b", **facts}], 1.0)
+
+
+def test_kernels_count_by_their_bits_and_not_by_the_name_of_their_instructions() -> None:
+    other = {**own_facts(REQUEST)["kernels"], "products": "0", "sums": "0"}
+    check_alike(workers_with(**{"instruction set": "AVX2"}))
+    differing = workers_with(**{"instruction set": "AVX2", "kernels": other})
+    with pytest.raises(
+        Refused, match=r"worker 1 on host b \(AVX2\) gives other bits than worker 0 .* in products, sums:"
+    ):
+        check_alike(differing)

@@ -28,7 +28,9 @@ from torch.distributed import distributed_c10d
 
 from samestep.errors import PlanRefused, Refused, TrainingFailed
 from samestep.launch.environment import World, host_identity
+from samestep.launch.request.known_kernels import known_kernels
 from samestep.launch.request.request import Request
+from samestep.numerics.numerics import differing_kinds
 from samestep.plan.plan import workers_text
 from samestep.state.checkpoint import finished
 from samestep.system.device import instruction_set, num_devices
@@ -36,6 +38,9 @@ from samestep.system.device import instruction_set, num_devices
 OWN = ("run", "folder", "path", "file", "default_workers", "plan")
 """Settings that may differ between the workers of a run: paths on each host. A plan file's text is compared."""
 
+
+OWN_FACTS = ("host", "machine", "name", "pid", "run", "devices", "instruction set", "kernels")
+"""Facts that may differ; kernels are compared kind by kind."""
 
 T = TypeVar("T")
 GIVE_UP = 5.0  # seconds between the starts of the first and the last worker
@@ -348,6 +353,7 @@ def own_facts(request: Request) -> dict[str, Any]:
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "instruction set": instruction_set(request.planning.device),
+        "kernels": dict(known_kernels(request.planning.device).hashes),
         "devices": num_devices(request.planning.device),
         "job's file": None if request.source.file is None else file_fact(Path(request.source.file)),
         "last checkpoint": checkpoint_fact(request),
@@ -371,7 +377,14 @@ def check_alike(found: Membership) -> None:
     first = found.facts[0]
     for rank, fact in enumerate(found.facts):
         for name in first:
-            if name not in ("host", "machine", "name", "pid", "run", "devices") and fact.get(name) != first[name]:
+            if name == "kernels" and (kinds := differing_kinds(first[name], fact.get(name, {}))):
+                raise Refused(
+                    f"{found.name(rank)} ({fact['instruction set']}) gives other bits than {found.name(0)} "
+                    f"({first['instruction set']}) in {', '.join(kinds)}: let all hosts have processors whose kernels "
+                    "agree (`samestep doctor` shows them), or give both the same MKL_CBWR, ATEN_CPU_CAPABILITY and "
+                    "ONEDNN_MAX_CPU_ISA"
+                )
+            if name not in OWN_FACTS and fact.get(name) != first[name]:
                 raise Refused(
                     f"{found.name(rank)} has {name} {fact.get(name)}, {found.name(0)} has {first[name]}: "
                     "the bits would differ. Let all hosts have the same"

@@ -27,6 +27,7 @@ from samestep.launch.failure import failure_event
 from samestep.launch.hosts.join_run import explain, gather, join
 from samestep.launch.hosts.membership import Membership, check_alike
 from samestep.launch.request.importing import call
+from samestep.launch.request.known_kernels import untried_torch
 from samestep.launch.request.options import JobSource
 from samestep.launch.request.request import Request
 from samestep.launch.run.worker import training_of
@@ -47,7 +48,7 @@ class Trainer:
     options: of `samestep.train`: plan, shards, slices, assign, threads, numerics, codec, sync, steps, epochs, seed,
         checkpoint, resume, change, allow_nan, memory_limit, rebalance, audit, device, settings, stall; and timeout,
         seconds that workers wait for one another.
-    warnings: differences from the checkpoint that training goes on from.
+    warnings: differences from the checkpoint that training goes on from; a torch that nobody has tried.
 
     Every method must be called by all workers alike. Raises Refused when the job, plan or checkpoint cannot be run, or
     when the workers are not alike; TrainingFailed when training fails, naming who. So does every method that computes:
@@ -74,13 +75,13 @@ class Trainer:
         torch.set_num_threads(run.plan.numerics.threads)
         self._step_number = run.first_step
         self._leave = weakref.finalize(self, leave, self._membership, self._joined.transport)
-        self.warnings: list[str] = []
+        self.warnings: list[str] = [text for text in [untried_torch(str(torch.__version__))] if text is not None]
         self._loop: OwnLoop | None = None
         with self._explaining():
             joined = self._joined
             self._training, _ = training_of(run, joined.prepared, joined.shared, joined.transport)
             if run.resumption is not None:
-                self.warnings = checkpoints.restore(
+                self.warnings += checkpoints.restore(
                     self._training, run.resumption.folder, run.resumption.description, request.training.change or ()
                 )
             self._loop = OwnLoop(self._training)

@@ -16,10 +16,11 @@ from samestep.codec.edge_codec import NONE, parse_codec
 from samestep.errors import PlanRefused
 from samestep.job.job import Job
 from samestep.launch.request.importing import call, load_function
+from samestep.launch.request.known_kernels import check_promises, known_kernels
 from samestep.launch.request.lock_file import locked
 from samestep.launch.request.request import Request
 from samestep.numerics import random_streams
-from samestep.numerics.numerics import CHOSEN, Numerics, check_environment, parse_line
+from samestep.numerics.numerics import CHOSEN, Numerics, check_environment, fingerprint_of, parse_line
 from samestep.numerics.policy import EXACT, Local, check_policy, parse_policy
 from samestep.plan.cluster import Cluster
 from samestep.plan.plan import OPTIONS, Plan, Stage, equal_shares, parse_fields, parse_stages, slices_text, spell
@@ -111,6 +112,8 @@ def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str
     text, source = request.planning.plan_text, f"--plan {request.planning.plan}"
     fields = None if text is None else parse_fields(text, source)
     stages = _stages(job, request, model, job.shards, fields)
+    kernels = known_kernels(request.planning.device)
+    check_promises(kernels)
     numerics = dataclasses.replace(
         numerics_for(request, job, chosen),
         slices=slices_text(stages),
@@ -118,6 +121,7 @@ def make_plan(job: Job, chosen: dict[str, Any], request: Request, optimizer: str
         torch=str(torch.__version__),
         isa=instruction_set(request.planning.device),
         mkl=request.numerics.mkl,
+        kernels=fingerprint_of(kernels.hashes),
     )
     check_environment({name: value for name, value in chosen.items() if name not in CHOSEN}, numerics)
     transport = request.planning.transport or (fields["transport"] if fields else "processes")

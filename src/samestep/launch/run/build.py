@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from samestep.errors import CheckpointRefused, JobRefused, PlanRefused
@@ -13,6 +14,7 @@ from samestep.job.job import Job
 from samestep.job.training_data import training_rows
 from samestep.launch.probe.choose_plan import pick_plan, with_pick
 from samestep.launch.probe.other_cluster import pick_plan_for_cluster
+from samestep.launch.request.known_kernels import untried_torch
 from samestep.launch.request.request import Request
 from samestep.launch.request.resolve import chosen_numerics, hosts_of, job_of, make_plan
 from samestep.launch.run.worker import EventSender, Resumption, WorkerRun
@@ -85,6 +87,8 @@ def build(
     run = WorkerRun(
         job, plan, request, send, resumption, done, hosts, rebalances=rebalances(asked, plan), decision=decision
     )
+    if (warning := untried_torch(str(torch.__version__))) is not None:
+        send({"event": "warning", "text": warning})
     if plan.stages:
         try:
             unproven = prove_cut(job, plan, prepared, request.planning.memory_limit)

@@ -120,7 +120,8 @@ class CutExecutor(Executor):
 
     def wrap_recording(self, wrapper: Callable[[Callable[[Any], Any], Any], Any]) -> None:
         recipe = self.network.recipe
-        recipe.of = partial(wrapper, recipe.of)  # type: ignore[method-assign]
+        record = recipe.of
+        recipe.of = lambda batch, answers=(): wrapper(partial(record, answers=answers), batch)  # type: ignore[method-assign]
 
     def _schedule(self, num_shards: int, number: int) -> actions.Schedule:
         clips, sliced = self.clip_grad_norm is not None, self.network.structure.sliced

@@ -63,6 +63,7 @@ class Joint:
         self._sliced, self.meeting, self._transport = sliced, meeting, transport
         self._shapes: list[torch.Size] = []  # of each own shard's input
         self._made: list[Tensor] = []  # each own shard's output, on the meta device
+        self._device = torch.device("cpu")
         self._own_counts: list[int] = []  # rows of each own shard
         self._counts: list[int] = []  # rows of each writer, for holders
         self._cell: RegionCell | None = None
@@ -91,11 +92,19 @@ class Joint:
         if found is None:
             return []
         made = [column.shaped(y, s) for y, s in zip(torch.split(found, self._own_counts), self._shapes, strict=True)]
-        self._made = [y.to("meta") for y in made]
+        self._made, self._device = [y.to("meta") for y in made], found.device
         return made
 
     def backward(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
-        """From the gradient of each own shard's output to that of its input; nothing when it needs none."""
+        """From the gradient of each own shard's output to that of its input; nothing when it needs none.
+
+        Raises JobRefused where none of the own shards has a gradient: without a cut the layer has none, here zeros.
+        """
+        if grads and all(g is None for g in grads):
+            raise JobRefused(
+                f"nothing in the loss depends on what layer {self._sliced.column.name} makes, so without slices its "
+                "weights have no gradient, and slices would give zeros: leave it whole"
+            )
         rows = [self._rows(made if g is None else g, zero=g is None) for g, made in zip(grads, self._made, strict=True)]
         mine = torch.cat(rows) if rows else None
         blocks = self._to_holders({} if mine is None else self._columns_of_holders(mine))
@@ -123,7 +132,7 @@ class Joint:
             )
 
     def _rows(self, grad: Tensor, *, zero: bool) -> Tensor:
-        grad = torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device) if zero else grad
+        grad = torch.zeros(grad.shape, dtype=grad.dtype, device=self._device) if zero else grad
         return self._sliced.column.rows_of_output(grad)
 
     def _columns_of_holders(self, grad: Tensor) -> dict[int, Tensor]:

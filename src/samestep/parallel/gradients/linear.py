@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from samestep.parallel.gradients.deferred import DEFERRED, can_defer
+from samestep.system.onednn import LINEAR
 
 PLAIN = (Tensor, nn.Parameter)
 LARGE = 1 << 23  # multiplications from which oneDNN pays
@@ -70,9 +71,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     are few, and costs 40 us more per call (benchmarks/linear). The choice depends on shapes alone.
     """
     large = x.shape[0] * weight.numel() >= LARGE and x.dtype == torch.float32 and x.device.type == "cpu"
-    if large and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        output: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return output
+    if large and LINEAR is not None:
+        return LINEAR(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
