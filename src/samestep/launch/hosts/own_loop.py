@@ -22,6 +22,7 @@ from torch import nn
 
 from samestep.errors import JobRefused, SamestepError
 from samestep.job.job import Job
+from samestep.job.scheduler import schedule_warning
 from samestep.launch.environment import world
 from samestep.launch.failure import failure_event
 from samestep.launch.hosts.join_run import explain, gather, join
@@ -85,6 +86,8 @@ class Trainer:
                     self._training, run.resumption.folder, run.resumption.description, request.training.change or ()
                 )
             self._loop = OwnLoop(self._training)
+            warning = schedule_warning(made, self._training.executor.scheduler, self._training.order)
+            self.warnings = [*self.warnings, *([warning] if warning else [])]
 
     @property
     def rank(self) -> int:

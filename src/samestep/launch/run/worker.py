@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from samestep.errors import PeerLost
 from samestep.job.job import Job
+from samestep.job.scheduler import schedule_warning
 from samestep.launch.failure import Event, failure_event
 from samestep.launch.request.importing import origin_of
 from samestep.launch.request.request import Request
@@ -35,6 +36,7 @@ from samestep.training import checkpoints
 from samestep.training.drift import Reassignment
 from samestep.training.rehearsal import Ends
 from samestep.training.trainer import Training
+from samestep.training.unused import Unused
 from samestep.training.watched_training import Watch, watched_training
 from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
@@ -236,7 +238,9 @@ def train(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
     evaluation, every = trainer.evaluation, run.request.training.every
     metrics: dict[str, float] = {}
     saved = trainer.step_number
-    stopped = False
+    stopped, unused = False, None
+    if reports.rank == 0 and (text := schedule_warning(run.job, trainer.executor.scheduler, trainer.order)):
+        run.report("warning", text=text)
     with _callbacks(run, reports.rank) as callbacks:
         while trainer.step_number < trainer.num_steps and not stopped:
             began = time.perf_counter()
@@ -259,10 +263,12 @@ def train(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
             if root is not None and every and trainer.step_number % every == 0:
                 checkpoints.save(trainer, root, run.request.run)
                 saved = trainer.step_number
-            if trainer.step_number - run.first_step == UNUSED_AFTER:
-                _warn_unused(run, trainer, reports)
-        if trainer.step_number - run.first_step < UNUSED_AFTER:
-            _warn_unused(run, trainer, reports)
+            if trainer.step_number - run.first_step == 1 and (names := trainer.without_gradient()):
+                unused = Unused(trainer.executor.model, names)
+            if unused is not None and trainer.step_number - run.first_step == UNUSED_AFTER:
+                _warn_unused(run, trainer, reports, unused)
+        if unused is not None and trainer.step_number - run.first_step < UNUSED_AFTER:
+            _warn_unused(run, trainer, reports, unused)
         known = trainer.settle()
         reports.add_losses(known)
         for number, loss in known:
@@ -285,11 +291,11 @@ def _callbacks(run: WorkerRun, rank: int) -> Iterator[Sequence[Any]]:
                 callback.close()
 
 
-def _warn_unused(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
+def _warn_unused(run: WorkerRun, trainer: Training, reports: WorkerReports, unused: Unused) -> None:
+    unused.end()
     names = trainer.without_gradient()
     if names and reports.rank == 0:
-        few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        run.report("warning", text=f"no gradient so far for {few}: forward does not use it, so the optimizer skips it")
+        run.report("warning", text=unused.warning(names))
 
 
 def finish(
