@@ -19,7 +19,6 @@ from samestep.setup.run_memory import RunMemory
 from samestep.training.drift import Reassignment, Rebalancing
 from samestep.training.job_identity import JobIdentity, Origin
 from samestep.training.kept_rows import KeptRows
-from samestep.training.rehearsal import Ends, Rehearsal
 from samestep.training.trainer import Training
 from samestep.transport.transport import Transport
 
@@ -29,13 +28,11 @@ class Watch:
     """Attendants that a training is to have.
 
     audit: steps from one audit to the next; 0: no audits and no ledger. rebalance: reassign shards when workers' speeds
-    change, over memory that was shared for any assignment. origin: where the job comes from. ends: what it is to leave
-    behind, rehearsed after the first update.
+    change, over memory that was shared for any assignment. origin: where the job comes from.
     """
 
     audit: int = 0
     rebalance: bool = False
-    ends: Ends | None = None
     origin: Origin = field(default_factory=Origin)
 
 
@@ -61,6 +58,5 @@ def watched_training(
     proofs = proofs_of(executor, job, prepared, shared, watch.audit, first_step)
     origin = watch.origin if prepared.initial is None else replace(watch.origin, computes=False)
     identity = JobIdentity(job, executor, origin)
-    rehearsal = [] if watch.ends is None else [Rehearsal(executor, watch.ends)]
-    attendants: list[Attendant] = [*kept, identity, *rehearsal, *proofs, *audits, *rebalancing, *ledger]
+    attendants: list[Attendant] = [*kept, identity, *proofs, *audits, *rebalancing, *ledger]
     return Training(job, executor, first_step, attendants), rebalancing[0].done if rebalancing else ()

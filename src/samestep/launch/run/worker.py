@@ -34,7 +34,7 @@ from samestep.trace.whereabouts import Whereabouts
 from samestep.trace.worker_trace import WorkerTrace, encoded, last_steps
 from samestep.training import checkpoints
 from samestep.training.drift import Reassignment
-from samestep.training.rehearsal import Ends
+from samestep.training.rehearsal import Ends, rehearse
 from samestep.training.trainer import Training
 from samestep.training.unused import Unused
 from samestep.training.watched_training import Watch, watched_training
@@ -161,8 +161,7 @@ def training_of(
 ) -> tuple[Training, Sequence[Reassignment]]:
     """One worker's training, and the reassignments of shards, which grow while it trains."""
     asked = run.request.training
-    ends, origin = Ends(asked.checkpoint, asked.save, asked.want_weights), origin_of(run.request.source)
-    watch = Watch(audit=asked.audit_every, rebalance=run.rebalances, origin=origin, ends=ends)
+    watch = Watch(audit=asked.audit_every, rebalance=run.rebalances, origin=origin_of(run.request.source))
     training, reassignments = watched_training(
         run.job, run.plan, prepared, shared, transport, run.first_step, allow_nan=asked.allow_nan, watch=watch
     )
@@ -170,6 +169,12 @@ def training_of(
         executor = training.executor
         executor.alike.facts.append(Settings(executor.optimizers()[0][0].optimizer))
     return training, reassignments
+
+
+def ends_of(run: WorkerRun) -> Ends:
+    """Files that the run is asked to leave behind."""
+    asked = run.request.training
+    return Ends(asked.checkpoint, asked.save, asked.want_weights)
 
 
 def _ignore_loader_deaths() -> None:
@@ -263,8 +268,10 @@ def train(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
             if root is not None and every and trainer.step_number % every == 0:
                 checkpoints.save(trainer, root, run.request.run)
                 saved = trainer.step_number
-            if trainer.step_number - run.first_step == 1 and (names := trainer.without_gradient()):
-                unused = Unused(trainer.executor.model, names)
+            if trainer.step_number - run.first_step == 1:
+                rehearse(trainer.executor, ends_of(run), trainer.step_number)
+                if names := trainer.without_gradient():
+                    unused = Unused(trainer.executor.model, names)
             if unused is not None and trainer.step_number - run.first_step == UNUSED_AFTER:
                 _warn_unused(run, trainer, reports, unused)
         if unused is not None and trainer.step_number - run.first_step < UNUSED_AFTER:
