@@ -241,10 +241,8 @@ def test_a_schedule_that_reads_a_value_which_the_run_changes_is_refused_at_the_s
         )
 
 
-WILFUL = (
-    JOB.replace("WARM = 4.0", "import random; OWN = random.Random(); WARM = 4.0")
-    .replace("* 1.0", "* (1.0 + 1e-3 * OWN.random())")
-    .replace("0.1 * torch.randn(6)", "0.1 * OWN.random()")
+WILFUL = JOB.replace("WARM = 4.0", "import random; OWN = random.Random(); WARM = 4.0").replace(
+    "* 1.0", "* (1.0 + 1e-3 * OWN.random())"
 )
 
 
@@ -256,7 +254,6 @@ def test_a_job_that_draws_as_it_likes_goes_on_and_says_what_cannot_be_compared(
     options: dict[str, Any] = {"workers": 1, "checkpoint": tmp_path / "kept", "launcher": launcher, "watcher": seen}
     samestep.train(f"{tmp_path / 'wilful.py'}:job", steps=2, **options)
     samestep.train(f"{tmp_path / 'wilful.py'}:job", steps=3, resume=True, **options)
-    assert any("data cannot be compared (other rows each time)" in text for text in seen.texts)
     assert any("recorded shard cannot be compared (other values each time)" in text for text in seen.texts)
 
 
