@@ -241,22 +241,6 @@ def test_a_schedule_that_reads_a_value_which_the_run_changes_is_refused_at_the_s
         )
 
 
-WILFUL = JOB.replace("WARM = 4.0", "import random; OWN = random.Random(); WARM = 4.0").replace(
-    "* 1.0", "* (1.0 + 1e-3 * OWN.random())"
-)
-
-
-def test_a_job_that_draws_as_it_likes_goes_on_and_says_what_cannot_be_compared(
-    launcher: Launcher, tmp_path: Path
-) -> None:
-    (tmp_path / "wilful.py").write_text(WILFUL)
-    seen = Warnings()
-    options: dict[str, Any] = {"workers": 1, "checkpoint": tmp_path / "kept", "launcher": launcher, "watcher": seen}
-    samestep.train(f"{tmp_path / 'wilful.py'}:job", steps=2, **options)
-    samestep.train(f"{tmp_path / 'wilful.py'}:job", steps=3, resume=True, **options)
-    assert any("recorded shard cannot be compared (other values each time)" in text for text in seen.texts)
-
-
 def test_a_schedule_that_sees_much_data_is_not_slowed_by_it(launcher: Launcher, tmp_path: Path) -> None:
     text = JOB.replace("WARM = 4.0", "DATA = [torch.zeros(1 << 22), list(range(1 << 20))]; WARM = 4.0")
     (tmp_path / "seeing.py").write_text(text.replace("max(floor,", "max(floor + 0 * len(DATA),"))
