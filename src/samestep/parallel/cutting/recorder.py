@@ -10,16 +10,17 @@ hooks. An autograd Function of the user's own is one call, with its own backward
 """
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from samestep.errors import JobRefused
+from samestep.errors import JobRefused, SamestepError
 from samestep.numerics import random_streams
 from samestep.parallel.cutting.births import BATCH, Births, addresses, held_by
 from samestep.parallel.cutting.bonds import BACKWARDS
@@ -36,7 +37,7 @@ from samestep.parallel.cutting.recording import (
 from samestep.parallel.cutting.saved_tensors import SavedTensors, may_defer
 from samestep.parallel.cutting.untouched import copy_of_batch, untouched
 from samestep.parallel.cutting.windows import Window
-from samestep.parallel.user_code import user_place
+from samestep.parallel.user_code import raised_at, user_place
 from samestep.system.nests import PLAIN, Path, is_open, mapped, mapped_simply, shown, walk
 
 READERS = {
@@ -56,6 +57,7 @@ SHAPES = {Tensor.shape.__get__, Tensor.size, Tensor.__len__, Tensor.numel, Tenso
 LEAVE_TORCH = {Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 HOOKS = {Tensor.register_hook, Tensor.retain_grad}
 MOST_ATTEMPTS = 100
+NO_STAGES: Mapping[str, int] = MappingProxyType({})
 
 
 def record(
@@ -65,11 +67,13 @@ def record(
     starts: Sequence[str],
     cuts: Collection[str],
     answers: Sequence[Any] = (),
+    stages: Mapping[str, int] = NO_STAGES,
 ) -> Recording:
     """Run `forward(model, batch)` once on a copy of the batch and record it. The model is left as it was.
 
     starts: the modules at whose call a further stage begins, in order. cuts: further modules that
-    must be calls of their own. answers: of the first guards, whatever the values here say.
+    must be calls of their own. answers: of the first guards, whatever the values here say. stages: of modules that
+    begin a stage too, where this way through forward leaves out the one that begins it on another.
     Raises JobRefused if the forward cannot be cut.
     """
     hidden = {address for tensor in held_by(batch) for address in addresses(tensor)}
@@ -81,13 +85,23 @@ def record(
         try:
             with untouched(model):
                 recorder = _Recorder(model, copied, starts, {*starts, *cuts}, opened)
-                recorder.hidden, recorder.answers = hidden, list(answers)
+                recorder.hidden, recorder.answers, recorder.stages = hidden, list(answers), stages
                 with recorder.active():
                     result = forward(model, copied)
                     recorder.recording.result = recorder.named(result)
         except _LookInto as found:
             opened |= found.modules
             continue
+        except SamestepError:
+            raise
+        except Exception as error:
+            random_streams.resume(streams)
+            with untouched(model):
+                forward(model, copy_of_batch(batch))  # what it raises by itself is the user's to see
+            raise JobRefused(
+                f"forward cannot be recorded at {raised_at(error)}, and runs without a record ({type(error).__name__}: "
+                f"{str(error).partition(chr(10))[0][:200]}): a plan with stages or slices needs one; use --plan data"
+            ) from error
         recording = recorder.recording
         recording.calls = [recorder.with_expected_shapes(call) for call in recording.calls]
         return recording
@@ -126,6 +140,7 @@ class _Recorder(TorchFunctionMode):
             tuple[Any, str]
         ] = []  # what every call called, also those that are not recorded, and where
         self.hidden: set[int] = set()  # addresses of memory that belongs to the batch in any way
+        self.stages: Mapping[str, int] = NO_STAGES
         self.answers: list[Any] = []  # of guards still to come
         inputs = batch_tensors(batch)
         self._births = Births(inputs)
@@ -208,6 +223,8 @@ class _Recorder(TorchFunctionMode):
             )
         if name in self._starts:
             self._begin_stage(name)
+        elif name is not None and self.stages.get(name, 0) > (begun := len(self.recording.entered)):
+            self.recording.entered += self._starts[begun : self.stages[name]]
         if name in self._open:
             return plain(module, *args, **kwargs)
         self._in_leaf = True
@@ -221,6 +238,9 @@ class _Recorder(TorchFunctionMode):
         met = self.recording.entered
         if name in met:  # it goes on in the stage of now; its parameters must not be used in two
             return
+        at = self._starts.index(name)
+        if self.stages and at >= len(met):
+            met.extend(self._starts[len(met) : at])
         if name != self._starts[len(met)]:
             raise JobRefused(
                 f"forward reaches {name} before {self._starts[len(met)]}: name the stages' first layers in the order "
