@@ -166,7 +166,7 @@ def test_a_setting_that_changes_nothing_is_told(resume: Resume) -> None:
     _, warnings = resume(
         "lr: float = 0.1, steps: int = 8", "lr: float = 0.1, steps: int = 8, unused: int = 1", settings={"unused": 2}
     )
-    assert any("setting unused is None, this job's is 2" in text for text in warnings)
+    assert any("setting unused is not given, this job's is 2" in text for text in warnings)
 
 
 def test_a_name_that_nothing_has_is_refused(resume: Resume) -> None:
