@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from samestep.errors import JobRefused
+from samestep.errors import JobRefused, SamestepError
 from samestep.numerics import random_streams
 from samestep.parallel.cutting.births import addresses, held_by
 from samestep.parallel.cutting.bonds import BACKWARDS
@@ -29,7 +29,7 @@ from samestep.parallel.cutting.saved_tensors import may_defer
 from samestep.parallel.cutting.transforms import transform_running
 from samestep.parallel.cutting.untouched import copy_of_batch, untouched
 from samestep.parallel.cutting.values import LookInto, RecordedValues, Surroundings
-from samestep.parallel.user_code import user_place
+from samestep.parallel.user_code import raised_at, user_place
 from samestep.system.nests import walk
 
 READERS = {
@@ -97,6 +97,16 @@ def record(
         except LookInto as found:
             opened |= found.modules
             continue
+        except SamestepError:
+            raise
+        except Exception as error:
+            random_streams.resume(streams)
+            with untouched(model):
+                forward(model, copy_of_batch(batch))  # what it raises by itself is the user's to see
+            raise JobRefused(
+                f"forward cannot be recorded at {raised_at(error)}, and runs without a record ({type(error).__name__}: "
+                f"{str(error).partition(chr(10))[0][:200]}): a plan with stages or slices needs one; use --plan data"
+            ) from error
         recording = values.recording
         recording.calls = [recorder.with_expected_shapes(call) for call in recording.calls]
         return recording
