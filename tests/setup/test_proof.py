@@ -105,7 +105,7 @@ def test_a_cut_that_keeps_what_it_assumes_is_proven(cutting: Any, between: Any) 
     [
         (counts_anew, "another buffer seen .*code around the layers replaces it"),
         (counts_in_python, r"calls = 0 after forward where the uncut one gives 1.*does not run that code"),
-        (leaves_a_value, "uses kept, a tensor that an earlier batch left there"),
+        (leaves_a_value, "uses kept, a tensor that an earlier batch left there; .* --plan data"),
     ],
 )
 def test_a_twin_that_does_not_is_refused_with_the_place(cutting: Any, between: Any, says: str) -> None:
@@ -245,7 +245,7 @@ def test_a_forward_that_runs_only_without_a_record_is_refused_with_the_place() -
 
     layers = (nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1))
     job = dataclasses.replace(job_of(lambda: nn.Sequential(*layers)), loss=None, forward=forward)
-    with pytest.raises(JobRefused, match=r"at test_proof.py:\d+.* --plan data"):
+    with pytest.raises(JobRefused, match=r"inside of torch.func \(at test_proof.py:\d+\), .* --plan data"):
         in_stages(job, "2")
 
 
@@ -258,25 +258,3 @@ def test_a_gradient_that_arrives_where_nobody_keeps_it_is_lost_in_the_proof_as_w
     monkeypatch.setattr(shard_result, "_stages", lambda prepared: of(prepared) | {"a.weight": 1})
     with pytest.raises(PlanRefused, match=r"no gradient of a\.weight where the uncut one gives one"):
         prove_cut(job, plan, prepared)
-
-
-class Remembers(nn.Module):
-    """Draws from a generator of its own, or reads what the forward before left on it."""
-
-    def __init__(self, draws: bool) -> None:  # noqa: FBT001
-        super().__init__()
-        self.layer, self.draws, self.last = nn.Linear(WIDTH, 1), draws, 0.0
-        self.generator = torch.Generator().manual_seed(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x)
-        before, self.last = self.last, float(y.detach().mean())
-        return y + (torch.rand((), generator=self.generator) if self.draws else before)
-
-
-@pytest.mark.parametrize("draws", [True, False])
-def test_a_forward_that_does_not_repeat_is_refused_under_data_parallelism_as_well(draws: bool) -> None:  # noqa: FBT001
-    job = job_of(lambda: Remembers(draws))
-    prepared = prepare(job, job.build_model())
-    with pytest.raises(JobRefused, match="when it runs again on the same shard .* which shards; keep it in a buffer"):
-        prove_layers(job, prepared, (torch.randn(4, WIDTH), torch.randn(4, 1)), 0, 0)
