@@ -236,3 +236,25 @@ def test_a_plan_that_is_refused_says_both_sides_and_the_way_out() -> None:
     assert isinstance(error, PlanRefused)
     for part in ("the model cut as the plan says", "uncut one gives 2", ": for a reason. Use --plan data"):
         assert part in str(error)
+
+
+def test_a_forward_that_runs_only_without_a_record_is_refused_with_the_place() -> None:
+    def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        slope = torch.func.vmap(torch.func.grad(lambda x: model(x[None]).sum()))(batch[0])
+        return (slope.sum(1) - batch[1].squeeze(1)).square().mean()
+
+    layers = (nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1))
+    job = dataclasses.replace(job_of(lambda: nn.Sequential(*layers)), loss=None, forward=forward)
+    with pytest.raises(JobRefused, match=r"at test_proof.py:\d+.* --plan data"):
+        in_stages(job, "2")
+
+
+def test_a_gradient_that_arrives_where_nobody_keeps_it_is_lost_in_the_proof_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = job_of(Net)
+    plan, prepared = in_stages(job)
+    of = shard_result._stages
+    monkeypatch.setattr(shard_result, "_stages", lambda prepared: of(prepared) | {"a.weight": 1})
+    with pytest.raises(PlanRefused, match=r"no gradient of a\.weight where the uncut one gives one"):
+        prove_cut(job, plan, prepared)

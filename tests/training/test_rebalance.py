@@ -70,7 +70,7 @@ def test_statistics_and_loader_workers_go_along(train: Train, tmp_path: Path) ->
 
 def test_a_worker_that_got_no_shard_is_tried_again_and_the_bits_stay(train: Train) -> None:
     """It is slow until the other one has done 300 shards, and tried when that has done 500 without it."""
-    settings = {"after": 40, "until": 300, "slow": 30.0, "usual": 0.002, "steps": 120}
+    settings = {"after": 40, "until": 300, "slow": 100.0, "usual": 0.002, "steps": 120}
     report = train(settings=settings)
     assert any(min(assign) == 0 for _, assign in report.deals), report.deals
     assert min(report.deals[-1][1]) >= 3, report.deals
@@ -78,7 +78,7 @@ def test_a_worker_that_got_no_shard_is_tried_again_and_the_bits_stay(train: Trai
 
 
 def test_uneven_shares_and_three_workers_deal_anew(train: Train) -> None:
-    settings = {"after": 30, "slow": 4.0, "usual": 0.003, "steps": 32}
+    settings = {"after": 30, "slow": 12.0, "usual": 0.003, "steps": 32}
     report = train(workers=3, shards=7, settings=settings, transport="threads", hosts=(2, 1))
     assert report.deals
     assert report.digest == train(workers=1, shards=7, settings={**settings, "usual": 0.0}).digest

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -17,3 +18,9 @@ def user_place(*, whole_path: bool = False) -> str:
         frame = frame.f_back
     path = Path(frame.f_code.co_filename)
     return f"{path if whole_path else path.name}:{frame.f_lineno}"
+
+
+def raised_at(error: BaseException) -> str:
+    """`file:line` of the innermost frame, neither torch's nor samestep's, through which an error came."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(PACKAGES)]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"

@@ -13,7 +13,7 @@ that only the region's two ends are exchanged. Every stage begins and ends dense
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -129,8 +129,13 @@ class Cut:
         return tuple(call for segment in self.segments for call in segment.calls if call.is_guard)
 
     @cached_property
+    def changed_inputs(self) -> frozenset[int]:
+        """The batch's tensors that forward changes in place."""
+        return frozenset().union(*(segment.changes for segment in self.segments)) & frozenset(range(self.num_inputs))
+
+    @cached_property
     def answers(self) -> tuple[str, ...]:
-        """What the guards found, as JSON."""
+        """Answers of the guards, as JSON."""
         return tuple(json.dumps(guard.expected) for guard in self.guards)
 
     def num_guards(self, stage: int) -> int:
@@ -138,11 +143,11 @@ class Cut:
         return sum(guard.stage <= stage for guard in self.guards)
 
     def differs_from(self, other: "Cut") -> str:
-        """What makes the segments others, or has parameters in other ones; empty if nothing does."""
+        """Reason why the segments are others, or have other parameters; empty if they are the same."""
         ways = [[(s.stage, s.region and s.region.layers) for s in c.segments] for c in (self, other)]
         if ways[0] != ways[1]:
             return "where the sliced layers are reached in another order"
-        for name in self.used:
+        for name in sorted(self.used):
             if self.homes[name] != other.homes[name]:
                 stages = [c.segments[c.homes[name]].stage for c in (self, other)]
                 return f"which uses {name} in stage {stages[0]} and not in stage {stages[1]}"
@@ -210,14 +215,27 @@ def _homes(segments: Sequence[Segment], model: nn.Module) -> tuple[dict[str, int
         for layer in segment.region.layers if segment.region else ():
             for tensor in model.get_submodule(layer).parameters():
                 used.setdefault(id(tensor), i)
-    homes, near, names = dict[str, int](), 0, set[str]()
+    homes, names = dict[str, int](), list[str]()
     for prefix, module in model.named_modules(remove_duplicate=False):
         for local, state in [*module._parameters.items(), *module._buffers.items()]:
             name = f"{prefix}.{local}" if prefix else local
-            near = homes[name] = used.get(id(state), near)
-            if id(state) in used and state is not None:
-                names.add(name)
-    return homes, frozenset(names)
+            names.append(name)
+            if state is not None and id(state) in used:
+                homes[name] = used[id(state)]
+    found = frozenset(homes)
+    for name in names:
+        if name not in found:
+            near = max(found, key=partial(_nearness, name), default="")
+            homes[name] = homes.get(near, 0)
+    return homes, found
+
+
+def _nearness(name: str, other: str) -> tuple[int, int]:
+    """How near two parameters are: the modules that hold both, then the distance between blocks of one list."""
+    ours, theirs = name.split("."), other.split(".")
+    same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    parts = ours[same : same + 1] + theirs[same : same + 1]
+    return same, -abs(int(parts[0]) - int(parts[1])) if len(parts) == 2 and all(map(str.isdigit, parts)) else -1_000_000
 
 
 def values_in(tree: Any) -> frozenset[int]:

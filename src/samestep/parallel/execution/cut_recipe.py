@@ -21,6 +21,7 @@ from samestep.parallel.cutting.signature import Signature, signature
 from samestep.system.device import precision_of
 from samestep.system.nests import PLAIN, walk
 
+MOST_TRIES = 8  # of the first record
 MOST_RECORDS = 256  # further ones take the place of the oldest
 MOST_PLAIN = 32  # records that differ by plain values of the batch, or by the number that one guard answers
 
@@ -62,9 +63,13 @@ class CutRecipe:
         first = next(iter(self.known.values()), None)
         self._check_number(name, answers)
         here = random_streams.leave()
-        given = [json.loads(answer) for answer in answers]
+        given, stages = [json.loads(answer) for answer in answers], {} if first is None else self._stages(first)
+        cuts, run = list(self.sliced), self.objective.run
         with precision_of(self.precision, next(self.model.parameters()).device):
-            recording = record(self.model, self.objective.run, batch, self.starts, list(self.sliced), given)
+            for _ in range(MOST_TRIES):  # a stage's first layer may be dropped at random
+                recording = record(self.model, run, batch, self.starts, cuts, given, stages, self.objective.settle)
+                if len(recording.entered) == len(self.starts):
+                    break
         random_streams.resume(here)
         found = cut(recording, self.model, 1 + len(self.starts), self.sliced)
         if first is not None and (differs := found.differs_from(first)):
@@ -75,6 +80,16 @@ class CutRecipe:
         for (other, _), known in self.known.items():
             if other.form == name.form and known.answers == found.answers and _same_calls(known, found):
                 return known  # plain values that forward does not read
+        return found
+
+    def _stages(self, first: Cut) -> dict[str, int]:
+        """The stage of every module that has all its parameters in one, after the first."""
+        found: dict[str, int] = {}
+        for name, module in self.model.named_modules():
+            own = [f"{name}.{local}" for local, _ in module.named_parameters(remove_duplicate=False)]
+            stages = {first.segments[first.homes[one]].stage for one in own if one in first.homes}
+            if name and len(stages) == 1:
+                found[name] = stages.pop()
         return found
 
     def _keep(self, key: Key, found: Cut) -> None:
