@@ -609,8 +609,24 @@ def _plain_numbers(block: Block, values: Values) -> None:
 OTHERS: dict[str, Op] = {
     function.__name__.strip("_").replace("_", " "): function
     for function in (
-        _branch_on_value, _branch_on_ids, _functional_dropout, _branch_on_shape, _number_of_a_value, _chosen_rows, _masked_rows, _earlier,
-        _both, _back, _to_pixels, _gathered, _accumulated, _written_into, _gradient_inside, _own_list, _own_value,
-        _arange, _plain_numbers,
+        _branch_on_value,
+        _branch_on_ids,
+        _functional_dropout,
+        _branch_on_shape,
+        _number_of_a_value,
+        _chosen_rows,
+        _masked_rows,
+        _earlier,
+        _both,
+        _back,
+        _to_pixels,
+        _gathered,
+        _accumulated,
+        _written_into,
+        _gradient_inside,
+        _own_list,
+        _own_value,
+        _arange,
+        _plain_numbers,
     )
-}  # fmt: skip
+}
