@@ -26,6 +26,7 @@ from samestep.parallel.cutting.cut import Cut, parameters_of
 from samestep.parallel.cutting.signature import signature
 from samestep.parallel.execution.buffers import same_bits
 from samestep.parallel.execution.cut_recipe import Answers
+from samestep.parallel.execution.unchanged import Unchanged
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.shard_result import (
@@ -135,12 +136,11 @@ def prove_new_records(job: Job, plan: Plan, prepared: LaidOutModel) -> None:
 
 def check_repeats(job: Job, prepared: LaidOutModel, shard: Shard, others: Sequence[Shard]) -> None:
     """Raises JobRefused for a forward that gives another loss once others have run, from the same state."""
-    versions = [param._version for param in prepared.model.parameters()]
     with prepared.whole():
         found = repeated(prepared.model, Objective(job.loss, job.forward), job.precision, shard, others)
     first, second = found.losses
-    if same_bits(first, second) or versions != [param._version for param in prepared.model.parameters()]:
-        return  # a forward that changes parameters is refused in training, with their names
+    if same_bits(first, second):
+        return
     left = f"it changed {', '.join(found.changed[:3])}" if found.changed else "an attribute, a generator of its own"
     raise JobRefused(
         f"forward gives a loss of {float(first):.9g}, and {float(second):.9g} when it runs again on the same shard "
@@ -169,10 +169,11 @@ def prove_layers(job: Job, prepared: LaidOutModel, batches: Mapping[int, Any], s
     """
     shard, *others = [Shard(batch, (job.seed, "step", step, number)) for number, batch in batches.items()]
     number, params = next(iter(batches)), dict(prepared.model.named_parameters())
-    try:
-        found = by_whole_model(job, prepared, shard)
-    except Exception:  # noqa: BLE001 - forward will raise it again, at its own place
-        return
+    with Unchanged(params.items()).during_forward():
+        try:
+            found = by_whole_model(job, prepared, shard)
+        except Exception:  # noqa: BLE001 - forward will raise it again, at its own place
+            return
     check_same_parameters(params, prepared.model)
     check_repeats(job, prepared, shard, others[:1])
     with torchs_own_layers(prepared.model):
