@@ -152,8 +152,8 @@ MUTATIONS = [
     Mutation(
         "proof: values that differ pass",
         "setup/proof.py",
-        "    difference = next(differences(found, wanted, bit_for_bit), None)\n    if difference is not None and prepared",
-        "    difference = None\n    if difference is not None and prepared",
+        "difference = next(differences(found, wanted, bit_for_bit), None)",
+        "difference = None",
         ("tests/setup/test_proof.py",),
     ),
     Mutation(

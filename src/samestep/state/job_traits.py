@@ -17,6 +17,7 @@ from samestep.errors import CheckpointRefused
 
 Traits = dict[str, Any]
 LENGTH = ("steps", "epochs")
+UNGIVEN = "not given"
 DRIVEN = ("base_lrs", "_last_lr")  # of a schedule's state: what it got from the optimizer
 
 
@@ -85,7 +86,7 @@ def of_settings(there: Traits, here: Traits, lengths: tuple[Traits, Traits]) -> 
             continue
         if (there.get(name), here.get(name)) in zip(before, now, strict=True):
             continue
-        yield Difference(name, f"setting {name}", there.get(name), here.get(name), matters=False)
+        yield Difference(name, f"setting {name}", there.get(name, UNGIVEN), here.get(name, UNGIVEN), matters=False)
 
 
 def of_data(there: Traits | None, here: Traits | None) -> Iterator[Difference]:
