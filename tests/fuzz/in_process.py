@@ -2,6 +2,7 @@
 
 import copy
 import os
+from typing import Any
 
 import samestep
 from samestep.job.report import Report
@@ -33,10 +34,13 @@ class Told:
         return max([len(self.outcome.losses), *failed])
 
 
-def trained(job: samestep.Job, plan: Plan | str, workers: int | None, told: Told) -> Report:
-    """The report of a run. Raises what `samestep.train` raises, and what the job raises before its workers begin."""
+def trained(job: samestep.Job, plan: Plan | str, workers: int | None, told: Told, **options: Any) -> Report:
+    """The report of a run. options: as for `samestep.train`.
+
+    Raises what `samestep.train` raises, and what the job raises before its workers begin.
+    """
     asked = None if isinstance(plan, Plan) else workers
-    request = Request.made_here(JobSource(), plan, workers=asked, transport="threads", want_weights=True)
+    request = Request.made_here(JobSource(), plan, workers=asked, transport="threads", want_weights=True, **options)
     run, prepared, pristine = build(request, told, made=job)
     assert pristine is not None, "workers as threads have models of their own"
     known = {} if prepared.recipe is None else prepared.recipe.known

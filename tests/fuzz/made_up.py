@@ -1,7 +1,7 @@
 """Made-up networks: random programs of layers, with the liberties that people's models take.
 
 A network is drawn from its seed alone. Its values are rows of 8 numbers, sequences ("words", 4 x 8) and images
-("pixels", 3 x 6 x 6). A block has some layers and some operations, and hands on what it has made in one form or another.
+("pixels", 3 x 6 x 6). A block has layers and operations, and hands on what it has made in one form or another.
 """
 
 import random
@@ -215,7 +215,6 @@ PURE: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
         "cumsum": lambda x: x.cumsum(-1) / 4,
         "sorted": lambda x: x.sort(-1).values,
         "noise": lambda x: x + 0.1 * torch.randn_like(x),
-        "functional dropout": lambda x: F.dropout(x, 0.1),
         "masked": lambda x: x.masked_fill(x > 1, 0.5),
         "chunked": lambda x: torch.cat([part.contiguous() for part in reversed(x.chunk(2, -1))], -1),
         "split": lambda x: torch.cat(torch.tensor_split(x, 2, -1)[::-1], -1),
@@ -265,7 +264,7 @@ class Block(nn.Module):
 
     def __init__(self, program: "Program") -> None:
         super().__init__()
-        self.layers, self.program = nn.ModuleDict(), program
+        self.layers, self.program, self.is_calm = nn.ModuleDict(), program, False
         self.scale = nn.Parameter(torch.ones(1)) if program.scales else None
 
     def forward(self, given: Any) -> Any:
@@ -411,6 +410,8 @@ def calmed(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        if isinstance(module, Block):
+            module.is_calm = True
     return model
 
 
@@ -515,6 +516,10 @@ def _branch_on_ids(block: Block, values: Values) -> None:
         values["words"].append(values["words"][-1] * (values["ids"][-1] > 0)[..., None])
 
 
+def _functional_dropout(block: Block, values: Values) -> None:
+    values["rows"].append(F.dropout(values["rows"][-1], 0.0 if block.is_calm else 0.1))
+
+
 def _branch_on_shape(block: Block, values: Values) -> None:
     x = values["rows"][-1]
     values["rows"].append(x * 0.9 if x.shape[0] % 2 == 0 else x * 1.1)
@@ -604,8 +609,24 @@ def _plain_numbers(block: Block, values: Values) -> None:
 OTHERS: dict[str, Op] = {
     function.__name__.strip("_").replace("_", " "): function
     for function in (
-        _branch_on_value, _branch_on_ids, _branch_on_shape, _number_of_a_value, _chosen_rows, _masked_rows, _earlier,
-        _both, _back, _to_pixels, _gathered, _accumulated, _written_into, _gradient_inside, _own_list, _own_value,
-        _arange, _plain_numbers,
+        _branch_on_value,
+        _branch_on_ids,
+        _functional_dropout,
+        _branch_on_shape,
+        _number_of_a_value,
+        _chosen_rows,
+        _masked_rows,
+        _earlier,
+        _both,
+        _back,
+        _to_pixels,
+        _gathered,
+        _accumulated,
+        _written_into,
+        _gradient_inside,
+        _own_list,
+        _own_value,
+        _arange,
+        _plain_numbers,
     )
-}  # fmt: skip
+}

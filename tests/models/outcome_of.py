@@ -1,6 +1,7 @@
 """Outcome of one plan for one model: right, refused, or one of the two failures."""
 
 import signal
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,9 @@ def _same_digest(report: Report | Outcome, wanted: Report, name: str, where: str
 
 def _shown(report: Report) -> str:
     return " ".join(f"{loss:.6g}" for loss in report.losses)
+
+
+def worst_of(kinds: Iterable[str]) -> str:
+    """The worst of a plan's outcomes on one and two workers."""
+    found = set(kinds)
+    return next((kind for kind in ("wrong", "raised", "refused late", "refused", "ok") if kind in found), "not run")

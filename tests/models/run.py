@@ -20,7 +20,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from models.catalogue import KIND, missing, names, specimen  # noqa: E402
-from models.outcome_of import PLANS, Outcome, Rounding, judged  # noqa: E402
+from models.outcome_of import PLANS, Outcome, Rounding, judged, worst_of  # noqa: E402
 from models.specimen import drops  # noqa: E402
 from models.warm_launcher import warm_launcher  # noqa: E402
 
@@ -91,16 +91,11 @@ def show(outcomes: Sequence[Outcome], skipped: Sequence[str]) -> None:
     console.print(table)
     for plan in PLANS:
         worst = Counter(
-            worst_of([o for where, o in found.items() if where.startswith(plan)]) for found in by_model.values()
+            worst_of(o.kind for where, o in found.items() if where.startswith(plan)) for found in by_model.values()
         )
         console.print(f"{plan}: " + ", ".join(f"{count} {kind}" for kind, count in worst.most_common()))
     if skipped:
         console.print(f"skipped, for want of their library: {', '.join(skipped)}")
-
-
-def worst_of(found: Sequence[Outcome]) -> str:
-    order = ("wrong", "raised", "refused late", "refused", "ok")
-    return next((kind for kind in order if any(outcome.kind == kind for outcome in found)), "not run")
 
 
 if __name__ == "__main__":

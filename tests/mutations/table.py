@@ -143,6 +143,20 @@ MUTATIONS = [
         ("tests/state/test_checkpoint.py",),
     ),
     Mutation(
+        "proof: a gradient that another stage loses is taken for kept",
+        "setup/shard_result.py",
+        "for name, grad in found.items() if stage_of[name] == stage}",
+        "for name, grad in found.items() if grad is not None}",
+        ("tests/setup/test_proof.py",),
+    ),
+    Mutation(
+        "proof: values that differ pass",
+        "setup/proof.py",
+        "difference = next(differences(found, wanted, bit_for_bit), None)",
+        "difference = None",
+        ("tests/setup/test_proof.py",),
+    ),
+    Mutation(
         "planner: a shard more makes nobody later",
         "planner/search/greedy_shares.py",
         "finishing[rank](counts[rank] + 1)",

@@ -105,7 +105,7 @@ def test_a_cut_that_keeps_what_it_assumes_is_proven(cutting: Any, between: Any) 
     [
         (counts_anew, "another buffer seen .*code around the layers replaces it"),
         (counts_in_python, r"calls = 0 after forward where the uncut one gives 1.*does not run that code"),
-        (leaves_a_value, "when it runs again on the same shard .* an earlier forward left behind"),
+        (leaves_a_value, "uses kept, a tensor that an earlier batch left there; .* --plan data"),
     ],
 )
 def test_a_twin_that_does_not_is_refused_with_the_place(cutting: Any, between: Any, says: str) -> None:
@@ -245,5 +245,16 @@ def test_a_forward_that_runs_only_without_a_record_is_refused_with_the_place() -
 
     layers = (nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1))
     job = dataclasses.replace(job_of(lambda: nn.Sequential(*layers)), loss=None, forward=forward)
-    with pytest.raises(JobRefused, match=r"cannot be recorded at test_proof.py:\d+, and runs without .* --plan data"):
+    with pytest.raises(JobRefused, match=r"inside of torch.func \(at test_proof.py:\d+\), .* --plan data"):
         in_stages(job, "2")
+
+
+def test_a_gradient_that_arrives_where_nobody_keeps_it_is_lost_in_the_proof_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = job_of(Net)
+    plan, prepared = in_stages(job)
+    of = shard_result._stages
+    monkeypatch.setattr(shard_result, "_stages", lambda prepared: of(prepared) | {"a.weight": 1})
+    with pytest.raises(PlanRefused, match=r"no gradient of a\.weight where the uncut one gives one"):
+        prove_cut(job, plan, prepared)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from samestep.audit.fingerprint import NARROW, ROUND, WIDE, WORD, blocks, odd
 from samestep.parallel.execution.executor import Executor
-from samestep.parallel.gradients.layout import Piece, share_pieces
+from samestep.parallel.gradients.layout import Piece, dense, share_pieces, storage_order
 from samestep.state import snapshot
 
 LARGE = 1 << 20  # bytes from which on a tensor is looked at by itself
@@ -162,17 +162,26 @@ def state_parts(executor: Executor) -> Iterator[WatchedTensor]:
     for piece, kind, key, value in executor.update.state.pieces():
         if kind in ("elementwise", "tensor"):
             name = f"optimizer state {key} of {executor.layout.entries[piece.entry].name}"
-            yield WatchedTensor(name, value.detach().contiguous().view(-1), piece.start if kind == "elementwise" else 0)
+            yield WatchedTensor(name, at_rest(value), piece.start if kind == "elementwise" else 0)
 
 
 def frozen_parts(executor: Executor) -> Iterator[WatchedTensor]:
     for name, constant in snapshot.constants(executor):
-        yield WatchedTensor(f"frozen parameter {name}", constant.detach().contiguous().view(-1))
+        yield WatchedTensor(f"frozen parameter {name}", at_rest(constant))
 
 
 def buffer_parts(executor: Executor) -> Iterator[WatchedTensor]:
     for name, value in zip(executor.buffers.names, executor.buffers.values, strict=True):
-        yield WatchedTensor(f"buffer {name}", value.detach().contiguous().view(-1))
+        yield WatchedTensor(f"buffer {name}", at_rest(value))
+
+
+def at_rest(tensor: Tensor) -> Tensor:
+    """The memory of a tensor itself, 1-D, in the order in which it lies there: a copy would never change. (With gaps
+    between its elements, which may be others', it is a copy.)"""
+    found = tensor.detach()
+    for dim in reversed([dim for dim, stride in enumerate(found.stride()) if stride == 0]):
+        found = found.select(dim, 0) if found.shape[dim] else found
+    return storage_order(dense(found))
 
 
 def change(region: MemoryRegion, kept: Tensor, found: Tensor) -> Change:

@@ -9,7 +9,7 @@ from samestep.job.objective import Objective
 from samestep.job.training_data import first_shard
 from samestep.numerics import random_streams
 from samestep.numerics.numerics import num_shards_of, shard_rows
-from samestep.parallel.demand.footprint import Footprint, footprint, state_per_element
+from samestep.parallel.demand.footprint import Footprint, constant_bytes, footprint, state_per_element
 from samestep.parallel.demand.planned_step import PlannedStep
 from samestep.parallel.demand.traffic import Traffic, traffic
 from samestep.parallel.execution.cut_recipe import CutRecipe
@@ -122,19 +122,28 @@ def footprints(
         pieces = [[Piece(i, 0, e.param.numel()) for i, e in layout.owners()] for _ in range(plan.workers)]
     state = state_per_element(prepared.optimizer)
     step = PlannedStep(plan, structure, num_shards_of(job.batch_size, plan.numerics.shards))
-    found = [footprint(step, rank, layout, homes, pieces[rank], state, schedules[rank]) for rank in range(plan.workers)]
+    constants = constant_bytes(prepared.model, layout)
+    found = [
+        footprint(step, rank, layout, homes, pieces[rank], state, schedules[rank], constants)
+        for rank in range(plan.workers)
+    ]
     if logical is None:
         return found
-    return [footprint_apart(one, count, layout.nbytes) for one, count in zip(found, logical.assign, strict=True)]
+    return [
+        footprint_apart(one, count, layout.nbytes, constants) for one, count in zip(found, logical.assign, strict=True)
+    ]
 
 
-def footprint_apart(one: Footprint, count: int, nbytes: int) -> Footprint:
+def footprint_apart(one: Footprint, count: int, nbytes: int, constants: int) -> Footprint:
     """The footprint of a worker that is `count` logical ones, from that of a worker which is one.
 
     Each has parameters and optimizer state of its own, beside the common values and the sums that they publish.
     """
     return replace(
-        one, parameters=(count + 1) * nbytes, optimizer=count * one.optimizer, gradients=one.gradients + nbytes
+        one,
+        parameters=(count + 1) * nbytes + constants,
+        optimizer=count * one.optimizer,
+        gradients=one.gradients + nbytes,
     )
 
 

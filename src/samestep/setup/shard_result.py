@@ -212,11 +212,12 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
         seeded: Tensor | None = objective.seeded(loss, shard.rows)
         gradients: dict[str, Tensor | None] = dict.fromkeys(stage_of)
         for number in reversed(numbers):
-            if number in network.regions:
-                network.slice_backward(number, range(1))
-            else:
-                network.backward(0, number, seeded)
-                seeded = None
+            with _dropout(drops):  # torch.utils.checkpoint runs layers again
+                if number in network.regions:
+                    network.slice_backward(number, range(1))
+                else:
+                    network.backward(0, number, seeded)
+                    seeded = None
             stage = network.stage_of(number)
             if number == 0 or network.stage_of(number - 1) != stage:
                 found = _gradients(prepared)  # a stage's workers keep those of its own parameters only

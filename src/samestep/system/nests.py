@@ -124,7 +124,7 @@ def _items(value: Any) -> list[Any]:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """What an object keeps in `__dict__` and in slots; nothing of a property runs."""
+    """Attributes that an object keeps in `__dict__` and in slots; nothing of a property runs."""
     found: dict[str, Any] = {}
     for kind in type(value).__mro__:
         slots = vars(kind).get("__slots__", ())

@@ -10,51 +10,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samestep.errors import JobRefused
-from samestep.parallel.execution.attendant import Attendant
 from samestep.parallel.execution.executor import Executor
-from samestep.parallel.execution.step import StepResult
 from samestep.state import snapshot
 
 
 @dataclass(frozen=True)
 class Ends:
-    """What a run is to leave behind. checkpoint, save: paths."""
+    """Files that a run is to leave behind. checkpoint, save: their paths; weights: in its report."""
 
     checkpoint: str | None = None
     save: str | None = None
     weights: bool = False
 
-    @property
-    def holds_tensors(self) -> bool:
-        return self.checkpoint is not None or self.save is not None or self.weights
 
-
-class Rehearsal(Attendant):
-    """One worker's part of it."""
-
-    def __init__(self, executor: Executor, ends: Ends) -> None:
-        self._executor, self._ends = executor, ends
-        self._is_done = False
-
-    def after_step(self, result: StepResult, rows: int) -> None:
-        """Raises JobRefused, once, for what could not be written at the end."""
-        if self._is_done:
-            return
-        self._is_done = True
-        executor, ends = self._executor, self._ends
-        json.dumps(snapshot.values(executor, result.number + 1))
-        for update, _ in executor.optimizers():
-            for piece, kind, key, value in update.state.pieces():
-                if ends.checkpoint is not None:
-                    name = executor.layout.entries[piece.entry].name
-                    snapshot.check_storable(f"{kind} state {key!r} of {name} in the optimizer", value)
-        if ends.checkpoint is not None:
-            for name, value in [*executor.model.named_parameters(), *executor.model.named_buffers()]:
-                snapshot.check_storable(name, value)
-        if ends.save is not None or ends.weights:
-            snapshot.named_weights(executor)
-        if executor.transport.rank == 0:
-            check_writable(ends)
+def rehearse(executor: Executor, ends: Ends, step: int) -> None:
+    """Raises JobRefused for what could not be written at the end, after `step` optimizer steps."""
+    json.dumps(snapshot.values(executor, step))
+    for update, _ in executor.optimizers():
+        for piece, kind, key, value in update.state.pieces():
+            if ends.checkpoint is not None:
+                name = executor.layout.entries[piece.entry].name
+                snapshot.check_storable(f"{kind} state {key!r} of {name} in the optimizer", value)
+    if ends.checkpoint is not None:
+        for name, value in [*executor.model.named_parameters(), *executor.model.named_buffers()]:
+            snapshot.check_storable(name, value)
+    if ends.save is not None or ends.weights:
+        snapshot.named_weights(executor)
+    if executor.transport.rank == 0:
+        check_writable(ends)
 
 
 def check_writable(ends: Ends) -> None:

@@ -11,7 +11,6 @@ from samestep.audit.ledger import Bookkeeping
 from samestep.audit.proofs import proofs_of
 from samestep.job.job import Job
 from samestep.job.training_data import training_rows
-from samestep.parallel.execution.agreement import Settings
 from samestep.parallel.execution.attendant import Attendant
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
@@ -20,7 +19,6 @@ from samestep.setup.run_memory import RunMemory
 from samestep.training.drift import Reassignment, Rebalancing
 from samestep.training.job_identity import JobIdentity, Origin
 from samestep.training.kept_rows import KeptRows
-from samestep.training.rehearsal import Ends, Rehearsal
 from samestep.training.trainer import Training
 from samestep.transport.transport import Transport
 
@@ -30,13 +28,11 @@ class Watch:
     """Attendants that a training is to have.
 
     audit: steps from one audit to the next; 0: no audits and no ledger. rebalance: reassign shards when workers' speeds
-    change, over memory that was shared for any assignment. origin: where the job comes from. ends: what it is to leave
-    behind, rehearsed after the first update.
+    change, over memory that was shared for any assignment. origin: where the job comes from.
     """
 
     audit: int = 0
     rebalance: bool = False
-    ends: Ends | None = None
     origin: Origin = field(default_factory=Origin)
 
 
@@ -57,12 +53,10 @@ def watched_training(
     kept = [] if job.collate_fn is None else [KeptRows(ledger[0] if ledger else None)]
     note = kept[0].note if kept else ledger[0].note if ledger else None
     executor = take_part(job, plan, prepared, shared, transport, first_step, allow_nan=allow_nan, note=note)
-    executor.alike.facts.append(Settings(executor.optimizers()[0][0].optimizer))
     audits = audits_of(executor, job, prepared, shared.parameters, watch.audit, first_step)
     rebalancing = [Rebalancing(executor, job, prepared, shared, note)] if watch.rebalance else []
     proofs = proofs_of(executor, job, prepared, shared, watch.audit, first_step)
     origin = watch.origin if prepared.initial is None else replace(watch.origin, computes=False)
     identity = JobIdentity(job, executor, origin)
-    rehearsal = [] if watch.ends is None else [Rehearsal(executor, watch.ends)]
-    attendants: list[Attendant] = [*kept, identity, *rehearsal, *proofs, *audits, *rebalancing, *ledger]
+    attendants: list[Attendant] = [*kept, identity, *proofs, *audits, *rebalancing, *ledger]
     return Training(job, executor, first_step, attendants), rebalancing[0].done if rebalancing else ()

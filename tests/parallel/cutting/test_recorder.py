@@ -1,5 +1,7 @@
 """A forward written down and done again: the same kernels, and no silent surprises."""
 
+import copy
+import functools
 import random
 import threading
 from collections.abc import Callable
@@ -289,3 +291,92 @@ def test_an_autograd_function_keeps_its_own_backward() -> None:
     assert all(torch.equal(param.grad, grad) for param, grad in zip(model.parameters(), expected, strict=True))  # type: ignore[arg-type]
     assert "apply" in vars(torch.autograd.Function)
     assert [str(call) for call in recording.calls] == ["0", "apply", "1"]
+
+
+class Remembers(nn.Module):
+    """The last batch's hidden value takes part in this one's."""
+
+    def __init__(self, inside: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.inside, self.memory = inside, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.memory is not None:
+            h = h + self.memory
+        self.memory = h.detach()
+        return self.second(h)
+
+
+class Tabled(nn.Module):
+    """A table is made in the first forward and used in all: it depends on no batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "table"):
+            self.table = torch.arange(2.0).cos()
+        return self.second(self.first(x) * self.table)
+
+
+@pytest.mark.parametrize("cuts", [["first"], []], ids=["around the layers", "in one call"])
+def test_a_value_that_goes_from_batch_to_batch_is_refused_with_its_place(cuts: list[str]) -> None:
+    model = nn.Sequential(Remembers(inside=True))
+    inner = [f"0.{name}" for name in cuts]
+    with pytest.raises(JobRefused, match=r"uses 0.memory, a tensor that an earlier batch left there"):
+        record(model, lambda m, b: m(b[0]), (torch.ones(3, 2),), [], inner)
+    assert model[0].memory is None
+
+
+def test_a_table_that_is_made_once_is_a_constant() -> None:
+    model = Tabled()
+    for _ in range(2):
+        recording = record(model, lambda m, b: m(b[0]), (torch.ones(3, 2),), ["second"], [])
+        x = torch.randn(3, 2)
+        assert torch.equal(run(recording, model, (x,))[recording.result.index], model(x))
+
+
+def test_a_loss_that_uses_what_forward_left_behind_is_refused() -> None:
+    class Leaves(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = super().forward(x)
+            return self.kept * 2
+
+    model = nn.Sequential(Leaves(2, 2), nn.Linear(2, 2))
+    settles = lambda made, batch, rows: made.sum() + model[0].kept.sum()  # noqa: E731
+    with pytest.raises(JobRefused, match=r"the loss uses a tensor that 0 \(called at .*\) left behind.*forward="):
+        record(model, lambda m, b: m(b[0]), (torch.ones(3, 2),), ["1"], [], settle=settles)
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [lambda x: lambda: x, lambda x: functools.partial(torch.mul, x, 1.0), lambda x: iter([x])],
+    ids=["closure", "partial", "iterator"],
+)
+def test_a_tensor_that_the_batch_hides_is_no_constant(hide: Callable[[Tensor], Any]) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+
+    def forward(m: Any, batch: Any) -> Tensor:
+        hidden = batch[0]() if callable(batch[0]) else next(copy.copy(batch[0]))
+        return m(batch[1]) + hidden
+
+    with pytest.raises(JobRefused, match=r"at test_recorder.py:\d+ a tensor of shape \(3, 2\) that the batch holds"):
+        record(model, forward, (hide(torch.ones(3, 2)), torch.ones(3, 2)), ["1"], [])
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, b: torch.func.vmap(m)(b[0]),
+        lambda m, b: torch.func.vmap(torch.func.grad(lambda x: m(x).sum()))(b[0]),
+        lambda m, b: torch.func.jvp(m, (b[0],), (b[0],))[1],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, when it is loaded
+def test_layers_inside_of_a_transform_are_refused(forward: Forward) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(JobRefused, match=r"inside of (torch.func|forward-mode AD) \(at test_recorder.py:\d+\)"):
+        record(model, forward, (torch.ones(3, 2),), ["1"], [])

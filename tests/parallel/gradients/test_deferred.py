@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from samestep.errors import JobRefused
 from samestep.numerics.reduction_tree import local_plan, tree_sum
@@ -175,3 +176,23 @@ def test_a_weight_with_another_use_in_the_same_stage_is_refused_with_the_way_out
     refused = pytest.raises(JobRefused, match=r'linear.weight is used by its Linear and by other.*order = "1f1b"')
     with refused, deferring(DeferredGradients()):
         model(rows(0)).backward()
+
+
+def test_a_deferred_gradient_in_a_checkpoint_is_that_of_the_weight_itself() -> None:
+    """torch.utils.checkpoint hands backward copies of what forward saved, the weight among it."""
+
+    def gradients(deferred: DeferredGradients | None) -> list[Tensor | None]:
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)), torch.randn(4, 8)
+        write_weight_gradients_once(model, lambda param: lambda: None)
+        loss = checkpoint(model, x, use_reentrant=False).square().sum()
+        with deferring(deferred):
+            loss.backward()
+        if deferred is not None:
+            deferred.compute()
+        return [param.grad for param in model.parameters()]
+
+    for found, wanted in zip(gradients(DeferredGradients()), gradients(None), strict=True):
+        assert found is not None
+        assert wanted is not None
+        assert torch.equal(found, wanted)

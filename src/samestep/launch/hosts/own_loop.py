@@ -22,6 +22,7 @@ from torch import nn
 
 from samestep.errors import JobRefused, SamestepError
 from samestep.job.job import Job
+from samestep.job.scheduler import schedule_warning
 from samestep.launch.environment import world
 from samestep.launch.failure import failure_event
 from samestep.launch.hosts.join_run import explain, gather, join
@@ -30,7 +31,7 @@ from samestep.launch.request.importing import call
 from samestep.launch.request.known_kernels import untried_torch
 from samestep.launch.request.options import JobSource
 from samestep.launch.request.request import Request
-from samestep.launch.run.worker import training_of
+from samestep.launch.run.worker import ends_of, training_of
 from samestep.numerics import random_streams
 from samestep.parallel.execution.step import StepResult
 from samestep.plan.plan import Plan
@@ -38,6 +39,7 @@ from samestep.state.checkpoint import remove_unfinished, unfinished_file
 from samestep.system import heap
 from samestep.training import checkpoints
 from samestep.training.own_batches import OwnLoop
+from samestep.training.rehearsal import rehearse
 from samestep.transport.transport import Transport
 
 
@@ -85,6 +87,8 @@ class Trainer:
                     self._training, run.resumption.folder, run.resumption.description, request.training.change or ()
                 )
             self._loop = OwnLoop(self._training)
+            warning = schedule_warning(made, self._training.executor.scheduler, self._training.order)
+            self.warnings = [*self.warnings, *([warning] if warning else [])]
 
     @property
     def rank(self) -> int:
@@ -135,6 +139,8 @@ class Trainer:
             self._loop.begin(batch)
             found = self._training.step() if batch is None else self._training.step_batch(batch)
             self._step_number = found.number + 1
+            if self._step_number == self._joined.run.first_step + 1:
+                rehearse(self._training.executor, ends_of(self._joined.run), self._step_number)
             return found
 
     def _check_data(self) -> None:

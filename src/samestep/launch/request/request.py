@@ -4,7 +4,7 @@ import sys
 import uuid
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from samestep.errors import CheckpointRefused, PlanRefused, Refused
@@ -76,11 +76,14 @@ class Request:
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
         }
+        if "settings" in values:
+            values["settings"] = {name: _from_json(value) for name, value in values["settings"].items()}
         return Request.of(**values | {"mode": Mode(found["mode"])})
 
     def as_json(self) -> dict[str, Any]:
         """All fields as one flat object."""
         groups = {name: value for group in GROUPS for name, value in vars(getattr(self, group)).items()}
+        groups["settings"] = {name: _as_json(value) for name, value in self.source.settings.items()}
         return {"run": self.run, **groups, "mode": self.mode, "counts": self.counts}
 
     def but(self, **changes: Any) -> "Request":
@@ -153,3 +156,14 @@ def plan_text(name: str, option: str = "--plan") -> str | None:
         ) from None
     except UnicodeDecodeError:
         raise PlanRefused(f"{option} {name} is not text; print(report.plan) shows what a plan looks like") from None
+
+
+PATH = "a path"  # a setting that is one becomes {"a path": text}
+
+
+def _as_json(setting: Any) -> Any:
+    return {PATH: str(setting)} if isinstance(setting, PurePath) else setting
+
+
+def _from_json(setting: Any) -> Any:
+    return Path(setting[PATH]) if isinstance(setting, dict) and set(setting) == {PATH} else setting

@@ -17,10 +17,12 @@ from safetensors.torch import save
 
 from samestep.errors import PeerLost
 from samestep.job.job import Job
+from samestep.job.scheduler import schedule_warning
 from samestep.launch.failure import Event, failure_event
 from samestep.launch.request.importing import origin_of
 from samestep.launch.request.request import Request
 from samestep.launch.run.stall_watch import write_stacks_to
+from samestep.parallel.execution.agreement import Settings
 from samestep.plan.plan import Plan
 from samestep.planner.search.decision import Decision
 from samestep.setup.laid_out_model import LaidOutModel
@@ -32,8 +34,9 @@ from samestep.trace.whereabouts import Whereabouts
 from samestep.trace.worker_trace import WorkerTrace, encoded, last_steps
 from samestep.training import checkpoints
 from samestep.training.drift import Reassignment
-from samestep.training.rehearsal import Ends
+from samestep.training.rehearsal import Ends, rehearse
 from samestep.training.trainer import Training
+from samestep.training.unused import Unused
 from samestep.training.watched_training import Watch, watched_training
 from samestep.transport.shared_fabric import SharedFabric
 from samestep.transport.thread_hosts import ThreadHosts
@@ -158,11 +161,20 @@ def training_of(
 ) -> tuple[Training, Sequence[Reassignment]]:
     """One worker's training, and the reassignments of shards, which grow while it trains."""
     asked = run.request.training
-    ends, origin = Ends(asked.checkpoint, asked.save, asked.want_weights), origin_of(run.request.source)
-    watch = Watch(audit=asked.audit_every, rebalance=run.rebalances, origin=origin, ends=ends)
-    return watched_training(
+    watch = Watch(audit=asked.audit_every, rebalance=run.rebalances, origin=origin_of(run.request.source))
+    training, reassignments = watched_training(
         run.job, run.plan, prepared, shared, transport, run.first_step, allow_nan=asked.allow_nan, watch=watch
     )
+    if asked.record is None:  # records are compared to the end, and say more
+        executor = training.executor
+        executor.alike.facts.append(Settings(executor.optimizers()[0][0].optimizer))
+    return training, reassignments
+
+
+def ends_of(run: WorkerRun) -> Ends:
+    """Files that the run is asked to leave behind."""
+    asked = run.request.training
+    return Ends(asked.checkpoint, asked.save, asked.want_weights)
 
 
 def _ignore_loader_deaths() -> None:
@@ -231,7 +243,9 @@ def train(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
     evaluation, every = trainer.evaluation, run.request.training.every
     metrics: dict[str, float] = {}
     saved = trainer.step_number
-    stopped = False
+    stopped, unused = False, None
+    if reports.rank == 0 and (text := schedule_warning(run.job, trainer.executor.scheduler, trainer.order)):
+        run.report("warning", text=text)
     with _callbacks(run, reports.rank) as callbacks:
         while trainer.step_number < trainer.num_steps and not stopped:
             began = time.perf_counter()
@@ -254,10 +268,14 @@ def train(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
             if root is not None and every and trainer.step_number % every == 0:
                 checkpoints.save(trainer, root, run.request.run)
                 saved = trainer.step_number
-            if trainer.step_number - run.first_step == UNUSED_AFTER:
-                _warn_unused(run, trainer, reports)
-        if trainer.step_number - run.first_step < UNUSED_AFTER:
-            _warn_unused(run, trainer, reports)
+            if trainer.step_number - run.first_step == 1:
+                rehearse(trainer.executor, ends_of(run), trainer.step_number)
+                if names := trainer.without_gradient():
+                    unused = Unused(trainer.executor.model, names)
+            if unused is not None and trainer.step_number - run.first_step == UNUSED_AFTER:
+                _warn_unused(run, trainer, reports, unused)
+        if unused is not None and trainer.step_number - run.first_step < UNUSED_AFTER:
+            _warn_unused(run, trainer, reports, unused)
         known = trainer.settle()
         reports.add_losses(known)
         for number, loss in known:
@@ -280,11 +298,11 @@ def _callbacks(run: WorkerRun, rank: int) -> Iterator[Sequence[Any]]:
                 callback.close()
 
 
-def _warn_unused(run: WorkerRun, trainer: Training, reports: WorkerReports) -> None:
+def _warn_unused(run: WorkerRun, trainer: Training, reports: WorkerReports, unused: Unused) -> None:
+    unused.end()
     names = trainer.without_gradient()
     if names and reports.rank == 0:
-        few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        run.report("warning", text=f"no gradient so far for {few}: forward does not use it, so the optimizer skips it")
+        run.report("warning", text=unused.warning(names))
 
 
 def finish(

@@ -26,6 +26,8 @@ class Births(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, batch: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.read: set[int] = set()
+        self.constants_read: set[int] = set()  # addresses of memory older than forward that the call reads
+        self._depending: set[int] = set()  # addresses of memory that was computed from the batch or from weights
         self._born: dict[int, tuple[StorageWeakRef, int]] = {}  # a weak reference keeps an address from being used anew
         self._call: int | None = None
         self._given: set[int] = set()
@@ -33,12 +35,14 @@ class Births(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._constants: dict[int, tuple[Tensor, Tensor]] = {}  # changed in place, and as they were
         for tensor in batch:
             self._note(tensor, BATCH)
+        self._depending |= self._born.keys()
 
     @contextmanager
     def during(self, call: int, given: Iterable[Tensor], *, may_read_all: bool = False) -> Iterator[None]:
         """Inside, `call` runs. may_read_all: backward does, of the graph that it goes through."""
         self._given = {number for tensor in given for number in addresses(tensor)}
         self._call, self._may_read_all, self.read = call, may_read_all, set()
+        self.constants_read = set()
         try:
             yield
         finally:
@@ -48,6 +52,10 @@ class Births(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The call that made a tensor's memory; None for a constant."""
         found = (self._born.get(number) for number in addresses(tensor))
         return next((born[1] for born in found if born is not None), None)
+
+    def depends(self, tensor: Tensor) -> bool:
+        """Whether a tensor was born while forward ran, and computed from the batch, from weights, or at random."""
+        return not self._depending.isdisjoint(addresses(tensor))
 
     def undo(self) -> None:
         """Give constants that forward changed in place, such as counters that are no buffers, their values back."""
@@ -62,12 +70,17 @@ class Births(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._call is not None and not self._may_read_all:
             makers = {self._born[number][1] for number in known - self._given if number in self._born}
             self.read |= makers - {self._call}
+            self.constants_read |= known - self._born.keys()
         if func._schema.is_mutable:
             self._keep(func, args, kwargs)
         result = func(*args, **kwargs)
+        of_batch = (known & self._depending) or any(tensor.requires_grad for tensor in taken)
+        depends = of_batch or torch.Tag.nondeterministic_seeded in func.tags
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and not known.issuperset(addresses(leaf)):
                 self._note(leaf, AROUND if self._call is None else self._call)
+            if isinstance(leaf, Tensor) and depends:
+                self._depending.update(n for n in addresses(leaf) if n in self._born)
         return result
 
     def _note(self, tensor: Tensor, call: int) -> None:

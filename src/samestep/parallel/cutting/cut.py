@@ -129,8 +129,13 @@ class Cut:
         return tuple(call for segment in self.segments for call in segment.calls if call.is_guard)
 
     @cached_property
+    def changed_inputs(self) -> frozenset[int]:
+        """The batch's tensors that forward changes in place."""
+        return frozenset().union(*(segment.changes for segment in self.segments)) & frozenset(range(self.num_inputs))
+
+    @cached_property
     def answers(self) -> tuple[str, ...]:
-        """What the guards found, as JSON."""
+        """Answers of the guards, as JSON."""
         return tuple(json.dumps(guard.expected) for guard in self.guards)
 
     def num_guards(self, stage: int) -> int:
@@ -138,7 +143,7 @@ class Cut:
         return sum(guard.stage <= stage for guard in self.guards)
 
     def differs_from(self, other: "Cut") -> str:
-        """What makes the segments others, or has parameters in other ones; empty if nothing does."""
+        """Reason why the segments are others, or have other parameters; empty if they are the same."""
         ways = [[(s.stage, s.region and s.region.layers) for s in c.segments] for c in (self, other)]
         if ways[0] != ways[1]:
             return "where the sliced layers are reached in another order"

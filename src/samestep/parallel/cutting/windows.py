@@ -46,5 +46,5 @@ class Window:
 
 
 def view_of(base: Tensor, window: Window, other: Window) -> Tensor:
-    """What `other` shows, as a view of a copy of what `window` shows."""
+    """View of a copy of what `window` shows, on what `other` shows."""
     return base.as_strided(other.size, other.stride, base.storage_offset() + other.offset - window.offset)

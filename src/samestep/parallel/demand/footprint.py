@@ -1,6 +1,6 @@
 """Memory that a plan needs on every worker, counted before anything is allocated.
 
-    parameters     what the worker computes with
+    parameters     what the worker computes with, frozen ones and buffers included, of which a shard has a copy
     gradients      a slot of the same size for every node of the tree that its shards keep open, and the
                    largest gradient that is made outside of its slot and then added; with stale(s), the slots
                    of s + 1 steps
@@ -50,8 +50,10 @@ def footprint(
     pieces: Sequence[Piece],
     state: float,
     schedule: Sequence[actions.Action],
+    constants: int = 0,
 ) -> Footprint:
-    """Memory of worker `rank`. state: elements of optimizer state per element of a parameter that it updates."""
+    """Memory of worker `rank`. state: elements of optimizer state per element of a parameter that it updates.
+    constants: bytes of what every worker holds and no optimizer."""
     used = [(e, home) for e, home in zip(layout.entries, homes, strict=True) if rank in home.workers]
     values = sum(e.nbytes for e, _ in used if e.tied_to is None)
     slots = sum(e.nbytes * home.kept_slots(rank) for e, home in used) * (steps_stale(step.plan) + 1)
@@ -59,8 +61,19 @@ def footprint(
     outside = max((e.nbytes for e, home in used if home.adds(rank) or e.param.dim() != 2), default=0)
     owned = sum((p.stop - p.start) * layout.entries[p.entry].param.element_size() for p in pieces)
     return Footprint(
-        values, slots + outside, int(owned * state), activations(step, rank, schedule), workspace(step, rank)
+        values + constants,
+        slots + outside,
+        int(owned * state),
+        activations(step, rank, schedule),
+        workspace(step, rank),
     )
+
+
+def constant_bytes(model: nn.Module, layout: Layout) -> int:
+    """Bytes of frozen parameters, once, and of buffers, twice, in every worker."""
+    managed = {id(param) for entry in layout.entries for param in (entry.param, entry.whole)}
+    frozen = sum(param.nbytes for param in model.parameters() if id(param) not in managed)
+    return frozen + 2 * sum(buffer.nbytes for buffer in model.buffers())
 
 
 def state_per_element(optimizer: optim.Optimizer) -> float:

@@ -67,7 +67,7 @@ class CutRecipe:
         cuts, run = list(self.sliced), self.objective.run
         with precision_of(self.precision, next(self.model.parameters()).device):
             for _ in range(MOST_TRIES):  # a stage's first layer may be dropped at random
-                recording = record(self.model, run, batch, self.starts, cuts, given, stages)
+                recording = record(self.model, run, batch, self.starts, cuts, given, stages, self.objective.settle)
                 if len(recording.entered) == len(self.starts):
                     break
         random_streams.resume(here)

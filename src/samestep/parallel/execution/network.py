@@ -52,6 +52,30 @@ class Passage:
         keeps = self.cut.needed_after(number)
         self.values = {v: t for v, t in self.values.items() if v in keeps or v < self.cut.num_inputs}
 
+    def turn(self, number: int, other: OtherAnswer, recipe: CutRecipe) -> None:
+        """Go on in the record of the way that a guard has turned to. Raises JobRefused if that needs what is gone."""
+        before, stage = self.cut, self.cut.segments[number].stage
+        at = next(i for i, guard in enumerate(before.guards) if guard is other.call)
+        self.cut = recipe.of(self.batch, (*before.answers[:at], json.dumps(other.answer)))
+        rest = [segment for segment in self.cut.segments[number:] if segment.stage == stage]
+        wanted = {value for segment in rest for value in segment.takes}
+        wanted |= set(self.cut.crossings[stage] if stage < len(self.cut.crossings) else ())
+        made = {value for segment in rest for value in segment.gives}
+        if missing := wanted - made - self.values.keys():
+            place = next(c.place for s in self.cut.segments for c in s.calls if missing & set(c.makes))
+            raise JobRefused(
+                f"forward asks for a tensor's value at {other.call.place}, finds {other.answer!r}, and goes on with a "
+                f"tensor made at {place}, before the cut, that the other way does without: cut elsewhere, or use "
+                "--plan data"
+            ) from None
+
+    def batch_now(self) -> Any:
+        """The batch, as forward may have changed it in place."""
+        if not self.cut.changed_inputs:
+            return self.batch
+        now = {id(self.inputs[i]): self.values[i] for i in self.cut.changed_inputs}
+        return mapped(self.batch, lambda leaf: now.get(id(leaf), leaf))
+
 
 class OtherWayTaken(Exception):
     """A guard has answered otherwise: the segment has to begin again, in the record of that way."""
@@ -135,39 +159,15 @@ class Network:
         try:
             cell = Cell(segment, passage.values, passage.needs, self.recipe.model, found.windows)
         except OtherAnswer as other:
-            self._turn(passage, number, other)
+            passage.turn(number, other, self.recipe)
             raise OtherWayTaken from other
         passage.cells[number] = cell
         loss = None
         if self.is_last(number):
             made = mapped(found.result, lambda leaf: cell.local[leaf.index] if isinstance(leaf, Value) else leaf, NAMES)
-            loss = objective.settle(made, self._batch_of(passage), passage.rows)
+            loss = objective.settle(made, passage.batch_now(), passage.rows)
         cell.settle()
         return loss
-
-    def _turn(self, passage: Passage, number: int, other: OtherAnswer) -> None:
-        """Go on in the record of the way that a guard has turned to. Raises JobRefused if that needs what is gone."""
-        before, stage = passage.cut, self.stage_of(number)
-        at = next(i for i, guard in enumerate(before.guards) if guard is other.call)
-        passage.cut = self.recipe.of(passage.batch, (*before.answers[:at], json.dumps(other.answer)))
-        wanted = {v for s in passage.cut.segments[number:] if s.stage == stage for v in s.takes}
-        wanted |= set(passage.cut.crossings[stage] if stage < len(passage.cut.crossings) else ())
-        made = {v for s in passage.cut.segments[number:] if s.stage == stage for v in s.gives}
-        if missing := wanted - made - passage.values.keys():
-            place = next(c.place for s in passage.cut.segments for c in s.calls if missing & set(c.makes))
-            raise JobRefused(
-                f"forward asks for a tensor's value at {other.call.place}, finds {other.answer!r}, and goes on with a "
-                f"tensor made at {place}, before the cut, that the other way does without: cut elsewhere, or use "
-                "--plan data"
-            ) from None
-
-    def _batch_of(self, passage: Passage) -> Any:
-        """The batch, as forward may have changed it in place."""
-        changed = frozenset().union(*(s.changes for s in passage.cut.segments)) & frozenset(passage.inputs)
-        if not changed:
-            return passage.batch
-        now = {id(tensor): passage.values[i] for i, tensor in passage.inputs.items() if i in changed}
-        return mapped(passage.batch, lambda leaf: now.get(id(leaf), leaf))
 
     def backward(self, shard: int, number: int, objective: Tensor | None) -> None:
         stage = self.stage_of(number)

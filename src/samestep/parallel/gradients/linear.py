@@ -29,7 +29,7 @@ class _LinearInto(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, place: Place) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.bias, ctx.place = bias, place
+        ctx.leaf, ctx.bias, ctx.place = weight, bias, place  # a checkpoint hands back copies of what is saved
         rows = product(x.reshape(-1, weight.shape[1]), weight, bias)
         # `data` is no view to autograd, which forbids changing a view in place here: ReLU(inplace=True) follows often.
         return rows.view(*x.shape[:-1], weight.shape[0]).data
@@ -44,9 +44,9 @@ class _LinearInto(torch.autograd.Function):
         times = F.linear if again else product
         grad_x = times(rows, weight.t(), None).view(x.shape) if needs_x else None
         deferred, inputs = None if again else DEFERRED.get(), x.reshape(-1, weight.shape[1])
-        if deferred is not None and can_defer(weight) and (ctx.bias is None or can_defer(ctx.bias)):
+        if deferred is not None and can_defer(ctx.leaf) and (ctx.bias is None or can_defer(ctx.bias)):
             if needs_weight:
-                deferred.defer(weight, partial(_weight_gradient, rows, inputs.detach(), ctx.place))
+                deferred.defer(ctx.leaf, partial(_weight_gradient, rows, inputs.detach(), ctx.place))
             if needs_bias:
                 deferred.defer(ctx.bias, partial(rows.sum, 0))
             return grad_x, None, None, None
