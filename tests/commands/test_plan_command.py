@@ -107,12 +107,19 @@ def test_nobody_is_run_where_nothing_is_chosen(tmp_path: Path) -> None:
         assert words in refused.stderr
 
 
-@pytest.mark.parametrize(("job", "why"), [("plain_steps.py:cnn_sync", "sync_batchnorm"), ("transparent.py:mixed", "")])
-def test_a_forward_that_cannot_be_recorded_has_a_plan_without_its_memory(job: str, why: str) -> None:
+def test_a_forward_that_cannot_be_recorded_has_a_plan_without_its_memory() -> None:
     """Data parallelism needs no recording, so a plan for it must not fail for want of one."""
     shown = CliRunner().invoke(
-        main, ["plan", str(Path(__file__).parents[1] / "jobs" / job), "--plan", "data", "--workers", "2"]
+        main,
+        [
+            "plan",
+            str(Path(__file__).parents[1] / "jobs" / "plain_steps.py:cnn_sync"),
+            "--plan",
+            "data",
+            "--workers",
+            "2",
+        ],
     )
     assert shown.exit_code == 0, shown.output
     assert "memory not counted: " in shown.stdout
-    assert why in shown.stdout
+    assert "sync_batchnorm" in shown.stdout

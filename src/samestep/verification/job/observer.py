@@ -97,11 +97,11 @@ class Observer(Attendant):
         if self._executor.is_last(action.segment):
             self._note("random stream", "after forward", random_streams.pack(random_streams.leave()), action.shard)
 
-    def _unwatched(self, record: Callable[[Any], Any], batch: Any) -> Any:
+    def _unwatched(self, record: Callable[..., Any], *batch: Any) -> Any:
         """Record the forward of a new shape without notes: it belongs to no shard."""
         token = self._shard.set(None)
         try:
-            return record(batch)
+            return record(*batch)
         finally:
             self._shard.reset(token)
 
