@@ -48,7 +48,7 @@ def test_the_header_says_who_computes_what_and_with_which_numbers() -> None:
     )
     one = shown({**PLAN, "workers": 1, "assign": [8], "threads": 2, "transport": "threads"})
     assert one.startswith("1 worker (threads), 2 threads each, shards 8, ")
-    assert "going on after step 12" in shown({**PLAN, "first_step": 12})
+    assert "going on after step 12" in shown({**PLAN, "first_step": 12}, *UP)
 
 
 def test_as_many_workers_as_were_asked_for_are_up_before_it_is_said() -> None:
