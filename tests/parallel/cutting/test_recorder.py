@@ -5,6 +5,7 @@ import functools
 import random
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -380,3 +381,16 @@ def test_layers_inside_of_a_transform_are_refused(forward: Forward) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     with pytest.raises(JobRefused, match=r"inside of (torch.func|forward-mode AD) \(at test_recorder.py:\d+\)"):
         record(model, forward, (torch.ones(3, 2),), ["1"], [])
+
+
+def test_threads_record_one_after_the_other_and_compute_beside_it() -> None:
+    plain = nn.Module.__call__
+    models, x = [Net() for _ in range(4)], torch.randn(5, 4)
+
+    def recorded(model: nn.Module) -> list[str]:
+        return [str(c) for c in record(model, lambda m, b: m(b[0]), (x,), [], ["second.1"]).calls]
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(recorded, models * 5))
+    assert all(calls == found[0] for calls in found)
+    assert nn.Module.__call__ is plain

@@ -9,6 +9,7 @@ What the record would not see is refused: randomness outside torch, tensors pass
 hooks. An autograd Function of the user's own is one call, with its own backward.
 """
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -90,7 +91,7 @@ def record(
 
     for _ in range(MOST_ATTEMPTS):
         try:
-            with untouched(model):
+            with _Recorder.one_at_a_time, untouched(model):
                 recorder, values = passed({})
                 if left := values.left_behind(model):
                     passed(left)
@@ -139,6 +140,8 @@ class Stages:
 
 
 class _Recorder(TorchFunctionMode):
+    one_at_a_time = threading.RLock()  # what it puts in place is there for all threads of the process
+
     def __init__(self, model: nn.Module, values: RecordedValues, opened: Collection[str], stages: Stages) -> None:
         super().__init__()
         self._modules = {id(module): name for name, module in model.named_modules()}
@@ -155,7 +158,7 @@ class _Recorder(TorchFunctionMode):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        plain = nn.Module.__call__
+        plain, thread = nn.Module.__call__, threading.get_ident()
 
         def counted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             result = plain(module, *args, **kwargs)
@@ -166,17 +169,21 @@ class _Recorder(TorchFunctionMode):
             return result
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return plain(module, *args, **kwargs)
             return self._module(module, counted, args, kwargs)
 
         plain_apply: Any = vars(torch.autograd.Function)["apply"]
 
         def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return plain_apply.__get__(None, function)(*args, **kwargs)
             return self._function(plain_apply.__get__(None, function), args, kwargs)
 
         from_numpy = self._plain_from_numpy = torch.from_numpy
         nn.Module.__call__ = call  # type: ignore[method-assign]
         torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign,assignment]
-        torch.from_numpy = self._from_numpy  # type: ignore[assignment]  # no mode sees it
+        torch.from_numpy = lambda a: (self._from_numpy if threading.get_ident() == thread else from_numpy)(a)  # type: ignore[assignment]  # no mode sees it
         try:
             with self._values.births, self:
                 yield
