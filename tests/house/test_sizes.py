@@ -12,7 +12,7 @@ SRC = Path(samestep.__file__).parent
 LARGEST_CLASS = 200  # lines
 MOST_PARAMETERS = 8
 MOST_LOOSE_MODULES = 5
-MOST_LINES = 37_500  # 34,500 before jobs were asked whether they keep what a plan assumes (docs/lab-log.md)
+MOST_LINES = 39_500  # 34,500 before jobs were asked whether they keep what a plan assumes (docs/lab-log.md)
 
 CALLED_BY_USERS = ("api.train", "api.verify")
 """Functions whose parameters are what users may set; so are those of commands and of exported classes."""

@@ -75,3 +75,16 @@ def test_a_report_closes_its_file() -> None:
 def test_without_weights_the_way_out_is_said() -> None:
     with pytest.raises(RuntimeError, match="--save FILE"):
         REPORT.state_dict()
+
+
+def test_a_report_that_ends_with_the_interpreter_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules have lost their names by then."""
+    handle = in_memory(b"")
+    report = dataclasses.replace(REPORT, weights_file=handle)
+    monkeypatch.setattr("samestep.job.report.os", None)
+    report.__del__()
+    report.__del__()  # closed already
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(handle)
+    object.__setattr__(report, "weights_file", None)  # the number may be another file's by now

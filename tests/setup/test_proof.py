@@ -105,7 +105,7 @@ def test_a_cut_that_keeps_what_it_assumes_is_proven(cutting: Any, between: Any) 
     [
         (counts_anew, "another buffer seen .*code around the layers replaces it"),
         (counts_in_python, r"calls = 0 after forward where the uncut one gives 1.*does not run that code"),
-        (leaves_a_value, "when it runs again on the same shard .* an earlier forward left behind"),
+        (leaves_a_value, "uses kept, a tensor that an earlier batch left there; .* --plan data"),
     ],
 )
 def test_a_twin_that_does_not_is_refused_with_the_place(cutting: Any, between: Any, says: str) -> None:
@@ -176,13 +176,13 @@ def test_layers_of_samesteps_own_are_held_against_torchs(monkeypatch: pytest.Mon
     prepared = prepare(job, job.build_model())
     batch = torch.randn(4, WIDTH), torch.randn(4, 1)
     write_weight_gradients_once(prepared.model, lambda param: lambda: None)
-    prove_layers(job, prepared, batch, 0, 0)
+    prove_layers(job, prepared, {0: batch}, 0)
     whole = linear._weight_gradient
     monkeypatch.setattr(linear, "_weight_gradient", lambda *parts: whole(*parts) * (1 + 1e-4))
     with pytest.raises(
         JobRefused, match=r"another gradient of \w\.weight \(1.0e-04 off\) than torch on shard 0 of step 0"
     ):
-        prove_layers(job, prepared, batch, 0, 0)
+        prove_layers(job, prepared, {0: batch}, 0)
 
 
 def test_the_model_that_does_not_fit_is_proven_on_what_does() -> None:
@@ -245,7 +245,7 @@ def test_a_forward_that_runs_only_without_a_record_is_refused_with_the_place() -
 
     layers = (nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1))
     job = dataclasses.replace(job_of(lambda: nn.Sequential(*layers)), loss=None, forward=forward)
-    with pytest.raises(JobRefused, match=r"at test_proof.py:\d+.* --plan data"):
+    with pytest.raises(JobRefused, match=r"inside of torch.func \(at test_proof.py:\d+\), .* --plan data"):
         in_stages(job, "2")
 
 
@@ -258,3 +258,55 @@ def test_a_gradient_that_arrives_where_nobody_keeps_it_is_lost_in_the_proof_as_w
     monkeypatch.setattr(shard_result, "_stages", lambda prepared: of(prepared) | {"a.weight": 1})
     with pytest.raises(PlanRefused, match=r"no gradient of a\.weight where the uncut one gives one"):
         prove_cut(job, plan, prepared)
+
+
+class Remembers(nn.Module):
+    """Draws from a generator of its own, reads what the forward before left, or averages over all that it has seen."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer, self.kind, self.last = nn.Linear(WIDTH, 1), kind, 0.0
+        self.generator, self.seen = torch.Generator().manual_seed(1), list[float]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        before, self.last = self.last, float(y.detach().mean())
+        self.seen.append(float(x.mean()))
+        drawn = torch.rand((), generator=self.generator)
+        return (
+            y + {"draws": drawn, "reads": before, "averages": sum(self.seen) / len(self.seen), "none": 0.0}[self.kind]
+        )
+
+
+@pytest.mark.parametrize("kind", ["draws", "reads", "averages"])
+def test_a_forward_that_does_not_repeat_is_refused_under_data_parallelism_as_well(kind: str) -> None:
+    batches = {shard: (torch.randn(4, WIDTH), torch.randn(4, 1)) for shard in range(2)}
+    for one in (kind, "none"):
+        job = job_of(lambda one=one: Remembers(one))  # type: ignore[misc]
+        prepared = prepare(job, job.build_model())
+        if one == "none":
+            prove_layers(job, prepared, batches, 0)
+            continue
+        with pytest.raises(JobRefused, match=r"again on the same shard .*\(it changed last.* keep it in a buffer"):
+            prove_layers(job, prepared, batches, 0)
+
+
+class Makes(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer, self.how = nn.Linear(WIDTH, 1), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "made" and not hasattr(self, "late"):
+            self.late = nn.Linear(WIDTH, WIDTH)
+        if self.how == "replaced":
+            self.layer.bias = nn.Parameter(torch.zeros(1))
+        return self.layer(self.late(x) if self.how == "made" else x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("how", "name"), [("made", "late.weight"), ("replaced", "layer.bias")])
+def test_a_forward_that_makes_parameters_is_refused_by_name(how: str, name: str) -> None:
+    job = job_of(lambda: Makes(how))
+    prepared = prepare(job, job.build_model())
+    with pytest.raises(JobRefused, match=f"forward has {how} the parameter {name}"):
+        prove_layers(job, prepared, {0: (torch.randn(4, WIDTH), torch.randn(4, 1))}, 0)

@@ -36,6 +36,7 @@ PRIVATE: dict[str, tuple[str, ...]] = {
     # hooks on what autograd saves, and transforms that want a Linear of torch's own
     "torch._C._autograd._top_saved_tensors_default_hooks": ("parallel/cutting/recorder.py",),
     "torch._C._are_functorch_transforms_active": ("parallel/gradients/linear.py",),
+    "torch._C._functorch.peek_interpreter_stack": ("parallel/cutting/transforms.py",),
     # memory with a place of its own
     "torch.UntypedStorage._new_shared": ("system/nameless_memory.py",),
     "torch.UntypedStorage._new_with_weak_ptr": ("parallel/lazy_init/lazy_record.py",),

@@ -28,3 +28,11 @@ def test_a_cut_keeps_the_digest(case: str, train: Callable[..., Report]) -> None
     whole, cut = train(case, plan="data", workers=1), train(case, plan="pipeline", workers=2)
     assert cut.losses == whole.losses
     assert cut.digest == whole.digest
+
+
+@pytest.mark.parametrize(
+    "case", ["plain object", "kept on layers", "the batch in place", "a mask", "a cache", "two inputs"]
+)
+def test_slices_differ_by_rounding_only(case: str, train: Callable[..., Report]) -> None:
+    whole, sliced = train(case, plan="data", workers=1), train(case, plan="slices", workers=2)
+    assert sliced.losses == pytest.approx(whole.losses, rel=1e-5)

@@ -27,13 +27,16 @@ def test_every_process_reads_from_its_own_position(data: str, loaders: int, tmp_
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "loaders"), [(1, 1), (2, 0)])
 @pytest.mark.parametrize(
     ("data", "kind"), {"numpy": "Generator", "torch": "Generator", "random": "Random", "InTurn": "BytesIO"}.items()
 )
-def test_a_generator_of_the_datas_own_is_refused(data: str, kind: str, workers: int, launcher: Launcher) -> None:
+def test_a_generator_of_the_datas_own_is_refused(
+    data: str, kind: str, workers: int, loaders: int, launcher: Launcher
+) -> None:
+    settings = {"data": data, "loaders": loaders}
     with pytest.raises(SamestepError, match=rf"Job\.data\[\d+\] was made twice.*a {kind} as its attribute \w+.*seeded"):
-        samestep.train(f"{JOBS}:job", workers=workers, plan="data", settings={"data": data}, launcher=launcher)
+        samestep.train(f"{JOBS}:job", workers=workers, plan="data", settings=settings, launcher=launcher)
 
 
 def test_a_generator_of_a_collate_functions_own_is_refused(launcher: Launcher) -> None:

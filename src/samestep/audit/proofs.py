@@ -48,8 +48,7 @@ class LayersProof(Attendant):
     def after_action(self, action: actions.Action, state: StepState) -> None:
         """Raises JobRefused."""
         if isinstance(action, actions.Load) and state.batches:
-            shard, batch = next(iter(state.batches.items()))
-            prove_layers(self._job, self._prepared, batch, state.number, shard)
+            prove_layers(self._job, self._prepared, state.batches, state.number)
 
     def after_step(self, result: StepResult, rows: int) -> None:
         self.among.remove(self)

@@ -35,12 +35,12 @@ def load(data: Dataset[Any], keys: Iterator[Any], collate: Collate | None, num_l
 
 
 def load_counted(
-    data: Dataset[Any], keys: Iterator[Any], collate: Collate | None, num_loader_workers: int
+    data: Dataset[Any], keys: Iterator[Any], collate: Collate | None, num_loader_workers: int, *, is_tried: bool
 ) -> Iterator[tuple[int | None, Any]]:
     """As `load`, each batch with the number of rows that a collate function of the user's own has kept."""
     if collate is None:
         return ((None, batch) for batch in load(data, keys, None, num_loader_workers))
-    return load(data, keys, CountedCollate(collate), num_loader_workers)
+    return load(data, keys, CountedCollate(collate, is_tried=is_tried), num_loader_workers)
 
 
 def _batches_of(loader: Any) -> Iterator[Any]:

@@ -59,7 +59,7 @@ class OrderedRows:
     def take_counted(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[tuple[int | None, Any]]:
         keys = ((epoch, int(rows[0]), int(rows[-1]) + 1) for epoch, rows in requests)
         runs = _Runs(self._data, self._what, self._seed, is_tried=self.is_tried)
-        return load_counted(runs, keys, self._collate, self._num_loader_workers)
+        return load_counted(runs, keys, self._collate, self._num_loader_workers, is_tried=self.is_tried)
 
 
 class _Runs(Dataset[Any]):

@@ -87,8 +87,9 @@ class CountedCollate:
     it has two. Else samples that are None count as left out.
     """
 
-    def __init__(self, collate: Collate) -> None:
-        self._collate = collate
+    def __init__(self, collate: Collate, *, is_tried: bool) -> None:
+        """is_tried: whether the first batch is made twice, and compared."""
+        self._collate, self._is_tried = collate, is_tried
         self._has_rows_first: bool | None = None  # not known yet
 
     def __call__(self, samples: list[Any]) -> tuple[int, Any]:
@@ -107,10 +108,11 @@ class CountedCollate:
         full = [[sample for sample in twin if sample is not None][:2] for twin in twins[:2]]
         self._has_rows_first = [self._rows_of(full[0][:1]), self._rows_of(full[1])] == [1, 2]
         random_streams.resume(state)
-        trial = self._collate(twins[2])
+        trial = self._collate(twins[2]) if self._is_tried else None
         random_streams.resume(state)
         batch = self._collate(samples)
-        check_repeats(trial, batch, "the first batch of Job.collate_fn", self._collate)
+        if self._is_tried:
+            check_repeats(trial, batch, "the first batch of Job.collate_fn", self._collate)
         return batch
 
     def _rows_of(self, samples: list[Any]) -> int | None:

@@ -100,6 +100,7 @@ class DatasetRows:
         self, data: Any, seed: int, collate: Collate | None, num_loader_workers: int, what: str = "data"
     ) -> None:
         self.num_rows = len(data)
+        self.is_tried = False  # whether each process makes its first sample and batch twice
         self._data = _KeyedRows(data, seed, what)
         self._collate = collate
         self._num_loader_workers = num_loader_workers
@@ -110,7 +111,8 @@ class DatasetRows:
     def take_counted(self, requests: Iterator[tuple[int, RowNumbers]]) -> Iterator[tuple[int | None, Any]]:
         # Lists of (epoch, row); a data set may be indexed by anything.
         samples = ([(epoch, int(row)) for row in rows] for epoch, rows in requests)
-        return load_counted(self._data, samples, self._collate, self._num_loader_workers)
+        self._data.is_tried = self.is_tried
+        return load_counted(self._data, samples, self._collate, self._num_loader_workers, is_tried=self.is_tried)
 
 
 @dataclass(frozen=True)
@@ -132,16 +134,16 @@ class FirstRows:
 
 
 class _KeyedRows(Dataset[Any]):
-    """Samples by (epoch, row). The first one that a process takes is taken twice, and compared."""
+    """Samples by (epoch, row). Where it is tried, the first one that a process takes is taken twice, and compared."""
 
     def __init__(self, data: Any, seed: int, what: str) -> None:
         self._data, self._seed, self._what = data, seed, what
-        self._is_first = True
+        self.is_tried = False
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        if not self._is_first:
+        if not self.is_tried:
             return self._sample(*key)
-        self._is_first = False
+        self.is_tried = False
         before = self._sample(*key)
         found = self._sample(*key)
         check_repeats(before, found, f"Job.{self._what}[{key[1]}]", self._data)

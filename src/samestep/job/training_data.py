@@ -8,7 +8,7 @@ from typing import Any
 
 from samestep.data.ordered import OrderedRows
 from samestep.data.row_order import RowNumbers
-from samestep.data.rows import Rows, as_rows
+from samestep.data.rows import DatasetRows, Rows, as_rows
 from samestep.errors import JobRefused
 from samestep.job.job import Job
 from samestep.numerics.numerics import num_shards_of, shard_rows
@@ -20,10 +20,7 @@ and whether the worker computes them from the first layer on."""
 
 
 def training_rows(job: Job) -> Rows:
-    rows = as_rows(job.data, "data", job.seed, job.collate_fn, job.num_loader_workers)
-    if isinstance(rows, OrderedRows):
-        rows.is_tried = True
-    return rows
+    return as_rows(job.data, "data", job.seed, job.collate_fn, job.num_loader_workers)
 
 
 def first_shard(job: Job, shards: int) -> Any:
@@ -53,6 +50,9 @@ def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int, 
     """
     if not plan.touched(rank, num_shards_of(job.batch_size, plan.numerics.shards)):
         return iter(())
+
+    if isinstance(rows, DatasetRows | OrderedRows):
+        rows.is_tried = plan.workers > 1 or job.num_loader_workers > 0
 
     def requests() -> Any:
         for epoch, batch in job.row_order(rows.num_rows).batches(first_step):

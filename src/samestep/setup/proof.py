@@ -8,7 +8,7 @@ behind, that a layer is in one stage. The job is asked whether it holds: before 
 new record (another shape, another way through forward).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from samestep.errors import JobRefused, PlanRefused, SamestepError
 from samestep.job.job import Job
+from samestep.job.loss_checks import without_gradient
 from samestep.job.objective import Objective
 from samestep.job.training_data import first_shards
 from samestep.numerics import random_streams
@@ -25,6 +26,7 @@ from samestep.parallel.cutting.cut import Cut, parameters_of
 from samestep.parallel.cutting.signature import signature
 from samestep.parallel.execution.buffers import same_bits
 from samestep.parallel.execution.cut_recipe import Answers
+from samestep.parallel.execution.unchanged import Unchanged
 from samestep.plan.plan import Plan
 from samestep.setup.laid_out_model import LaidOutModel
 from samestep.setup.shard_result import (
@@ -32,7 +34,7 @@ from samestep.setup.shard_result import (
     ShardResult,
     by_segments,
     by_whole_model,
-    losses_of_two,
+    repeated,
     stand_ins,
     torchs_own_layers,
 )
@@ -67,10 +69,11 @@ def prove_cut(job: Job, plan: Plan, prepared: LaidOutModel, memory_limit: int | 
     assert prepared.recipe is not None
     shards = first_shards(job, plan.numerics.shards, LOOKED_AT)
     recorded = {name for name, _ in prepared.recipe.known}
-    others = [i for i, batch in enumerate(shards) if i and signature(batch) in recorded]
-    number = others[0] if others else len(shards) - 1
+    alike = [i for i, batch in enumerate(shards) if i and signature(batch) in recorded]
+    number = alike[0] if alike else len(shards) - 1
     if prepared.initial is None:
-        check_repeats(job, prepared, Shard(shards[number], (job.seed, "step", 0, number)))
+        others = [Shard(shards[0], (job.seed, "step", 0, 0))]
+        check_repeats(job, prepared, Shard(shards[number], (job.seed, "step", 0, number)), others)
         prove_shard(job, plan, prepared, shards[number], number)
         return ""
     assert memory_limit is not None, "only a limit makes a model that has no values"
@@ -84,7 +87,11 @@ def prove_shard(job: Job, plan: Plan, prepared: LaidOutModel, batch: Any, number
     """Prove the cut on one batch. Raises PlanRefused."""
     shard = Shard(batch, (job.seed, "step", 0, number))
     drops = not prepared.sliced
+    params = dict(prepared.model.named_parameters())
     wanted = by_whole_model(job, prepared, shard, drops=drops)
+    check_same_parameters(params, prepared.model)
+    if all(gradient is None for gradient in wanted.gradients.values()):
+        raise without_gradient(number)
     try:
         found = by_segments(job, prepared, plan, shard, drops=drops)
     except SamestepError:
@@ -127,30 +134,48 @@ def prove_new_records(job: Job, plan: Plan, prepared: LaidOutModel) -> None:
     recipe.of = of  # type: ignore[method-assign]
 
 
-def check_repeats(job: Job, prepared: LaidOutModel, shard: Shard) -> None:
-    """Raises JobRefused for a forward that gives another loss when it runs again from the same state."""
+def check_repeats(job: Job, prepared: LaidOutModel, shard: Shard, others: Sequence[Shard]) -> None:
+    """Raises JobRefused for a forward that gives another loss once others have run, from the same state."""
     with prepared.whole():
-        first, second = losses_of_two(prepared.model, Objective(job.loss, job.forward), job.precision, shard)
-    if not same_bits(first, second):
+        found = repeated(prepared.model, Objective(job.loss, job.forward), job.precision, shard, others)
+    first, second = found.losses
+    if same_bits(first, second):
+        return
+    left = f"it changed {', '.join(found.changed[:3])}" if found.changed else "an attribute, a generator of its own"
+    raise JobRefused(
+        f"forward gives a loss of {float(first):.9g}, and {float(second):.9g} when it runs again on the same shard "
+        f"from the same weights, buffers and random streams: it reads what an earlier forward left behind ({left}), "
+        "so that the numbers would depend on who computed which shards; keep it in a buffer, and draw from torch's "
+        "default generator"
+    )
+
+
+def check_same_parameters(before: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+    """Raises JobRefused where forward has made or replaced a parameter."""
+    now = dict(model.named_parameters())
+    name = next((name for name in {**before, **now} if before.get(name) is not now.get(name)), None)
+    if name is not None:
+        what = "made" if name not in before else "replaced" if name in now else "removed"
         raise JobRefused(
-            f"forward gives a loss of {float(first):.9g}, and {float(second):.9g} when it runs again on the same shard "
-            "from the same weights, buffers and random streams: it reads what an earlier forward left behind (an "
-            "attribute of a module, a generator of its own), so that the numbers would depend on who computed which "
-            "shards; keep it in a buffer, and draw from torch's default generator"
+            f"forward has {what} the parameter {name}: every worker would have one of its own, and no optimizer "
+            "knows it; make all parameters in the function that makes the model, and leave values to the optimizer"
         )
 
 
-def prove_layers(job: Job, prepared: LaidOutModel, batch: Any, step: int, number: int) -> None:
-    """Prove the layers that samestep computes in its own way against torch's, up to rounding, on one batch.
+def prove_layers(job: Job, prepared: LaidOutModel, batches: Mapping[int, Any], step: int) -> None:
+    """Prove the layers that samestep computes in its own way against torch's, up to rounding, on the first shard.
 
-    Raises JobRefused. What is wrong in the same way on every worker shows in no digest.
+    batches: of a worker's shards, by number. Raises JobRefused. What is wrong alike on every worker shows in no digest.
     """
-    shard = Shard(batch, (job.seed, "step", step, number))
-    try:
-        found = by_whole_model(job, prepared, shard)
-    except Exception:  # noqa: BLE001 - forward will raise it again, at its own place
-        return
-    check_repeats(job, prepared, shard)
+    shard, *others = [Shard(batch, (job.seed, "step", step, number)) for number, batch in batches.items()]
+    number, params = next(iter(batches)), dict(prepared.model.named_parameters())
+    with Unchanged(params.items()).during_forward():
+        try:
+            found = by_whole_model(job, prepared, shard)
+        except Exception:  # noqa: BLE001 - forward will raise it again, at its own place
+            return
+    check_same_parameters(params, prepared.model)
+    check_repeats(job, prepared, shard, others[:1])
     with torchs_own_layers(prepared.model):
         wanted = by_whole_model(job, prepared, shard)
         if next(differences(found, wanted, up_to_rounding(wanted, wanted)), None) is None:

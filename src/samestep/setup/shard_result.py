@@ -4,7 +4,7 @@ The uncut model computes it as torch does, the cut one segment by segment as a w
 them. Both start from the same weights, buffers and random streams, so they can be compared (`proof.py`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -170,15 +170,31 @@ def by_model(model: nn.Module, objective: Objective, precision: str, shard: Shar
         )
 
 
-def losses_of_two(model: nn.Module, objective: Objective, precision: str, shard: Shard) -> list[Tensor]:
-    """The losses of two forwards, one after the other, of which the second meets what the first left on the modules."""
-    found = []
+@dataclass(frozen=True)
+class Repeated:
+    """The losses of a shard before and after other forwards, and the modules' attributes that the first one changed."""
+
+    losses: tuple[Tensor, Tensor]
+    changed: Sequence[str]
+
+
+def repeated(model: nn.Module, objective: Objective, precision: str, shard: Shard, others: Sequence[Shard]) -> Repeated:
+    """Forward of a shard, of `others`, and of the shard again, which meets what these left on the modules."""
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    losses: list[Tensor] = []
+    changed: list[str] = []
     with undisturbed(model):
-        for _ in range(2):
-            random_streams.enter(*shard.stream)
+        for one in (shard, *others, shard):
+            random_streams.enter(*one.stream)
             with untouched_buffers(model), precision_of(precision, next(model.parameters()).device):
-                found.append(objective(model, copy_of_batch(shard.batch), shard.rows).objective.detach())
-    return found
+                losses.append(objective(model, copy_of_batch(one.batch), one.rows).objective.detach())
+            changed = changed or [
+                f"{name}.{attribute}" if name else attribute
+                for name, module in model.named_modules()
+                for attribute, value in vars(module).items()
+                if value is not before.get(name, {}).get(attribute)
+            ]
+    return Repeated((losses[0], losses[-1]), changed)
 
 
 def by_whole_model(
@@ -218,6 +234,8 @@ def by_segments(job: Job, prepared: LaidOutModel, plan: Plan, shard: Shard, *, d
                 else:
                     network.backward(0, number, seeded)
                     seeded = None
+                if (0, number) in network.deferred:  # where the plan's order splits backwards
+                    network.backward_weight(0, number)
             stage = network.stage_of(number)
             if number == 0 or network.stage_of(number - 1) != stage:
                 found = _gradients(prepared)  # a stage's workers keep those of its own parameters only
@@ -245,11 +263,8 @@ def _through(network: Network, number: int, batch: Any, rows: int, objective: Ob
 def _network(prepared: LaidOutModel, plan: Plan) -> Network:
     assert prepared.recipe is not None, "a plan with stages has cut the model"
     assert prepared.structure is not None, "a plan with stages has cut the model"
-    alone, endpoint, numbers = (
-        plan.on_one_worker(),
-        ThreadFabric(1).endpoint(0),
-        range(len(prepared.structure.segments)),
-    )
+    alone, endpoint = replace(plan.on_one_worker(), order=plan.order), ThreadFabric(1).endpoint(0)
+    numbers = range(len(prepared.structure.segments))
     return Network(
         plan=alone,
         transport=endpoint,

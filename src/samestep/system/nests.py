@@ -30,6 +30,7 @@ CLOSED = (
 PLAIN = (str, bytes, int, float, complex, bool, type(None), type(...), range, slice, Enum, np.generic,
          torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)  # fmt: skip
 """Types of leaves whose value is their text."""
+BUILT_IN = (tuple, list, dict)  # without attributes, and by far the most frequent
 
 
 def walk(nest: Any, stop: tuple[type, ...] = ()) -> Iterator[tuple[Path, Any]]:
@@ -86,6 +87,10 @@ def shown(path: Path) -> str:
 
 def is_open(value: Any, stop: tuple[type, ...] = ()) -> bool:
     """True for a container, false for a leaf."""
+    if type(value) in BUILT_IN:
+        return True
+    if isinstance(value, Tensor):
+        return False
     if isinstance(value, dict | list | tuple | deque) and not isinstance(value, (*stop, torch.Size)):
         return True
     if isinstance(value, (*CLOSED, *stop)):
@@ -116,7 +121,8 @@ def parts_of(value: Any) -> Iterator[tuple[tuple[str, Any], Any]]:
         yield from (((".", name), part) for name, part in zip(value._fields, tuple.__iter__(value), strict=True))
     elif isinstance(value, list | tuple | deque):
         yield from ((("[", i), part) for i, part in enumerate(_items(value)))
-    yield from (((".", name), part) for name, part in _attributes(value).items())
+    if type(value) not in BUILT_IN:
+        yield from (((".", name), part) for name, part in _attributes(value).items())
 
 
 def _items(value: Any) -> list[Any]:
@@ -171,7 +177,7 @@ def _mapped(
         base.extend(made, [_mapped(part, change, stop, memo, late) for part in base.__iter__(value)])
     else:
         made = memo[id(value)] = object.__new__(kind)
-    for name, part in _attributes(value).items():
+    for name, part in _attributes(value).items() if kind not in BUILT_IN else ():
         if isinstance(part, weakref.ref):
             late.append((made, name, part))
         _set(made, name, _mapped(part, change, stop, memo, late))

@@ -158,6 +158,8 @@ def results_of(result: Any) -> list[Tensor]:
     """The tensors that a call returns, also in objects, in a fixed order."""
     if isinstance(result, Tensor):
         return [result]
+    if type(result) is tuple and all(isinstance(leaf, Tensor) for leaf in result):
+        return list(result)
     return [leaf for _, leaf in walk(result) if isinstance(leaf, Tensor)]
 
 

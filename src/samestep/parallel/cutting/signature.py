@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from samestep.system.nests import PLAIN, is_open, parts_of, shown
@@ -49,9 +50,10 @@ def signature(batch: Any) -> Signature:
 
 
 def _of_tensor(tensor: Tensor) -> str:
-    dense = "" if tensor.layout.__str__() != "torch.strided" or tensor.is_contiguous() else str(tensor.stride())
-    layout = "" if str(tensor.layout) == "torch.strided" else str(tensor.layout)
-    return f"{tensor.dtype}{tuple(tensor.shape)}{dense}{layout}{'+grad' * tensor.requires_grad}".removeprefix("torch.")
+    layout = str(tensor.layout)
+    if tensor.layout == torch.strided:
+        layout = "" if tensor.is_contiguous() else str(tensor.stride())
+    return f"{tensor.dtype}{tuple(tensor.shape)}{layout}{'+grad' * tensor.requires_grad}".removeprefix("torch.")
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Tensors of a recorded forward: which call made each, and under what name the record knows it."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -121,7 +122,8 @@ class RecordedValues:
         if settle is None:
             return
         number = self.begin("the loss", "")
-        with self.births.during(number, results_of((result, batch)), may_read_all=False):
+        given = results_of((result, batch))
+        with self.births.during(number, given), suppress(Exception):  # what the loss raises, it will raise again
             settle(result, batch, 1)
         if makers := [self._numbered[i] for i in sorted(self.births.read) if i >= 0]:
             what, place = makers[0]
