@@ -210,12 +210,12 @@ class SkippingLayers(Chain):
         return self.head(h)
 
 
-class UnusedSlice(Chain):
-    """A layer whose output nobody uses."""
+class WithoutGradient(Chain):
+    """A layer whose output the loss uses, but no gradient comes back to it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        self.d(x)
-        return self.head(torch.relu(self.c(torch.relu(self.b(torch.relu(self.a(x)))))))
+        h = torch.relu(self.c(torch.relu(self.b(torch.relu(self.a(x))))))
+        return self.head(h) * torch.sigmoid(self.d(x).data.mean())
 
 
 # ------------------------------------------------------------------------------------- parameters, buffers and modules
@@ -402,7 +402,7 @@ JOBS: dict[str, Callable[[], samestep.Job]] = {
     "a weight on both sides": lambda: job(SharedAcross),
     "stages out of order": lambda: job(TurnedAround),
     "stages by value": lambda: job(SkippingLayers),
-    "a slice that nobody uses": lambda: job(UnusedSlice),
+    "a slice without gradient": lambda: job(WithoutGradient),
     "forward writes a weight": inside(writes_a_weight),
     "forward makes a layer": inside(makes_a_layer),
     "forward replaces a parameter": inside(replaces_a_parameter),

@@ -46,7 +46,7 @@ FOUND: list[tuple[str, str, str, int]] = [
     ("a reentrant checkpoint", PIPELINE, r"calls a inside an autograd Function at breakages.py:\d+.*leave it out", 0),
     ("other weights", SLICES, r"calls c at breakages.py:\d+ with another tensor in place of its parameter weight", 0),
     ("stages by value", SLICES, "takes another way through the layers.*use --plan data", 0),
-    ("a slice that nobody uses", SLICES, "nothing in the loss depends on what layer d makes.*leave it whole", 0),
+    ("a slice without gradient", SLICES, "nothing in the loss depends on what layer d makes.*leave it whole", 0),
     ("forward writes a weight", DATA, f"changed parameter a.bias.*in the optimizer|{AGAIN}", 0),
     ("forward writes a weight", SLICES, f"changed parameter a.bias.*in the optimizer|{AGAIN}", 0),
     ("forward makes a layer", PIPELINE, LEFT, 0),
@@ -83,7 +83,6 @@ STAGES: list[tuple[str, list[str], str]] = [
     ("stages out of order", ["a", "c"], r"reaches c before a|begins only \d of 3 stages"),
     ("no_grad over the cut", ["b"], r"torch.no_grad\(\) begun at breakages.py:\d+ reaches over a cut: end it before"),
     ("a buffer that grows", ["nowhere"], "stage 1 begins at 'nowhere', and the model has no such layer"),
-    ("a slice that nobody uses", ["d", "c"], "stage 1, from d on|gradient|no parameters|depends"),
 ]
 
 CHANGES: dict[str, tuple[Callable[[], samestep.Job], str]] = {

@@ -51,6 +51,7 @@ class Mixed(nn.Module):
         self.wide, self.frozen = nn.Linear(6, 40), nn.Linear(40, 40)
         self.twice, self.direct = nn.Linear(40, 40), nn.Linear(40, 40)
         self.head, self.tied = nn.Linear(40, 3), nn.Linear(40, 3)
+        self.dead = nn.Linear(40, 40)
         self.tied.weight = self.head.weight
         self.frozen.requires_grad_(False)
 
@@ -58,7 +59,7 @@ class Mixed(nn.Module):
         x = self.grouped(torch.relu(self.norm(self.conv(x)))).mean((2, 3))
         x = self.twice(self.twice(self.frozen(self.wide(x))))
         x = nn.functional.linear(x, self.direct.weight) + self.direct(x)
-        return self.head(x) + self.tied(x)
+        return self.head(x) + self.tied(x) + self.dead(x).detach().mean()
 
 
 def job_of(model: type[nn.Module], *shape: int) -> Job:
@@ -88,6 +89,7 @@ def test_every_layer_can_be_sliced_or_says_why_not() -> None:
         "direct": "forward uses its weights directly",
         "head": tied,
         "tied": tied,
+        "dead": "nothing that forward returns depends on what it makes",
     }
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate, pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from samestep.errors import PlanRefused
 from samestep.job.job import Job
@@ -54,7 +55,7 @@ def layers_of(job: Job, model: nn.Module, shards: int, firsts: Sequence[str] = (
     able = [name for name, reason in found.items() if reason is None]
     recording = recorded(job, model, shards, able, firsts)
     wanted = {value for call in recording.calls for value in call.takes} | values_in(recording.result)
-    bonds = bonds_of(recording, model)
+    bonds, used = bonds_of(recording, model), with_gradients(recording)
     for name in able:
         calls = [call for call in recording.calls if call.what == name]
         direct = any(used.startswith(f"{name}.") for call in recording.calls for used in call.names)
@@ -69,12 +70,23 @@ def layers_of(job: Job, model: nn.Module, shards: int, firsts: Sequence[str] = (
             found[name] = f"it takes {len(calls[0].takes)} tensors"
         elif len(calls[0].makes) != 1:
             found[name] = f"it makes {len(calls[0].makes)} tensors"
+        elif calls[0].makes[0] not in used:
+            found[name] = "nothing that forward returns depends on what it makes"
         if found[name] is None and (bond := _bond_around(calls[0], recording, bonds)) is not None:
             places = [recording.calls[i].place for i in (bond.calls[0], bond.calls[-1])]
             found[name] = f"it is between two calls that stay together: {bond.what} at {places[0]} and {places[1]}"
         if found[name] is None:
             stages[name] = calls[0].stage
     return WeightedLayers(found, stages)
+
+
+def with_gradients(recording: Recording) -> frozenset[int]:
+    """The values that the result depends on otherwise than by `detach`."""
+    found = set(values_in(recording.result))
+    for call in reversed(recording.calls):
+        if not found.isdisjoint((*call.makes, *call.changes)) and call.what not in (Tensor.detach, torch.detach):
+            found |= call.takes
+    return frozenset(found)
 
 
 def _bond_around(call: Call, recording: Recording, bonds: Sequence[Bond]) -> Bond | None:
