@@ -165,8 +165,8 @@ class GradientSlots:
         if self._turn[entry] != arrivals.shard:
             raise JobRefused(
                 f"parameter {self._layout.entries[entry].name} got a gradient from shard {arrivals.shard} "
-                f"before shard {self._turn[entry]} was done: sync_batchnorm=True needs every shard "
-                "to use the same parameters; make forward use all of them, or set sync_batchnorm=False"
+                f"before shard {self._turn[entry]} was done: shards that are computed together must use the same "
+                "parameters; make forward use all of them, leave layers whole, or set sync_batchnorm=False"
             )
         self._turn[entry] += 1
         if self.when_arrived is not None:
