@@ -351,6 +351,17 @@ def around_checkpoints(model: Any, x: Tensor) -> Tensor:
     return x
 
 
+class Spare(nn.Linear):
+    """Has a parameter that forward does not use, beside those of a layer that may be sliced."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.inner, self.spare = nn.Linear(inputs, outputs), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "kept on layers": lambda: Chain(kept_on_layers, lambda: Keeps(WIDTH, WIDTH)),
     "kept in a shared list": SharesList,
@@ -367,6 +378,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "a cache": lambda: Chain(with_a_cache, lambda: Attends(WIDTH, WIDTH)),
     "objects": lambda: Chain(with_objects, lambda: Returns(WIDTH, WIDTH)),
     "sparse": lambda: Chain(with_sparse),
+    "spare parameters": lambda: Chain(straight, lambda: Spare(WIDTH, WIDTH)),
     "a checkpoint inside": lambda: Chain(straight, Checkpointed),
     "a checkpoint around": lambda: Chain(around_checkpoints, normed),
     "scripted": lambda: Chain(straight, lambda: torch.jit.trace(nn.Linear(WIDTH, WIDTH), torch.ones(2, WIDTH))),

@@ -31,7 +31,8 @@ def test_a_cut_keeps_the_digest(case: str, train: Callable[..., Report]) -> None
 
 
 @pytest.mark.parametrize(
-    "case", ["plain object", "kept on layers", "the batch in place", "a mask", "a cache", "two inputs"]
+    "case",
+    ["plain object", "kept on layers", "the batch in place", "a mask", "a cache", "two inputs", "spare parameters"],
 )
 def test_slices_differ_by_rounding_only(case: str, train: Callable[..., Report]) -> None:
     whole, sliced = train(case, plan="data", workers=1), train(case, plan="slices", workers=2)

@@ -226,7 +226,8 @@ def _homes(segments: Sequence[Segment], model: nn.Module) -> tuple[dict[str, int
     for name in names:
         if name not in found:
             near = max(found, key=partial(_nearness, name), default="")
-            homes[name] = homes.get(near, 0)
+            home = homes.get(near, 0)
+            homes[name] = home - segments[home].is_sliced  # before a region is a dense segment, and units are shards
     return homes, found
 
 
