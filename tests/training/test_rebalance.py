@@ -31,12 +31,10 @@ def alone(train: Train) -> Report:
     return train(workers=1, settings={"usual": 0.0})
 
 
-def test_a_slowed_worker_gets_fewer_shards_within_ten_steps_and_the_bits_stay(train: Train, alone: Report) -> None:
-    """Other load on this machine is a change of speed too: what comes before is not asked for."""
-    settings = {"usual": 0.01}
-    report = train(settings=settings)
-    answers = [sorted(assign) for step, assign in report.deals if SLOWED < step <= SLOWED + 10]
-    assert [2, 6] in answers or [3, 5] in answers, report.deals
+def test_a_slowed_worker_gets_fewer_shards_and_the_bits_stay(train: Train, alone: Report) -> None:
+    """How soon, and how many: test_drift.py, whose seconds are given. Other load on this machine is a change too."""
+    report = train()
+    assert any(step > SLOWED and min(assign) < 4 for step, assign in report.deals), report.deals
     assert report.digest == alone.digest
     assert report.losses == alone.losses
     assert report.assign == (4, 4), "what the run began with"
