@@ -226,7 +226,10 @@ def _homes(segments: Sequence[Segment], model: nn.Module) -> tuple[dict[str, int
     for name in names:
         if name not in found:
             near = max(found, key=partial(_nearness, name), default="")
-            homes[name] = homes.get(near, 0)
+            home = homes.get(near, 0)
+            homes[name] = (
+                home - segments[home].is_sliced
+            )  # a dense one is before it: in slices, no shard would count it
     return homes, found
 
 
