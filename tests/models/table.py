@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def shortened(text: str) -> str:
-    line = re.sub(r"\s+", " ", text).replace("|", "/")
+    line = re.sub(r"(\w+)\.py:(\d+)", r"\1, line \2", re.sub(r"\s+", " ", text).replace("|", "/"))
     return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
 
 

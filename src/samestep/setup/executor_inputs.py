@@ -55,7 +55,9 @@ def inputs_of(
         transport=transport,
         layout=prepared.layout,
         ownership=ownership,
-        unchanged=Unchanged(used_parameters(prepared, ownership, rank)),
+        unchanged=Unchanged(
+            used_parameters(prepared, ownership, rank), [entry.param for entry in prepared.layout.entries]
+        ),
         next_batch=batches.__next__,
         clip_grad_norm=job.clip_grad_norm,
         allow_nan=allow_nan,

@@ -16,6 +16,7 @@ from typing import Any
 from samestep.errors import CheckpointRefused
 
 Traits = dict[str, Any]
+SHOWN = 4  # differences; --change names all
 LENGTH = ("steps", "epochs")
 UNGIVEN = "not given"
 DRIVEN = ("base_lrs", "_last_lr")  # of a schedule's state: what it got from the optimizer
@@ -149,11 +150,12 @@ def not_meant(found: Iterable[Difference], change: Iterable[str]) -> list[Differ
 
 
 def refuse(found: Sequence[Difference], folder: Path) -> list[str]:
-    """Raises CheckpointRefused, naming all differences and the way on, if one matters; else returns warnings."""
+    """Raises CheckpointRefused, naming the first differences and the way on, if one matters; else returns warnings."""
     if any(one.matters for one in found):
         names = ",".join(dict.fromkeys(spelled(one.name) for one in found))
+        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise CheckpointRefused(
-            f"checkpoint {folder} is of another job: {'; '.join(map(str, found))}: "
+            f"checkpoint {folder} is of another job: {'; '.join(map(str, found[:SHOWN]))}{more}: "
             f"resume with the job that wrote it, use another --checkpoint folder, or add --change {names} if that is "
             "meant"
         )

@@ -147,6 +147,23 @@ def test_the_row_layers_bias_is_added_to_the_sum_once_by_whoever_has_the_rows() 
     assert (addition.what, addition.names, addition.takes) == (torch.add, {"2.bias"}, {region.makes})
 
 
+def test_what_forward_does_not_use_lives_in_no_region() -> None:
+    """A slice's gradients come by sets of shards, those of everything else by shards."""
+
+    class Leaving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.never, self.unused = nn.Parameter(torch.zeros(2)), nn.Linear(2, 2)
+            self.used, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.used(x).relu())
+
+    found = cut_up(Leaving(), used=(2, 2))
+    unused = [found.homes[name] for name in ("never", "unused.weight", "unused.bias")]
+    assert not [home for home in unused if found.segments[home].is_sliced]
+
+
 def test_a_value_that_forward_returns_ends_the_region() -> None:
     model = linears()
     recording = record(model, lambda m, b: (h := m[0](b[0]), m[1](h)), (torch.randn(3, 4),), [], ["0", "1"])

@@ -75,3 +75,16 @@ def test_what_forward_undoes_itself_is_its_own(act: Callable[[nn.Sequential], No
         act(one)
         for param, trained in zip(one.parameters(), before, strict=True):
             param.requires_grad_(trained)
+
+
+def test_a_parameter_that_no_optimizer_holds_keeps_its_gradient_without_an_alarm() -> None:
+    """Nobody takes it away: it adds up, as it does in a plain loop."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    watch = Unchanged(model.named_parameters(), model[0].parameters())
+    for _ in range(2):
+        with watch.during_forward():
+            y = model(torch.ones(1, 2)).sum()
+        torch.autograd.backward([y], inputs=list(model[1].parameters()))
+    model[0].weight.grad = torch.ones(2, 2)
+    with pytest.raises(JobRefused, match=r"parameter 0\.weight was given a gradient"), watch.during_forward():
+        pass

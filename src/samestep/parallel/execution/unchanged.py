@@ -20,10 +20,17 @@ from samestep.parallel.gradients.layout import dense, storage_order
 
 
 class Unchanged:
-    """Watches over the parameters that this worker computes with, frozen ones included."""
+    """Watches over the parameters that this worker computes with, frozen ones included.
 
-    def __init__(self, params: Iterable[tuple[str, nn.Parameter]]) -> None:
+    updated: those that an optimizer holds, whose gradients are taken away; default: all.
+    """
+
+    def __init__(
+        self, params: Iterable[tuple[str, nn.Parameter]], updated: Iterable[nn.Parameter] | None = None
+    ) -> None:
         self._params = list(params)
+        held = {id(param) for param in (updated if updated is not None else (param for _, param in self._params))}
+        self._updated = [(name, param) for name, param in self._params if id(param) in held]
         self._first = True
         self._trained = [param.requires_grad for _, param in self._params]
 
@@ -46,11 +53,12 @@ class Unchanged:
 
     def _check_left_alone(self, when: str) -> None:
         trained = [param.requires_grad for _, param in self._params]
-        if trained == self._trained and not any(param.grad is not None for _, param in self._params):
+        if trained == self._trained and not any(param.grad is not None for _, param in self._updated):
             return
         for (name, param), before in zip(self._params, self._trained, strict=True):
             if param.requires_grad != before:
                 raise switched(name, to=param.requires_grad, when=when)
+        for name, param in self._updated:
             if param.grad is not None:
                 raise JobRefused(
                     f"parameter {name} was given a gradient {when}, which the step's own would be added to: let code "
