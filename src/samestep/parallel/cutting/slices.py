@@ -36,12 +36,12 @@ def why_not_sliced(module: nn.Module, shared: bool) -> str | None:
         return "it is parametrized: its weight is computed again in every forward"
     if kind not in (nn.Linear, *CONVOLUTIONS, *EMBEDDINGS, nn.MultiheadAttention):
         return f"a {kind.__name__} is none of Linear, Conv1d, Conv2d, Embedding, EmbeddingBag, MultiheadAttention"
-    if kind is not nn.MultiheadAttention and {name for name, _ in module.named_parameters()} - {"weight", "bias"}:
-        return "it has parameters beside its weight and bias"
     if "forward" in vars(module) and kind is not nn.Linear:
         return "its forward was replaced"
     if module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks:
         return "it has hooks"
+    if kind is not nn.MultiheadAttention and {name for name, _ in module.named_parameters()} - {"weight", "bias"}:
+        return "it has parameters beside its weight and bias"
     if shared:
         return "its weight is tied to another layer's"
     if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups != 1:
