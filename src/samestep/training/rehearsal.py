@@ -51,8 +51,8 @@ def check_writable(ends: Ends) -> None:
             if is_file and where.is_dir():
                 raise IsADirectoryError(f"{where} is a folder")
             folder = where.parent if is_file else where
-            if not is_file:
-                folder.mkdir(parents=True, exist_ok=True)
+            if not is_file:  # it is made with the first checkpoint
+                folder = next(there for there in (folder, *folder.absolute().parents) if there.exists())
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(b"0")
         except OSError as error:
