@@ -127,7 +127,8 @@ class Command:
         """No process, no socket or file in the folder for temporary ones, no segment, no unfinished file."""
         wait_until("the processes to vanish", lambda: not self.processes())
         wait_until("segments in /dev/shm to vanish", lambda: not (shared_memory() - self._shared_memory))
-        assert list(self.temporary.iterdir()) == []
+        left = [path.name for path in self.temporary.iterdir()]
+        assert not left, left
         assert list(self.folder.rglob(".unfinished-*")) == []
 
 

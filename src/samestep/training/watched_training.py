@@ -28,11 +28,13 @@ class Watch:
     """Attendants that a training is to have.
 
     audit: steps from one audit to the next; 0: no audits and no ledger. rebalance: reassign shards when workers' speeds
-    change, over memory that was shared for any assignment. origin: where the job comes from.
+    change, over memory that was shared for any assignment. proves: prove layers and cuts; who records a run to compare
+    it names what does not hold. origin: where the job comes from.
     """
 
     audit: int = 0
     rebalance: bool = False
+    proves: bool = True
     origin: Origin = field(default_factory=Origin)
 
 
@@ -55,7 +57,7 @@ def watched_training(
     executor = take_part(job, plan, prepared, shared, transport, first_step, allow_nan=allow_nan, note=note)
     audits = audits_of(executor, job, prepared, shared.parameters, watch.audit, first_step)
     rebalancing = [Rebalancing(executor, job, prepared, shared, note)] if watch.rebalance else []
-    proofs = proofs_of(executor, job, prepared, shared, watch.audit, first_step)
+    proofs = proofs_of(executor, job, prepared, shared, watch.audit, first_step) if watch.proves else []
     origin = watch.origin if prepared.initial is None else replace(watch.origin, computes=False)
     identity = JobIdentity(job, executor, origin)
     attendants: list[Attendant] = [*kept, identity, *proofs, *audits, *rebalancing, *ledger]

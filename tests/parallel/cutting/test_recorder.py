@@ -3,6 +3,8 @@
 import copy
 import functools
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -394,3 +396,15 @@ def test_threads_record_one_after_the_other_and_compute_beside_it() -> None:
         found = list(threads.map(recorded, models * 5))
     assert all(calls == found[0] for calls in found)
     assert nn.Module.__call__ is plain
+
+
+def test_a_record_does_not_import_torchs_compiler() -> None:
+    """It takes a second, and leaves a folder behind."""
+    code = (
+        "import sys, torch\n"
+        "from torch import nn\n"
+        "from samestep.parallel.cutting.recorder import record\n"
+        "record(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), lambda m, b: m(b), torch.ones(1, 2), [], [])\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -161,7 +161,12 @@ def training_of(
 ) -> tuple[Training, Sequence[Reassignment]]:
     """One worker's training, and the reassignments of shards, which grow while it trains."""
     asked = run.request.training
-    watch = Watch(audit=asked.audit_every, rebalance=run.rebalances, origin=origin_of(run.request.source))
+    watch = Watch(
+        audit=asked.audit_every,
+        rebalance=run.rebalances,
+        proves=asked.record is None,
+        origin=origin_of(run.request.source),
+    )
     training, reassignments = watched_training(
         run.job, run.plan, prepared, shared, transport, run.first_step, allow_nan=asked.allow_nan, watch=watch
     )

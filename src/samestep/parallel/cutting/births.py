@@ -23,6 +23,10 @@ MOST_HELD = 100_000  # objects that are looked at for tensors that a batch hides
 class Births(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Calls are numbered by who records; inside a call, `read` fills with the calls whose memory it was not given."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler, for a second, to keep it out of the method below
+
     def __init__(self, batch: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.read: set[int] = set()
