@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from samestep.data.ordered import OrderedRows
@@ -25,11 +25,11 @@ def training_rows(job: Job) -> Rows:
 
 def first_shard(job: Job, shards: int) -> Any:
     """The batch of the first step's first shard, with which the forward is recorded."""
-    return first_shards(job, shards, 1)[0]
+    return next(first_shards(job, shards, 1))
 
 
-def first_shards(job: Job, shards: int, most: int) -> list[Any]:
-    """The batches of the first `most` shards of training, or of all there are."""
+def first_shards(job: Job, shards: int, most: int) -> Iterator[Any]:
+    """The batches of the first `most` shards of training, or of all there are; each is loaded when it is asked for."""
     if job.data is None:
         raise JobRefused("a plan with stages or slices looks at a batch before the first step: give Job.data")
     rows = training_rows(dataclasses.replace(job, num_loader_workers=0))
@@ -39,7 +39,7 @@ def first_shards(job: Job, shards: int, most: int) -> list[Any]:
         for epoch, batch in itertools.islice(order.batches(0), min(most, job.num_steps(order)))
         for part in shard_rows(len(batch), num_shards_of(len(batch), shards))
     ]
-    return list(rows.take(iter(asked[:most])))
+    return iter(rows.take(iter(asked[:most])))
 
 
 def shard_batches(job: Job, plan: Plan, rank: int, rows: Rows, first_step: int, note: Note | None = None) -> Any:

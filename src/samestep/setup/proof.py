@@ -67,13 +67,15 @@ def prove_cut(job: Job, plan: Plan, prepared: LaidOutModel, memory_limit: int | 
     than the uncut one, and what the job raises.
     """
     assert prepared.recipe is not None
-    shards = first_shards(job, plan.numerics.shards, LOOKED_AT)
-    recorded = {name for name, _ in prepared.recipe.known}
-    alike = [i for i, batch in enumerate(shards) if i and signature(batch) in recorded]
-    number = alike[0] if alike else len(shards) - 1
+    shards, recorded = list[Any](), {name for name, _ in prepared.recipe.known}
+    for batch in first_shards(job, plan.numerics.shards, LOOKED_AT):
+        shards.append(batch)
+        if len(shards) > 1 and signature(batch) in recorded:
+            break
+    number = len(shards) - 1
     if prepared.initial is None:
         others = [Shard(shards[0], (job.seed, "step", 0, 0))]
-        check_repeats(job, prepared, Shard(shards[number], (job.seed, "step", 0, number)), others)
+        check_forward_repeats(job, prepared, Shard(shards[number], (job.seed, "step", 0, number)), others)
         prove_shard(job, plan, prepared, shards[number], number)
         return ""
     assert memory_limit is not None, "only a limit makes a model that has no values"
@@ -134,7 +136,7 @@ def prove_new_records(job: Job, plan: Plan, prepared: LaidOutModel) -> None:
     recipe.of = of  # type: ignore[method-assign]
 
 
-def check_repeats(job: Job, prepared: LaidOutModel, shard: Shard, others: Sequence[Shard]) -> None:
+def check_forward_repeats(job: Job, prepared: LaidOutModel, shard: Shard, others: Sequence[Shard]) -> None:
     """Raises JobRefused for a forward that gives another loss once others have run, from the same state."""
     with prepared.whole():
         found = repeated(prepared.model, Objective(job.loss, job.forward), job.precision, shard, others)
@@ -175,7 +177,7 @@ def prove_layers(job: Job, prepared: LaidOutModel, batches: Mapping[int, Any], s
         except Exception:  # noqa: BLE001 - forward will raise it again, at its own place
             return
     check_same_parameters(params, prepared.model)
-    check_repeats(job, prepared, shard, others[:1])
+    check_forward_repeats(job, prepared, shard, others[:1])
     with torchs_own_layers(prepared.model):
         wanted = by_whole_model(job, prepared, shard)
         if next(differences(found, wanted, up_to_rounding(wanted, wanted)), None) is None:
