@@ -3,24 +3,14 @@
 `python tests/fuzz/run.py --networks 2000` goes through as many as one has time for.
 """
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from fuzz.compared import compared
 from fuzz.made_up import designed
 
 SEEDS = range(3000, 3012)
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """One, as the numerics say: workers are threads of this process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # workers are threads of this process
 
 
 @pytest.mark.parametrize("seed", SEEDS)

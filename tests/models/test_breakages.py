@@ -4,12 +4,11 @@ Every message names the place and the way out.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 import samestep
 from fuzz.in_process import Told, trained
@@ -95,14 +94,7 @@ CHANGES: dict[str, tuple[Callable[[], samestep.Job], str]] = {
     "the schedule": (lambda: resumed(power=0.5), "schedule"),
 }
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """One, as the numerics say: workers are threads of this process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")  # workers are threads of this process
 
 
 def message_of(made: samestep.Job, plan: Plan | str, step: int, **options: object) -> str:
