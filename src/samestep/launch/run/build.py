@@ -97,7 +97,8 @@ def build(
             if uncut is None:
                 raise
             send({"event": "warning", "text": f"the planner's first choice is refused, the next one taken: {error}"})
-            return build(*with_pick(asked, uncut)[:1], send, hosts, made, uncut)
+            picked, _ = with_pick(asked, uncut)
+            return build(picked, send, hosts, made, uncut)
         if unproven:
             send({"event": "warning", "text": unproven})
     send(announcement(run) | {"prediction": None if decision is None else decision.prediction.as_json()})
